@@ -1,0 +1,19 @@
+"""Images to train and test on, and what is done to them on the device."""
+
+from adavit_jax.data.augment import augment
+from adavit_jax.data.augment import normalize
+from adavit_jax.data.batches import batch_indices
+from adavit_jax.data.batches import eval_batches
+from adavit_jax.data.batches import train_batches
+from adavit_jax.data.config import default_config
+from adavit_jax.data.decode import CorruptImageError
+from adavit_jax.data.sources import load
+from adavit_jax.data.splits import ArraySplit
+from adavit_jax.data.splits import Dataset
+from adavit_jax.data.splits import Split
+
+__all__ = [
+    'ArraySplit', 'CorruptImageError', 'Dataset', 'Split', 'augment',
+    'batch_indices', 'default_config', 'eval_batches', 'load', 'normalize',
+    'train_batches',
+]

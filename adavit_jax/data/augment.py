@@ -1,0 +1,193 @@
+"""Augmentation on the device: pure functions of a key and a uint8 batch."""
+
+import jax
+import jax.numpy as jnp
+
+from adavit_jax.data import config as config_lib
+from adavit_jax.data import mixing
+
+_LOG_ASPECT = 0.28768207  # log(4/3), the most a resized crop is stretched
+
+
+def augment(
+    key: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    config_data,
+    num_classes: int,
+    mean,
+    std,
+    image_size: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Crops, flips, normalises and mixes a training batch, as the config says.
+
+  The result is determined by the key. What is off is not traced, and does not
+  change the randomness of what is on.
+
+  Args:
+    key: of this step.
+    images: uint8 [B, H, W, C].
+    labels: int [B] in 0..K-1.
+    config_data: crop_padding, flip, resized_crop, mixup, cutmix and
+      label_smoothing are used.
+    num_classes: K.
+    mean: C floats in 0..1 units.
+    std: C floats in 0..1 units.
+    image_size: S, pixels a side of the result.
+
+  Returns:
+    Images float32 [B, S, S, C] and targets float32 [B, K] that sum to 1.
+
+  Raises:
+    ValueError: a field is out of its range, or the images are too small.
+  """
+  config_lib.check_augmentation(config_data)
+  _check_images(images)
+  crop_key, flip_key, mix_key = jax.random.split(key, 3)
+  if config_data.resized_crop:
+    images = resized_crop(
+        crop_key, images, size=image_size, min_area=config_data.resized_crop
+    )
+  else:
+    images = random_crop(
+        crop_key, images, size=image_size, padding=config_data.crop_padding
+    )
+  if config_data.flip:
+    images = random_flip(flip_key, images)
+  images = normalize(images, mean, std)
+  targets = mixing.smooth_one_hot(
+      labels, num_classes=num_classes, smoothing=config_data.label_smoothing
+  )
+  if config_data.mixup or config_data.cutmix:
+    images, targets = mixing.mix(
+        mix_key, images, targets,
+        mixup=config_data.mixup, cutmix=config_data.cutmix,
+    )
+  return images, targets
+
+
+def normalize(
+    images: jax.Array, mean, std, image_size: int | None = None
+) -> jax.Array:
+  """Scales images to zero mean and unit deviation per channel.
+
+  Args:
+    images: uint8 [B, H, W, C]; floats on the same scale of 0..255 too.
+    mean: C floats in 0..1 units.
+    std: C floats in 0..1 units.
+    image_size: S, to crop the centre of larger images; None to keep H and W.
+
+  Returns:
+    float32 [B, S, S, C].
+
+  Raises:
+    ValueError: the images are smaller than image_size.
+  """
+  if image_size is not None:
+    height, width = images.shape[1:3]
+    _check_room(height, width, image_size, padding=0)
+    top, left = (height - image_size) // 2, (width - image_size) // 2
+    images = images[:, top:top + image_size, left:left + image_size]
+  mean = jnp.asarray(mean, jnp.float32) * 255
+  std = jnp.asarray(std, jnp.float32) * 255
+  return (images.astype(jnp.float32) - mean) * (1 / std)
+
+
+def random_crop(
+    key: jax.Array, images: jax.Array, *, size: int, padding: int
+) -> jax.Array:
+  """Pads with zeros and cuts a random square out of each image.
+
+  Args:
+    key: decides where.
+    images: [B, H, W, C].
+    size: S.
+    padding: pixels on every side, 0 for none.
+
+  Returns:
+    [B, S, S, C], of the dtype given.
+  """
+  batch, height, width, channels = images.shape
+  _check_room(height, width, size, padding=padding)
+  room = jnp.array([height, width]) + 2 * padding - size  # [2]
+  if height == width == size and not padding:
+    return images
+  images = jnp.pad(
+      images, [(0, 0), (padding, padding), (padding, padding), (0, 0)]
+  )
+  corners = jax.random.randint(key, (batch, 2), 0, room + 1)
+
+  # On CPU 0.3 ms for [256, 32, 32, 3]; indexing with arrays takes 0.4 ms and
+  # one-hot matrix products 2.5 ms.
+  def cut(image, corner):
+    return jax.lax.dynamic_slice(
+        image, (corner[0], corner[1], 0), (size, size, channels)
+    )
+
+  return jax.vmap(cut)(images, corners)
+
+
+def resized_crop(
+    key: jax.Array, images: jax.Array, *, size: int, min_area: float
+) -> jax.Array:
+  """Cuts a random rectangle out of each image and resizes it, bilinearly.
+
+  Its share of the area is uniform in min_area..1 and the logarithm of its
+  aspect uniform within 3/4..4/3, as far as a rectangle of that area fits
+  (Szegedy et al., 2015, without their rejected draws).
+
+  Args:
+    key: decides where.
+    images: [B, H, W, C].
+    size: S.
+    min_area: in 0..1, not 0.
+
+  Returns:
+    float32 [B, S, S, C] on the scale of the input.
+  """
+  batch, height, width, channels = images.shape
+  area_key, aspect_key, corner_key = jax.random.split(key, 3)
+  area = jax.random.uniform(area_key, (batch,), minval=min_area)
+  most = jnp.minimum(_LOG_ASPECT, -jnp.log(area))
+  aspect = jax.random.uniform(aspect_key, (batch,), minval=-1) * most
+  # Height and width of the rectangle, in pixels.
+  extent = jnp.sqrt(area)[:, None] * jnp.exp(
+      jnp.stack([-aspect, aspect], -1) / 2
+  )
+  extent = jnp.minimum(extent, 1) * jnp.array([height, width])  # [B, 2]
+  corner = jax.random.uniform(corner_key, (batch, 2)) * (
+      jnp.array([height, width]) - extent
+  )
+  scale = size / extent
+
+  def resize(image, scale, translation):
+    return jax.image.scale_and_translate(
+        image, (size, size, channels), (0, 1), scale, translation, 'linear'
+    )
+
+  return jax.vmap(resize)(
+      images.astype(jnp.float32), scale, -corner * scale
+  )
+
+
+def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
+  """Mirrors each image [H, W, C] of a batch left to right at odds of 1 to 1."""
+  flip = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
+  return jnp.where(flip, images[:, :, ::-1], images)
+
+
+def _check_images(images: jax.Array) -> None:
+  if images.ndim != 4 or images.dtype != jnp.uint8:
+    raise ValueError(
+        f'Images must be uint8 [B, H, W, C], not {images.dtype}'
+        f' {list(images.shape)}.'
+    )
+
+
+def _check_room(height: int, width: int, size: int, *, padding: int) -> None:
+  if min(height, width) + 2 * padding < size:
+    raise ValueError(
+        f'Images of {height}x{width} pixels, padded by {padding}, are smaller'
+        f' than image_size={size}: raise config.data.load_size.'
+    )

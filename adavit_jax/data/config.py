@@ -1,0 +1,83 @@
+"""The `config.data` fields: their defaults and their limits."""
+
+import ml_collections
+
+SOURCES = ('digits', 'digit_scenes', 'folder', 'tfds:NAME')
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """Returns `config.data` for scikit-learn's digits, all augmentation off."""
+  return ml_collections.ConfigDict(dict(
+      name='digits',  # 'digits' | 'digit_scenes' | 'folder' | 'tfds:NAME'
+      data_dir='',  # folder: holds train/ and test/ or val/; tfds: its data_dir
+      cache_dir='',  # '' = $ADAVIT_CACHE, else ~/.cache/adavit_jax
+      image_size=8,  # pixels a side that the model is fed
+      load_size=0,  # pixels a side that images are decoded to; 0 = image_size
+      holdout=0.1,  # share of the training split for calibration and choice
+      on_corrupt='error',  # 'error' | 'skip'
+      scenes=dict(kind='mix', num_train=30_000, num_test=4_000),
+      crop_padding=0,  # zero pixels around the image before the random crop
+      flip=False,  # mirror half of the images left to right
+      resized_crop=0.0,  # smallest share of the area kept; 0 = off
+      mixup=0.0,  # alpha of Beta(alpha, alpha); 0 = off
+      cutmix=0.0,  # alpha of Beta(alpha, alpha); 0 = off
+      label_smoothing=0.0,
+  ))
+
+
+def load_size(config_data) -> int:
+  """Returns the pixels a side that images are decoded to."""
+  return config_data.load_size or config_data.image_size
+
+
+def check_source(config_data) -> None:
+  """Raises ValueError for a field of the data source that cannot work."""
+  name = config_data.name
+  if name not in SOURCES[:3] and not (
+      name.startswith('tfds:') and len(name) > len('tfds:')
+  ):
+    raise ValueError(f'config.data.name={name!r}: give one of {SOURCES}.')
+  if config_data.image_size < 1:
+    raise ValueError(
+        f'config.data.image_size={config_data.image_size} must be at least 1.'
+    )
+  if load_size(config_data) < config_data.image_size:
+    raise ValueError(
+        f'config.data.load_size={config_data.load_size} is smaller than'
+        f' image_size={config_data.image_size}: give at least image_size, or 0'
+        ' for the same.'
+    )
+  if not 0 <= config_data.holdout <= 0.5:
+    raise ValueError(
+        f'config.data.holdout={config_data.holdout} must lie in 0..0.5: it is'
+        ' the share of the training split that is kept out.'
+    )
+  if config_data.on_corrupt not in ('error', 'skip'):
+    raise ValueError(
+        f"config.data.on_corrupt={config_data.on_corrupt!r}: give 'error' or"
+        " 'skip'."
+    )
+
+
+def check_augmentation(config_data) -> None:
+  """Raises ValueError for an augmentation field out of its range."""
+  if config_data.crop_padding < 0:
+    raise ValueError(
+        f'config.data.crop_padding={config_data.crop_padding} is negative:'
+        ' give 0 for none.'
+    )
+  if config_data.crop_padding and config_data.resized_crop:
+    raise ValueError(
+        f'config.data.crop_padding={config_data.crop_padding} and'
+        f' resized_crop={config_data.resized_crop} are both on: they are two'
+        ' kinds of crop, set one of them to 0.'
+    )
+  for field, low, high in (
+      ('resized_crop', 0, 1), ('label_smoothing', 0, 1),
+      ('mixup', 0, float('inf')), ('cutmix', 0, float('inf')),
+  ):
+    if not low <= config_data[field] <= high:
+      raise ValueError(
+          f'config.data.{field}={config_data[field]} must lie in'
+          f' {low}..{high} (0 = off).'
+      )

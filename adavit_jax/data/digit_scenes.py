@@ -1,0 +1,194 @@
+"""Scenes of real digits on 16x16 pixels: half of them easy, half hard.
+
+An easy scene shows one large digit. A hard one shows two or three small ones,
+of which the brightest ('mix') or the largest in value ('max') is the label:
+the one large object and the object among others of the patent's figure 5,
+made from data that needs no download.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from adavit_jax.data import cache
+from adavit_jax.data import config as config_lib
+from adavit_jax.data import decode
+from adavit_jax.data import digits
+from adavit_jax.data import splits
+
+CANVAS = 16  # pixels a side
+KINDS = ('mix', 'max')
+_DIGIT = 8  # pixels a side of a real digit
+_NOISE = 0.04  # standard deviation, of a brightness of 1
+_MAX_OVERLAP = 8  # pixels that two digits' squares may share, of 64
+
+
+class Scenes(NamedTuple):
+  """n scenes.
+
+  Attributes:
+    images: uint8 [n, 16, 16].
+    labels: int32 [n].
+    hard: bool [n], whether there is more than one digit.
+    members: int32 [n, 3], the real digits shown, the labelled one first; -1
+      where there is none.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  hard: np.ndarray
+  members: np.ndarray
+
+
+def compose(
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    count: int,
+    kind: str,
+    rng: np.random.Generator,
+) -> Scenes:
+  """Composes scenes; the labels are equally likely in every kind of scene.
+
+  Args:
+    images: uint8 [n, 8, 8], the digits to draw from.
+    labels: int [n] in 0..9, every one of them present.
+    count: the number of scenes.
+    kind: what labels a hard scene: 'mix', the brightest digit; 'max', the
+      largest.
+    rng: decides everything.
+
+  Raises:
+    ValueError: there is no digit of some class.
+  """
+  by_class = [np.flatnonzero(labels == label) for label in range(10)]
+  if missing := [c for c, rows in enumerate(by_class) if not len(rows)]:
+    raise ValueError(
+        f'There is no digit of the classes {missing} to compose scenes from:'
+        ' raise config.data.holdout.'
+    )
+  scenes = Scenes(
+      np.empty((count, CANVAS, CANVAS), np.uint8),
+      rng.integers(10, size=count).astype(np.int32),
+      rng.random(count) < 0.5,
+      np.full((count, 3), -1, np.int32),
+  )
+  for scene in range(count):
+    label = scenes.labels[scene]
+    members = [rng.choice(by_class[label])]
+    levels = rng.uniform(0.85, 1.0, 3)
+    if scenes.hard[scene]:
+      others = rng.integers(1, 3)
+      # In 'max' the other digits may equal the label, but not exceed it.
+      highest = 10 if kind == 'mix' else label + 1
+      members += [
+          rng.choice(by_class[c]) for c in rng.integers(highest, size=others)
+      ]
+      if kind == 'mix':
+        levels[1:] = rng.uniform(0.4, 0.7, 2)
+      size, corners = _DIGIT, _corners(len(members), rng)
+    else:
+      size = rng.integers(12, CANVAS + 1)
+      corners = rng.integers(CANVAS - size + 1, size=(1, 2))
+    canvas = np.zeros((CANVAS, CANVAS))
+    for member, level, (top, left) in zip(members, levels, corners):
+      window = canvas[top:top + size, left:left + size]
+      np.maximum(window, level * _resized(images[member], size), out=window)
+    canvas += rng.normal(0, _NOISE * 255, canvas.shape)
+    scenes.images[scene] = np.rint(np.clip(canvas, 0, 255))
+    scenes.members[scene, :len(members)] = members
+  return scenes
+
+
+def load(config_data, *, seed: int) -> splits.Dataset:
+  """Returns scenes whose splits share no real digit.
+
+  The training scenes and the held out ones (half as many as there are to
+  test) depend on `seed`; the test scenes do not.
+  """
+  scenes = config_data.scenes
+  if scenes.kind not in KINDS:
+    raise ValueError(
+        f'config.data.scenes.kind={scenes.kind!r}: give one of {KINDS}.'
+    )
+  if min(scenes.num_train, scenes.num_test) < 2:
+    raise ValueError(
+        f'config.data.scenes: num_train={scenes.num_train} and'
+        f' num_test={scenes.num_test} must be at least 2.'
+    )
+  counts = dict(
+      train=scenes.num_train,
+      holdout=scenes.num_test // 2 if config_data.holdout else 0,
+      test=scenes.num_test,
+  )
+  parts = {
+      name: _load_split(config_data, name, count, seed=seed)
+      for name, count in counts.items()
+  }
+  mean, std = splits.channel_stats(parts['train'])
+  return splits.Dataset(
+      **parts, num_classes=10, class_names=digits.CLASS_NAMES, channels=1,
+      image_size=config_data.image_size, mean=mean, std=std,
+  )
+
+
+def _load_split(
+    config_data, name: str, count: int, *, seed: int
+) -> splits.ArraySplit:
+  kind, holdout = config_data.scenes.kind, config_data.holdout
+  if name == 'test':
+    seed = holdout = 0
+
+  def build():
+    records = np.empty(count, [
+        ('image', 'u1', (CANVAS, CANVAS)), ('label', '<i4'), ('hard', '?'),
+    ])
+    images, labels = digits.real_digits()
+    rows = digits.digit_rows(holdout=holdout, seed=seed)[name]
+    stream = ('train', 'holdout', 'test').index(name)
+    found = compose(
+        images[rows], labels[rows], count=count, kind=kind,
+        rng=np.random.default_rng((seed, stream, KINDS.index(kind))),
+    )
+    records['image'], records['label'] = found.images, found.labels
+    records['hard'] = found.hard
+    return records
+
+  size = config_lib.load_size(config_data)
+  if not count:
+    return splits.ArraySplit(
+        np.empty((0, size, size, 1), np.uint8), np.empty(0, np.int32),
+        dict(hard=np.empty(0, bool)),
+    )
+  records = cache.cached(
+      config_data.cache_dir, f'scenes-{kind}-{name}',
+      dict(
+          source='digit_scenes', split=name, kind=kind, count=count,
+          holdout=holdout, seed=seed,
+      ), build,
+  )
+  return splits.ArraySplit(
+      decode.fit_arrays(np.array(records['image']), size), records['label'],
+      dict(hard=np.array(records['hard'])),
+  )
+
+
+def _resized(image: np.ndarray, size: int) -> np.ndarray:
+  if size == len(image):
+    return image
+  resized = Image.fromarray(image).resize(
+      (size, size), Image.Resampling.BILINEAR
+  )
+  return np.asarray(resized)
+
+
+def _corners(count: int, rng: np.random.Generator) -> np.ndarray:
+  """Places 8x8 squares with little overlap: int [count, 2], top and left."""
+  for _ in range(20):
+    corners = rng.integers(CANVAS - _DIGIT + 1, size=(count, 2))
+    apart = np.abs(corners[:, None] - corners[None])
+    shared = np.maximum(_DIGIT - apart, 0).prod(-1)
+    if shared[np.triu_indices(count, 1)].max() <= _MAX_OVERLAP:
+      return corners
+  return _DIGIT * np.stack(np.divmod(rng.permutation(4)[:count], 2), -1)

@@ -1,0 +1,116 @@
+"""Encoded sets as splits: decoded once to a cached array where that fits."""
+
+import time
+
+from absl import logging
+import numpy as np
+
+from adavit_jax.data import cache
+from adavit_jax.data import config as config_lib
+from adavit_jax.data import decode
+from adavit_jax.data import encoded as encoded_lib
+from adavit_jax.data import lazy_split
+from adavit_jax.data import splits
+
+# Sets that take more memory than this once decoded are decoded when asked for.
+MAX_BYTES = 2 << 30
+_CHUNK = 512
+
+
+def load_split(
+    encoded: encoded_lib.EncodedImages,
+    config_data,
+    *,
+    holdout: float = 0.0,
+    seed: int = 0,
+) -> tuple[splits.Split, splits.Split]:
+  """Returns an encoded set in two parts, the second of them held out.
+
+  Args:
+    encoded: the images.
+    config_data: load_size, on_corrupt and cache_dir are used.
+    holdout: the share of the second part, drawn class by class.
+    seed: decides which images are drawn.
+
+  Raises:
+    CorruptImageError: an image cannot be decoded and on_corrupt='error'.
+    ValueError: no image can be decoded.
+  """
+  size = config_lib.load_size(config_data)
+  in_memory = len(encoded) * size**2 * encoded.channels <= MAX_BYTES
+  if in_memory:
+    key = dict(
+        encoded.key, size=size, channels=encoded.channels,
+        on_corrupt=config_data.on_corrupt,
+    )
+    records = cache.cached(
+        config_data.cache_dir, f'{encoded.label}-{size}', key,
+        lambda: decode_all(
+            encoded, size=size, on_corrupt=config_data.on_corrupt
+        ),
+    )
+    labels = np.array(records['label'])
+  else:
+    labels = encoded.labels()
+  parts = splits.stratified_split(
+      labels, round(holdout * len(labels)), seed=seed
+  )
+  if in_memory:
+    return tuple(
+        splits.ArraySplit(records['image'][rows], labels[rows])
+        for rows in parts
+    )
+  return tuple(
+      lazy_split.LazySplit(
+          encoded, rows, labels[rows], size=size,
+          on_corrupt=config_data.on_corrupt,
+      ) for rows in parts
+  )
+
+
+def decode_all(
+    encoded: encoded_lib.EncodedImages, *, size: int, on_corrupt: str
+) -> np.ndarray:
+  """Decodes a whole set.
+
+  Args:
+    encoded: n images.
+    size: pixels a side of the result.
+    on_corrupt: 'error', or 'skip' to leave out what cannot be decoded.
+
+  Returns:
+    A structured array [n or fewer] with the fields image, uint8
+    [size, size, C], and label, int32.
+
+  Raises:
+    CorruptImageError: an image cannot be decoded and on_corrupt='error'.
+    ValueError: no image can be decoded.
+  """
+  n = len(encoded)
+  shape = (size, size, encoded.channels)
+  records = np.empty(n, [('image', 'u1', shape), ('label', '<i4')])
+  kept, shown = 0, time.monotonic()
+  logging.info('Decoding the %d images of %s.', n, encoded.label)
+  with encoded_lib.decoder_pool() as pool:
+    for start in range(0, n, _CHUNK):
+      rows = range(start, min(start + _CHUNK, n))
+      decoded = encoded_lib.decode_rows(encoded, rows, pool, size=size)
+      for row, (image, label) in zip(rows, decoded):
+        if isinstance(image, decode.CorruptImageError):
+          if on_corrupt == 'error':
+            raise encoded_lib.refusal(encoded.name(row), image)
+          logging.warning(
+              '%s cannot be decoded (%s): left out.', encoded.name(row), image
+          )
+          continue
+        records['image'][kept], records['label'][kept] = image, label
+        kept += 1
+      if time.monotonic() - shown > 5:
+        shown = time.monotonic()
+        logging.info('Decoded %d of %d images.', rows[-1] + 1, n)
+  if not kept:
+    raise ValueError(
+        f'None of the {n} images of {encoded.label} can be decoded: are they'
+        ' images?'
+    )
+  return records[:kept]

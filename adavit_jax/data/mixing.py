@@ -1,0 +1,84 @@
+"""Training targets, and blending each image with another one."""
+
+import jax
+import jax.numpy as jnp
+
+
+def smooth_one_hot(
+    labels: jax.Array, *, num_classes: int, smoothing: float = 0.0
+) -> jax.Array:
+  """Returns targets float32 [B, K]: `smoothing` is spread over all classes."""
+  targets = jax.nn.one_hot(labels, num_classes)
+  if smoothing:
+    targets = targets * (1 - smoothing) + smoothing / num_classes
+  return targets
+
+
+def mix(
+    key: jax.Array,
+    images: jax.Array,
+    targets: jax.Array,
+    *,
+    mixup: float,
+    cutmix: float,
+) -> tuple[jax.Array, jax.Array]:
+  """Blends each image with the one before it in the batch, and their targets.
+
+  Both kinds are one blend with a map of weights: constant for mixup (Zhang et
+  al., 2018), 0 within a rectangle and 1 outside for cutmix (Yun et al., 2019);
+  the target's weight is the map's mean. With both on, a coin chooses for the
+  batch. Batches come shuffled, so a neighbour is a random partner, and of a
+  sharded batch only one image a device has to travel.
+
+  Args:
+    key: decides everything.
+    images: float [B, H, W, C].
+    targets: float [B, K].
+    mixup: alpha of the weight's Beta(alpha, alpha), per image; 0 = off.
+    cutmix: alpha of the kept area's Beta(alpha, alpha), per image; 0 = off.
+
+  Returns:
+    Images [B, H, W, C] and targets [B, K].
+  """
+  coin_key, mixup_key, cutmix_key = jax.random.split(key, 3)
+  batch, height, width, _ = images.shape
+  if mixup:
+    weight = jax.random.beta(mixup_key, mixup, mixup, (batch, 1, 1))
+    maps = jnp.broadcast_to(weight, (batch, height, width))
+  if cutmix:
+    boxes = cutmix_maps(
+        cutmix_key, alpha=cutmix, shape=(batch, height, width)
+    )
+    maps = jnp.where(
+        jax.random.bernoulli(coin_key), boxes, maps
+    ) if mixup else boxes
+  share = maps.mean((1, 2))[:, None]  # [B, 1]
+  maps = maps[..., None]  # [B, H, W, 1]
+  return (
+      maps * images + (1 - maps) * jnp.roll(images, 1, axis=0),
+      share * targets + (1 - share) * jnp.roll(targets, 1, axis=0),
+  )
+
+
+def cutmix_maps(
+    key: jax.Array, *, alpha: float, shape: tuple[int, int, int]
+) -> jax.Array:
+  """Returns float32 [B, H, W]: 0 within a random rectangle, 1 outside.
+
+  The rectangle has the image's aspect and, before the image's edge cuts it,
+  the area 1 - Beta(alpha, alpha); its centre is uniform in the image.
+  """
+  batch, height, width = shape
+  area_key, centre_key = jax.random.split(key)
+  kept = jax.random.beta(area_key, alpha, alpha, (batch, 1))
+  sides = jnp.array([height, width])
+  half = jnp.sqrt(1 - kept) * sides / 2  # [B, 2]
+  centre = jax.random.uniform(centre_key, (batch, 2)) * sides
+  low, high = jnp.round(centre - half), jnp.round(centre + half)
+
+  def inside(axis, length):
+    at = jnp.arange(length)
+    return (low[:, axis, None] <= at) & (at < high[:, axis, None])
+
+  box = inside(0, height)[:, :, None] & inside(1, width)[:, None, :]
+  return 1 - box.astype(jnp.float32)

@@ -1,0 +1,38 @@
+"""From `config.data` to a `Dataset`."""
+
+from adavit_jax.data import config as config_lib
+from adavit_jax.data import digit_scenes
+from adavit_jax.data import digits
+from adavit_jax.data import folder
+from adavit_jax.data import splits
+from adavit_jax.data import tfds
+
+_SOURCES = {
+    'digits': digits.load,
+    'digit_scenes': digit_scenes.load,
+    'folder': folder.load,
+}
+
+
+def load(config_data, *, seed: int = 0) -> splits.Dataset:
+  """Loads the images of `config.data`, from the cache where they are there.
+
+  Args:
+    config_data: as `default_config` returns.
+    seed: decides which training images are held out, and the training scenes.
+      The test split is the same for every seed.
+
+  Raises:
+    ValueError: a field of the config, or the data, cannot work; the message
+      names it and the fix.
+  """
+  config_lib.check_source(config_data)
+  config_lib.check_augmentation(config_data)
+  source = _SOURCES.get(config_data.name, tfds.load)
+  dataset = source(config_data, seed=seed)
+  if not len(dataset.train) or not len(dataset.test):
+    raise ValueError(
+        f'config.data.name={config_data.name!r} has {len(dataset.train)}'
+        f' training and {len(dataset.test)} test images: both are needed.'
+    )
+  return dataset

@@ -1,0 +1,138 @@
+"""What every data source returns: three splits and what is known of them."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+
+
+class Split(Protocol):
+  """n labelled images, in memory or decoded when they are asked for.
+
+  Attributes:
+    labels: int32 [n].
+    meta: arrays [n] that a report may group by, e.g. 'hard' (bool).
+    lazy: whether `images` takes long enough to be worth a thread.
+  """
+
+  labels: np.ndarray
+  meta: Mapping[str, np.ndarray]
+  lazy: bool
+
+  def __len__(self) -> int:
+    ...
+
+  def images(self, indices: np.ndarray) -> np.ndarray:
+    """Returns uint8 [b, H, W, C] for int indices [b]."""
+
+
+class ArraySplit:
+  """A split that lies in memory: images uint8 [n, H, W, C], labels [n]."""
+
+  lazy = False
+
+  def __init__(
+      self,
+      images: np.ndarray,
+      labels: np.ndarray,
+      meta: Mapping[str, np.ndarray] | None = None,
+  ):
+    self._images = images
+    self.labels = np.asarray(labels, np.int32)
+    self.meta = dict(meta or {})
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def images(self, indices: np.ndarray) -> np.ndarray:
+    """Returns uint8 [b, H, W, C] for int indices [b]."""
+    return self._images[indices]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """Labelled images for training, for calibration and for the last word.
+
+  Attributes:
+    train: what the parameters are trained on.
+    holdout: kept out of `train`, to calibrate thresholds and choose models;
+      empty with `config.data.holdout=0`.
+    test: not to be looked at before the end; the same for every seed.
+    num_classes: K.
+    class_names: K names.
+    channels: C, 1 or 3.
+    image_size: pixels a side that the model is fed; the splits' images may be
+      larger (`config.data.load_size`).
+    mean: C floats, the images' mean on a scale of 0..1.
+    std: C floats, the images' standard deviation on the same scale.
+  """
+
+  train: Split
+  holdout: Split
+  test: Split
+  num_classes: int
+  class_names: tuple[str, ...]
+  channels: int
+  image_size: int
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+
+
+def stratified_split(
+    labels: np.ndarray, count: int, *, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Draws `count` of n examples, every class in its share.
+
+  Shares are rounded by largest remainder. Every class keeps an example, so
+  fewer than `count` are drawn where classes are very small.
+
+  Args:
+    labels: int [n].
+    count: how many to draw, 0..n.
+    seed: decides which.
+
+  Returns:
+    Two sorted int64 arrays: the indices that stay and those drawn.
+  """
+  rng = np.random.default_rng(seed)
+  classes, sizes = np.unique(labels, return_counts=True)
+  share = sizes * (count / max(len(labels), 1))
+  quota = np.floor(share).astype(np.int64)
+  missing = count - quota.sum()
+  quota[np.argsort(quota - share, kind='stable')[:missing]] += 1
+  quota = np.minimum(quota, sizes - 1)
+  drawn = np.zeros(len(labels), bool)
+  for label, n in zip(classes, quota):
+    drawn[rng.permutation(np.flatnonzero(labels == label))[:n]] = True
+  return np.flatnonzero(~drawn), np.flatnonzero(drawn)
+
+
+def channel_stats(
+    split: Split, *, sample: int | None = None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """Returns mean and standard deviation per channel, in 0..1 units.
+
+  Args:
+    split: at least one image [H, W, C].
+    sample: the most images to look at, evenly spaced; None for all.
+
+  Returns:
+    Two tuples of C floats; the deviation is at least half a grey level, so
+    that a constant channel can be divided by it.
+  """
+  n = len(split)
+  count = n if sample is None else min(n, sample)
+  rows = np.linspace(0, n - 1, count).round().astype(np.int64)
+  total = squares = 0
+  # Chunks keep the widened copies small; the sums are exact integers.
+  for start in range(0, count, 256):
+    images = split.images(rows[start:start + 256]).astype(np.uint32)
+    total += images.sum(0, dtype=np.uint64)
+    squares += np.square(images).sum(0, dtype=np.uint64)
+  channels = total.shape[-1]
+  pixels = count * total.size // channels
+  mean = total.reshape(-1, channels).sum(0) / pixels
+  variance = squares.reshape(-1, channels).sum(0) / pixels - mean * mean
+  std = np.sqrt(np.maximum(variance, 0.25))
+  return tuple((mean / 255).tolist()), tuple((std / 255).tolist())

@@ -1,0 +1,170 @@
+"""Image classification sets of TensorFlow Datasets, read without TensorFlow."""
+
+from collections.abc import Sequence
+from concurrent import futures
+import functools
+import os
+import time
+
+from absl import logging
+from etils import epath
+import numpy as np
+
+from adavit_jax.data import cache
+from adavit_jax.data import load_encoded
+from adavit_jax.data import splits
+from adavit_jax.data import tfds_dir
+
+_STATS_SAMPLE = 2048
+_CHUNK = 1024
+
+
+class Records:
+  """One split of a prepared set: an `EncodedImages`."""
+
+  def __init__(
+      self, prepared: tfds_dir.PreparedDir, split: str, *, cache_dir: str
+  ):
+    self.channels = prepared.channels
+    name = '-'.join(prepared.path.parts[-2:])
+    self.label = f'{name}-{split}'
+    self.key = dict(source='tfds', split=split, info=prepared.digest)
+    self._prepared = prepared
+    self._split = split
+    self._cache_dir = cache_dir
+
+  def __len__(self) -> int:
+    return self._prepared.splits[self._split]
+
+  def name(self, index: int) -> str:
+    """Returns the split and the record's number."""
+    return f'Record {index} of {self._prepared.path}, split {self._split!r},'
+
+  def labels(self) -> np.ndarray:
+    """Returns int32 [n], from the cache or by reading every record."""
+    return np.array(cache.cached(
+        self._cache_dir, f'{self.label}-labels', dict(self.key, only='labels'),
+        self._read_labels,
+    ))
+
+  def read(
+      self, indices: Sequence[int], pool: futures.Executor | None = None
+  ) -> list[tuple[bytes, int]]:
+    """Returns the encoded image and the label of each record."""
+    del pool  # The reader has threads of its own.
+    image, label = self._prepared.image_key, self._prepared.label_key
+    return [
+        (example[image], int(example[label]))
+        for example in self._source.__getitems__(list(indices))
+    ]
+
+  @functools.cached_property
+  def _source(self):
+    import tensorflow_datasets as tfds  # 0.5 to 2 s, so only when needed.
+
+    builder = tfds.builder_from_directory(str(self._prepared.path))
+    return builder.as_data_source(
+        split=self._split,
+        decoders={self._prepared.image_key: tfds.decode.SkipDecoding()},
+    )
+
+  def _read_labels(self) -> np.ndarray:
+    n = len(self)
+    logging.info('Reading the %d labels of %s.', n, self.label)
+    labels, shown = np.full(n, -1, np.int32), time.monotonic()
+    for start in range(0, n, _CHUNK):
+      rows = range(start, min(start + _CHUNK, n))
+      labels[start:rows.stop] = [label for _, label in self.read(rows)]
+      # A split has labels for all of its images or, with -1, for none.
+      if labels[0] < 0:
+        break
+      if time.monotonic() - shown > 5:
+        shown = time.monotonic()
+        logging.info('Read %d of %d labels.', rows.stop, n)
+    return labels
+
+
+def load(config_data, *, seed: int) -> splits.Dataset:
+  """Returns the set config.data.name='tfds:NAME'.
+
+  It is looked for in config.data.data_dir, else in $TFDS_DATA_DIR, else where
+  tfds stores by default; only in the last case is a missing one downloaded.
+  To test with serves the split 'test', or 'validation' where there is no
+  labelled 'test'.
+
+  Raises:
+    ValueError: there is no such data, or it has no such splits.
+  """
+  prepared = tfds_dir.read(_prepared_path(config_data))
+  if 'train' not in prepared.splits:
+    raise ValueError(
+        f"{prepared.path} has no split 'train', only {sorted(prepared.splits)}."
+    )
+  records = functools.partial(
+      Records, prepared, cache_dir=config_data.cache_dir
+  )
+  train_records = records('train')
+  train, holdout = load_encoded.load_split(
+      train_records, config_data, holdout=config_data.holdout, seed=seed
+  )
+  for name in ('test', 'validation'):
+    if prepared.splits.get(name):
+      test, _ = load_encoded.load_split(records(name), config_data)
+      if test.labels.min() >= 0:
+        break
+  else:
+    raise ValueError(
+        f"{prepared.path} has no labelled split 'test' or 'validation', only"
+        f' {sorted(prepared.splits)}.'
+    )
+  mean, std = _stats(train, train_records, config_data, seed)
+  return splits.Dataset(
+      train, holdout, test, num_classes=len(prepared.class_names),
+      class_names=prepared.class_names, channels=prepared.channels,
+      image_size=config_data.image_size, mean=mean, std=std,
+  )
+
+
+def _stats(train, records, config_data, seed):
+  if not train.lazy:
+    return splits.channel_stats(train)
+  key = dict(
+      records.key, only='stats', size=config_data.load_size
+      or config_data.image_size, holdout=config_data.holdout, seed=seed,
+  )
+  mean, std = cache.cached(
+      config_data.cache_dir, f'{records.label}-stats', key,
+      lambda: np.array(splits.channel_stats(train, sample=_STATS_SAMPLE)),
+  ).tolist()
+  return tuple(mean), tuple(std)
+
+
+def _prepared_path(config_data) -> epath.Path:
+  name = config_data.name.removeprefix('tfds:')
+  given = config_data.data_dir or os.environ.get('TFDS_DATA_DIR')
+  data_dir = epath.Path(given or tfds_dir.default_data_dir()).expanduser()
+  if given and not data_dir.is_dir():
+    field = 'config.data.data_dir' if config_data.data_dir else 'TFDS_DATA_DIR'
+    raise ValueError(
+        f'{field}={str(given)!r} does not exist: give the directory that holds'
+        f' {name.partition(":")[0]}/VERSION/dataset_info.json, or leave it'
+        ' empty to download the set.'
+    )
+  path = tfds_dir.find(name, data_dir)
+  if path is None and given:
+    raise ValueError(
+        f'{str(data_dir)!r} holds no prepared {name!r}: there is no'
+        f' {name.partition(":")[0]}/VERSION/dataset_info.json below it. Give'
+        ' its tfds data_dir in config.data.data_dir, or leave that and'
+        ' TFDS_DATA_DIR empty to download the set.'
+    )
+  return path or _download(name)
+
+
+def _download(name: str) -> epath.Path:
+  import tensorflow_datasets as tfds  # See Records._source.
+
+  logging.info('Downloading %s with tfds.', name)
+  builder = tfds.builder(name, file_format='array_record')
+  builder.download_and_prepare(file_format='array_record')
+  return epath.Path(builder.data_path)

@@ -1,0 +1,71 @@
+"""The pre-LN transformer encoder as two residual branches, MSA and MLP."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def attention(q, k, v):
+  """Softmax attention in head-major layout.
+
+  Args:
+    q: queries [B, H, N, d].
+    k: keys [B, H, N, d].
+    v: values [B, H, N, d].
+
+  Returns:
+    [B, H, N, d] in the dtype of `v`; the softmax is computed in float32.
+  """
+  logits = jnp.einsum('bhnd,bhmd->bhnm', q, k) * q.shape[-1] ** -0.5
+  weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+  return jnp.einsum('bhnm,bhmd->bhnd', weights.astype(v.dtype), v)
+
+
+class Encoder(nn.Module):
+  """One encoder, split so that either branch can be left out.
+
+  The caller adds the residual: `x + encoder.msa(x)`, then `x + encoder.mlp(x)`
+  (figure 3A of US 12,394,190). LayerNorm belongs to its branch, so a dropped
+  branch drops its normalisation too.
+
+  Attributes:
+    width: token width D.
+    num_heads: H; divides `width`.
+    mlp_dim: hidden width of the MLP.
+    dtype: compute dtype; parameters are float32.
+  """
+  width: int
+  num_heads: int
+  mlp_dim: int
+  dtype: jnp.dtype = jnp.float32
+
+  def setup(self):
+    dense = dict(dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
+    self.norm1 = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
+    self.qkv = nn.Dense(3 * self.width, **dense)
+    self.proj = nn.Dense(self.width, **dense)
+    self.norm2 = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
+    self.fc1 = nn.Dense(self.mlp_dim, **dense)
+    self.fc2 = nn.Dense(self.width, **dense)
+
+  def msa(self, x):
+    """Multi-head self-attention branch, [B, N, D] -> [B, N, D]."""
+    b, n, d = x.shape
+    # Two-dimensional matmuls: XLA's CPU backend is faster on them.
+    qkv = self.qkv(self.norm1(x).reshape(b * n, d))
+    qkv = qkv.reshape(b, n, 3, self.num_heads, d // self.num_heads)
+    q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # [B, H, N, d] each
+    y = attention(q, k, v).transpose(0, 2, 1, 3)  # [B, N, H, d]
+    return self.proj(y.reshape(b * n, d)).reshape(b, n, d)
+
+  def mlp(self, x):
+    """MLP branch (exact GELU), [B, N, D] -> [B, N, D]."""
+    b, n, d = x.shape
+    y = self.fc1(self.norm2(x).reshape(b * n, d))
+    y = self.fc2(nn.gelu(y, approximate=False))
+    return y.reshape(b, n, d)
+
+  def __call__(self, x):
+    """Both branches with their residuals, [B, N, D] -> [B, N, D]."""
+    x = x + self.msa(x)
+    return x + self.mlp(x)

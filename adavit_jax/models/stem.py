@@ -1,0 +1,62 @@
+"""From pixels to patch tokens: a linear patch stem and a convolutional one."""
+
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+
+class PatchStem(nn.Module):
+  """Non-overlapping patches, one linear projection each (ViT).
+
+  Attributes:
+    width: token width D.
+    patch_size: side of a patch in pixels.
+    dtype: compute dtype.
+  """
+  width: int
+  patch_size: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, images):
+    """[B, S, S, C] -> [B, (S / patch_size)^2, D], row-major."""
+    p = self.patch_size
+    x = nn.Conv(self.width, (p, p), strides=(p, p), padding='VALID',
+                dtype=self.dtype, name='proj')(images.astype(self.dtype))
+    return x.reshape(x.shape[0], -1, self.width)
+
+
+class ConvStem(nn.Module):
+  """The convolutional embedding network of the patent (figure 1, block 110).
+
+  3x3 convolutions of stride 2 with LayerNorm and GELU, doubling the channels
+  up to D at the last one, then a 1x1 projection: log2(patch_size) halvings, so
+  the token grid is the same as that of `PatchStem`.
+
+  Attributes:
+    width: token width D.
+    patch_size: total stride, a power of two.
+    dtype: compute dtype.
+  """
+  width: int
+  patch_size: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, images):
+    """[B, S, S, C] -> [B, (S / patch_size)^2, D], row-major."""
+    x = images.astype(self.dtype)
+    for channels in conv_stem_channels(self.width, self.patch_size):
+      x = nn.Conv(channels, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)),
+                  use_bias=False, dtype=self.dtype)(x)
+      x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(x)
+      x = nn.gelu(x, approximate=False)
+    x = nn.Conv(self.width, (1, 1), dtype=self.dtype, name='proj')(x)
+    return x.reshape(x.shape[0], -1, self.width)
+
+
+def conv_stem_channels(width, patch_size):
+  """Output channels of each stride-2 convolution of `ConvStem`."""
+  steps = int(math.log2(patch_size))
+  return [max(width >> (steps - 1 - i), 8) for i in range(steps)]

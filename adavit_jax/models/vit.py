@@ -1,0 +1,155 @@
+"""Vision transformer with M fixed and L = N - M adaptive encoders."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from adavit_jax.models.encoder import Encoder
+from adavit_jax.models.stem import ConvStem
+from adavit_jax.models.stem import PatchStem
+
+
+class Logits(NamedTuple):
+  """Class scores of the two heads.
+
+  Attributes:
+    cls: [B, K] from the class token.
+    dist: [B, K] from the distillation token, or None without one.
+  """
+  cls: jax.Array
+  dist: jax.Array | None
+
+  @property
+  def total(self):
+    """Scores used at inference: the sum of the heads (US 12,394,190, fig. 3B).
+
+    Returns:
+      [B, K] float32.
+    """
+    return self.cls if self.dist is None else self.cls + self.dist
+
+
+class ViT(nn.Module):
+  """Pre-LN ViT / DeiT whose encoders can be run one branch at a time.
+
+  The module owns the parameters; `adavit_jax.runtime` decides which encoders
+  run. Encoder parameters are stacked on a leading layer axis in two groups,
+  `fixed` [M, ...] and `adaptive` [L, ...].
+
+  Attributes:
+    image_size: side S of the square input in pixels.
+    patch_size: side of a patch; divides `image_size`.
+    channels: input channels C.
+    num_classes: K.
+    width: token width D.
+    depth: number of encoders, fixed and adaptive together.
+    num_fixed: M, 1 to 3: encoders that always run.
+    num_heads: H; divides `width`.
+    mlp_ratio: MLP hidden width over D.
+    stem: 'patch' or 'conv'.
+    distillation: adds the distillation token and its head (DeiT).
+    dtype: compute dtype; parameters, softmax and logits are float32.
+  """
+  image_size: int
+  patch_size: int
+  num_classes: int
+  width: int
+  depth: int
+  num_heads: int
+  channels: int = 3
+  num_fixed: int = 1
+  mlp_ratio: float = 4.0
+  stem: str = 'patch'
+  distillation: bool = False
+  dtype: jnp.dtype = jnp.float32
+
+  @property
+  def num_adaptive(self):
+    """L, the number of encoders that a policy may drop."""
+    return self.depth - self.num_fixed
+
+  @property
+  def num_prefix(self):
+    """Tokens before the patches: class, and distillation where present."""
+    return 1 + self.distillation
+
+  @property
+  def num_tokens(self):
+    """N, all tokens of one image."""
+    return self.num_prefix + (self.image_size // self.patch_size) ** 2
+
+  @property
+  def mlp_dim(self):
+    return int(self.width * self.mlp_ratio)
+
+  @property
+  def encoder(self):
+    """The encoder as a free-standing module, for `encoder.apply`."""
+    return Encoder(self.width, self.num_heads, self.mlp_dim, self.dtype,
+                   parent=None)
+
+  def setup(self):
+    stem = {'patch': PatchStem, 'conv': ConvStem}[self.stem]
+    self.patch_embed = stem(self.width, self.patch_size, self.dtype)
+    normal = nn.initializers.truncated_normal(0.02)
+    self.cls = self.param('cls', normal, (1, 1, self.width))
+    if self.distillation:
+      self.dist = self.param('dist', normal, (1, 1, self.width))
+    self.pos_embedding = self.param(
+        'pos_embedding', normal, (1, self.num_tokens, self.width))
+    self.fixed = self.param('fixed', self._init_stack, self.num_fixed)
+    self.adaptive = self.param('adaptive', self._init_stack, self.num_adaptive)
+    self.norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
+    self.head = nn.Dense(self.num_classes, kernel_init=normal)
+    if self.distillation:
+      self.head_dist = nn.Dense(self.num_classes, kernel_init=normal)
+
+  def _init_stack(self, key, num_layers):
+    x = jnp.zeros((1, 1, self.width))
+    init = lambda key: self.encoder.init(key, x)['params']
+    return jax.vmap(init)(jax.random.split(key, num_layers))
+
+  def embed(self, images):
+    """Images [B, S, S, C] to tokens [B, N, D], position embedding added.
+
+    Raises:
+      ValueError: if the images are not of the model's size.
+    """
+    check_images(self, images)
+    x = self.patch_embed(images)
+    prefix = [self.cls, self.dist] if self.distillation else [self.cls]
+    prefix = [jnp.tile(t, (x.shape[0], 1, 1)).astype(x.dtype) for t in prefix]
+    x = jnp.concatenate([*prefix, x], axis=1)
+    return x + self.pos_embedding.astype(x.dtype)
+
+  def classify(self, prefix):
+    """Prefix tokens [..., P, D] of an encoder's output to `Logits`."""
+    x = self.norm(prefix).astype(jnp.float32)
+    dist = self.head_dist(x[..., 1, :]) if self.distillation else None
+    return Logits(self.head(x[..., 0, :]), dist)
+
+  def __call__(self, images):
+    """All encoders: the plain ViT, [B, S, S, C] -> `Logits`."""
+    x = self.embed(images)
+    run = lambda x, p: (self.encoder.apply({'params': p}, x), None)
+    x, _ = jax.lax.scan(run, x, self.fixed)
+    x, _ = jax.lax.scan(run, x, self.adaptive)
+    return self.classify(x[:, :self.num_prefix])
+
+
+def init_params(model, key):
+  """Returns the float32 parameter tree of `model`."""
+  shape = (1, model.image_size, model.image_size, model.channels)
+  return jax.jit(model.init)(key, jnp.zeros(shape))['params']
+
+
+def check_images(model, images):
+  """Raises a ValueError unless `images` is [B, S, S, C] as `model` expects."""
+  s, c = model.image_size, model.channels
+  if images.ndim != 4 or images.shape[1:] != (s, s, c):
+    raise ValueError(
+        f'images have shape {tuple(images.shape)}, the model takes [B, {s}, '
+        f'{s}, {c}]; resize them, or create the model with image_size='
+        f'{images.shape[1] if images.ndim > 1 else s}')

@@ -1,0 +1,214 @@
+"""The two policy networks and the likelihood of what they decide.
+
+Equations are those of US 12,394,190. The patent prints the likelihoods (5) and
+(8) with the kept layers alone; the product here has the factor 1 - s of each
+dropped layer too, without which it is no distribution.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from adavit_jax.models.actions import Actions
+
+# Scales standardised token features so that hundreds of them together do not
+# outweigh the handful of difficulty features.
+_TOKEN_SCALE = 0.03 ** 0.5
+
+
+class Stats(NamedTuple):
+  """Mean and deviation of the policy's features on the training set, [F]."""
+  mean: jax.Array
+  std: jax.Array
+
+
+class Features(NamedTuple):
+  """What both networks see.
+
+  Attributes:
+    inputs: [B, F'] policy features.
+    aux_logits: [B, K] of the auxiliary classifier, or None.
+  """
+  inputs: jax.Array
+  aux_logits: jax.Array | None
+
+
+class PolicyNets(nn.Module):
+  """One dense layer from z1 to MSA actions, one from (z1, a1) to MLP actions.
+
+  With `aux`, a linear classifier on z1 shows both networks how sure an early
+  answer would be: its log-probabilities, largest probability, entropy and
+  margin are inputs beside z1. Gradients stop at z1.
+
+  Attributes:
+    num_layers: L.
+    num_classes: K.
+    tokens: 'all' (flattened) or 'pooled' (class token and patch mean).
+    aux: adds the auxiliary classifier.
+    hidden: width of a hidden layer beside the direct path; 0 for the patent's
+      single dense layer.
+    bias: initial bias; positive values start by keeping most layers.
+    num_candidates: C, masks whose success the value head predicts (0: no head).
+  """
+  num_layers: int
+  num_classes: int
+  tokens: str = 'all'
+  aux: bool = True
+  hidden: int = 0
+  bias: float = 2.0
+  num_candidates: int = 0
+
+  def num_features(self, model):
+    """Width F of the token features for a given `ViT`."""
+    return model.width * (model.num_tokens if self.tokens == 'all' else 2)
+
+  def setup(self):
+    init = nn.initializers.normal(0.01)
+    bias = nn.initializers.constant(self.bias)
+    self.msa_net = nn.Dense(self.num_layers, kernel_init=init, bias_init=bias)
+    self.mlp_net = nn.Dense(self.num_layers, kernel_init=init, bias_init=bias)
+    if self.aux:
+      self.aux_head = nn.Dense(self.num_classes, kernel_init=init)
+    if self.hidden:
+      self.hidden_layer = nn.Dense(self.hidden)
+    if self.num_candidates:
+      self.value_head = nn.Dense(self.num_candidates, kernel_init=init)
+
+  def features(self, z1, stats):
+    """z1 [B, N, D] and `Stats` [F] to `Features`."""
+    x = token_features(z1, self.tokens)
+    x = jax.lax.stop_gradient((x - stats.mean) / stats.std)
+    aux_logits = self.aux_head(x) if self.aux else None
+    x = x * _TOKEN_SCALE
+    if self.aux:
+      x = jnp.concatenate([x, difficulty(aux_logits)], axis=-1)
+    if self.hidden:
+      x = jnp.concatenate([x, nn.gelu(self.hidden_layer(x))], axis=-1)
+    return Features(x, aux_logits)
+
+  def msa(self, features):
+    """Equation 6 before the sigmoid: MSA logits [B, L]."""
+    return self.msa_net(features.inputs)
+
+  def mlp(self, features, msa_actions):
+    """Equation 9 before the sigmoid: MLP logits [B, L], given a1 [B, L]."""
+    x = jnp.concatenate([features.inputs, msa_actions], axis=-1)
+    return self.mlp_net(x)
+
+  def value(self, features):
+    """Logits [B, C] that the ViT is right under each candidate mask."""
+    return self.value_head(features.inputs)
+
+  def __call__(self, z1, stats):
+    features = self.features(z1, stats)
+    msa = self.msa(features)
+    mlp = self.mlp(features, (msa > 0).astype(jnp.float32))
+    value = self.value(features) if self.num_candidates else None
+    return msa, mlp, value
+
+
+def token_features(z1, tokens):
+  """z1 [B, N, D], each token normalised, to [B, F] float32."""
+  x = z1.astype(jnp.float32)
+  x = x - x.mean(-1, keepdims=True)
+  x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6)
+  if tokens == 'pooled':
+    return jnp.concatenate([x[:, 0], x[:, 1:].mean(1)], axis=-1)
+  return x.reshape(x.shape[0], -1)
+
+
+def difficulty(logits):
+  """How sure a classifier is: [B, K] to [B, K + 3].
+
+  The gradient stops here: the policy must not bend the classifier.
+
+  Returns:
+    Centred log-probabilities scaled to the size of one unit, largest
+    probability, entropy over log K, and margin of the two largest.
+  """
+  log_p = jax.lax.stop_gradient(jax.nn.log_softmax(logits))
+  p = jnp.exp(log_p)
+  top2 = jax.lax.top_k(p, 2)[0]
+  entropy = -(p * log_p).sum(-1, keepdims=True) / jnp.log(p.shape[-1])
+  shown = jnp.tanh((log_p - log_p.mean(-1, keepdims=True)) / 4)
+  margin = top2[:, :1] - top2[:, 1:]
+  return jnp.concatenate([shown, top2[:, :1], entropy, margin], axis=-1)
+
+
+def bounded(logits, bound):
+  """Equations 7 and 10: probabilities kept away from 0 and 1 by `bound`.
+
+  Args:
+    logits: [B, L].
+    bound: λ in [0.5, 1]; 1 leaves sigmoid(logits) as it is.
+
+  Returns:
+    s [B, L].
+  """
+  s = jax.nn.sigmoid(logits)
+  return bound * s + (1 - bound) * (1 - s)
+
+
+def log_likelihood(s, actions):
+  """log of equations 5 and 8 per decision: [B, L] from s and 0/1 actions."""
+  return (actions * jnp.log(jnp.clip(s, 1e-6))
+          + (1 - actions) * jnp.log(jnp.clip(1 - s, 1e-6)))
+
+
+def entropy(s):
+  """Entropy of each decision in nats, [B, L]."""
+  s = jnp.clip(s, 1e-6, 1 - 1e-6)
+  return -(s * jnp.log(s) + (1 - s) * jnp.log1p(-s))
+
+
+def sample(nets, params, features, key, *, bound, free):
+  """Draws actions (equations 3 and 4), bounded, with encoders freed so far.
+
+  Args:
+    nets: `PolicyNets`.
+    params: their parameters.
+    features: `Features` of B images.
+    key: PRNG key.
+    bound: λ of `bounded`.
+    free: [L], 0 where the curriculum still forces an encoder to run.
+
+  Returns:
+    `Actions` [B, L].
+  """
+  keys = jax.random.split(key)
+  def draw(key, logits):
+    a = jax.random.bernoulli(key, bounded(logits, bound)).astype(jnp.float32)
+    return jnp.where(free > 0, a, 1.)
+  msa = draw(keys[0], nets.apply({'params': params}, features, method='msa'))
+  mlp_logits = nets.apply({'params': params}, features, msa, method='mlp')
+  return Actions(msa, draw(keys[1], mlp_logits))
+
+
+def greedy(nets, params, features, *, threshold=0.5, free=None):
+  """Actions at inference: keep where sigmoid(logit) reaches the threshold.
+
+  Args:
+    nets: `PolicyNets`.
+    params: their parameters.
+    features: `Features` of B images.
+    threshold: in (0, 1); higher drops more.
+    free: as in `sample`; None frees every encoder.
+
+  Returns:
+    `Actions` [B, L].
+  """
+  def decide(logits):
+    a = (jax.nn.sigmoid(logits) >= threshold).astype(jnp.float32)
+    return a if free is None else jnp.where(free > 0, a, 1.)
+  msa = decide(nets.apply({'params': params}, features, method='msa'))
+  mlp = decide(nets.apply({'params': params}, features, msa, method='mlp'))
+  return Actions(msa, mlp)
+
+
+def action_logits(nets, params, features, actions):
+  """Logits of both networks given actions [B, L]: `Actions` of logits."""
+  msa = nets.apply({'params': params}, features, method='msa')
+  mlp = nets.apply({'params': params}, features, actions.msa, method='mlp')
+  return Actions(msa, mlp)

@@ -1,0 +1,80 @@
+"""The best static sub-networks, found greedily on held-out data."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adavit_jax.models.actions import Actions
+from adavit_jax.runtime import modes
+
+
+class Chain(NamedTuple):
+  """Nested static masks, from all layers to none.
+
+  Attributes:
+    actions: `Actions` [C, L], C = 2L + 1.
+    loss: mean cross-entropy on the search data, [C].
+    accuracy: share of correct answers on the search data, [C].
+  """
+  actions: Actions
+  loss: np.ndarray
+  accuracy: np.ndarray
+
+
+def greedy_chain(model, params, cost, z1, labels, *, progress=lambda i, n: None):
+  """Drops, one after the other, the layer that costs least loss per MAC saved.
+
+  Args:
+    model: a `ViT`.
+    params: its parameters.
+    cost: `Cost` of the model.
+    z1: output of the fixed encoders on held-out images, [B, N, D].
+    labels: [B] int.
+    progress: called with (done, total) after each drop.
+
+  Returns:
+    `Chain` of 2L + 1 masks.
+  """
+  @jax.jit
+  def evaluate(params, z1, labels, keep):
+    logits = modes.adaptive(
+        model, params, z1, Actions.from_keep(keep), 'cond').total
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return loss.mean(), (logits.argmax(-1) == labels).mean()
+
+  num = model.num_adaptive
+  macs = np.repeat([cost.msa, cost.mlp], num).astype(np.float64)
+  keep = np.ones(2 * num, np.float32)
+  rows = [(keep.copy(), *map(float, evaluate(params, z1, labels, keep)))]
+  while keep.any():
+    tried = []
+    for i in np.flatnonzero(keep):
+      candidate = keep.copy()
+      candidate[i] = 0
+      loss, accuracy = map(float, evaluate(params, z1, labels, candidate))
+      tried.append(((loss - rows[-1][1]) / macs[i], candidate, loss, accuracy))
+    _, keep, loss, accuracy = min(tried, key=lambda t: t[0])
+    rows.append((keep.copy(), loss, accuracy))
+    progress(len(rows) - 1, 2 * num)
+  keeps, losses, accuracies = map(np.stack, zip(*rows))
+  return Chain(Actions.from_keep(jnp.asarray(keeps)), losses, accuracies)
+
+
+def nearest(chain, cost, macs_ratio):
+  """The mask of a chain that spends at least `macs_ratio`, as little as can be.
+
+  Args:
+    chain: `Actions` [C, L], from all layers to none.
+    cost: `Cost`; without policy networks, which a static model does not run.
+    macs_ratio: share of the dense model's MACs.
+
+  Returns:
+    `Actions` [L].
+  """
+  ratios = np.asarray(cost.ratio(chain))
+  enough = np.flatnonzero(ratios >= macs_ratio - 1e-9)
+  i = enough[np.argmin(ratios[enough])] if len(enough) else 0
+  return Actions(np.asarray(chain.msa[i]), np.asarray(chain.mlp[i]))

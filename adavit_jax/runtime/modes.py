@@ -1,0 +1,166 @@
+"""Execution modes: three ways to run the same encoders under given actions.
+
+`masked` computes every branch and multiplies, for training and as the oracle;
+`static` leaves dropped branches out of the program; `cond` skips them at run
+time when one decision holds for the whole batch.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adavit_jax.models.actions import Actions
+
+
+def _branches(model):
+  encoder = model.encoder
+  def branch(name):
+    return lambda p, x: encoder.apply({'params': p}, x, method=name)
+  return branch('msa'), branch('mlp')
+
+
+def fixed(model, params, images):
+  """Runs the stem and the M fixed encoders (equation 1).
+
+  Args:
+    model: a `ViT`.
+    params: its parameters.
+    images: [B, S, S, C], normalised.
+
+  Returns:
+    z1 [B, N, D].
+  """
+  x = model.apply({'params': params}, images, method='embed')
+  msa, mlp = _branches(model)
+  for i in range(model.num_fixed):
+    p = jax.tree.map(lambda leaf: leaf[i], params['fixed'])
+    x = x + msa(p, x)
+    x = x + mlp(p, x)
+  return x
+
+
+def masked(model, params, x, gates, *, unroll=1, remat=False):
+  """Runs every adaptive branch and scales its output by a gate.
+
+  Args:
+    model: a `ViT`.
+    params: its parameters.
+    x: z1 [B, N, D].
+    gates: `Actions` of [B, L] or [L]; 0/1 for actions, any float for
+      stochastic depth (0 or 1 / survival probability).
+    unroll: encoders unrolled into one step of the scan.
+    remat: recompute the branches in the backward pass.
+
+  Returns:
+    (x [B, N, D], prefix tokens after each adaptive encoder [L, B, P, D]).
+  """
+  msa, mlp = _branches(model)
+  layers = lambda a: jnp.broadcast_to(
+      a, (x.shape[0], model.num_adaptive)).T[..., None, None].astype(x.dtype)
+
+  def step(x, layer):
+    p, keep_msa, keep_mlp = layer  # keep_*: [B, 1, 1]
+    x = x + keep_msa * msa(p, x)
+    x = x + keep_mlp * mlp(p, x)
+    return x, x[:, :model.num_prefix]
+
+  step = jax.checkpoint(step) if remat else step
+  xs = (params['adaptive'], layers(gates.msa), layers(gates.mlp))
+  return jax.lax.scan(step, x, xs, unroll=unroll)
+
+
+def static(model, params, x, actions):
+  """Runs the branches that are kept; the others are absent from the program.
+
+  Args:
+    model: a `ViT`.
+    params: its parameters.
+    x: z1 [B, N, D].
+    actions: `Actions` of [L], concrete when the program is traced.
+
+  Returns:
+    x [B, N, D].
+
+  Raises:
+    ValueError: if the actions are traced, or differ between images.
+  """
+  if any(isinstance(a, jax.core.Tracer) or np.ndim(a) != 1 for a in actions):
+    raise ValueError("mode='static' takes concrete actions of shape [L]; use "
+                     "'cond' for a traced decision, 'masked' for one per image")
+  for i, keep in enumerate(zip(*map(np.asarray, actions))):
+    p = jax.tree.map(lambda leaf: leaf[i], params['adaptive'])
+    for k, branch in zip(keep, _branches(model)):
+      if k:
+        x = x + branch(p, x)
+  return x
+
+
+def cond(model, params, x, actions):
+  """Skips dropped branches at run time, one decision for the whole batch.
+
+  Args:
+    model: a `ViT`.
+    params: its parameters.
+    x: z1 [B, N, D].
+    actions: `Actions` of [L], or [1, L] when B is 1.
+
+  Returns:
+    x [B, N, D].
+
+  Raises:
+    ValueError: if the actions are given per image and B is not 1.
+  """
+  if np.ndim(actions.msa) == 2:
+    if x.shape[0] != 1:
+      raise ValueError(f"mode='cond' takes one decision for the batch; got "
+                       f"per-image actions for {x.shape[0]} images; use "
+                       f"'masked', or batches of 1")
+    actions = Actions(*(a[0] for a in actions))
+  msa, mlp = _branches(model)
+  skip = lambda p, x: x
+  run = lambda branch: lambda p, x: x + branch(p, x)
+
+  def step(x, layer):
+    p, keep_msa, keep_mlp = layer
+    x = jax.lax.cond(keep_msa > 0, run(msa), skip, p, x)
+    x = jax.lax.cond(keep_mlp > 0, run(mlp), skip, p, x)
+    return x, None
+
+  xs = (params['adaptive'], jnp.asarray(actions.msa), jnp.asarray(actions.mlp))
+  return jax.lax.scan(step, x, xs)[0]
+
+
+def adaptive(model, params, x, actions, mode):
+  """Runs the adaptive encoders and the heads (equation 2).
+
+  Args:
+    model: a `ViT`.
+    params: its parameters.
+    x: z1 [B, N, D].
+    actions: `Actions`, of a shape that the mode takes.
+    mode: 'masked', 'static' or 'cond'.
+
+  Returns:
+    `Logits`.
+
+  Raises:
+    ValueError: for an unknown mode.
+  """
+  if mode not in MODES:
+    raise ValueError(f'unknown mode {mode!r}; known: {sorted(MODES)}')
+  x = MODES[mode](model, params, x, actions)
+  prefix = x[:, :model.num_prefix]
+  return model.apply({'params': params}, prefix, method='classify')
+
+
+def forward(model, params, images, actions, *, mode='masked'):
+  """Classifies images under given actions; see `fixed` and `adaptive`."""
+  z1 = fixed(model, params, images)
+  return adaptive(model, params, z1, actions, mode)
+
+
+def _masked_tokens(model, params, x, actions):
+  return masked(model, params, x, actions)[0]
+
+
+MODES = {'masked': _masked_tokens, 'static': static, 'cond': cond}

@@ -1,0 +1,109 @@
+"""The configuration every file in `configs/` starts from, and its checks."""
+
+import difflib
+
+from ml_collections import config_dict
+
+from adavit_jax import data
+
+PHASES = ('dense', 'warm_start', 'policy', 'joint', 'static')
+
+
+def default_config():
+  """Returns a `ConfigDict` with every field there is; see README.md."""
+  config = config_dict.ConfigDict()
+  config.seed = 0
+  config.dtype = 'float32'  # compute dtype; parameters stay float32
+  config.phases = ('dense', 'warm_start', 'policy', 'joint')
+  config.mac_target = 0.55  # mean MACs per image over the dense model's
+  config.data = data.default_config()
+
+  config.model = config_dict.ConfigDict(dict(
+      name='vit_digits_patch2_8', unroll=1, remat=False))
+  for field, kind in _MODEL_FIELDS.items():  # None: as the name has it
+    config.model[field] = config_dict.placeholder(kind)
+
+  config.nets = config_dict.ConfigDict(dict(
+      tokens='all', aux=True, hidden=0, bias=2.0, threshold=0.5))
+
+  config.init = config_dict.ConfigDict(dict(workdir=''))
+  config.log_every = 50
+  config.eval_every = 500
+  config.checkpoint_every = 500
+  config.num_search = 1000  # held-out images for the greedy static search
+  config.eval_batch_size = 256
+
+  optim = dict(
+      steps=1000, batch_size=128, learning_rate=1e-3, warmup=0.05,
+      end_lr_factor=0.01, weight_decay=0.05, clip_norm=1.0, b1=0.9, b2=0.999,
+      ema=0.0)
+  config.dense = config_dict.ConfigDict(dict(
+      optim, drop_path=0.1, nested=0.5, random_masks=0.5, mask_weight=0.5))
+  config.warm_start = config_dict.ConfigDict(dict(
+      optim, learning_rate=3e-3, weight_decay=0.0, masks=2))
+  rl = dict(reward='macs', alpha=2.5, samples=4, baseline='leave_one_out',
+            bound=0.95, entropy=0.002, price=0.3, price_rate=0.02, aux=1.0)
+  config.policy = config_dict.ConfigDict(dict(
+      optim, learning_rate=3e-3, weight_decay=0.0, curriculum=0.0, **rl))
+  path = dict(distill=0.5, temperature=2.0, hard_distill=False,
+              representation=0.0)
+  config.joint = config_dict.ConfigDict(dict(
+      optim, learning_rate=5e-4, policy_lr_factor=2.0, sampled=0.3, **path,
+      **rl))
+  config.static = config_dict.ConfigDict(dict(
+      optim, learning_rate=5e-4, policy='table_1', number=4, which='first',
+      survival=0.5, **path))
+  return config
+
+
+_MODEL_FIELDS = dict(
+    image_size=int, patch_size=int, width=int, depth=int, num_heads=int,
+    num_fixed=int, mlp_ratio=float, stem=str, distillation=bool)
+
+
+def model_overrides(config):
+  """The attributes of the model that the config sets itself."""
+  return {field: config.model[field] for field in _MODEL_FIELDS
+          if config.model[field] is not None}
+
+
+def check(config):
+  """Raises a ValueError that names the field for values that cannot work."""
+  for phase in config.phases:
+    if phase not in PHASES:
+      close = difflib.get_close_matches(phase, PHASES, n=1)
+      hint = f'did you mean {close[0]!r}?' if close else f'known: {PHASES}'
+      raise ValueError(f'config.phases has {phase!r}; {hint}')
+    c = config[phase]
+    for field in ('steps', 'batch_size', 'learning_rate'):
+      if c[field] <= 0:
+        raise ValueError(f'{phase}.{field}={c[field]} must be positive')
+    if not 0 <= c.ema < 1:
+      raise ValueError(f'{phase}.ema={c.ema} must be in [0, 1)')
+  _choice('nets.tokens', config.nets.tokens, ('all', 'pooled'))
+  for phase in ('policy', 'joint'):
+    c = config[phase]
+    _choice(f'{phase}.reward', c.reward, ('macs', 'layers', 'split'))
+    _choice(f'{phase}.baseline', c.baseline, ('leave_one_out', 'greedy'))
+    if c.baseline == 'leave_one_out' and c.samples < 2:
+      raise ValueError(f'{phase}.samples={c.samples}: the leave_one_out '
+                       f'baseline needs at least 2; or set baseline=greedy')
+    if not 0.5 < c.bound <= 1:
+      raise ValueError(f'{phase}.bound={c.bound} must be in (0.5, 1]')
+  _choice('static.policy', config.static.policy,
+          ('table_1', 'stochastic', 'mask'))
+  if not 0 < config.mac_target <= 1:
+    raise ValueError(f'mac_target={config.mac_target} must be in (0, 1]: it is '
+                     f"a share of the dense model's MACs")
+  if not 0 < config.nets.threshold < 1:
+    raise ValueError(f'nets.threshold={config.nets.threshold} must be in '
+                     f'(0, 1)')
+  if config.phases and config.phases[0] != 'dense' and not config.init.workdir:
+    raise ValueError(f'phase {config.phases[0]!r} starts from a trained model; '
+                     f'set --config.init.workdir=DIR, or begin with the dense '
+                     f'phase')
+
+
+def _choice(name, value, known):
+  if value not in known:
+    raise ValueError(f'{name}={value!r}; known: {list(known)}')

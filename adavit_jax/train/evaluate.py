@@ -1,0 +1,138 @@
+"""Outputs of a model on a whole split, image by image."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adavit_jax.models.actions import Actions
+from adavit_jax.policies import learned
+from adavit_jax.runtime import modes
+from adavit_jax.train import mesh as mesh_lib
+
+
+class Outputs(NamedTuple):
+  """Results on n images, NumPy.
+
+  Attributes:
+    prediction: class of the largest total logit, [n].
+    correct: [n] bool.
+    loss: cross-entropy, [n].
+    keep: actions taken, MSA then MLP, [n, 2L].
+  """
+  prediction: np.ndarray
+  correct: np.ndarray
+  loss: np.ndarray
+  keep: np.ndarray
+
+  @property
+  def accuracy(self):
+    return float(self.correct.mean())
+
+  @property
+  def actions(self):
+    return Actions.from_keep(self.keep)
+
+
+class Evaluator:
+  """Runs a system over splits; every program compiles once.
+
+  Accuracy is measured in the `masked` mode, which the others equal.
+  """
+
+  def __init__(self, system, mesh, batch_size):
+    """Prepares the programs.
+
+    Args:
+      system: `System`.
+      mesh: from `mesh.make_mesh`.
+      batch_size: images per batch, a multiple of the devices.
+
+    Raises:
+      ValueError: if the devices do not divide the batch.
+    """
+    mesh_lib.check_batch_size(batch_size, mesh, 'eval_batch_size')
+    self._system, self._mesh, self._batch_size = system, mesh, batch_size
+    jit = functools.partial(jax.jit, out_shardings=mesh_lib.replicated(mesh))
+    self._given = jit(self._run_given)
+    self._adaptive = jit(self._run_adaptive)
+    self._z1 = jit(self._run_z1)
+
+  def given(self, vit, split, keep):
+    """Classifies a split under given actions.
+
+    Args:
+      vit: parameters of the ViT.
+      split: `Split` of n images.
+      keep: 0/1 actions, [2L] for all images or [n, 2L].
+
+    Returns:
+      `Outputs`.
+    """
+    keep = np.broadcast_to(keep, (len(split), np.shape(keep)[-1]))
+    return self._collect(split, lambda images, labels, rows: self._given(
+        vit, images, labels, keep[rows].astype(np.float32)))
+
+  def dense(self, vit, split):
+    """`given` with all layers."""
+    return self.given(
+        vit, split, np.ones(2 * self._system.model.num_adaptive))
+
+  def adaptive(self, params, stats, split, *, threshold):
+    """Classifies a split under the learned policy.
+
+    Args:
+      params: {'vit': ..., 'policy': ...}.
+      stats: `learned.Stats`.
+      split: `Split`.
+      threshold: the policy's threshold in (0, 1); does not recompile.
+
+    Returns:
+      `Outputs`.
+    """
+    return self._collect(split, lambda images, labels, rows: self._adaptive(
+        params, stats, images, labels, jnp.float32(threshold)))
+
+  def z1(self, vit, split, num):
+    """z1 and labels of up to `num` evenly spaced images: [n, N, D], [n]."""
+    rows = np.linspace(0, len(split) - 1, min(num, len(split))).astype(int)
+    out = [self._z1(vit, split.images(rows[i:i + self._batch_size]))
+           for i in range(0, len(rows), self._batch_size)]
+    return np.concatenate(mesh_lib.fetch(out)), split.labels[rows]
+
+  def _collect(self, split, run):
+    size = self._batch_size
+    processes, index = jax.process_count(), jax.process_index()
+    parts = []
+    for start in range(0, len(split), size):
+      rows = np.minimum(np.arange(start, start + size), len(split) - 1)
+      mine = np.split(rows, processes)[index]
+      images, labels = mesh_lib.shard_batch(
+          (split.images(mine), split.labels[mine]), self._mesh)
+      valid = min(size, len(split) - start)
+      parts.append([x[:valid] for x in mesh_lib.fetch(
+          run(images, labels, rows))])
+    return Outputs(*map(np.concatenate, zip(*parts)))
+
+  def _run_z1(self, vit, images):
+    return modes.fixed(self._system.model, vit, self._system.normalize(images))
+
+  def _run_given(self, vit, images, labels, keep):
+    return self._outputs(vit, self._run_z1(vit, images), labels,
+                         Actions.from_keep(keep))
+
+  def _run_adaptive(self, params, stats, images, labels, threshold):
+    z1 = self._run_z1(params['vit'], images)
+    features = self._system.features(params['policy'], z1, stats)
+    actions = learned.greedy(self._system.nets, params['policy'], features,
+                             threshold=threshold)
+    return self._outputs(params['vit'], z1, labels, actions)
+
+  def _outputs(self, vit, z1, labels, actions):
+    logits = self._system.classify(vit, z1, actions).total
+    prediction = logits.argmax(-1)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return Outputs(prediction, prediction == labels, loss, actions.keep)

@@ -1,0 +1,265 @@
+"""The training loop: runs the phases of a config, resumable at any step."""
+
+import json
+
+from absl import logging
+from clu import parameter_overview
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adavit_jax import data
+from adavit_jax.policies import learned
+from adavit_jax.policies import search
+from adavit_jax.train import checkpoints
+from adavit_jax.train import config as config_lib
+from adavit_jax.train import evaluate
+from adavit_jax.train import guards
+from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import preemption
+from adavit_jax.train import step as step_lib
+from adavit_jax.train import system as system_lib
+from adavit_jax.train import writer
+
+# What may differ between a run and its resumption.
+_FREE_FIELDS = ('log_every', 'eval_every', 'checkpoint_every')
+
+
+class Trainer:
+  """All that one process holds while it trains."""
+
+  def __init__(self, config, workdir, dataset=None):
+    """Checks the config against data, model and devices.
+
+    Args:
+      config: see `train.config.default_config`.
+      workdir: directory of the run.
+      dataset: `Dataset`; None loads `config.data`.
+
+    Raises:
+      ValueError: for anything that could not work, before any compute.
+    """
+    config_lib.check(config)
+    self.config, self.workdir = config, workdir
+    self.mesh = mesh_lib.make_mesh()
+    for phase in config.phases:
+      mesh_lib.check_batch_size(
+          config[phase].batch_size, self.mesh, f'{phase}.batch_size')
+    self.dataset = dataset or data.load(config.data, seed=config.seed)
+    self.system = system_lib.create(config, self.dataset)
+    self.evaluator = evaluate.Evaluator(
+        self.system, self.mesh, config.eval_batch_size)
+
+  def info(self, phase, start, finished):
+    """What a checkpoint says of itself, JSON."""
+    d = self.dataset
+    return dict(
+        phase=phase, start=start, finished=finished,
+        config=self.config.to_dict(),
+        dataset=dict(num_classes=d.num_classes, channels=d.channels,
+                     mean=list(map(float, d.mean)), std=list(map(float, d.std)),
+                     class_names=list(d.class_names)))
+
+  def train(self, *, log_to_disk=True):
+    """Runs what is left of the config's phases.
+
+    Returns:
+      The final `State`, or None if a signal stopped the run; it is saved then.
+
+    Raises:
+      NonFiniteError: a metric is no number.
+      ValueError: the directory holds a run of another config or model.
+    """
+    config = self.config
+    with (checkpoints.Checkpoints(self.workdir) as ckpts,
+          preemption.GracefulStop(check_every=20) as stop):
+      state, index, start = self._restore(ckpts)
+      metrics = writer.MetricWriter(self.workdir, resume_step=int(state.step))
+      with metrics:
+        while index < len(config.phases):
+          phase = config.phases[index]
+          if int(state.step) == start:
+            state = self.enter(state, phase)
+          state = self._run_phase(state, phase, start, ckpts, metrics, stop)
+          if state is None:
+            return None
+          start, index = int(state.step), index + 1
+      return state
+
+  def _restore(self, ckpts):
+    """Returns (state, index of its phase, step at which that phase began)."""
+    config = self.config
+    latest = ckpts.latest()
+    if latest is None:
+      if config.init.workdir:
+        state = self._restore_params(config.init.workdir)
+      else:
+        state = self._replicate(
+            system_lib.init_state(self.system, config.seed))
+        logging.info('%s', parameter_overview.get_parameter_overview(
+            state.params, include_stats=False))
+      return state, 0, 0
+    kind, step = latest
+    info = ckpts.info(step, kind)
+    _check_same(info['config'], json.loads(json.dumps(config.to_dict())),
+                self.workdir)
+    state = ckpts.restore(self._abstract(self.system, info['phase']), step,
+                          kind)
+    logging.info('resumed from step %d, phase %s', step, info['phase'])
+    index = list(config.phases).index(info['phase'])
+    if info['finished']:
+      return state, index + 1, step
+    return state, index, info['start']
+
+  def _restore_params(self, workdir):
+    """A state that begins anew from another run's newest parameters."""
+    with checkpoints.Checkpoints(workdir, read_only=True) as ckpts:
+      latest = ckpts.latest()
+      if latest is None:
+        raise ValueError(f'init.workdir={workdir!r} holds no checkpoint; give '
+                         f'the --workdir of a finished run')
+      kind, step = latest
+      info = ckpts.info(step, kind)
+      other = self.system.config.copy_and_resolve_references()
+      phase = info['phase']
+      other[phase].ema = info['config'][phase]['ema']
+      other[phase].clip_norm = info['config'][phase]['clip_norm']
+      wanted = self._abstract(
+          system_lib.create(other, self.dataset), phase)
+      state = ckpts.restore(wanted, step, kind)
+    logging.info('initialised from %s, step %d of phase %s', workdir, step,
+                 phase)
+    return state.replace(
+        params=system_lib.final_params(state), opt_state=None, ema=None,
+        step=jnp.zeros_like(state.step),
+        key=self._replicate(jax.random.key(self.config.seed)))
+
+  def _abstract(self, system, phase):
+    replicated = mesh_lib.replicated(self.mesh)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+        step_lib.abstract_state(system, phase))
+
+  def _replicate(self, tree):
+    return jax.device_put(tree, mesh_lib.replicated(self.mesh))
+
+  def enter(self, state, phase):
+    """The state with which a phase begins: teacher, statistics, optimizer."""
+    if phase != 'dense' and state.teacher is None:
+      state = self.prepare_policy(state)
+    elif phase == 'dense':
+      state = state.replace(teacher=None)
+    if phase in ('policy', 'joint') and 'warm_start' not in self.config.phases:
+      if self.config.phases.index(phase) == 0 or phase == 'policy':
+        state = state.replace(log_price=jnp.log(self.config[phase].price))
+    return self._replicate(step_lib.begin_phase(self.system, state, phase))
+
+  def prepare_policy(self, state):
+    """Fixes the teacher, the feature statistics and the static chain.
+
+    All three are functions of the dense phase's parameters and the data.
+    """
+    state = state.replace(params=system_lib.final_params(state), ema=None)
+    vit = state.params['vit']
+    z1, _ = self.evaluator.z1(vit, self.dataset.train, 5000)
+    features = learned.token_features(z1, self.system.nets.tokens)
+    stats = learned.Stats(features.mean(0), features.std(0) + 1e-2)
+    state = state.replace(
+        teacher=jax.tree.map(jnp.copy, vit), stats=stats)
+    if 'warm_start' in self.config.phases:
+      state = state.replace(chain=self.search(vit).actions)
+    return state
+
+  def search(self, vit):
+    """The greedy static chain on held-out images (see `search.Chain`)."""
+    if not len(self.dataset.holdout):
+      raise ValueError('the greedy search needs held-out images; set '
+                       '--config.data.holdout=0.1')
+    z1, labels = self.evaluator.z1(
+        vit, self.dataset.holdout, self.config.num_search)
+    show = lambda i, n: logging.log_every_n_seconds(
+        logging.INFO, 'greedy static search: %d of %d layers', 10, i, n)
+    return search.greedy_chain(
+        self.system.model, vit, self.system.plain_cost, jnp.asarray(z1),
+        jnp.asarray(labels), progress=show)
+
+  def _run_phase(self, state, phase, start, ckpts, metrics, stop):
+    config, c = self.config, self.config[phase]
+    end = start + c.steps
+    first = int(state.step)
+    replicated = mesh_lib.replicated(self.mesh)
+    step_fn = jax.jit(step_lib.make_step(self.system, phase, start),
+                      donate_argnums=0, out_shardings=replicated)
+    batches = data.train_batches(
+        self.dataset.train, seed=config.seed + start, start_step=first - start,
+        stop_step=c.steps, batch_size=c.batch_size,
+        process_index=jax.process_index(), process_count=jax.process_count())
+    progress = writer.Progress(end, label=phase)
+    recent = []
+    try:
+      for step, batch in enumerate(batches, first + 1):
+        arrays = mesh_lib.shard_batch(
+            (batch['image'], batch['label']), self.mesh)
+        state, m = step_fn(state, *arrays)
+        recent.append(m)
+        last, stopping = step == end, stop.should_stop()
+        if step % config.log_every == 0 or last or stopping:
+          values = _mean(mesh_lib.fetch(recent))
+          recent = []
+          guards.check_finite(step, values)
+          metrics.write(step, {f'{phase}/{k}': v for k, v in values.items()})
+          progress.update(step, step * c.batch_size, values)
+        score = None
+        if (step - start) % config.eval_every == 0 or last:
+          score = self.validate(state, phase, step, metrics)
+        if last or stopping or (step - start) % config.checkpoint_every == 0:
+          ckpts.save(step, state, self.info(phase, start, last), pin=last,
+                     metric=score if phase == config.phases[-1] else None)
+        if stopping and not last:
+          ckpts.wait()
+          logging.warning('stopped by a signal at step %d; the same command '
+                          'resumes', step)
+          return None
+    finally:
+      progress.close()
+      batches.close()
+    return state
+
+  def validate(self, state, phase, step, metrics):
+    """Evaluates on held-out data; the score prefers runs within the budget."""
+    split = self.dataset.holdout
+    if not len(split):
+      return None
+    params = system_lib.final_params(state)
+    if phase in ('dense', 'static'):
+      out = self.evaluator.dense(params['vit'], split)
+      ratio = 1.
+    else:
+      out = self.evaluator.adaptive(
+          params, state.stats, split, threshold=self.config.nets.threshold)
+      ratio = float(self.system.cost.ratio(out.actions).mean())
+    metrics.write(step, {'holdout/accuracy': out.accuracy,
+                         'holdout/loss': float(out.loss.mean()),
+                         'holdout/macs_ratio': ratio})
+    logging.info('%s, step %d: held-out accuracy %.4f at %.3f of the MACs',
+                 phase, step, out.accuracy, ratio)
+    return out.accuracy - max(0., ratio - self.config.mac_target)
+
+
+def _mean(rows):
+  return {k: np.mean([r[k] for r in rows], axis=0) for k in rows[0]}
+
+
+def _check_same(saved, now, workdir):
+  differ = []
+  def compare(a, b, path):
+    if isinstance(a, dict) and isinstance(b, dict):
+      for k in sorted({*a, *b}):
+        compare(a.get(k), b.get(k), f'{path}.{k}' if path else k)
+    elif a != b and path not in _FREE_FIELDS:
+      differ.append(f'{path}: {a!r} then, {b!r} now')
+  compare(saved, now, '')
+  if differ:
+    raise ValueError(f'{workdir} holds a run of another config '
+                     f'({"; ".join(differ[:5])}); give another --workdir, or '
+                     f'the same config to resume')

@@ -1,0 +1,41 @@
+"""Losses as pure functions; every one is a mean over images, in float32."""
+
+import jax
+import jax.numpy as jnp
+
+
+def cross_entropy(logits, targets):
+  """Cross-entropy of class distributions, [..., B, K] and [B, K] to []."""
+  return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
+
+
+def head_cross_entropy(logits, targets):
+  """Mean cross-entropy of both heads of a `Logits` (or the only one)."""
+  loss = cross_entropy(logits.cls, targets)
+  if logits.dist is not None:
+    loss = (loss + cross_entropy(logits.dist, targets)) / 2
+  return loss
+
+
+def distillation(logits, teacher_logits, *, temperature=1.0, hard=False):
+  """Loss of a student against a teacher, [B, K] and [B, K] to [].
+
+  Args:
+    logits: the student's.
+    teacher_logits: taken as constants.
+    temperature: T of the soft form, KL x T^2 (Hinton et al., 2015).
+    hard: cross-entropy to the teacher's decision instead (DeiT).
+  """
+  teacher_logits = jax.lax.stop_gradient(teacher_logits)
+  if hard:
+    labels = jax.nn.one_hot(teacher_logits.argmax(-1), logits.shape[-1])
+    return cross_entropy(logits, labels)
+  log_p = jax.nn.log_softmax(teacher_logits / temperature)
+  log_q = jax.nn.log_softmax(logits / temperature)
+  return temperature**2 * (jnp.exp(log_p) * (log_p - log_q)).sum(-1).mean()
+
+
+def representation(z1, teacher_z1):
+  """Squared distance of z1 [B, N, D] to the teacher's, over its power, to []."""
+  teacher_z1 = jax.lax.stop_gradient(teacher_z1)
+  return ((z1 - teacher_z1)**2).mean() / (teacher_z1**2).mean()

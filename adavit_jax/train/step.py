@@ -1,0 +1,105 @@
+"""One optimizer step of a phase, and the state in which a phase begins."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adavit_jax import data
+from adavit_jax.train import optimizer
+from adavit_jax.train import phases
+from adavit_jax.train import system as system_lib
+
+
+class Batch(NamedTuple):
+  """What a loss sees.
+
+  Attributes:
+    images: augmented and normalised, float32 [B, S, S, C].
+    targets: class distributions, float32 [B, K].
+    labels: [B] int32, before mixing.
+  """
+  images: jax.Array
+  targets: jax.Array
+  labels: jax.Array
+
+
+def begin_phase(system, state, phase):
+  """Gives the state a fresh optimizer and average for a phase.
+
+  Carries on from the averaged parameters where the last phase kept an average.
+  """
+  c = system.config[phase]
+  params = system_lib.final_params(state)
+  trained = _trained(params, phase)
+  tx, _ = optimizer.make_optimizer(c, c.steps)
+  # Copies, since a step donates the state and may not see a buffer twice.
+  ema = jax.tree.map(jnp.copy, trained) if c.ema else None
+  return state.replace(params=params, opt_state=tx.init(trained), ema=ema)
+
+
+def abstract_state(system, phase):
+  """Shapes of the state during a phase, to restore a checkpoint into."""
+  def build():
+    state = system_lib.init_state(system, 0)
+    if phase != 'dense':
+      state = state.replace(teacher=state.params['vit'])
+    return begin_phase(system, state, phase)
+  return jax.eval_shape(build)
+
+
+def make_step(system, phase, start):
+  """Makes the training step of a phase.
+
+  Args:
+    system: `System`.
+    phase: a name in `phases.MODULES`.
+    start: global step at which the phase began.
+
+  Returns:
+    A pure function (state, images uint8 [B, H, W, C], labels [B]) ->
+    (state, metrics), to be jitted with the state donated. All randomness
+    comes from the state's key and step.
+  """
+  c, module = system.config[phase], phases.MODULES[phase]
+  tx, schedule = optimizer.make_optimizer(c, c.steps)
+  prepare = functools.partial(
+      data.augment, config_data=system.config.data,
+      num_classes=system.model.num_classes, mean=system.mean, std=system.std,
+      image_size=system.model.image_size)
+
+  def step(state, images, labels):
+    augment_key, loss_key = jax.random.split(
+        jax.random.fold_in(state.key, state.step))
+    batch = Batch(*prepare(augment_key, images, labels), labels)
+    done = state.step - start
+    trained = _trained(state.params, phase)
+
+    def loss(trained):
+      return module.loss(
+          system, trained, state, batch, loss_key, done / c.steps)
+
+    grads, (metrics, updates) = jax.grad(loss, has_aux=True)(trained)
+    grad_norm = optax.global_norm(grads)
+    changes, opt_state = tx.update(grads, state.opt_state, trained)
+    if phase == 'joint':
+      changes['policy'] = jax.tree.map(
+          lambda u: c.policy_lr_factor * u, changes['policy'])
+    trained = optax.apply_updates(trained, changes)
+    ema = state.ema
+    if c.ema:
+      ema = optimizer.ema_update(ema, trained, c.ema, step=done)
+    metrics = {**metrics, 'learning_rate': schedule(done),
+               'grad_norm': grad_norm}
+    state = state.replace(
+        step=state.step + 1, params={**state.params, **trained},
+        opt_state=opt_state, ema=ema, **updates)
+    return state, metrics
+
+  return step
+
+
+def _trained(params, phase):
+  return {group: params[group] for group in phases.MODULES[phase].TRAINS}

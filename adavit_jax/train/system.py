@@ -1,0 +1,140 @@
+"""Model, policy networks and cost of a run, made once from its config."""
+
+import dataclasses
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+from ml_collections import config_dict
+
+from adavit_jax import cost
+from adavit_jax import models
+from adavit_jax import data
+from adavit_jax.models.actions import Actions
+from adavit_jax.policies import learned
+from adavit_jax.runtime import modes
+from adavit_jax.train.config import model_overrides
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+  """Everything static that a step needs.
+
+  Attributes:
+    config: the run's frozen config.
+    model: `ViT`.
+    nets: `PolicyNets`.
+    cost: `Cost` with the policy networks.
+    plain_cost: `Cost` without them.
+    mean: per-channel mean of the data, in units of 1.
+    std: per-channel deviation.
+  """
+  config: config_dict.ConfigDict
+  model: models.ViT
+  nets: learned.PolicyNets
+  cost: cost.Cost
+  plain_cost: cost.Cost
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+
+  def normalize(self, images):
+    """uint8 [B, H, W, C] to the model's float32 input [B, S, S, C]."""
+    return data.normalize(images, self.mean, self.std,
+                             image_size=self.model.image_size)
+
+  def masked(self, params, z1, gates):
+    """`modes.masked` with the config's unrolling and rematerialisation."""
+    c = self.config.model
+    return modes.masked(self.model, params, z1, gates, unroll=c.unroll,
+                        remat=c.remat)
+
+  def classify(self, params, z1, gates):
+    """`Logits` of z1 [B, N, D] under gates [B, L] or [L], all in one pass."""
+    x, _ = self.masked(params, z1, gates)
+    prefix = x[:, :self.model.num_prefix]
+    return self.model.apply({'params': params}, prefix, method='classify')
+
+  def features(self, policy_params, z1, stats):
+    """`learned.Features` of z1; gradients stop at z1."""
+    return self.nets.apply({'params': policy_params}, jax.lax.stop_gradient(z1),
+                           stats, method='features')
+
+  @property
+  def num_candidates(self):
+    return 2 * self.model.num_adaptive + 1
+
+
+def create(config, dataset):
+  """Makes the `System` of a config for a data set.
+
+  Args:
+    config: see `train.config.default_config`.
+    dataset: anything with num_classes, channels, mean and std.
+
+  Raises:
+    ValueError: if model and data do not fit together.
+  """
+  model = models.create(
+      config.model.name, **model_overrides(config), dtype=config.dtype,
+      num_classes=dataset.num_classes, channels=dataset.channels)
+  if config.data.image_size != model.image_size:
+    raise ValueError(
+        f'data.image_size={config.data.image_size} but the model '
+        f'{config.model.name!r} takes {model.image_size}; set '
+        f'--config.model.image_size={config.data.image_size}, or another '
+        f'--config.data.image_size')
+  p = config.nets
+  nets = learned.PolicyNets(
+      num_layers=model.num_adaptive, num_classes=dataset.num_classes,
+      tokens=p.tokens, aux=p.aux, hidden=p.hidden, bias=p.bias,
+      num_candidates=2 * model.num_adaptive + 1)
+  return System(config, model, nets, cost.vit(model, nets), cost.vit(model),
+                tuple(map(float, dataset.mean)), tuple(map(float, dataset.std)))
+
+
+@struct.dataclass
+class State:
+  """All that changes during training; a checkpoint holds exactly this.
+
+  Attributes:
+    step: steps taken over all phases, [] int32.
+    params: {'vit': ..., 'policy': ...}.
+    opt_state: of the current phase.
+    ema: averaged parameters of the groups the phase trains; None if off.
+    log_price: log μ of the MAC controller, [].
+    stats: feature statistics of the policy.
+    chain: `Actions` [2L + 1, L], static masks found greedily.
+    teacher: the ViT's parameters at the end of the dense phase, or None.
+    key: PRNG key of the run.
+  """
+  step: jax.Array
+  params: dict[str, Any]
+  opt_state: Any
+  ema: Any
+  log_price: jax.Array
+  stats: learned.Stats
+  chain: Actions
+  teacher: Any
+  key: jax.Array
+
+
+def init_state(system, seed):
+  """The state before the first phase, with no optimizer yet."""
+  key, vit_key, policy_key = jax.random.split(jax.random.key(seed), 3)
+  model, nets = system.model, system.nets
+  num_features = nets.num_features(model)
+  stats = learned.Stats(jnp.zeros(num_features), jnp.ones(num_features))
+  z1 = jnp.zeros((1, model.num_tokens, model.width))
+  shape = (system.num_candidates, model.num_adaptive)
+  return State(
+      step=jnp.zeros((), jnp.int32),
+      params={'vit': models.init_params(model, vit_key),
+              'policy': jax.jit(nets.init)(policy_key, z1, stats)['params']},
+      opt_state=None, ema=None, log_price=jnp.zeros(()), stats=stats,
+      chain=Actions(jnp.ones(shape), jnp.ones(shape)), teacher=None, key=key)
+
+
+def final_params(state):
+  """The parameters to go on with: the averaged ones where there are any."""
+  return {**state.params, **(state.ema or {})}

@@ -1,0 +1,235 @@
+"""Metrics to a JSON-lines file and TensorBoard; progress to the terminal."""
+
+import collections
+import importlib.util
+import json
+import math
+import sys
+import time
+
+from etils import epath
+import jax
+import numpy as np
+
+
+class MetricWriter:
+  """Appends metrics to workdir/metrics.jsonl, one JSON object a line.
+
+  Only process 0 writes. Where tensorboardX is installed, or clu together with
+  TensorFlow and TensorBoard, events go to workdir/tensorboard too.
+  """
+
+  def __init__(self, workdir, *, resume_step: int | None = None):
+    """Opens the file.
+
+    Args:
+      workdir: directory of the run; made if it is missing.
+      resume_step: the step that the run goes on from. Lines of later steps are
+        dropped, because the run will write them again. None keeps all lines.
+    """
+    self._file, self._events = None, None
+    if jax.process_index() != 0:
+      return
+    workdir = epath.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / 'metrics.jsonl'
+    if path.exists():
+      _drop_lines(path, resume_step)
+    self._file = path.open('a')
+    self._events = _event_writer(workdir / 'tensorboard', resume_step)
+
+  def write(self, step: int, metrics) -> None:
+    """Writes one line {'step': step, ...}.
+
+    Args:
+      step: the training step.
+      metrics: dict of floats and arrays on the host. Arrays become lists (in
+        TensorBoard one scalar an element); NaN and infinity, which JSON does
+        not have, become null.
+    """
+    if self._file is None:
+      return
+    arrays = {k: np.asarray(v) for k, v in metrics.items()}
+    line = {'step': int(step), **{k: _jsonable(v) for k, v in arrays.items()}}
+    self._file.write(json.dumps(line, allow_nan=False) + '\n')
+    self._file.flush()
+    if self._events is not None:
+      self._events(int(step), dict(_scalars(arrays)))
+
+  def close(self) -> None:
+    """Closes the file; the writer can be closed twice, not written to again."""
+    if self._file is not None:
+      self._file.close()
+      self._file = None
+    if self._events is not None:
+      self._events.close()
+      self._events = None
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exc):
+    self.close()
+
+
+class Progress:
+  """Shows where a run stands, on stderr of process 0.
+
+  On a terminal the line is redrawn in place; elsewhere a new line is printed
+  at most every `every_s` seconds.
+  """
+
+  def __init__(self, total_steps: int, unit: str = 'images', label: str = '', *,
+               every_s: float = 10., max_metrics: int = 4, window: int = 50,
+               stream=None, clock=time.monotonic):
+    """Starts the clock.
+
+    Args:
+      total_steps: the step at which the run (or phase) ends.
+      unit: what `num_images` counts.
+      label: for instance the phase's name.
+      every_s: seconds between lines where stderr is no terminal.
+      max_metrics: how many metrics a line shows.
+      window: calls over which speed is measured, so that compilation at the
+        start is soon forgotten.
+      stream: where to print; None is stderr.
+      clock: seconds, for tests.
+    """
+    self._total, self._unit, self._label = total_steps, unit, label
+    self._every_s, self._max_metrics = every_s, max_metrics
+    self._stream = sys.stderr if stream is None else stream
+    self._clock = clock
+    self._start = clock()
+    self._marks = collections.deque(maxlen=max(2, window))
+    self._printed_at = -math.inf
+    self._width = 0
+
+  def line(self, step: int, num_images: int, metrics) -> str:
+    """Formats the line and remembers this call for the speed.
+
+    Args:
+      step: steps done.
+      num_images: images seen so far; only differences count.
+      metrics: dict of floats; entries that are no scalars are left out.
+
+    Returns:
+      'label step/total p% | n images/s | h:mm:ss elapsed, h:mm:ss left | ...';
+      speed and time left are '-' until two calls have been made.
+    """
+    now = self._clock()
+    self._marks.append((now, step, num_images))
+    then, step0, images0 = self._marks[0]
+    seconds, steps = now - then, step - step0
+    speed = left = '-'
+    if seconds > 0 and steps > 0:
+      speed = f'{(num_images - images0) / seconds:,.0f}'
+      left = _hms(max(0, self._total - step) * seconds / steps)
+    share = 100 * step / self._total if self._total else 100.
+    parts = [f'{self._label} {step}/{self._total} {share:.0f}%'.strip(),
+             f'{speed} {self._unit}/s',
+             f'{_hms(now - self._start)} elapsed, {left} left']
+    shown = [f'{k} {float(v):.4g}' for k, v in metrics.items()
+             if np.ndim(v) == 0]
+    parts += [' '.join(shown[:self._max_metrics])] if shown else []
+    return ' | '.join(parts)
+
+  def update(self, step: int, num_images: int, metrics) -> None:
+    """Prints `line(...)`, if it is time for it."""
+    text = self.line(step, num_images, metrics)
+    if jax.process_index() != 0:
+      return
+    if self._stream.isatty():
+      # Blanks wipe what a longer line before left on the screen.
+      self._stream.write('\r' + text.ljust(self._width))
+      self._width = len(text)
+    elif (self._clock() - self._printed_at >= self._every_s
+          or step >= self._total):
+      self._stream.write(text + '\n')
+      self._printed_at = self._clock()
+    self._stream.flush()
+
+  def close(self) -> None:
+    """Ends the line on a terminal, so that what follows starts a new one."""
+    if self._width:
+      self._stream.write('\n')
+      self._stream.flush()
+      self._width = 0
+
+
+def _hms(seconds):
+  seconds = int(round(seconds))
+  return f'{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}'
+
+
+def _jsonable(x):
+  if x.ndim:
+    return [_jsonable(e) for e in x]
+  # bfloat16 and other extended types have no JSON form of their own.
+  x = x.item() if x.dtype.kind in 'biuf' else float(x)
+  return None if isinstance(x, float) and not math.isfinite(x) else x
+
+
+def _scalars(arrays):
+  for name, x in arrays.items():
+    if x.ndim == 0:
+      yield name, float(x)
+    else:
+      for i, e in enumerate(x.reshape(-1)):
+        yield f'{name}/{i:02d}', float(e)
+
+
+def _drop_lines(path, resume_step):
+  kept = []
+  for line in path.read_text().splitlines():
+    try:
+      step = json.loads(line)['step']
+    except json.JSONDecodeError:
+      # Cut short when an earlier run was killed while writing.
+      continue
+    if resume_step is None or step <= resume_step:
+      kept.append(line + '\n')
+  # A rename, so that a kill at this point loses nothing.
+  tmp = path.with_name(path.name + '.tmp')
+  tmp.write_text(''.join(kept))
+  tmp.replace(path)
+
+
+class _TensorboardX:
+
+  def __init__(self, logdir, resume_step):
+    import tensorboardX
+    purge = None if resume_step is None else resume_step + 1
+    self._writer = tensorboardX.SummaryWriter(str(logdir), purge_step=purge)
+
+  def __call__(self, step, scalars):
+    for name, value in scalars.items():
+      self._writer.add_scalar(name, value, step)
+
+  def close(self):
+    self._writer.close()
+
+
+class _Clu:
+
+  def __init__(self, logdir, resume_step):
+    del resume_step
+    from clu import metric_writers
+    self._writer = metric_writers.SummaryWriter(str(logdir))
+
+  def __call__(self, step, scalars):
+    self._writer.write_scalars(step, scalars)
+
+  def close(self):
+    self._writer.close()
+
+
+def _event_writer(logdir, resume_step):
+  def has(*names):
+    return all(importlib.util.find_spec(n) is not None for n in names)
+
+  if has('tensorboardX'):
+    return _TensorboardX(logdir, resume_step)
+  # Asked first: importing TensorFlow takes many seconds.
+  if has('clu', 'tensorflow', 'tensorboard'):
+    return _Clu(logdir, resume_step)
+  return None

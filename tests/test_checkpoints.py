@@ -1,0 +1,239 @@
+"""Checkpoints come back bit for bit, or not at all."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import adavit_jax
+from adavit_jax.train import checkpoints
+from adavit_jax.train import mesh as mesh_lib
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+ROOT = str(pathlib.Path(adavit_jax.__file__).parents[1])
+
+
+@flax.struct.dataclass
+class State:
+  step: jax.Array
+  params: dict
+  opt_state: optax.OptState
+  ema: dict | None
+  key: jax.Array
+
+
+def _state(step=1, width=3, ema=True):
+  rng = np.random.default_rng(step)
+  draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  params = {'dense': {'kernel': jnp.asarray(draw(8, width)),
+                      'bias': jnp.asarray([np.nan, -0., 1e-40], 'float32')},
+            'half': jnp.asarray(draw(5), jnp.bfloat16)}
+  tx = optax.chain(optax.clip_by_global_norm(1.), optax.adamw(1e-3))
+  opt_state = jax.tree.map(lambda x: x + jnp.asarray(step, x.dtype),
+                           tx.init(params))
+  return State(jnp.int32(step), params, opt_state,
+               {'kernel': jnp.asarray(draw(2))} if ema else None,
+               jax.random.key(step))
+
+
+def _abstract(state, sharding=None):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=sharding or x.sharding), state)
+
+
+def _bits(x):
+  if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    x = jax.random.key_data(x)
+  return x.shape, str(x.dtype), np.asarray(x).tobytes()
+
+
+def _assert_same(got, want):
+  assert jax.tree.structure(got) == jax.tree.structure(want)
+  assert jax.tree.map(_bits, got) == jax.tree.map(_bits, want)
+
+
+def test_round_trip_is_bit_exact_on_the_given_shardings(tmp_path):
+  mesh = mesh_lib.make_mesh(4)
+  whole = mesh_lib.replicated(mesh)
+  state = jax.device_put(_state(), whole)
+  info = {'phase': 'dense', 'config': {'lr': 0.1, 'layers': [1, 2]}}
+  with checkpoints.Checkpoints(tmp_path) as ckpts:
+    assert ckpts.latest() is None
+    assert ckpts.save(7, state, info) == ('last',)
+  with checkpoints.Checkpoints(tmp_path) as ckpts:
+    assert ckpts.latest() == ('last', 7)
+    assert ckpts.info() == info
+    got = ckpts.restore(_abstract(state))
+    _assert_same(got, state)
+    assert all(x.sharding == whole for x in jax.tree.leaves(got))
+
+    # Onto other devices: the kernel split, the rest on the first device.
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+    split = mesh_lib.batch_sharding(mesh_lib.make_mesh(8))
+    target.params['dense']['kernel'] = jax.ShapeDtypeStruct(
+        (8, 3), jnp.float32, sharding=split)
+    got = ckpts.restore(target, 7)
+    _assert_same(got, state)
+    assert got.params['dense']['kernel'].sharding == split
+    assert got.step.devices() == {jax.devices()[0]}
+
+
+def test_saved_state_may_be_donated(tmp_path):
+  state = _state()
+  want = jax.tree.map(_bits, state)
+  with checkpoints.Checkpoints(tmp_path) as ckpts:
+    ckpts.save(1, state, {})
+    abstract = _abstract(state)
+    jax.tree.map(lambda x: x.delete(), state)
+    assert jax.tree.map(_bits, ckpts.restore(abstract)) == want
+
+
+def test_what_is_kept(tmp_path):
+  with checkpoints.Checkpoints(tmp_path, keep=2) as ckpts:
+    for step, metric in enumerate([0.1, 0.9, float('nan'), 0.5, None], 1):
+      kinds = ckpts.save(step, {'w': jnp.float32(step)}, {'at': step},
+                         pin=step in (2, 5), metric=metric)
+      assert kinds == {1: ('last', 'best'), 2: ('phases', 'best'),
+                       5: ('phases',)}.get(step, ('last',))
+  with checkpoints.Checkpoints(tmp_path, keep=2) as ckpts:
+    assert ckpts.steps('last') == (3, 4)
+    assert ckpts.steps('phases') == (2, 5)
+    assert ckpts.steps('best') == (2,)
+    assert ckpts.latest() == ('phases', 5)
+    assert ckpts.info(kind='best') == {'at': 2}
+    abstract = {'w': jax.ShapeDtypeStruct((), jnp.float32)}
+    assert ckpts.restore(abstract, kind='best')['w'] == 2
+    assert ckpts.restore(abstract, 3)['w'] == 3
+    # The best so far is remembered over a restart.
+    assert ckpts.save(6, {'w': jnp.float32(6)}, {}, metric=0.8) == ('last',)
+    assert ckpts.save(7, {'w': jnp.float32(7)}, {}, metric=0.95) == (
+        'last', 'best')
+    ckpts.wait()
+    assert ckpts.steps('best') == (7,)
+
+
+def test_same_step_again(tmp_path):
+  abstract = {'w': jax.ShapeDtypeStruct((), jnp.float32)}
+  with checkpoints.Checkpoints(tmp_path) as ckpts:
+    ckpts.save(4, {'w': jnp.float32(0)}, {})
+    assert ckpts.save(4, {'w': jnp.float32(1)}, {}) == ()
+    assert ckpts.restore(abstract)['w'] == 0
+    ckpts.save(9, {'w': jnp.float32(9)}, {})
+  # A later run that went back to the start of this one.
+  with checkpoints.Checkpoints(tmp_path) as ckpts:
+    assert ckpts.save(4, {'w': jnp.float32(2)}, {}) == ('last',)
+    assert ckpts.restore(abstract, 4)['w'] == 2
+    assert ckpts.steps() == (4, 9)
+
+
+def test_another_model_is_named(tmp_path):
+  with checkpoints.Checkpoints(tmp_path) as ckpts:
+    ckpts.save(1, _state(), {})
+    with pytest.raises(ValueError) as e:
+      ckpts.restore(_abstract(_state(width=4)))
+    assert 'of another model: 3 leaves' in str(e.value)
+    assert ('params/dense/kernel: float32[8, 3] in the checkpoint, '
+            'float32[8, 4] wanted') in str(e.value)
+    with pytest.raises(ValueError, match=r'ema/kernel: float32\[2\] in the '
+                       'checkpoint, absent wanted'):
+      ckpts.restore(_abstract(_state(ema=False)))
+    bigger = _abstract(_state())
+    bigger.params['new'] = jax.ShapeDtypeStruct((2,), jnp.float32)
+    with pytest.raises(ValueError, match='params/new: absent in'):
+      ckpts.restore(bigger)
+    wider = _abstract(_state())
+    wider.params['half'] = jax.ShapeDtypeStruct((5,), jnp.float32)
+    with pytest.raises(ValueError, match=r'params/half: bfloat16\[5\] in'):
+      ckpts.restore(wider)
+
+
+def test_partial_restore(tmp_path):
+  state = _state()
+  with checkpoints.Checkpoints(tmp_path) as ckpts:
+    ckpts.save(1, state, {})
+  with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts:
+    abstract = _abstract({'params': state.params})
+    _assert_same(ckpts.restore(abstract, partial=True),
+                 {'params': state.params})
+    with pytest.raises(ValueError, match='of another model'):
+      ckpts.restore(abstract)
+    abstract['params']['new'] = jax.ShapeDtypeStruct((2,), jnp.float32)
+    with pytest.raises(ValueError, match='params/new: absent'):
+      ckpts.restore(abstract, partial=True)
+
+
+def test_read_only(tmp_path):
+  with checkpoints.Checkpoints(tmp_path / 'run', read_only=True) as ckpts:
+    assert ckpts.latest() is None
+    assert not (tmp_path / 'run').exists()
+    with pytest.raises(ValueError, match='read_only'):
+      ckpts.save(1, {}, {})
+  writer = checkpoints.Checkpoints(tmp_path)
+  with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts, writer:
+    writer.save(1, {'w': jnp.float32(1)}, {})
+    writer.wait()
+    assert ckpts.latest() == ('last', 1)
+
+
+def test_bad_arguments(tmp_path):
+  with pytest.raises(ValueError, match='keep=0'):
+    checkpoints.Checkpoints(tmp_path, keep=0)
+  with checkpoints.Checkpoints(tmp_path) as ckpts:
+    with pytest.raises(ValueError, match='info must hold only what JSON'):
+      ckpts.save(1, {'w': jnp.float32(1)}, {'loss': jnp.float32(1)})
+    with pytest.raises(ValueError, match="kind='old'"):
+      ckpts.steps('old')
+    with pytest.raises(FileNotFoundError, match='no checkpoint of the kind'):
+      ckpts.info()
+    with pytest.raises(FileNotFoundError, match='no step 3'):
+      ckpts.restore({}, 3, 'best')
+
+
+# 32 MB take far longer to write than the kill takes to come.
+_KILLED = '''
+import os, signal, sys
+from adavit_jax.train import checkpoints
+import jax
+import jax.numpy as jnp
+
+ckpts = checkpoints.Checkpoints(sys.argv[1])
+ckpts.save(1, {'w': jnp.full((8, 2**20), 1.)}, {'at': 1})
+ckpts.wait()
+ckpts.save(2, {'w': jax.random.normal(jax.random.key(0), (8, 2**20))}, {})
+os.kill(os.getpid(), signal.SIGKILL)
+'''
+
+
+def test_killed_while_saving(tmp_path):
+  done = subprocess.run(
+      [sys.executable, '-c', _KILLED, str(tmp_path)], timeout=60,
+      env=os.environ | {'PYTHONPATH': ROOT}, capture_output=True, text=True)
+  assert done.returncode == -signal.SIGKILL, done.stderr
+  last = tmp_path / 'checkpoints' / 'last'
+  assert len(list(last.iterdir())) == 2  # Step 1, and what is left of step 2.
+  with checkpoints.Checkpoints(tmp_path) as ckpts:
+    assert ckpts.latest() == ('last', 1)
+    assert ckpts.info() == {'at': 1}
+    abstract = {'w': jax.ShapeDtypeStruct((8, 2**20), jnp.float32)}
+    np.testing.assert_array_equal(ckpts.restore(abstract)['w'], 1)
+    ckpts.save(2, {'w': jnp.full((8, 2**20), 3.)}, {'at': 2})
+    ckpts.wait()
+    assert ckpts.steps() == (1, 2)
+    np.testing.assert_array_equal(ckpts.restore(abstract)['w'], 3)
+  assert sorted(p.name for p in last.iterdir()) == ['1', '2']
+
+
+def test_unfinished_directory_is_ignored(tmp_path):
+  with checkpoints.Checkpoints(tmp_path) as ckpts:
+    ckpts.save(1, {'w': jnp.float32(1)}, {})
+  partial = tmp_path / 'checkpoints' / 'last' / '5.orbax-checkpoint-tmp'
+  (partial / 'state').mkdir(parents=True)
+  with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts:
+    assert ckpts.latest() == ('last', 1)

@@ -1,0 +1,351 @@
+"""The index stream, batches, digits, scenes, cache and statistics."""
+
+import os
+import threading
+
+import numpy as np
+import pytest
+
+from adavit_jax import data
+from adavit_jax.data import cache
+from adavit_jax.data import digit_scenes
+from adavit_jax.data import digits
+from adavit_jax.data import splits
+
+
+@pytest.fixture
+def config(tmp_path):
+  config = data.default_config()
+  config.cache_dir = str(tmp_path / 'cache')
+  return config
+
+
+def toy_split(n=10, lazy=False):
+  """Images whose every pixel is their index."""
+  images = np.broadcast_to(
+      np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 2, 2, 1)
+  )
+  split = data.ArraySplit(images, np.arange(n) % 3)
+  split.lazy = lazy
+  return split
+
+
+def test_stream_is_a_permutation_in_every_epoch():
+  stream = np.concatenate([
+      data.batch_indices(3, step, size=10, batch_size=4) for step in range(10)
+  ])  # Four epochs, whose borders fall into batches.
+  assert stream.dtype == np.int64
+  epochs = stream.reshape(4, 10)
+  np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(10), (4, 1)))
+  assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_stream_is_numpys_permutation_of_seed_and_epoch():
+  np.testing.assert_array_equal(
+      data.batch_indices(7, 2, size=10, batch_size=4),
+      np.concatenate([
+          np.random.default_rng((7, 0)).permutation(10)[8:],
+          np.random.default_rng((7, 1)).permutation(10)[:2],
+      ]),
+  )
+
+
+def test_any_step_reproduces_and_callers_cannot_spoil_it():
+  first = data.batch_indices(0, 5, size=9, batch_size=3)
+  kept = first.copy()
+  first[:] = 0
+  np.testing.assert_array_equal(
+      data.batch_indices(0, 5, size=9, batch_size=3), kept
+  )
+  assert (data.batch_indices(1, 5, size=9, batch_size=3) != kept).any()
+
+
+@pytest.mark.parametrize('kwargs', [
+    dict(seed=0, step=0, size=3, batch_size=4),
+    dict(seed=0, step=0, size=3, batch_size=0),
+    dict(seed=-1, step=0, size=3, batch_size=2),
+    dict(seed=0, step=-1, size=3, batch_size=2),
+])
+def test_bad_stream_is_refused(kwargs):
+  with pytest.raises(ValueError, match='=-?[0-9]'):
+    data.batch_indices(**kwargs)
+
+
+@pytest.mark.parametrize('lazy', [False, True])
+def test_train_batches_of_all_processes_make_the_global_batch(lazy):
+  kwargs = dict(seed=1, start_step=2, stop_step=7, batch_size=6)
+  parts = [
+      list(data.train_batches(
+          toy_split(lazy=lazy), process_index=i, process_count=2, **kwargs
+      )) for i in range(2)
+  ]
+  assert len(parts[0]) == len(parts[1]) == 5
+  for step, pair in enumerate(zip(*parts), start=2):
+    expected = data.batch_indices(1, step, size=10, batch_size=6)
+    image = np.concatenate([part['image'] for part in pair])
+    label = np.concatenate([part['label'] for part in pair])
+    assert image.shape == (6, 2, 2, 1) and label.dtype == np.int32
+    np.testing.assert_array_equal(image[:, 0, 0, 0], expected)
+    np.testing.assert_array_equal(label, expected % 3)
+
+
+@pytest.mark.parametrize('kwargs', [
+    dict(batch_size=11), dict(batch_size=5, process_count=2),
+    dict(batch_size=4, process_index=2, process_count=2),
+])
+def test_train_batches_refuse_at_the_call(kwargs):
+  with pytest.raises(ValueError):
+    data.train_batches(
+        toy_split(), seed=0, start_step=0, stop_step=1, **kwargs
+    )
+
+
+def test_lazy_batches_pass_on_exceptions():
+  split = toy_split(lazy=True)
+  served = []
+
+  def images(indices):
+    if len(served) == 2:
+      raise OSError('disk on fire')
+    served.append(indices)
+    return np.zeros((len(indices), 2, 2, 1), np.uint8)
+
+  split.images = images
+  batches = data.train_batches(
+      split, seed=0, start_step=0, stop_step=9, batch_size=2
+  )
+  next(batches), next(batches)
+  with pytest.raises(OSError, match='disk on fire'):
+    next(batches)
+
+
+def test_closing_lazy_batches_ends_the_thread():
+  before = set(threading.enumerate())
+  batches = data.train_batches(
+      toy_split(lazy=True), seed=0, start_step=0, stop_step=10**9, batch_size=2
+  )
+  next(batches)
+  assert set(threading.enumerate()) - before
+  batches.close()
+  assert not set(threading.enumerate()) - before
+
+
+@pytest.mark.parametrize('lazy', [False, True])
+def test_eval_batches_cover_every_image_once(lazy):
+  batches = list(data.eval_batches(toy_split(lazy=lazy), 4))
+  assert len(batches) == 3
+  images, labels, mask, indices = map(np.concatenate, zip(*batches))
+  assert images.shape == (12, 2, 2, 1) and images.dtype == np.uint8
+  np.testing.assert_array_equal(mask, [1] * 10 + [0] * 2)
+  np.testing.assert_array_equal(indices, [*range(10), -1, -1])
+  np.testing.assert_array_equal(images[:, 0, 0, 0], [*range(10), 0, 0])
+  np.testing.assert_array_equal(labels, [i % 3 for i in range(10)] + [0, 0])
+  assert labels.dtype == np.int32 and indices.dtype == np.int64
+  with pytest.raises(ValueError, match='batch_size=0'):
+    data.eval_batches(toy_split(), 0)
+
+
+def test_stratified_split_keeps_the_shares_and_every_class():
+  labels = np.repeat([0, 1, 2, 3], [50, 30, 19, 1])
+  rest, drawn = splits.stratified_split(labels, 20, seed=0)
+  np.testing.assert_array_equal(
+      np.sort(np.concatenate([rest, drawn])), np.arange(100)
+  )
+  np.testing.assert_array_equal(
+      np.bincount(labels[drawn], minlength=4), [10, 6, 4, 0]
+  )
+  other = splits.stratified_split(labels, 20, seed=1)[1]
+  assert set(other) != set(drawn)
+
+
+def test_channel_stats_are_numpys():
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (700, 3, 4, 3), dtype=np.uint8)
+  images[..., 2] = 51
+  split = data.ArraySplit(images, np.zeros(700))
+  mean, std = splits.channel_stats(split)
+  scaled = images / 255
+  np.testing.assert_allclose(mean, scaled.mean((0, 1, 2)), rtol=1e-12)
+  np.testing.assert_allclose(
+      std, [*scaled.std((0, 1, 2))[:2], 0.5 / 255], rtol=1e-10
+  )
+  mean, _ = splits.channel_stats(split, sample=2)
+  np.testing.assert_allclose(mean, scaled[[0, -1]].mean((0, 1, 2)))
+
+
+def test_digits_are_disjoint_and_the_test_split_is_fixed(config):
+  config.holdout = 0.2
+  rows = [digits.digit_rows(holdout=0.2, seed=seed) for seed in (0, 1)]
+  for parts in rows:
+    everything = np.concatenate(list(parts.values()))
+    np.testing.assert_array_equal(np.sort(everything), np.arange(1797))
+    assert [len(parts[k]) for k in ('train', 'holdout', 'test')] == [
+        1038, 259, 500
+    ]
+  np.testing.assert_array_equal(rows[0]['test'], rows[1]['test'])
+  assert set(rows[0]['holdout']) != set(rows[1]['holdout'])
+
+  dataset = data.load(config, seed=1)
+  real, labels = digits.real_digits()
+  for name, part in rows[1].items():
+    split = getattr(dataset, name)
+    np.testing.assert_array_equal(split.labels, labels[part])
+    np.testing.assert_array_equal(
+        split.images(np.arange(len(split)))[..., 0], real[part]
+    )
+  assert real.min() == 0 and real.max() == 255
+  assert dataset.channels == 1 and dataset.num_classes == 10
+  assert np.bincount(dataset.test.labels).min() >= 45
+
+
+def test_digits_can_be_resized(config):
+  config.image_size, config.load_size, config.holdout = 10, 12, 0.0
+  dataset = data.load(config)
+  assert dataset.train.images([0, 5]).shape == (2, 12, 12, 1)
+  assert dataset.image_size == 10 and len(dataset.holdout) == 0
+
+
+@pytest.mark.parametrize('kind', ['mix', 'max'])
+def test_scenes_are_labelled_by_their_rule(kind):
+  images, labels = digits.real_digits()
+  scenes = digit_scenes.compose(
+      images, labels, count=300, kind=kind, rng=np.random.default_rng(0)
+  )
+  shown = scenes.members >= 0
+  values = np.where(shown, labels[scenes.members], -1)
+  np.testing.assert_array_equal(scenes.labels, values[:, 0])
+  np.testing.assert_array_equal(shown.sum(1) > 1, scenes.hard)
+  assert {1, 2, 3} == set(shown.sum(1))
+  assert 0.4 < scenes.hard.mean() < 0.6
+  if kind == 'max':
+    np.testing.assert_array_equal(scenes.labels, values.max(1))
+  else:
+    assert (scenes.labels < values.max(1)).any()
+    # Only the labelled digit of a hard scene is bright.
+    assert scenes.images[scenes.hard].max((1, 2)).min() > 0.8 * 255
+  assert scenes.images.max((1, 2)).min() > 100
+
+
+def test_only_the_labelled_digit_of_a_mix_is_bright(monkeypatch):
+  monkeypatch.setattr(digit_scenes, '_NOISE', 0.0)
+  # Digit c fills its square with grey 100 + c, so that pixels tell levels.
+  images = np.full((10, 8, 8), 200, np.uint8)
+  scenes = digit_scenes.compose(
+      images, np.arange(10), count=100, kind='mix',
+      rng=np.random.default_rng(0),
+  )
+  hard = scenes.images[scenes.hard] / 200
+  levels = [np.unique(scene[scene > 0]) for scene in hard]
+  assert all(level[-1] >= 0.84 for level in levels)
+  assert all(0.39 <= level[0] and level[-2] <= 0.71 for level in levels)
+  covered = (hard > 0).sum((1, 2))
+  members = (scenes.members[scenes.hard] >= 0).sum(1)
+  # Two squares of 64 pixels share at most 8.
+  assert (covered >= 64 * members - 8 * members * (members - 1) // 2).all()
+
+
+def test_scenes_splits_come_from_disjoint_digits(config, monkeypatch):
+  config.name, config.image_size = 'digit_scenes', 16
+  config.scenes.num_train, config.scenes.num_test = 60, 40
+  seen = []
+
+  def compose(images, labels, **kwargs):
+    seen.append({image.tobytes() for image in images})
+    return original(images, labels, **kwargs)
+
+  original = digit_scenes.compose
+  monkeypatch.setattr(digit_scenes, 'compose', compose)
+  dataset = data.load(config)
+  sizes = [len(dataset.train), len(dataset.holdout), len(dataset.test)]
+  assert sizes == [60, 20, 40]
+  train, holdout, test = seen
+  real = {image.tobytes() for image in digits.real_digits()[0]}
+  assert len(train) + len(holdout) + len(test) == len(real)
+  assert train | holdout | test == real
+  assert dataset.train.meta['hard'].dtype == bool
+  assert dataset.train.images([0, 1]).shape == (2, 16, 16, 1)
+
+  again = data.load(config)
+  assert len(seen) == 3, 'the second load composed scenes again'
+  every = np.arange(40)
+  np.testing.assert_array_equal(
+      again.test.images(every), dataset.test.images(every)
+  )
+  other = data.load(config, seed=1)
+  np.testing.assert_array_equal(
+      other.test.images(every), dataset.test.images(every)
+  )
+  assert (other.train.images(every) != dataset.train.images(every)).any()
+
+
+def test_cache_builds_once(tmp_path):
+  builds = []
+
+  def build():
+    builds.append(1)
+    return np.arange(100)
+
+  for _ in range(2):
+    array = cache.cached(str(tmp_path), 'a/b', dict(x=1), build)
+    np.testing.assert_array_equal(array, np.arange(100))
+  assert len(builds) == 1
+  cache.cached(str(tmp_path), 'a/b', dict(x=2), build)
+  assert len(builds) == 2
+  assert all(name.endswith('.npy') for name in os.listdir(tmp_path))
+
+
+@pytest.mark.parametrize('keep', [0, 20, 200, 500])
+def test_truncated_cache_is_rebuilt(tmp_path, keep):
+  def build():
+    return np.arange(100)
+
+  key = (str(tmp_path), 'a', dict(x=1))
+  cache.cached(*key, build)
+  path = cache.cache_path(*key)
+  whole = path.read_bytes()
+  path.write_bytes(whole[:keep])
+  np.testing.assert_array_equal(cache.cached(*key, build), np.arange(100))
+  assert path.read_bytes() == whole
+
+
+def test_failed_build_or_write_leaves_no_file(tmp_path, monkeypatch):
+  def broken():
+    raise ValueError('no data')
+
+  with pytest.raises(ValueError, match='no data'):
+    cache.cached(str(tmp_path), 'a', {}, broken)
+
+  def full(*_):
+    raise OSError('disk full')
+
+  monkeypatch.setattr(os, 'replace', full)
+  array = cache.cached(str(tmp_path), 'a', {}, lambda: np.ones(3))
+  np.testing.assert_array_equal(array, np.ones(3))
+  assert not os.listdir(tmp_path)
+
+
+def test_cache_root(monkeypatch, tmp_path):
+  monkeypatch.setenv('ADAVIT_CACHE', str(tmp_path))
+  assert cache.cache_root('') == tmp_path
+  assert cache.cache_root(str(tmp_path / 'b')) == tmp_path / 'b'
+  monkeypatch.delenv('ADAVIT_CACHE')
+  assert cache.cache_root('').parts[-2:] == ('.cache', 'adavit_jax')
+
+
+@pytest.mark.parametrize('field, value', [
+    ('name', 'mnist'), ('name', 'tfds:'), ('holdout', 0.6), ('holdout', -0.1),
+    ('load_size', 4), ('image_size', 0), ('on_corrupt', 'ignore'),
+    ('crop_padding', -1), ('resized_crop', 1.5), ('mixup', -1.0),
+    ('label_smoothing', 2.0),
+])
+def test_bad_field_is_named(config, field, value):
+  config[field] = value
+  with pytest.raises(ValueError, match=field):
+    data.load(config)
+
+
+def test_bad_scene_kind_is_named(config):
+  config.name, config.image_size = 'digit_scenes', 16
+  config.scenes.kind = 'min'
+  with pytest.raises(ValueError, match="kind='min'"):
+    data.load(config)

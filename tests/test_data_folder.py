@@ -1,0 +1,272 @@
+"""Image folders: every odd image, every odd layout, in memory and lazily."""
+
+import os
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from adavit_jax import data
+from adavit_jax.data import decode
+from adavit_jax.data import folder
+from adavit_jax.data import load_encoded
+
+
+def save(path, image, **kwargs):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  image.save(path, **kwargs)
+
+
+def grey(value, size=(6, 6)):
+  return Image.new('RGB', size, (value,) * 3)
+
+
+@pytest.fixture
+def root(tmp_path):
+  """Six training images (values 10..60) and two to test, of 2 classes."""
+  root = tmp_path / 'pets'
+  for i, name in enumerate(('cat', 'dog')):
+    for j in range(3):
+      save(root / 'train' / name / f'{j}.png', grey(10 * (3 * i + j + 1)))
+    save(root / 'test' / name / 'x.PNG', grey(100 + i))
+  return root
+
+
+@pytest.fixture
+def config(root, tmp_path):
+  config = data.default_config()
+  config.update(dict(
+      name='folder', data_dir=str(root), image_size=4, holdout=0.0,
+      cache_dir=str(tmp_path / 'cache'),
+  ))
+  return config
+
+
+def values(split):
+  images = split.images(np.arange(len(split)))
+  assert images.dtype == np.uint8 and images.shape[1:] == (4, 4, 3)
+  return images[:, 0, 0, 0].tolist()
+
+
+@pytest.mark.parametrize('max_bytes', [load_encoded.MAX_BYTES, 0])
+def test_folder_loads(config, monkeypatch, max_bytes):
+  monkeypatch.setattr(load_encoded, 'MAX_BYTES', max_bytes)
+  config.holdout = 1 / 3
+  dataset = data.load(config)
+  assert dataset.train.lazy == (max_bytes == 0)
+  assert dataset.class_names == ('cat', 'dog')
+  assert dataset.num_classes == 2 and dataset.channels == 3
+  np.testing.assert_array_equal(dataset.train.labels, [0, 0, 1, 1])
+  np.testing.assert_array_equal(dataset.holdout.labels, [0, 1])
+  everything = values(dataset.train) + values(dataset.holdout)
+  assert sorted(everything) == [10, 20, 30, 40, 50, 60]
+  assert values(dataset.test) == [100, 101]
+  assert dataset.mean == folder.IMAGENET_MEAN
+  image = dataset.train.images(np.array([3, 0]))[:, 0, 0, 0]
+  np.testing.assert_array_equal(image, np.array(values(dataset.train))[[3, 0]])
+
+
+def test_val_serves_where_test_is_missing(config, root):
+  os.rename(root / 'test', root / 'val')
+  assert values(data.load(config).test) == [100, 101]
+
+
+def test_second_load_decodes_nothing_until_a_file_changes(
+    config, root, monkeypatch
+):
+  decoded = []
+  original = decode.decode_image
+
+  def counted(*args, **kwargs):
+    decoded.append(1)
+    return original(*args, **kwargs)
+
+  monkeypatch.setattr(decode, 'decode_image', counted)
+  data.load(config)
+  assert len(decoded) == 8
+  data.load(config)
+  assert len(decoded) == 8
+  save(root / 'train' / 'cat' / '0.png', grey(77))
+  os.utime(root / 'train' / 'cat' / '0.png', ns=(0, 12345))
+  assert values(data.load(config).train)[0] == 77
+  assert len(decoded) == 14
+  config.load_size = 6
+  assert data.load(config).train.images([0]).shape == (1, 6, 6, 3)
+
+
+def as_bytes(tmp_path, image, name, **kwargs):
+  path = tmp_path / name
+  image.save(path, **kwargs)
+  return path.read_bytes()
+
+
+def palette(*, transparent):
+  image = Image.new('P', (4, 4), 1)
+  image.putpalette([0, 0, 0, 30, 60, 90])
+  if transparent:
+    image.info['transparency'] = 1
+  return image
+
+
+ODD = {
+    'grey.png': (Image.new('L', (4, 4), 90), (90, 90, 90)),
+    'grey_alpha.png': (Image.new('LA', (4, 4), (90, 255)), (90, 90, 90)),
+    'clear.png': (Image.new('RGBA', (4, 4), (9, 9, 9, 0)), (255, 255, 255)),
+    'opaque.png': (Image.new('RGBA', (4, 4), (9, 8, 7, 255)), (9, 8, 7)),
+    'palette.png': (palette(transparent=False), (30, 60, 90)),
+    'palette.gif': (palette(transparent=False), (30, 60, 90)),
+    'palette_clear.png': (palette(transparent=True), (255, 255, 255)),
+    'bits.png': (Image.new('1', (4, 4), 1), (255, 255, 255)),
+    'deep.png': (
+        Image.fromarray(np.full((4, 4), 100 * 257, np.uint16)), (100,) * 3
+    ),
+    'dark_deep.png': (
+        Image.fromarray(np.full((4, 4), 200, np.uint16)), (1,) * 3
+    ),
+    'int.tif': (
+        Image.fromarray(np.full((4, 4), 100 * 257, np.int32)), (100,) * 3
+    ),
+    'float.tif': (
+        Image.fromarray(np.full((4, 4), 0.2, np.float32)), (51,) * 3
+    ),
+    'cmyk.tif': (Image.new('CMYK', (4, 4), (0, 255, 255, 0)), (255, 0, 0)),
+}
+
+
+@pytest.mark.parametrize('name', ODD)
+def test_every_mode_becomes_rgb(tmp_path, name):
+  image, colour = ODD[name]
+  found = decode.decode_image(as_bytes(tmp_path, image, name), size=4)
+  assert found.dtype == np.uint8
+  np.testing.assert_array_equal(found, np.full((4, 4, 3), colour))
+
+
+def test_exif_rotation_is_applied(tmp_path):
+  pixels = np.zeros((16, 16, 3), np.uint8)
+  pixels[:, :8] = 255  # White on the left.
+  exif = Image.Exif()
+  exif[0x0112] = 6  # To be turned by 90 degrees clockwise.
+  written = as_bytes(
+      tmp_path, Image.fromarray(pixels), 'a.jpg', exif=exif, quality=95
+  )
+  found = decode.decode_image(written, size=16)
+  assert found[:7].min() > 240 and found[9:].max() < 15
+
+
+@pytest.mark.parametrize('shape', [(4, 10), (9, 4)])
+def test_centre_is_cropped_exactly(tmp_path, shape):
+  pixels = np.random.default_rng(0).integers(
+      0, 256, (*shape, 3), dtype=np.uint8
+  )
+  written = as_bytes(tmp_path, Image.fromarray(pixels), 'a.png')
+  top, left = (shape[0] - 4) // 2, (shape[1] - 4) // 2
+  np.testing.assert_array_equal(
+      decode.decode_image(written, size=4),
+      pixels[top:top + 4, left:left + 4],
+  )
+
+
+@pytest.mark.parametrize('suffix', ['png', 'jpg'])
+@pytest.mark.parametrize('size', [(100, 75), (3, 5), (1, 40), (41, 40)])
+def test_short_side_is_resized(tmp_path, suffix, size):
+  # Brightness along a diagonal: the centre's value survives any resize.
+  across, down = np.meshgrid(*(np.linspace(-1, 1, s) for s in size))
+  pixels = (128 + 50 * (across + down) / 2).astype(np.uint8)
+  written = as_bytes(tmp_path, Image.fromarray(pixels), f'a.{suffix}')
+  found = decode.decode_image(written, size=8, channels=1)
+  assert found.shape == (8, 8, 1)
+  centre = pixels[(size[1] - 1) // 2, (size[0] - 1) // 2]
+  assert abs(found[3:5, 3:5].mean() - float(centre)) < 30
+  assert found[-1, -1, 0] >= found[0, 0, 0]
+
+
+@pytest.mark.parametrize('keep', [0, 10, 60, None])
+def test_damaged_bytes_are_refused(tmp_path, keep):
+  written = as_bytes(
+      tmp_path, Image.effect_noise((20, 20), 50), 'a.png'
+  ) if keep is not None else b'not an image at all'
+  with pytest.raises(data.CorruptImageError):
+    decode.decode_image(written[:keep], size=4)
+
+
+@pytest.fixture
+def corrupt(root):
+  path = root / 'train' / 'cat' / '1.png'
+  path.write_bytes(path.read_bytes()[:40])
+  return path
+
+
+@pytest.mark.parametrize('max_bytes', [load_encoded.MAX_BYTES, 0])
+def test_corrupt_image_is_named(config, corrupt, monkeypatch, max_bytes):
+  monkeypatch.setattr(load_encoded, 'MAX_BYTES', max_bytes)
+  with pytest.raises(ValueError, match=r'train/cat/1\.png.*on_corrupt'):
+    values(data.load(config).train)
+
+
+def test_corrupt_image_is_left_out(config, corrupt, caplog):
+  config.on_corrupt = 'skip'
+  dataset = data.load(config)
+  assert values(dataset.train) == [10, 30, 40, 50, 60]
+  np.testing.assert_array_equal(dataset.train.labels, [0, 0, 1, 1, 1])
+  assert str(corrupt) in caplog.text
+  # What was cached by skipping must not satisfy who wants an error.
+  config.on_corrupt = 'error'
+  with pytest.raises(ValueError, match='1.png'):
+    data.load(config)
+
+
+def test_next_of_the_class_stands_in_where_decoding_is_lazy(
+    config, corrupt, monkeypatch, caplog
+):
+  monkeypatch.setattr(load_encoded, 'MAX_BYTES', 0)
+  config.on_corrupt = 'skip'
+  dataset = data.load(config)
+  assert values(dataset.train) == [10, 30, 30, 40, 50, 60]
+  assert str(corrupt) in caplog.text
+  for name in ('0', '2'):
+    (corrupt.parent / f'{name}.png').write_bytes(b'')
+  with pytest.raises(ValueError, match='cat'):
+    dataset.train.images([1])
+
+
+def test_nothing_readable_is_an_error(config, root):
+  config.on_corrupt = 'skip'
+  for path in root.glob('test/*/*'):
+    path.write_bytes(b'x')
+  with pytest.raises(ValueError, match='None of the 2 images'):
+    data.load(config)
+
+
+def test_layout_errors_name_the_folder(config, root):
+  (root / 'test' / 'eel').mkdir()
+  with pytest.raises(ValueError, match=r"training images lack: \['eel'\]"):
+    data.load(config)
+  (root / 'test' / 'eel').rmdir()
+  (root / 'train' / 'ant').mkdir()
+  with pytest.raises(ValueError, match='train/ant holds no image'):
+    data.load(config)
+  (root / 'train' / 'ant' / 'readme.txt').write_text('')
+  (root / 'train' / 'ant' / '._a.png').write_text('')
+  with pytest.raises(ValueError, match='train/ant holds no image'):
+    data.load(config)
+  os.rename(root / 'test', root / 'tests')
+  with pytest.raises(ValueError, match='neither test/ nor val/'):
+    data.load(config)
+  os.rename(root / 'train', root / 'training')
+  with pytest.raises(ValueError, match='train does not exist'):
+    data.load(config)
+  (root / 'train').mkdir()
+  (root / 'test').mkdir()
+  with pytest.raises(ValueError, match='train holds no class folder'):
+    data.load(config)
+  config.data_dir = ''
+  with pytest.raises(ValueError, match='needs config.data.data_dir'):
+    data.load(config)
+
+
+def test_test_split_may_lack_a_class(config, root):
+  (root / 'test' / 'cat' / 'x.PNG').unlink()
+  (root / 'test' / 'cat').rmdir()
+  dataset = data.load(config)
+  assert dataset.num_classes == 2
+  np.testing.assert_array_equal(dataset.test.labels, [1])

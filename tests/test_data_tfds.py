@@ -1,0 +1,218 @@
+"""tfds directories: a tiny one is prepared here, without TensorFlow."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from adavit_jax import data
+from adavit_jax.data import load_encoded
+from adavit_jax.data import tfds_dir
+
+SIZES = dict(train=12, test=4, validation=2)
+BASE = dict(train=0, test=100, validation=200)
+
+
+class TinyFlags(tfds.core.GeneratorBasedBuilder):
+  """Image i of a split is grey BASE + i; its label is i modulo 3."""
+
+  VERSION = tfds.core.Version('1.10.0')
+
+  def _info(self):
+    return self.dataset_info_from_configs(
+        features=tfds.features.FeaturesDict(dict(
+            picture=tfds.features.Image(shape=(6, 6, 3)),
+            kind=tfds.features.ClassLabel(names=['red', 'green', 'blue']),
+        )),
+        supervised_keys=('picture', 'kind'),
+    )
+
+  def _split_generators(self, dl_manager):
+    return {name: self._generate_examples(name) for name in SIZES}
+
+  def _generate_examples(self, name):
+    for i in range(SIZES[name]):
+      picture = np.full((6, 6, 3), BASE[name] + i, np.uint8)
+      yield i, dict(picture=picture, kind=i % 3)
+
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+  data_dir = tmp_path_factory.mktemp('tfds')
+  TinyFlags(data_dir=data_dir, file_format='array_record').download_and_prepare(
+      file_format='array_record'
+  )
+  return data_dir
+
+
+@pytest.fixture
+def config(prepared, tmp_path):
+  config = data.default_config()
+  config.update(dict(
+      name='tfds:tiny_flags', data_dir=str(prepared), image_size=6,
+      holdout=0.25, cache_dir=str(tmp_path / 'cache'),
+  ))
+  return config
+
+
+def values(split):
+  return split.images(np.arange(len(split)))[:, 0, 0, 0].astype(int)
+
+
+@pytest.mark.parametrize('max_bytes', [load_encoded.MAX_BYTES, 0])
+def test_set_loads(config, monkeypatch, max_bytes):
+  monkeypatch.setattr(load_encoded, 'MAX_BYTES', max_bytes)
+  dataset = data.load(config)
+  assert dataset.train.lazy == (max_bytes == 0)
+  assert dataset.class_names == ('red', 'green', 'blue')
+  assert dataset.num_classes == 3 and dataset.channels == 3
+  assert len(dataset.train) == 9 and len(dataset.holdout) == 3
+  np.testing.assert_array_equal(dataset.holdout.labels % 3, [
+      value % 3 for value in values(dataset.holdout)
+  ])
+  everything = np.concatenate([values(dataset.train), values(dataset.holdout)])
+  np.testing.assert_array_equal(np.sort(everything), np.arange(12))
+  np.testing.assert_array_equal(values(dataset.train) % 3, dataset.train.labels)
+  test = values(dataset.test)
+  np.testing.assert_array_equal(np.sort(test), [100, 101, 102, 103])
+  np.testing.assert_array_equal((test - 100) % 3, dataset.test.labels)
+  np.testing.assert_allclose(
+      dataset.mean, values(dataset.train).mean() / 255, rtol=1e-6
+  )
+
+
+def test_second_start_does_not_open_the_records(config, monkeypatch):
+  first = data.load(config)
+  # What is None in sys.modules cannot be imported.
+  monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
+  second = data.load(config)
+  np.testing.assert_array_equal(values(first.train), values(second.train))
+  config.load_size = 7
+  with pytest.raises(ImportError):
+    data.load(config)
+
+
+def edited(prepared, tmp_path, file, edit):
+  """Copies the set's JSON files with one of them changed."""
+  source = prepared / 'tiny_flags' / '1.10.0'
+  target = tmp_path / 'copy' / 'tiny_flags' / '1.10.0'
+  target.mkdir(parents=True)
+  for path in source.iterdir():
+    (target / path.name).write_bytes(path.read_bytes())
+  table = json.loads((target / file).read_text())
+  edit(table)
+  (target / file).write_text(json.dumps(table))
+  return str(tmp_path / 'copy')
+
+
+def test_changed_info_is_another_cache_entry(
+    config, prepared, tmp_path, monkeypatch
+):
+  data.load(config)
+  config.data_dir = edited(
+      prepared, tmp_path, 'dataset_info.json',
+      lambda table: table.update(description='new'),
+  )
+  monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
+  with pytest.raises(ImportError):
+    data.load(config)
+
+
+def test_unlabelled_test_split_gives_way_to_validation(config, monkeypatch):
+  original = load_encoded.load_split
+
+  def unlabelled(encoded, *args, **kwargs):
+    parts = original(encoded, *args, **kwargs)
+    if encoded.label.endswith('test'):
+      parts[0].labels[:] = -1
+    return parts
+
+  monkeypatch.setattr(load_encoded, 'load_split', unlabelled)
+  test = data.load(config).test
+  np.testing.assert_array_equal(np.sort(values(test)), [200, 201])
+
+
+@pytest.mark.parametrize('file, edit, message', [
+    (
+        'dataset_info.json', lambda t: t.update(fileFormat='tfrecord'),
+        'stored as tfrecord',
+    ),
+    ('dataset_info.json', lambda t: t.pop('fileFormat'), 'stored as tfrecord'),
+    (
+        'dataset_info.json', lambda t: t['splits'].clear(),
+        "no split 'train'",
+    ),
+    (
+        'features.json',
+        lambda t: t['featuresDict']['features'].pop('kind'),
+        r"no image with a class label: its features are \['picture'\]",
+    ),
+])
+def test_unusable_set_is_refused(
+    config, prepared, tmp_path, file, edit, message
+):
+  config.data_dir = edited(prepared, tmp_path, file, edit)
+  with pytest.raises(ValueError, match=message):
+    data.load(config)
+
+
+def test_missing_directory_is_named_before_all_else(
+    config, monkeypatch, tmp_path
+):
+  monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
+  config.data_dir = str(tmp_path / 'nowhere')
+  with pytest.raises(ValueError, match="data_dir='.*nowhere' does not exist"):
+    data.load(config)
+  config.data_dir = ''
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'gone'))
+  with pytest.raises(ValueError, match="TFDS_DATA_DIR='.*gone' does not exist"):
+    data.load(config)
+  config.data_dir = str(tmp_path)
+  with pytest.raises(ValueError, match="holds no prepared 'tiny_flags'"):
+    data.load(config)
+
+
+def test_environment_names_the_directory(config, prepared, monkeypatch):
+  config.data_dir = ''
+  monkeypatch.setenv('TFDS_DATA_DIR', str(prepared))
+  assert len(data.load(config).test) == 4
+
+
+def test_download_only_where_nothing_is_given(config, tmp_path, monkeypatch):
+  asked = []
+
+  def builder(name, **kwargs):
+    asked.append(name)
+    return TinyFlags(data_dir=tmp_path / 'new', **kwargs)
+
+  monkeypatch.setattr(tfds, 'builder', builder)
+  monkeypatch.delenv('TFDS_DATA_DIR', raising=False)
+  monkeypatch.setattr(
+      tfds_dir, 'default_data_dir',
+      lambda: tfds_dir.epath.Path(tmp_path / 'new'),
+  )
+  config.data_dir = ''
+  for _ in range(2):
+    assert len(data.load(config).test) == 4
+  assert asked == ['tiny_flags']
+
+
+def test_versions_and_configurations_are_found(tmp_path):
+  root = tfds_dir.epath.Path(tmp_path)
+  for name in (
+      'flags/1.9.0', 'flags/1.10.0', 'flags/1.11.0.incompleteA1',
+      'sized/small/2.0.0', 'sized/large/2.0.0',
+  ):
+    (root / name).mkdir(parents=True)
+    (root / name / 'dataset_info.json').write_text('{}')
+  (root / 'flags' / '2.0.0').mkdir()  # Nothing in it.
+  assert tfds_dir.find('flags', root).name == '1.10.0'
+  assert tfds_dir.find('flags:1.9.0', root).name == '1.9.0'
+  assert tfds_dir.find('flags:3.0.0', root) is None
+  assert tfds_dir.find('roses', root) is None
+  found = tfds_dir.find('sized/small:2.0.0', root)
+  assert found.parts[-2:] == ('small', '2.0.0')
+  with pytest.raises(ValueError, match=r"one of \['large', 'small'\]"):
+    tfds_dir.find('sized', root)

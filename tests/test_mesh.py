@@ -1,0 +1,88 @@
+"""The mesh, the batch on it, the guards and the stop flag."""
+
+import signal
+
+from adavit_jax.train import guards
+from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import preemption
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+
+def test_make_mesh():
+  mesh = mesh_lib.make_mesh()
+  assert mesh.axis_names == ('data',)
+  assert mesh.size == jax.device_count() == 8
+  assert mesh.axis_types == (jax.sharding.AxisType.Auto,)
+  assert list(mesh_lib.make_mesh(2).devices) == jax.devices()[:2]
+  with pytest.raises(ValueError, match='num_devices=9 but 8'):
+    mesh_lib.make_mesh(9)
+
+
+def test_check_batch_size():
+  mesh = mesh_lib.make_mesh()
+  assert mesh_lib.check_batch_size(24, mesh) == 24
+  with pytest.raises(ValueError, match='eval_batch=20.*8.*16 or 24'):
+    mesh_lib.check_batch_size(20, mesh, 'eval_batch')
+  with pytest.raises(ValueError, match='batch_size=3 .*8 devices.*to 8,'):
+    mesh_lib.check_batch_size(3, mesh)
+  with pytest.raises(ValueError, match='batch_size=0'):
+    mesh_lib.check_batch_size(0, mesh)
+
+
+def test_shard_batch_gives_each_device_its_rows():
+  mesh = mesh_lib.make_mesh(4)
+  batch = {'image': np.arange(8 * 3, dtype=np.uint8).reshape(8, 3),
+           'label': np.arange(8)}
+  out = mesh_lib.shard_batch(batch, mesh)
+  assert out['image'].sharding == mesh_lib.batch_sharding(mesh)
+  for i, shard in enumerate(out['image'].addressable_shards):
+    np.testing.assert_array_equal(shard.data, batch['image'][2 * i:2 * i + 2])
+  back = mesh_lib.fetch(out)
+  assert back['image'].dtype == np.uint8
+  np.testing.assert_array_equal(back['image'], batch['image'])
+  np.testing.assert_array_equal(back['label'], batch['label'])
+
+
+@pytest.mark.parametrize('leaf, words', [
+    (np.zeros((6, 2)), r"global size of batch\['x'\]=6"),
+    (np.float32(1), r"batch\['x'\] is the scalar"),
+])
+def test_shard_batch_names_the_bad_leaf(leaf, words):
+  with pytest.raises(ValueError, match=words):
+    mesh_lib.shard_batch({'x': leaf}, mesh_lib.make_mesh(4))
+
+
+def test_fetch_replicated_and_plain():
+  mesh = mesh_lib.make_mesh()
+  x = jax.device_put(jnp.arange(3.), mesh_lib.replicated(mesh))
+  assert x.is_fully_replicated
+  out = mesh_lib.fetch({'x': x, 'n': 2})
+  assert isinstance(out['x'], np.ndarray) and isinstance(out['n'], np.ndarray)
+  np.testing.assert_array_equal(out['x'], [0, 1, 2])
+  assert out['n'] == 2
+
+
+def test_check_finite():
+  guards.check_finite(1, {'loss': 1., 'keep': np.ones((2, 3)), 'n': 4,
+                          'half': jnp.bfloat16(3)})
+  with pytest.raises(guards.NonFiniteError, match='step 7: loss=nan') as e:
+    guards.check_finite(7, {'acc': 0.5, 'loss': float('nan')})
+  assert (e.value.step, e.value.name) == (7, 'loss')
+  assert 'learning_rate' in str(e.value)
+  with pytest.raises(FloatingPointError, match='keep'):
+    guards.check_finite(7, {'keep': np.array([1, np.inf])})
+
+
+@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
+def test_graceful_stop(signum):
+  before = [signal.getsignal(s) for s in preemption.SIGNALS]
+  with preemption.GracefulStop() as stop:
+    assert not stop.should_stop()
+    signal.raise_signal(signum)
+    assert stop.requested and stop.should_stop()
+    with pytest.raises(KeyboardInterrupt):
+      signal.raise_signal(signum)
+  assert [signal.getsignal(s) for s in preemption.SIGNALS] == before

@@ -1,0 +1,126 @@
+"""Two processes of two CPU devices each compute what one process would."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+import traceback
+
+import adavit_jax
+import numpy as np
+
+ROOT = str(pathlib.Path(adavit_jax.__file__).parents[1])
+B, D = 8, 3
+
+
+def _batch():
+  rng = np.random.default_rng(0)
+  return {'x': rng.normal(size=(B, D)).astype(np.float32),
+          'y': rng.normal(size=(B,)).astype(np.float32)}
+
+
+W = np.array([0.5, -1., 2.], np.float32)
+
+
+def _worker(index, port, workdir):
+  """Runs in each process; prints the gradient and what else it saw."""
+  import jax
+  jax.distributed.initialize(
+      f'127.0.0.1:{port}', num_processes=2, process_id=index)
+  from adavit_jax.train import checkpoints
+  from adavit_jax.train import mesh as mesh_lib
+  from adavit_jax.train import preemption
+  import jax.numpy as jnp
+
+  mesh = mesh_lib.make_mesh()
+  assert mesh.size == 4 and jax.local_device_count() == 2
+  local = mesh_lib.check_batch_size(B, mesh)
+  try:
+    mesh_lib.check_batch_size(6, mesh)
+  except ValueError as e:
+    assert '2 processes with 2 each' in str(e), e
+  else:
+    raise AssertionError('6 images on 4 devices were accepted')
+  rows = slice(index * local, (index + 1) * local)
+  batch = mesh_lib.shard_batch(
+      jax.tree.map(lambda x: x[rows], _batch()), mesh)
+  assert batch['x'].shape == (B, D)
+
+  def loss(w, batch):
+    return jnp.mean((batch['x'] @ w - batch['y']) ** 2)
+
+  whole = mesh_lib.replicated(mesh)
+  value, grad = jax.jit(jax.value_and_grad(loss), out_shardings=whole)(W, batch)
+  print('RESULT', *map(float.hex, map(float, (
+      mesh_lib.fetch(value), *mesh_lib.fetch(grad)))))
+  try:
+    mesh_lib.fetch(batch)
+  except ValueError as e:
+    assert 'other hosts' in str(e), e
+  else:
+    raise AssertionError('half of a batch was fetched')
+
+  with preemption.GracefulStop(check_every=2) as stop:
+    stop.requested = index == 1  # One is asked, both agree, at one time.
+    assert [stop.should_stop() for _ in range(2)] == [False, True]
+
+  with checkpoints.Checkpoints(workdir) as ckpts:
+    assert ckpts.save(3, {'grad': grad}, {'at': 3}, metric=0.5) == (
+        'last', 'best')
+    ckpts.wait()
+    assert ckpts.latest() == ('last', 3)
+    abstract = {'grad': jax.ShapeDtypeStruct((D,), jnp.float32, sharding=whole)}
+    for kind in ('last', 'best'):
+      got = ckpts.restore(abstract, kind=kind)['grad']
+      assert (mesh_lib.fetch(got) == mesh_lib.fetch(grad)).all()
+
+
+def test_two_processes(tmp_path):
+  with socket.socket() as s:
+    s.bind(('127.0.0.1', 0))
+    port = s.getsockname()[1]
+  env = os.environ | {
+      'PYTHONPATH': ROOT, 'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+  logs = [tmp_path / f'{i}.log' for i in range(2)]
+  processes = []
+  try:
+    for i, log in enumerate(logs):
+      with log.open('w') as f:
+        processes.append(subprocess.Popen(
+            [sys.executable, __file__, str(i), str(port), str(tmp_path)],
+            env=env, stdout=f, stderr=subprocess.STDOUT))
+    until = time.monotonic() + 90
+    # One that fails leaves the other waiting at a barrier.
+    while (any(p.poll() is None for p in processes)
+           and not any(p.poll() for p in processes)
+           and time.monotonic() < until):
+      time.sleep(0.05)
+    codes = [p.poll() for p in processes]
+  finally:
+    for p in processes:
+      p.kill()
+      p.wait()
+  outputs = [log.read_text() for log in logs]
+  assert codes == [0, 0], '\n'.join(outputs)
+
+  batch = {k: v.astype(np.float64) for k, v in _batch().items()}
+  error = batch['x'] @ W - batch['y']
+  want = [np.mean(error ** 2), *(2 * error @ batch['x'] / B)]
+  lines = [line for out in outputs for line in out.splitlines()
+           if line.startswith('RESULT')]
+  assert len(lines) == 2 and lines[0] == lines[1]
+  got = [float.fromhex(x) for x in lines[0].split()[1:]]
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+if __name__ == '__main__':
+  try:
+    _worker(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+  except Exception:
+    traceback.print_exc()
+    sys.stderr.flush()
+    # An ordinary exit would wait for the other process to leave too.
+    os._exit(1)

@@ -1,0 +1,47 @@
+"""Trains a model: python train.py --config=configs/digits_policy.py --workdir=DIR
+
+A second call with the same arguments resumes. `--config.x=y` overrides any
+field of the config.
+"""
+
+from absl import app
+from absl import flags
+from absl import logging
+import jax
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'A file of configs/, with :variant where it has any.',
+    lock_config=True)
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Directory for checkpoints and metrics.')
+_DISTRIBUTED = flags.DEFINE_bool(
+    'distributed', False, 'Joins the other hosts of a pod or cluster.')
+flags.mark_flags_as_required(['config', 'workdir'])
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  if _DISTRIBUTED.value:
+    jax.distributed.initialize()
+  logging.info('%d devices of kind %s', jax.device_count(),
+               jax.devices()[0].device_kind)
+  from adavit_jax.train import loop
+  try:
+    trainer = loop.Trainer(_CONFIG.value, _WORKDIR.value)
+  except ValueError as error:
+    raise SystemExit(f'error: {error}') from error
+  if trainer.train() is not None:
+    print(f'done; now: python eval.py --workdir={_WORKDIR.value}')
+
+
+def _quiet(record):
+  # Orbax logs dozens of lines a checkpoint at the level INFO.
+  return record.levelno > 20 or 'orbax' not in record.pathname
+
+
+if __name__ == '__main__':
+  logging.set_verbosity(logging.INFO)
+  logging.get_absl_handler().addFilter(_quiet)
+  app.run(main)
