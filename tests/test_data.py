@@ -228,7 +228,7 @@ def test_scenes_are_labelled_by_their_rule(kind):
 
 def test_only_the_labelled_digit_of_a_mix_is_bright(monkeypatch):
   monkeypatch.setattr(digit_scenes, '_NOISE', 0.0)
-  # Digit c fills its square with grey 100 + c, so that pixels tell levels.
+  # Even squares for digits, so that a pixel tells the level of its digit.
   images = np.full((10, 8, 8), 200, np.uint8)
   scenes = digit_scenes.compose(
       images, np.arange(10), count=100, kind='mix',

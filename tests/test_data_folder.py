@@ -48,7 +48,7 @@ def values(split):
   return images[:, 0, 0, 0].tolist()
 
 
-@pytest.mark.parametrize('max_bytes', [load_encoded.MAX_BYTES, 0])
+@pytest.mark.parametrize('max_bytes', [2**31, 0], ids=['memory', 'lazy'])
 def test_folder_loads(config, monkeypatch, max_bytes):
   monkeypatch.setattr(load_encoded, 'MAX_BYTES', max_bytes)
   config.holdout = 1 / 3
@@ -196,7 +196,7 @@ def corrupt(root):
   return path
 
 
-@pytest.mark.parametrize('max_bytes', [load_encoded.MAX_BYTES, 0])
+@pytest.mark.parametrize('max_bytes', [2**31, 0], ids=['memory', 'lazy'])
 def test_corrupt_image_is_named(config, corrupt, monkeypatch, max_bytes):
   monkeypatch.setattr(load_encoded, 'MAX_BYTES', max_bytes)
   with pytest.raises(ValueError, match=r'train/cat/1\.png.*on_corrupt'):

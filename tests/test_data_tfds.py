@@ -1,9 +1,11 @@
 """tfds directories: a tiny one is prepared here, without TensorFlow."""
 
+import io
 import json
 import sys
 
 import numpy as np
+from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
@@ -21,7 +23,8 @@ class TinyFlags(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version('1.10.0')
 
   def _info(self):
-    return self.dataset_info_from_configs(
+    return tfds.core.DatasetInfo(
+        builder=self,
         features=tfds.features.FeaturesDict(dict(
             picture=tfds.features.Image(shape=(6, 6, 3)),
             kind=tfds.features.ClassLabel(names=['red', 'green', 'blue']),
@@ -34,7 +37,10 @@ class TinyFlags(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, name):
     for i in range(SIZES[name]):
-      picture = np.full((6, 6, 3), BASE[name] + i, np.uint8)
+      # Encoded here, because tfds would do it by TensorFlow.
+      picture = io.BytesIO()
+      Image.new('RGB', (6, 6), (BASE[name] + i,) * 3).save(picture, 'png')
+      picture.seek(0)
       yield i, dict(picture=picture, kind=i % 3)
 
 
@@ -61,7 +67,7 @@ def values(split):
   return split.images(np.arange(len(split)))[:, 0, 0, 0].astype(int)
 
 
-@pytest.mark.parametrize('max_bytes', [load_encoded.MAX_BYTES, 0])
+@pytest.mark.parametrize('max_bytes', [2**31, 0], ids=['memory', 'lazy'])
 def test_set_loads(config, monkeypatch, max_bytes):
   monkeypatch.setattr(load_encoded, 'MAX_BYTES', max_bytes)
   dataset = data.load(config)
@@ -69,9 +75,9 @@ def test_set_loads(config, monkeypatch, max_bytes):
   assert dataset.class_names == ('red', 'green', 'blue')
   assert dataset.num_classes == 3 and dataset.channels == 3
   assert len(dataset.train) == 9 and len(dataset.holdout) == 3
-  np.testing.assert_array_equal(dataset.holdout.labels % 3, [
-      value % 3 for value in values(dataset.holdout)
-  ])
+  np.testing.assert_array_equal(
+      values(dataset.holdout) % 3, dataset.holdout.labels
+  )
   everything = np.concatenate([values(dataset.train), values(dataset.holdout)])
   np.testing.assert_array_equal(np.sort(everything), np.arange(12))
   np.testing.assert_array_equal(values(dataset.train) % 3, dataset.train.labels)
@@ -197,6 +203,20 @@ def test_download_only_where_nothing_is_given(config, tmp_path, monkeypatch):
   for _ in range(2):
     assert len(data.load(config).test) == 4
   assert asked == ['tiny_flags']
+
+
+def test_download_that_needs_tensorflow_says_so(config, monkeypatch, tmp_path):
+  def builder(name, **kwargs):
+    raise ModuleNotFoundError("No module named 'tensorflow'")
+
+  monkeypatch.setattr(tfds, 'builder', builder)
+  monkeypatch.setattr(
+      tfds_dir, 'default_data_dir', lambda: tfds_dir.epath.Path(tmp_path)
+  )
+  monkeypatch.delenv('TFDS_DATA_DIR', raising=False)
+  config.data_dir = ''
+  with pytest.raises(ValueError, match='pip install tensorflow'):
+    data.load(config)
 
 
 def test_versions_and_configurations_are_found(tmp_path):

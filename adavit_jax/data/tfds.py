@@ -165,6 +165,15 @@ def _download(name: str) -> epath.Path:
   import tensorflow_datasets as tfds  # See Records._source.
 
   logging.info('Downloading %s with tfds.', name)
-  builder = tfds.builder(name, file_format='array_record')
-  builder.download_and_prepare(file_format='array_record')
+  try:
+    builder = tfds.builder(name, file_format='array_record')
+    builder.download_and_prepare(file_format='array_record')
+  except ImportError as error:
+    raise ValueError(
+        f"'tfds:{name}' is not prepared below {tfds_dir.default_data_dir()}, and"
+        f' tfds cannot prepare it here ({error}). Prepare it once where'
+        ' TensorFlow is (pip install tensorflow; tfds build'
+        f' {name} --file_format=array_record) and give its folder in'
+        ' config.data.data_dir; reading it needs no TensorFlow.'
+    ) from error
   return epath.Path(builder.data_path)

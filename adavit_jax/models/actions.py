@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Actions(NamedTuple):
@@ -19,7 +20,8 @@ class Actions(NamedTuple):
   @property
   def keep(self):
     """Both halves as one vector, [B, 2L] or [2L]: all MSA, then all MLP."""
-    return jnp.concatenate([self.msa, self.mlp], axis=-1)
+    xp = np if isinstance(self.msa, np.ndarray) else jnp
+    return xp.concatenate([self.msa, self.mlp], axis=-1)
 
   @classmethod
   def from_keep(cls, keep):

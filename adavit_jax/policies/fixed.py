@@ -50,6 +50,18 @@ def table_1(number, num_layers, *, which='first'):
   return drop(num_layers, *TABLE_1[number], which=which)
 
 
+def parse(keep, num_layers):
+  """A mask from text: 2L digits 0 or 1, all MSA first, to `Actions` [L].
+
+  Raises:
+    ValueError: if the text has another length or other characters.
+  """
+  if len(keep) != 2 * num_layers or set(keep) - {'0', '1'}:
+    raise ValueError(f'keep={keep!r} must be {2 * num_layers} digits 0 or 1, '
+                     f'for {num_layers} MSA, then {num_layers} MLP layers')
+  return Actions.from_keep(np.array(list(keep), np.float32))
+
+
 def survival(num_layers, final):
   """Survival probability falling linearly with depth (figure 9), [L].
 

@@ -19,14 +19,15 @@ def default_config():
   config.data = data.default_config()
 
   config.model = config_dict.ConfigDict(dict(
-      name='vit_digits_patch2_8', unroll=1, remat=False))
+      name='vit_digits_patch2_8', unroll=1, remat=True))
   for field, kind in _MODEL_FIELDS.items():  # None: as the name has it
     config.model[field] = config_dict.placeholder(kind)
 
   config.nets = config_dict.ConfigDict(dict(
       tokens='all', aux=True, hidden=0, bias=2.0, threshold=0.5))
 
-  config.init = config_dict.ConfigDict(dict(workdir=''))
+  config.init = config_dict.ConfigDict(dict(
+      workdir='', phase=''))  # start from another run; '' phase: its newest
   config.log_every = 50
   config.eval_every = 500
   config.checkpoint_every = 500
@@ -52,7 +53,7 @@ def default_config():
       **rl))
   config.static = config_dict.ConfigDict(dict(
       optim, learning_rate=5e-4, policy='table_1', number=4, which='first',
-      survival=0.5, **path))
+      survival=0.5, keep='', **path))
   return config
 
 

@@ -17,6 +17,7 @@ from adavit_jax.train import evaluate
 from adavit_jax.train import guards
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import preemption
+from adavit_jax.train import restore
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
 from adavit_jax.train import writer
@@ -92,7 +93,7 @@ class Trainer:
     latest = ckpts.latest()
     if latest is None:
       if config.init.workdir:
-        state = self._restore_params(config.init.workdir)
+        state = self._restore_params()
       else:
         state = self._replicate(
             system_lib.init_state(self.system, config.seed))
@@ -103,42 +104,25 @@ class Trainer:
     info = ckpts.info(step, kind)
     _check_same(info['config'], json.loads(json.dumps(config.to_dict())),
                 self.workdir)
-    state = ckpts.restore(self._abstract(self.system, info['phase']), step,
-                          kind)
+    shapes = step_lib.abstract_state(self.system, info['phase'])
+    state = ckpts.restore(
+        mesh_lib.put_shapes(shapes, self.mesh), step, kind)
     logging.info('resumed from step %d, phase %s', step, info['phase'])
     index = list(config.phases).index(info['phase'])
     if info['finished']:
       return state, index + 1, step
     return state, index, info['start']
 
-  def _restore_params(self, workdir):
-    """A state that begins anew from another run's newest parameters."""
-    with checkpoints.Checkpoints(workdir, read_only=True) as ckpts:
-      latest = ckpts.latest()
-      if latest is None:
-        raise ValueError(f'init.workdir={workdir!r} holds no checkpoint; give '
-                         f'the --workdir of a finished run')
-      kind, step = latest
-      info = ckpts.info(step, kind)
-      other = self.system.config.copy_and_resolve_references()
-      phase = info['phase']
-      other[phase].ema = info['config'][phase]['ema']
-      other[phase].clip_norm = info['config'][phase]['clip_norm']
-      wanted = self._abstract(
-          system_lib.create(other, self.dataset), phase)
-      state = ckpts.restore(wanted, step, kind)
-    logging.info('initialised from %s, step %d of phase %s', workdir, step,
-                 phase)
+  def _restore_params(self):
+    """A state that begins anew from another run's parameters."""
+    init = self.config.init
+    state = restore.state(self.system, self.mesh, init.workdir,
+                          phase=init.phase)
+    logging.info('initialised from %s, step %d', init.workdir, state.step)
     return state.replace(
-        params=system_lib.final_params(state), opt_state=None, ema=None,
+        params=system_lib.final_params(state), ema=None,
         step=jnp.zeros_like(state.step),
         key=self._replicate(jax.random.key(self.config.seed)))
-
-  def _abstract(self, system, phase):
-    replicated = mesh_lib.replicated(self.mesh)
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-        step_lib.abstract_state(system, phase))
 
   def _replicate(self, tree):
     return jax.device_put(tree, mesh_lib.replicated(self.mesh))
@@ -187,9 +171,9 @@ class Trainer:
     config, c = self.config, self.config[phase]
     end = start + c.steps
     first = int(state.step)
-    replicated = mesh_lib.replicated(self.mesh)
     step_fn = jax.jit(step_lib.make_step(self.system, phase, start),
-                      donate_argnums=0, out_shardings=replicated)
+                      donate_argnums=0,
+                      out_shardings=mesh_lib.replicated(self.mesh))
     batches = data.train_batches(
         self.dataset.train, seed=config.seed + start, start_step=first - start,
         stop_step=c.steps, batch_size=c.batch_size,

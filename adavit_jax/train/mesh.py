@@ -104,6 +104,13 @@ def shard_batch(batch, mesh: Mesh):
   return jax.tree_util.tree_map_with_path(put, batch)
 
 
+def put_shapes(tree, mesh: Mesh):
+  """Gives every jax.ShapeDtypeStruct of a tree the sharding `replicated`."""
+  sharding = replicated(mesh)
+  return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
 def fetch(tree):
   """Copies arrays to this host as NumPy, in one transfer.
 

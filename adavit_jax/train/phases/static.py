@@ -1,12 +1,9 @@
 """The joint phase's tuning of the ViT for a policy that is not learned.
 
-Fixed (Table 1), stochastic (figure 9), or one mask that the state brings in
-the first row of its chain: the baseline that a learned policy must beat.
+Fixed (Table 1), stochastic (figure 9), or a given mask, the best of which is
+the baseline that a learned policy must beat.
 """
 
-import jax
-
-from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 from adavit_jax.runtime import modes
 from adavit_jax.train.phases.joint import path_loss
@@ -24,7 +21,7 @@ def loss(system, params, state, batch, key, progress):
     actions = fixed.stochastic(key, batch.labels.shape[0], num,
                                final=c.survival)
   else:
-    actions = Actions(*(a[0] for a in jax.lax.stop_gradient(state.chain)))
+    actions = fixed.parse(c.keep, num)
   z1 = modes.fixed(system.model, params['vit'], batch.images)
   total, metrics = path_loss(
       system, c, params['vit'], z1, state.teacher, batch, actions)

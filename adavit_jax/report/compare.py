@@ -1,0 +1,94 @@
+"""The rows of a report: one model under different ways to choose layers."""
+
+import numpy as np
+from scipy import stats
+
+from adavit_jax.models.actions import Actions
+
+
+def row(outputs, cost):
+  """Accuracy and cost of one way to choose layers.
+
+  Args:
+    outputs: `Outputs` on n images.
+    cost: `Cost`, with the policy networks where they ran.
+
+  Returns:
+    dict of accuracy, loss, macs (mean per image), macs_ratio (share of the
+    dense model's) and encoder_macs_ratio (the same without stem and heads).
+  """
+  actions = outputs.actions
+  return dict(
+      accuracy=outputs.accuracy,
+      loss=float(outputs.loss.mean()),
+      macs=float(np.mean(cost.adaptive(actions))),
+      macs_ratio=float(np.mean(cost.ratio(actions))),
+      encoder_macs_ratio=float(np.mean(cost.encoder_ratio(actions))))
+
+
+def adaptive_row(outputs, dense, cost, meta=None):
+  """`row` with what tells an adaptive policy from a static one.
+
+  Args:
+    outputs: `Outputs` of the policy on n images.
+    dense: `Outputs` of the dense model on the same images.
+    cost: `Cost` with the policy networks.
+    meta: arrays [n] of the split; 'hard' splits the kept layers.
+
+  Returns:
+    `row` plus unique_actions, kept_msa_mean, kept_msa_std, kept_mlp_mean,
+    kept_mlp_std, kept_std (both together), difficulty_correlation (Spearman,
+    kept layers against the dense model's loss; None if either is constant),
+    agreement (share of images with the dense prediction), keep_rate (per
+    layer, MSA then MLP), and kept_easy / kept_hard where `meta` tells.
+  """
+  keep = outputs.keep
+  msa, mlp = outputs.actions
+  kept = keep.sum(-1)
+  constant = kept.std() == 0 or dense.loss.std() == 0
+  result = dict(
+      row(outputs, cost),
+      unique_actions=len(np.unique(keep, axis=0)),
+      kept_msa_mean=float(msa.sum(-1).mean()),
+      kept_msa_std=float(msa.sum(-1).std()),
+      kept_mlp_mean=float(mlp.sum(-1).mean()),
+      kept_mlp_std=float(mlp.sum(-1).std()),
+      kept_std=float(kept.std()),
+      difficulty_correlation=None if constant else float(
+          stats.spearmanr(kept, dense.loss).statistic),
+      agreement=float((outputs.prediction == dense.prediction).mean()),
+      keep_rate=keep.mean(0).tolist())
+  if meta and 'hard' in meta:
+    hard = np.asarray(meta['hard'], bool)
+    result['kept_easy'] = float(kept[~hard].mean())
+    result['kept_hard'] = float(kept[hard].mean())
+  return result
+
+
+def budget_keep(cost, macs_ratio):
+  """Keep probability at which random actions spend `macs_ratio` in the mean."""
+  num = cost.num_adaptive
+  none = cost.ratio(Actions(np.zeros(num), np.zeros(num)))
+  every = cost.ratio(Actions(np.ones(num), np.ones(num)))
+  return float(np.clip((macs_ratio - none) / (every - none), 0, 1))
+
+
+def mean_rows(rows):
+  """Mean of each number over rows of the same keys."""
+  return {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
+
+
+def interpolate(rows, macs_ratio):
+  """The row that static masks, mixed, would give at exactly `macs_ratio`.
+
+  Args:
+    rows: rows of nested masks, in any order.
+    macs_ratio: where to read the curve, clipped to its ends.
+
+  Returns:
+    dict of the keys of the rows.
+  """
+  rows = sorted(rows, key=lambda r: r['macs_ratio'])
+  x = [r['macs_ratio'] for r in rows]
+  return {k: float(np.interp(macs_ratio, x, [r[k] for r in rows]))
+          for k in rows[0]}
