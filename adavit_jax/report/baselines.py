@@ -1,0 +1,183 @@
+"""Evaluates a run: dense, adaptive, and the baselines at the same MACs."""
+
+import os
+
+from absl import logging
+import numpy as np
+
+from adavit_jax.models.actions import Actions
+from adavit_jax.policies import fixed
+from adavit_jax.policies import search
+from adavit_jax.report import compare
+from adavit_jax.train import loop
+from adavit_jax.train import restore
+from adavit_jax.train import system as system_lib
+
+_DRAWS = 3  # random and shuffled rows are means over as many draws
+
+
+class Report:
+  """Everything that a run's report needs, computed once."""
+
+  def __init__(self, trainer, workdir, *, best=False):
+    """Restores the run.
+
+    Args:
+      trainer: `loop.Trainer` made from the run's own config.
+      workdir: directory of the run.
+      best: take the best checkpoint of the last phase, not its end.
+
+    Raises:
+      ValueError: if there is no finished dense phase with a policy after it.
+    """
+    self.trainer, self._workdir = trainer, workdir
+    self._system, self._evaluator = trainer.system, trainer.evaluator
+    self._data = trainer.dataset
+    self._restore = lambda **kw: restore.state(
+        trainer.system, trainer.mesh, workdir, **kw)
+    self._state = self._restore(best=best)
+    if self._state.teacher is None:
+      raise ValueError(f'{workdir!r} has trained the dense phase only; there '
+                       f'is no policy to report on yet')
+    self._rng = np.random.default_rng(trainer.config.seed)
+    self.dense = self._evaluator.dense(self._state.teacher, self._data.test)
+
+  def dense_row(self):
+    return compare.row(self.dense, self._system.plain_cost)
+
+  def calibrate(self, state, target):
+    """Threshold at which held-out images spend `target` in the mean.
+
+    Args:
+      state: `State` with a trained policy.
+      target: MACs per image as a share of the dense model's.
+
+    Returns:
+      A threshold in (0, 1).
+    """
+    params = system_lib.final_params(state)
+    low, high = -6., 6.  # in logits: a higher threshold drops more
+    for _ in range(10):
+      middle = (low + high) / 2
+      out = self._evaluator.adaptive(
+          params, state.stats, self._data.holdout, threshold=_sigmoid(middle))
+      spends = self._system.cost.ratio(out.actions).mean() > target
+      low, high = (middle, high) if spends else (low, middle)
+    return _sigmoid((low + high) / 2)
+
+  def policy_rows(self, state, threshold):
+    """Rows of one set of weights: the policy, random and shuffled actions.
+
+    Args:
+      state: `State` with a trained policy.
+      threshold: the policy's, or None to calibrate it to `mac_target`.
+
+    Returns:
+      (dict of rows adaptive, random, shuffled; `Outputs` of the policy).
+    """
+    if threshold is None:
+      threshold = self.calibrate(state, self.trainer.config.mac_target)
+    params, test = system_lib.final_params(state), self._data.test
+    cost = self._system.cost
+    out = self._evaluator.adaptive(
+        params, state.stats, test, threshold=threshold)
+    adaptive = compare.adaptive_row(out, self.dense, cost, test.meta)
+    adaptive['threshold'] = threshold
+    keep = compare.budget_keep(
+        self._system.plain_cost, adaptive['macs_ratio'])
+    random, shuffled = [], []
+    for _ in range(_DRAWS):
+      draw = (self._rng.random(out.keep.shape) < keep).astype(np.float32)
+      random.append(compare.row(
+          self._evaluator.given(params['vit'], test, draw),
+          self._system.plain_cost))
+      permuted = self._rng.permutation(out.keep)
+      shuffled.append(compare.row(
+          self._evaluator.given(params['vit'], test, permuted), cost))
+    return dict(adaptive=adaptive, random=compare.mean_rows(random),
+                shuffled=compare.mean_rows(shuffled)), out
+
+  def final(self, threshold=None):
+    """`policy_rows` of the run's last state."""
+    return self.policy_rows(self._state, threshold)
+
+  def one_set_of_weights(self):
+    """Adaptive against static on the frozen dense weights, no fine-tuning.
+
+    Returns:
+      Rows adaptive, random, shuffled of the policy phase's end, `static` read
+      off the greedy chain's curve at the same MACs, and the whole `chain`; {}
+      where the run had no policy phase.
+    """
+    if 'policy' not in self.trainer.config.phases:
+      return {}
+    rows, _ = self.policy_rows(self._restore(phase='policy'), None)
+    chain = [
+        compare.row(self._evaluator.given(
+            self._state.teacher, self._data.test, keep),
+                    self._system.plain_cost)
+        for keep in np.asarray(self._state.chain.keep)]
+    static = compare.interpolate(chain, rows['adaptive']['macs_ratio'])
+    return dict(rows, static=static, chain=chain)
+
+  def sweep(self, num=11):
+    """The final policy at `num` thresholds: one model, many budgets.
+
+    Returns:
+      Rows of the test split, from the lowest threshold to the highest.
+    """
+    params = system_lib.final_params(self._state)
+    rows = []
+    for logit in np.linspace(-4, 4, num):
+      out = self._evaluator.adaptive(params, self._state.stats,
+                                     self._data.test, threshold=_sigmoid(logit))
+      rows.append(dict(compare.row(out, self._system.cost),
+                       threshold=_sigmoid(logit)))
+    return rows
+
+  def static_masks(self, macs_ratio):
+    """Static masks that spend at least `macs_ratio`: the greedy one, last k."""
+    num, cost = self._system.model.num_adaptive, self._system.plain_cost
+    chain = self._state.chain
+    if 'warm_start' not in self.trainer.config.phases:
+      chain = self.trainer.search(self._state.teacher).actions
+    last = [fixed.drop(num, k + extra, k)
+            for k in range(num) for extra in (0, 1)] + [fixed.drop(num, num, num)]
+    last = Actions(*map(np.stack, zip(*last)))
+    return {'static': search.nearest(chain, cost, macs_ratio),
+            'static_last': search.nearest(last, cost, macs_ratio)}
+
+  def finetuned(self, name, actions):
+    """The ViT tuned for one mask as the joint phase tunes it for the policy.
+
+    A run of its own under workdir/NAME, resumable, done once.
+
+    Args:
+      name: of the sub-directory.
+      actions: `Actions` [L].
+
+    Returns:
+      A row; None if a signal stopped the training.
+    """
+    keep = ''.join(str(int(k)) for k in np.asarray(actions.keep))
+    config = self.trainer.config.copy_and_resolve_references()
+    config.phases = ('static',)
+    config.init.workdir, config.init.phase = self._workdir, 'dense'
+    for field in config.static:
+      if field in config.joint:
+        config.static[field] = config.joint[field]
+    config.static.policy, config.static.keep = 'mask', keep
+    logging.info('tuning the static sub-network %s for %d steps', keep,
+                 config.static.steps)
+    directory = os.path.join(self._workdir, name, keep)
+    state = loop.Trainer(config, directory, self._data).train()
+    if state is None:
+      return None
+    out = self._evaluator.given(
+        system_lib.final_params(state)['vit'], self._data.test,
+        np.asarray(actions.keep))
+    return dict(compare.row(out, self._system.plain_cost), keep=keep)
+
+
+def _sigmoid(x):
+  return float(1 / (1 + np.exp(-x)))

@@ -1,0 +1,91 @@
+"""From a work directory to its report."""
+
+import os
+
+import jax
+from ml_collections import config_dict
+
+from adavit_jax.report import baselines
+from adavit_jax.report import pictures
+from adavit_jax.report import table
+from adavit_jax.train import loop
+from adavit_jax.train import restore
+
+_LABELS = (
+    ('dense', 'dense'), ('adaptive', 'adaptive'),
+    ('static', 'static, greedy, tuned alike'),
+    ('static_last', 'static, last k, tuned alike'), ('random', 'random'),
+    ('shuffled', 'adaptive, shuffled'))
+
+
+def evaluate(workdir, *, threshold=None, best=False, static=True, data_dir=None):
+  """Evaluates a run on the test split; prints tables and draws pictures.
+
+  Args:
+    workdir: directory of a run whose policy is trained.
+    threshold: the policy's; None calibrates it to the config's `mac_target` on
+      held-out data.
+    best: the best checkpoint instead of the last.
+    static: also tune static sub-networks for the same MACs.
+    data_dir: replaces the config's.
+
+  Returns:
+    The report as a dict that JSON can hold, or None if a signal stopped it.
+
+  Raises:
+    ValueError: if there is no such run, or its data is missing.
+  """
+  info = restore.find(workdir, best=best)[2]
+  config = config_dict.ConfigDict(info['config'])
+  config.phases = tuple(config.phases)
+  if data_dir is not None:
+    config.data.data_dir = data_dir
+  report = baselines.Report(loop.Trainer(config, workdir), workdir, best=best)
+  trainer = report.trainer
+  result = dict(
+      workdir=str(workdir), phase=info['phase'], seed=config.seed,
+      device=f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+      num_test=len(trainer.dataset.test), dense=report.dense_row())
+  rows, outputs = report.final(threshold)
+  result.update(rows)
+  one = report.one_set_of_weights()
+  if static:
+    masks = report.static_masks(result['adaptive']['macs_ratio'])
+    for name, actions in masks.items():
+      result[name] = report.finetuned(name, actions)
+      if result[name] is None:
+        return None
+  result['sweep'] = report.sweep()
+  result['one_set_of_weights'] = one
+  if jax.process_index() == 0:
+    _show(result, trainer.system.model)
+    _draw(result, outputs, trainer, workdir)
+  return result
+
+
+def _show(result, model):
+  print(f"\n{result['num_test']} test images, seed {result['seed']}, "
+        f"{result['device']}\n")
+  print(table.format_rows(
+      [(label, result[key]) for key, label in _LABELS if key in result]))
+  print()
+  print(table.format_policy(result['adaptive'], model.num_adaptive))
+  one = result['one_set_of_weights']
+  if one:
+    labels = (('adaptive', 'adaptive'), ('static', 'static, greedy'),
+              ('random', 'random'), ('shuffled', 'adaptive, shuffled'))
+    print('\nOne set of weights, no tuning for the budget:\n')
+    print(table.format_rows([('dense', result['dense'])]
+                            + [(label, one[key]) for key, label in labels]))
+    print()
+    print(table.format_policy(one['adaptive'], model.num_adaptive))
+
+
+def _draw(result, outputs, trainer, workdir):
+  path = lambda name: os.path.join(workdir, name)
+  pictures.keep_rates(result['adaptive']['keep_rate'],
+                      trainer.system.model.num_fixed, path('keep_rate.png'))
+  pictures.accuracy_against_macs(result, path('accuracy_macs.png'))
+  pictures.easy_and_hard(
+      trainer.dataset.test, outputs.keep, trainer.dataset.class_names,
+      outputs.prediction, path('easy_hard.png'))

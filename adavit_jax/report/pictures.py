@@ -1,0 +1,95 @@
+"""Results as pictures: keep rates, accuracy against MACs, easy and hard."""
+
+import os
+
+from matplotlib.figure import Figure
+import numpy as np
+
+
+def keep_rates(keep_rate, num_fixed, path):
+  """Bars of the keep rate of every adaptive layer.
+
+  Args:
+    keep_rate: [2L], MSA then MLP.
+    num_fixed: M, for the numbering of the encoders.
+    path: of the PNG.
+  """
+  msa, mlp = np.split(np.asarray(keep_rate), 2)
+  x = np.arange(len(msa)) + num_fixed + 1
+  figure = Figure(figsize=(6, 3), layout='constrained')
+  axes = figure.subplots()
+  axes.bar(x - 0.2, msa, 0.38, label='MSA')
+  axes.bar(x + 0.2, mlp, 0.38, label='MLP')
+  axes.set(xlabel='encoder', ylabel='share of images that run it',
+           xticks=x, ylim=(0, 1))
+  axes.legend(ncols=2, loc='upper center', bbox_to_anchor=(0.5, 1.15))
+  _save(figure, path)
+
+
+def accuracy_against_macs(report, path):
+  """All rows and curves of a report in one plane.
+
+  Args:
+    report: dict as in report.json.
+    path: of the PNG.
+  """
+  figure = Figure(figsize=(6, 4), layout='constrained')
+  axes = figure.subplots()
+  def curve(rows, label, **style):
+    rows = sorted(rows, key=lambda r: r['macs_ratio'])
+    axes.plot([r['macs_ratio'] for r in rows],
+              [100 * r['accuracy'] for r in rows], label=label, **style)
+  def point(row, label, marker):
+    axes.plot(row['macs_ratio'], 100 * row['accuracy'], marker, label=label,
+              markersize=8, linestyle='none')
+  curve(report['sweep'], 'adaptive, threshold swept', color='C0')
+  point(report['adaptive'], 'adaptive', 'o')
+  point(report['dense'], 'dense', 'k^')
+  for name, marker in (('static', 's'), ('static_last', 'D'), ('random', 'x'),
+                       ('shuffled', '+')):
+    if name in report:
+      point(report[name], name.replace('_', ' '), marker)
+  one = report.get('one_set_of_weights')
+  if one:
+    curve(one['chain'], 'static, dense weights', color='C7', linestyle=':')
+    point(one['adaptive'], 'adaptive, dense weights', 'C0v')
+  low = min(100 * report[k]['accuracy'] for k in ('adaptive', 'dense'))
+  axes.set(xlabel="MACs as a share of the dense model's",
+           ylabel='test accuracy, %', ylim=(low - 12, None))
+  axes.grid(alpha=0.3)
+  axes.legend(fontsize=8)
+  _save(figure, path)
+
+
+def easy_and_hard(split, keep, class_names, prediction, path, *, columns=10):
+  """The images with the fewest and the most layers (figure 5 of the patent).
+
+  Args:
+    split: `Split` of n images.
+    keep: actions [n, 2L].
+    class_names: K names.
+    prediction: [n] classes.
+    path: of the PNG.
+    columns: images in a row; two rows of each kind.
+  """
+  kept = keep.sum(-1)
+  # A stable order that does not follow the class: ties are broken at random.
+  order = np.lexsort((np.random.default_rng(0).random(len(kept)), kept))
+  chosen = [order[:2 * columns], order[-2 * columns:]]
+  figure = Figure(figsize=(columns * 0.9, 4.6), layout='constrained')
+  parts = figure.subfigures(2, 1)
+  for part, rows, title in zip(parts, chosen, ('fewest', 'most')):
+    part.suptitle(f'{title} layers kept', fontsize=10)
+    for axes, i in zip(part.subplots(2, columns).flat, rows):
+      image = split.images(np.array([i]))[0]
+      axes.imshow(image.squeeze(), cmap='gray')
+      wrong = prediction[i] != split.labels[i]
+      axes.set_title(f'{class_names[split.labels[i]]}: {int(kept[i])}',
+                     fontsize=7, pad=2, color='C3' if wrong else 'black')
+      axes.axis('off')
+  _save(figure, path)
+
+
+def _save(figure, path):
+  os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+  figure.savefig(path, dpi=130)

@@ -1,0 +1,45 @@
+"""Results as a table on the terminal."""
+
+_COLUMNS = (
+    ('accuracy %', lambda r: f"{100 * r['accuracy']:.2f}"),
+    ('MACs/image', lambda r: _millions(r['macs'])),
+    ('of dense', lambda r: f"{r['macs_ratio']:.3f}"),
+    ('of encoders', lambda r: f"{r['encoder_macs_ratio']:.3f}"),
+)
+
+
+def format_rows(rows):
+  """Lines of a table, one for each (label, row); see `compare.row`."""
+  cells = [['', *(name for name, _ in _COLUMNS)]]
+  cells += [[label, *(show(row) for _, show in _COLUMNS)]
+            for label, row in rows]
+  widths = [max(map(len, column)) for column in zip(*cells)]
+  def line(cells):
+    first, *rest = (c.ljust(w) if i == 0 else c.rjust(w)
+                    for i, (c, w) in enumerate(zip(cells, widths)))
+    return '  '.join([first, *rest]).rstrip()
+  head, *body = map(line, cells)
+  return '\n'.join([head, '-' * len(head), *body])
+
+
+def format_policy(row, num_layers):
+  """What tells an adaptive policy from a static one, in a few lines."""
+  correlation = row['difficulty_correlation']
+  lines = [
+      f"kept of {num_layers}: MSA {row['kept_msa_mean']:.2f} "
+      f"± {row['kept_msa_std']:.2f}, MLP {row['kept_mlp_mean']:.2f} "
+      f"± {row['kept_mlp_std']:.2f}",
+      f"distinct action vectors: {row['unique_actions']}",
+      'rank correlation of kept layers with the dense loss: '
+      + ('-' if correlation is None else f'{correlation:.2f}'),
+      f"agreement with the dense prediction: {100 * row['agreement']:.2f} %",
+      f"threshold: {row['threshold']:.3f}",
+  ]
+  if 'kept_easy' in row:
+    lines.append(f"kept on easy images {row['kept_easy']:.2f}, on hard ones "
+                 f"{row['kept_hard']:.2f}")
+  return '\n'.join(lines)
+
+
+def _millions(macs):
+  return f'{macs / 1e6:.2f} M' if macs < 1e9 else f'{macs / 1e9:.2f} G'

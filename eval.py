@@ -1,0 +1,54 @@
+"""Reports on a run: python eval.py --workdir=DIR
+
+Prints a table and writes DIR/report.json, keep_rate.png, accuracy_macs.png and
+easy_hard.png: dense and adaptive side by side, with what random, shuffled and
+static choices reach at the same MACs.
+"""
+
+import json
+import os
+
+from absl import app
+from absl import flags
+from absl import logging
+import jax
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a run.',
+                               required=True)
+_THRESHOLD = flags.DEFINE_float(
+    'threshold', None, 'Threshold of the policy, 0 to 1: higher drops more. '
+    "Default: calibrated on held-out data to the config's mac_target.")
+_BEST = flags.DEFINE_bool(
+    'best', False, 'The best checkpoint of the last phase, not its end.')
+_STATIC = flags.DEFINE_bool(
+    'static', True, 'Also tunes static sub-networks, each as long as the joint '
+    'phase; done once, under the work directory.')
+_DATA_DIR = flags.DEFINE_string(
+    'data_dir', None, "Where the data lies now, if not at the config's place.")
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  if _THRESHOLD.value is not None and not 0 < _THRESHOLD.value < 1:
+    raise app.UsageError(f'--threshold={_THRESHOLD.value} must be in (0, 1)')
+  from adavit_jax import report
+  from adavit_jax.train import guards
+  try:
+    result = report.evaluate(
+        _WORKDIR.value, threshold=_THRESHOLD.value, best=_BEST.value,
+        static=_STATIC.value, data_dir=_DATA_DIR.value)
+  except (ValueError, guards.NonFiniteError) as error:
+    raise SystemExit(f'error: {error}') from error
+  if result is not None and jax.process_index() == 0:
+    path = os.path.join(_WORKDIR.value, 'report.json')
+    with open(path, 'w', encoding='utf-8') as f:
+      json.dump(result, f, indent=1)
+    print(f'\nwrote {path} and the pictures beside it')
+
+
+if __name__ == '__main__':
+  logging.set_verbosity(logging.INFO)
+  logging.get_absl_handler().addFilter(
+      lambda r: r.levelno > 20 or 'orbax' not in r.pathname)
+  app.run(main)
