@@ -1,2 +1,42 @@
-from setuptools import find_packages, setup
-setup(name='adavit_jax', packages=find_packages(include=['adavit_jax*']))
+"""Installs `adavit_jax`; the extras bring what only some machines need."""
+
+from setuptools import find_packages
+from setuptools import setup
+
+setup(
+    name='adavit_jax',
+    version='0.1.0',
+    description='Vision transformers that spend only the compute an image '
+                'needs, in JAX',
+    license='Apache-2.0',
+    license_files=['LICENSE'],
+    packages=find_packages(include=['adavit_jax', 'adavit_jax.*']),
+    python_requires='>=3.11',
+    install_requires=[
+        'absl-py>=2.1',
+        'chex>=0.1.90',
+        'clu>=0.0.12',
+        'etils[epath]>=1.9.1',
+        'flax>=0.12',
+        'jax>=0.10',
+        'matplotlib>=3.8',
+        'ml-collections>=1.0',
+        'numpy>=2.0',
+        'optax>=0.2.5',
+        'orbax-checkpoint>=0.11',
+        'pillow>=10.3',
+        'scikit-learn>=1.5',
+        'scipy>=1.13',
+        'tensorflow-datasets>=4.9.9',
+        # tfds imports these two without declaring them everywhere it does.
+        'array_record>=0.5; platform_system != "Windows"',
+        'importlib_resources',
+    ],
+    extras_require={
+        'test': ['pytest>=8', 'pytest-xdist>=3.5'],
+        'tensorboard': ['tensorboardX>=2.6'],
+        'cuda': ['jax[cuda13]>=0.10'],
+        'cuda12': ['jax[cuda12]>=0.10'],
+        'tpu': ['jax[tpu]>=0.10'],
+    },
+)

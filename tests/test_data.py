@@ -1,7 +1,6 @@
-"""The index stream, batches, digits, scenes, cache and statistics."""
+"""Digits, scenes, splits, statistics and the cache."""
 
 import os
-import threading
 
 import numpy as np
 import pytest
@@ -20,131 +19,6 @@ def config(tmp_path):
   return config
 
 
-def toy_split(n=10, lazy=False):
-  """Images whose every pixel is their index."""
-  images = np.broadcast_to(
-      np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 2, 2, 1)
-  )
-  split = data.ArraySplit(images, np.arange(n) % 3)
-  split.lazy = lazy
-  return split
-
-
-def test_stream_is_a_permutation_in_every_epoch():
-  stream = np.concatenate([
-      data.batch_indices(3, step, size=10, batch_size=4) for step in range(10)
-  ])  # Four epochs, whose borders fall into batches.
-  assert stream.dtype == np.int64
-  epochs = stream.reshape(4, 10)
-  np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(10), (4, 1)))
-  assert len({tuple(epoch) for epoch in epochs}) == 4
-
-
-def test_stream_is_numpys_permutation_of_seed_and_epoch():
-  np.testing.assert_array_equal(
-      data.batch_indices(7, 2, size=10, batch_size=4),
-      np.concatenate([
-          np.random.default_rng((7, 0)).permutation(10)[8:],
-          np.random.default_rng((7, 1)).permutation(10)[:2],
-      ]),
-  )
-
-
-def test_any_step_reproduces_and_callers_cannot_spoil_it():
-  first = data.batch_indices(0, 5, size=9, batch_size=3)
-  kept = first.copy()
-  first[:] = 0
-  np.testing.assert_array_equal(
-      data.batch_indices(0, 5, size=9, batch_size=3), kept
-  )
-  assert (data.batch_indices(1, 5, size=9, batch_size=3) != kept).any()
-
-
-@pytest.mark.parametrize('kwargs', [
-    dict(seed=0, step=0, size=3, batch_size=4),
-    dict(seed=0, step=0, size=3, batch_size=0),
-    dict(seed=-1, step=0, size=3, batch_size=2),
-    dict(seed=0, step=-1, size=3, batch_size=2),
-])
-def test_bad_stream_is_refused(kwargs):
-  with pytest.raises(ValueError, match='=-?[0-9]'):
-    data.batch_indices(**kwargs)
-
-
-@pytest.mark.parametrize('lazy', [False, True])
-def test_train_batches_of_all_processes_make_the_global_batch(lazy):
-  kwargs = dict(seed=1, start_step=2, stop_step=7, batch_size=6)
-  parts = [
-      list(data.train_batches(
-          toy_split(lazy=lazy), process_index=i, process_count=2, **kwargs
-      )) for i in range(2)
-  ]
-  assert len(parts[0]) == len(parts[1]) == 5
-  for step, pair in enumerate(zip(*parts), start=2):
-    expected = data.batch_indices(1, step, size=10, batch_size=6)
-    image = np.concatenate([part['image'] for part in pair])
-    label = np.concatenate([part['label'] for part in pair])
-    assert image.shape == (6, 2, 2, 1) and label.dtype == np.int32
-    np.testing.assert_array_equal(image[:, 0, 0, 0], expected)
-    np.testing.assert_array_equal(label, expected % 3)
-
-
-@pytest.mark.parametrize('kwargs', [
-    dict(batch_size=11), dict(batch_size=5, process_count=2),
-    dict(batch_size=4, process_index=2, process_count=2),
-])
-def test_train_batches_refuse_at_the_call(kwargs):
-  with pytest.raises(ValueError):
-    data.train_batches(
-        toy_split(), seed=0, start_step=0, stop_step=1, **kwargs
-    )
-
-
-def test_lazy_batches_pass_on_exceptions():
-  split = toy_split(lazy=True)
-  served = []
-
-  def images(indices):
-    if len(served) == 2:
-      raise OSError('disk on fire')
-    served.append(indices)
-    return np.zeros((len(indices), 2, 2, 1), np.uint8)
-
-  split.images = images
-  batches = data.train_batches(
-      split, seed=0, start_step=0, stop_step=9, batch_size=2
-  )
-  next(batches), next(batches)
-  with pytest.raises(OSError, match='disk on fire'):
-    next(batches)
-
-
-def test_closing_lazy_batches_ends_the_thread():
-  before = set(threading.enumerate())
-  batches = data.train_batches(
-      toy_split(lazy=True), seed=0, start_step=0, stop_step=10**9, batch_size=2
-  )
-  next(batches)
-  assert set(threading.enumerate()) - before
-  batches.close()
-  assert not set(threading.enumerate()) - before
-
-
-@pytest.mark.parametrize('lazy', [False, True])
-def test_eval_batches_cover_every_image_once(lazy):
-  batches = list(data.eval_batches(toy_split(lazy=lazy), 4))
-  assert len(batches) == 3
-  images, labels, mask, indices = map(np.concatenate, zip(*batches))
-  assert images.shape == (12, 2, 2, 1) and images.dtype == np.uint8
-  np.testing.assert_array_equal(mask, [1] * 10 + [0] * 2)
-  np.testing.assert_array_equal(indices, [*range(10), -1, -1])
-  np.testing.assert_array_equal(images[:, 0, 0, 0], [*range(10), 0, 0])
-  np.testing.assert_array_equal(labels, [i % 3 for i in range(10)] + [0, 0])
-  assert labels.dtype == np.int32 and indices.dtype == np.int64
-  with pytest.raises(ValueError, match='batch_size=0'):
-    data.eval_batches(toy_split(), 0)
-
-
 def test_stratified_split_keeps_the_shares_and_every_class():
   labels = np.repeat([0, 1, 2, 3], [50, 30, 19, 1])
   rest, drawn = splits.stratified_split(labels, 20, seed=0)
@@ -156,6 +30,8 @@ def test_stratified_split_keeps_the_shares_and_every_class():
   )
   other = splits.stratified_split(labels, 20, seed=1)[1]
   assert set(other) != set(drawn)
+  _, drawn = splits.stratified_split(np.array([0, 1, 2, 2, 2, 2]), 3, seed=0)
+  assert drawn.min() >= 2 and len(drawn) == 2
 
 
 def test_channel_stats_are_numpys():

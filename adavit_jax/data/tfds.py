@@ -11,6 +11,7 @@ from etils import epath
 import numpy as np
 
 from adavit_jax.data import cache
+from adavit_jax.data import config as config_lib
 from adavit_jax.data import load_encoded
 from adavit_jax.data import splits
 from adavit_jax.data import tfds_dir
@@ -129,8 +130,8 @@ def _stats(train, records, config_data, seed):
   if not train.lazy:
     return splits.channel_stats(train)
   key = dict(
-      records.key, only='stats', size=config_data.load_size
-      or config_data.image_size, holdout=config_data.holdout, seed=seed,
+      records.key, only='stats', size=config_lib.load_size(config_data),
+      holdout=config_data.holdout, seed=seed,
   )
   mean, std = cache.cached(
       config_data.cache_dir, f'{records.label}-stats', key,
@@ -170,8 +171,8 @@ def _download(name: str) -> epath.Path:
     builder.download_and_prepare(file_format='array_record')
   except ImportError as error:
     raise ValueError(
-        f"'tfds:{name}' is not prepared below {tfds_dir.default_data_dir()}, and"
-        f' tfds cannot prepare it here ({error}). Prepare it once where'
+        f"'tfds:{name}' is not prepared below {tfds_dir.default_data_dir()},"
+        f' and tfds cannot prepare it here ({error}). Prepare it once where'
         ' TensorFlow is (pip install tensorflow; tfds build'
         f' {name} --file_format=array_record) and give its folder in'
         ' config.data.data_dir; reading it needs no TensorFlow.'

@@ -93,8 +93,7 @@ def read(path: epath.Path) -> PreparedDir:
   if file_format not in _READABLE:
     raise ValueError(
         f'{path} is stored as {file_format}, which only TensorFlow reads:'
-        ' prepare it with file_format=\'array_record\' (tfds build'
-        ' --file_format=array_record).'
+        ' prepare it again with tfds build --file_format=array_record.'
     )
   try:
     image_key, label_key = (

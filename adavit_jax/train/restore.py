@@ -71,11 +71,18 @@ def state(wanted, mesh, workdir, *, phase='', best=False):
   ema = None
   if like.ema is not None:
     ema = {group: shapes.params[group] for group in like.ema}
-  fields = dict(params=shapes.params, ema=ema, stats=shapes.stats,
+  params = shapes.params
+  if info['phase'] == 'dense':
+    # The policy has not been trained: another one may take its place.
+    params = {'vit': params['vit']}
+  fields = dict(params=params, ema=ema, stats=shapes.stats,
                 chain=shapes.chain, log_price=shapes.log_price,
                 teacher=shapes.teacher, key=shapes.key, step=shapes.step)
+  if info['phase'] == 'dense':
+    fields = {k: fields[k] for k in ('params', 'ema', 'step', 'key')}
   fields = {k: v for k, v in fields.items() if v is not None}
   with checkpoints.Checkpoints(workdir, read_only=True) as ckpts:
     found = ckpts.restore(fields, step, kind, partial=True)
-  return system_lib.State(
-      **{'opt_state': None, 'ema': None, 'teacher': None, **found})
+  fresh = system_lib.init_state(wanted, 0)
+  found['params'] = {**fresh.params, **found['params']}
+  return fresh.replace(**found)

@@ -1,0 +1,145 @@
+"""Compiles the training step of every phase for a TPU slice, without a TPU.
+
+Shows before anybody rents one whether a config fits a chip's memory, that the
+gradient is reduced over the chips, and which conditionals are left:
+
+  pip install -e '.[tpu]'
+  python benchmarks/aot_tpu.py --config=configs/imagenet_policy.py \
+      --topology=v5e:4x4
+
+Memory is what XLA plans per chip: arguments + temporaries + outputs, less the
+outputs that take the place of donated arguments.
+"""
+
+import os
+import re
+import time
+import types
+
+from absl import app
+from absl import flags
+from ml_collections import config_flags
+
+# Before jax is imported: its own backend is the CPU, and libtpu must not look
+# for the machine's TPU.
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+
+import jax  # pylint: disable=g-import-not-at-top
+from jax.experimental import topologies
+import jax.numpy as jnp
+import numpy as np
+
+from adavit_jax.data import config as data_config
+from adavit_jax.data import folder
+from adavit_jax.train import config as config_lib
+from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import step as step_lib
+from adavit_jax.train import system as system_lib
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', 'configs/imagenet_policy.py', 'A file of configs/.',
+    lock_config=True)
+_TOPOLOGY = flags.DEFINE_string(
+    'topology', 'v5e:4x4', 'Slice to compile for, e.g. v5e:16x16, v4:2x2x4.')
+_PHASES = flags.DEFINE_list(
+    'phases', None, "Phases to compile; the config's by default.")
+_NUM_CLASSES = flags.DEFINE_integer('num_classes', 1000, 'K of the data set.')
+
+# Memory of one device, GiB; v3's devices are half chips.
+_MEMORY = {'v3': 16, 'v4': 32, 'v5e': 16, 'v5p': 95, 'v6e': 32}
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  config = _CONFIG.value
+  phases = _PHASES.value or config.phases
+  try:
+    config_lib.check(config)
+    if unknown := sorted(set(phases) - set(config_lib.PHASES)):
+      raise ValueError(f'--phases has {unknown}; known: {config_lib.PHASES}')
+    mesh = make_mesh(_TOPOLOGY.value)
+    for phase in phases:
+      mesh_lib.check_batch_size(
+          config[phase].batch_size, mesh, f'{phase}.batch_size')
+    system = make_system(config, _NUM_CLASSES.value)
+  except ValueError as error:
+    raise SystemExit(f'error: {error}') from error
+  kind = _TOPOLOGY.value.partition(':')[0]
+  print(f'{config.model.name}, {config.dtype}, remat={config.model.remat}, '
+        f'unroll={config.model.unroll}, on {mesh.size} chips of {kind} with '
+        f'{_MEMORY.get(kind, "?")} GiB each')
+  print(f'{"phase":<12}{"batch":>7}{"compile s":>11}{"GiB/chip":>10}'
+        f'{"of it state":>13}{"all-reduce":>12}{"conditional":>13}')
+  for phase in phases:
+    start = time.monotonic()
+    compiled = compile_step(system, phase, mesh)
+    seconds = time.monotonic() - start
+    total, state = memory(compiled)
+    reduces, conditionals = count(compiled.as_text())
+    print(f'{phase:<12}{config[phase].batch_size:>7}{seconds:>11.1f}'
+          f'{total:>10.2f}{state:>13.2f}{reduces:>12}{conditionals:>13}',
+          flush=True)
+
+
+def make_mesh(name):
+  """The data mesh over the devices of a TPU topology.
+
+  Args:
+    name: 'KIND:SHAPE', e.g. 'v5e:4x4'.
+
+  Raises:
+    ValueError: there is no libtpu, or no such topology.
+  """
+  try:
+    devices = topologies.get_topology_desc(
+        platform='tpu', topology_name=name).devices
+  except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
+    raise ValueError(
+        f'--topology={name} cannot be compiled for ({error}); give one such as '
+        f"v5e:4x4, and install libtpu: pip install -e '.[tpu]'") from error
+  return jax.sharding.Mesh(
+      np.asarray(devices), (mesh_lib.AXIS,),
+      axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def make_system(config, num_classes):
+  """The `System` of a config, for colour images that need not be there."""
+  dataset = types.SimpleNamespace(
+      num_classes=num_classes, channels=3, mean=folder.IMAGENET_MEAN,
+      std=folder.IMAGENET_STD)
+  return system_lib.create(config, dataset)
+
+
+def compile_step(system, phase, mesh):
+  """Compiles a phase's step exactly as `train.loop` jits it."""
+  size = data_config.load_size(system.config.data)
+  num = system.config[phase].batch_size
+  rows = mesh_lib.batch_sharding(mesh)
+  state = mesh_lib.put_shapes(step_lib.abstract_state(system, phase), mesh)
+  images = jax.ShapeDtypeStruct(
+      (num, size, size, system.model.channels), jnp.uint8, sharding=rows)
+  labels = jax.ShapeDtypeStruct((num,), jnp.int32, sharding=rows)
+  step = jax.jit(step_lib.make_step(system, phase, 0), donate_argnums=0,
+                 out_shardings=mesh_lib.replicated(mesh))
+  return step.lower(state, images, labels).compile()
+
+
+def memory(compiled):
+  """(all, arguments and outputs alone) that one chip holds, GiB."""
+  m = compiled.memory_analysis()
+  held = (m.argument_size_in_bytes + m.output_size_in_bytes
+          - m.alias_size_in_bytes)
+  return (held + m.temp_size_in_bytes) / 2**30, held / 2**30
+
+
+def count(hlo):
+  """Numbers of all-reduces and of conditionals in an HLO module's text."""
+  # An asynchronous all-reduce is a pair of a start and a done.
+  return tuple(len(re.findall(pattern, hlo)) for pattern in (
+      r'[\])}] all-reduce(?:-start)?\(', r'[\])}] conditional\('))
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,71 @@
+from adavit_jax.train import config as base
+
+# Of 1,281,167 training images 1 % are held out.
+_STEPS_PER_EPOCH = 1_268_355 // 1024
+
+
+def get_config(variant='small'):
+  """DeiT-S, 'base' for ViT-B/16, 'tiny' for a try on a small folder."""
+  models = {
+      'small': 'deit_small_distilled_patch16_224',
+      'base': 'vit_base_patch16_224',
+      'tiny': 'vit_tiny_patch16_224',
+  }
+  if variant not in models:
+    raise ValueError(f'variant {variant!r} of imagenet_policy is unknown; give '
+                     f'one of {sorted(models)}')
+  config = base.default_config()
+  config.dtype = 'bfloat16'
+  config.mac_target = 0.65
+  config.model.name = models[variant]
+  config.model.num_fixed = 2
+  # 'all' would give each policy network a layer of 200 x D inputs.
+  config.nets.tokens = 'pooled'
+  config.nets.hidden = 256
+
+  config.data.name = 'folder'  # or 'tfds:imagenet2012'
+  config.data.on_corrupt = 'skip'
+  config.data.image_size = 224
+  config.data.load_size = 256
+  config.data.holdout = 0.01
+  config.data.flip = True
+  config.data.resized_crop = 0.08
+  config.data.mixup = 0.8
+  config.data.cutmix = 1.0
+  config.data.label_smoothing = 0.1
+
+  config.log_every = 100
+  config.eval_every = 5 * _STEPS_PER_EPOCH
+  config.checkpoint_every = _STEPS_PER_EPOCH
+  config.num_search = 1024
+  config.eval_batch_size = 1024
+
+  epochs = dict(dense=300, warm_start=5, policy=5, joint=30)
+  for phase, num in epochs.items():
+    config[phase].batch_size = 1024
+    config[phase].steps = num * _STEPS_PER_EPOCH
+  config.dense.learning_rate = 1e-3
+  config.dense.warmup = 5 / 300
+  config.dense.drop_path = 0.1
+  config.dense.ema = 0.9999
+  config.joint.learning_rate = 1e-4
+  config.joint.policy_lr_factor = 10.0  # the policy's own rate stays 1e-3
+  config.joint.ema = 0.9999
+  return _shrink(config) if variant == 'tiny' else config
+
+
+def _shrink(config):
+  """Takes a few steps of every phase at 64 x 64 pixels."""
+  config.dtype = 'float32'
+  config.model.image_size = 64
+  config.data.image_size = 64
+  config.data.load_size = 72
+  config.data.holdout = 0.2
+  config.log_every = 5
+  config.eval_every = config.checkpoint_every = 1000
+  config.num_search = 32
+  config.eval_batch_size = 32
+  for phase in config.phases:
+    config[phase].batch_size = 16
+    config[phase].steps = 10
+  return config

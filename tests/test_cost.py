@@ -1,0 +1,149 @@
+"""Closed-form MACs against the program's own products, and by hand."""
+
+import math
+
+from adavit_jax import cost
+from adavit_jax import models
+from adavit_jax.models.actions import Actions
+from adavit_jax.policies import fixed
+from adavit_jax.policies import learned
+from adavit_jax.runtime import modes
+import flax.linen as nn
+import jax
+import jax.extend as jex
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+
+def _abstract(model):
+  params = jax.eval_shape(
+      lambda: models.init_params(model, jax.random.key(0)))
+  s = model.image_size
+  return params, jax.ShapeDtypeStruct((1, s, s, model.channels), jnp.float32)
+
+
+def _forward(model, actions):
+  return lambda params, images: modes.forward(
+      model, params, images, actions, mode='static').total
+
+
+def _products(function, *args):
+  """MACs of the matrix products and convolutions of a program, exactly.
+
+  Multiplications with the convolution's zero padding count, as in `cost`.
+  """
+  def count(jaxpr):
+    total = 0
+    for eqn in jaxpr.eqns:
+      out = math.prod(eqn.outvars[0].aval.shape)
+      if eqn.primitive.name == 'dot_general':
+        (contracted, _), _ = eqn.params['dimension_numbers']
+        shape = eqn.invars[0].aval.shape
+        total += out * math.prod(shape[i] for i in contracted)
+      elif eqn.primitive.name == 'conv_general_dilated':
+        kernel = eqn.invars[1].aval.shape
+        features = eqn.params['dimension_numbers'].rhs_spec[0]
+        total += out * math.prod(kernel) // kernel[features]
+      else:
+        assert eqn.primitive.name not in ('scan', 'while', 'cond')
+        for inner in jex.core.jaxprs_in_params(eqn.params):
+          total += count(inner)
+    return total
+  return count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+@pytest.mark.parametrize('name', [
+    'vit_tiny_patch16_224', 'deit_small_distilled_patch16_224',
+    'vit_cifar_conv8_32', 'vit_digits_patch2_8'])
+def test_macs_are_the_programs_own(name):
+  model = models.create(name)
+  spend = cost.vit(model)
+  actions = fixed.all_layers(model.num_adaptive)
+  got = _products(_forward(model, actions), *_abstract(model))
+  assert got == spend.dense == spend.adaptive(actions)
+
+
+def test_macs_under_actions_are_the_programs_own():
+  model = models.create('vit_cifar_patch4_32')
+  actions = fixed.drop(model.num_adaptive, 3, 5)
+  got = _products(_forward(model, actions), *_abstract(model))
+  assert got == cost.vit(model).adaptive(actions)
+
+
+def _flops(function, *args):
+  return jax.jit(function).lower(*args).cost_analysis()['flops']
+
+
+@pytest.mark.parametrize('name', [
+    'vit_tiny_patch16_224', 'vit_small_patch16_224'])
+def test_xla_counts_the_same_flops(name):
+  """XLA counts LayerNorm and softmax too, a small share.
+
+  Not so small is the exact GELU, whose polynomial has dozens of terms; it is
+  taken off.
+  """
+  model = models.create(name)
+  forward = _forward(model, fixed.all_layers(model.num_adaptive))
+  gelu = lambda x: nn.gelu(x, approximate=False)
+  hidden = jax.ShapeDtypeStruct((model.num_tokens, model.mlp_dim), jnp.float32)
+  flops = _flops(forward, *_abstract(model)) - model.depth * _flops(gelu, hidden)
+  np.testing.assert_allclose(flops / 2, cost.vit(model).dense, rtol=0.01)
+
+
+@pytest.mark.parametrize('kwargs', [
+    dict(), dict(tokens='pooled'), dict(aux=False), dict(hidden=7),
+    dict(aux=False, hidden=7)])
+def test_policy_networks(kwargs):
+  model = tiny.model(distillation=True)
+  nets = learned.PolicyNets(
+      num_layers=model.num_adaptive, num_classes=model.num_classes,
+      num_candidates=9, **kwargs)
+  width = nets.num_features(model)
+  z1 = jnp.zeros((1, model.num_tokens, model.width))
+  stats = learned.Stats(jnp.zeros(width), jnp.ones(width))
+  params = jax.eval_shape(nets.init, jax.random.key(0), z1, stats)['params']
+
+  def decide(params, z1):
+    features = nets.apply({'params': params}, z1, stats, method='features')
+    return learned.greedy(nets, params, features)
+
+  spend = cost.vit(model, nets)
+  assert _products(decide, params, z1) == spend.policy
+  ones = fixed.all_layers(model.num_adaptive)
+  assert spend.adaptive(ones) == spend.dense + spend.policy
+  assert spend.dense == cost.vit(model).dense
+
+
+def test_stems_by_hand():
+  # 4 patches of 4 x 4 x 1 pixels to 16 numbers.
+  assert cost.vit(tiny.model()).stem == 4 * 16 * 16
+  # To 4 x 4 x 8 (from 1), to 2 x 2 x 16, then the projection.
+  assert cost.vit(tiny.model(stem='conv')).stem == (
+      16 * 9 * 1 * 8 + 4 * 9 * 8 * 16 + 4 * 16 * 16)
+
+
+def test_parts_by_hand():
+  spend = cost.Cost(stem=100, msa=30, mlp=20, head=10, policy=5, num_fixed=2,
+                    num_adaptive=4)
+  actions = Actions(np.array([[1, 0, 1, 0], [0, 0, 0, 0]]),
+                    np.array([[1, 1, 1, 0], [0, 0, 0, 0]]))
+  assert spend.dense == 100 + 6 * 50 + 10
+  rest = 100 + 2 * 50 + 10 + 5
+  want = np.array([2 * 30 + 3 * 20 + rest, rest])
+  np.testing.assert_array_equal(spend.adaptive(actions), want)
+  np.testing.assert_allclose(spend.ratio(actions), want / 410)
+  np.testing.assert_allclose(
+      spend.encoder_ratio(actions), (want - 110) / 300)
+  # NumPy stays NumPy, JAX traces.
+  assert isinstance(spend.ratio(actions), np.ndarray)
+  np.testing.assert_allclose(
+      jax.jit(spend.ratio)(actions), want / 410, rtol=1e-6)
+
+
+def test_all_layers_of_a_plain_model_cost_one():
+  model = tiny.model()
+  spend = cost.vit(model)
+  ones = fixed.all_layers(model.num_adaptive)
+  assert spend.ratio(ones) == 1 and spend.encoder_ratio(ones) == 1

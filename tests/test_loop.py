@@ -1,0 +1,438 @@
+"""A run of all phases: its records, its resumption, its complaints."""
+
+import functools
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import adavit_jax
+from adavit_jax import data
+from adavit_jax.train import checkpoints
+from adavit_jax.train import guards
+from adavit_jax.train import loop
+from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import preemption
+from adavit_jax.train import step as step_lib
+from adavit_jax.train import system as system_lib
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+ROOT = str(pathlib.Path(adavit_jax.__file__).parents[1])
+END = len(tiny.PHASES) * tiny.STEPS
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compile_steps_once():
+  """Runs of one config share their step functions, and so their programs."""
+  make, made = step_lib.make_step, {}
+
+  def make_once(system, phase, start):
+    key = system.config.to_json_best_effort(), phase, start
+    if key not in made:
+      made[key] = make(system, phase, start)
+    return made[key]
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(step_lib, 'make_step', make_once)
+    yield
+
+
+@pytest.fixture(scope='module')
+def trainer(tmp_path_factory):
+  """A trainer whose `workdir` the tests set; all else stays as it is."""
+  return loop.Trainer(tiny.get_config(), str(tmp_path_factory.mktemp('none')),
+                      dataset=tiny.dataset())
+
+
+@pytest.fixture(scope='module')
+def whole(trainer, tmp_path_factory):
+  """(work directory, final state) of a run that nothing stopped."""
+  workdir = str(tmp_path_factory.mktemp('whole'))
+  trainer.workdir = workdir
+  return workdir, trainer.train()
+
+
+def _other(whole_trainer, workdir, **fields):
+  """A trainer with another config; shares the compiled evaluation."""
+  config = tiny.get_config()
+  config.update_from_flattened_dict(fields)
+  trainer = loop.Trainer(config, str(workdir), dataset=tiny.dataset())
+  trainer.evaluator = whole_trainer.evaluator
+  return trainer
+
+
+def _rows(workdir):
+  text = (pathlib.Path(workdir) / 'metrics.jsonl').read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def _bits(x):
+  if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    x = jax.random.key_data(x)
+  return str(x.dtype), x.shape, np.asarray(x).tobytes()
+
+
+def _same(a, b):
+  return jax.tree.map(_bits, a) == jax.tree.map(_bits, b)
+
+
+def _differ(a, b):
+  """Paths of the leaves that are not equal bit for bit."""
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  pairs = zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b))
+  return [jax.tree_util.keystr(path) for (path, x), y in pairs
+          if _bits(x) != _bits(y)]
+
+
+def test_all_phases_run_to_the_end(whole):
+  workdir, state = whole
+  assert int(state.step) == END
+  with checkpoints.Checkpoints(workdir, read_only=True) as ckpts:
+    assert ckpts.steps('phases') == (6, 12, 18, 24)
+    assert ckpts.latest() == ('phases', END)
+    infos = [ckpts.info(step, 'phases') for step in ckpts.steps('phases')]
+    assert ckpts.steps('last') == (10, 16, 22)
+    assert ckpts.info(16, 'last')['start'] == 12
+  assert [i['phase'] for i in infos] == list(tiny.PHASES)
+  assert all(i['finished'] for i in infos)
+  assert infos[0]['dataset']['num_classes'] == 4
+  assert infos[0]['config']['dense']['steps'] == tiny.STEPS
+  # The same call again has nothing left to do.
+
+
+def test_metrics_file(whole):
+  workdir, _ = whole
+  keys = {}
+  steps = {}
+  for row in _rows(workdir):
+    for key, value in row.items():
+      phase, _, name = key.rpartition('/')
+      keys.setdefault(phase, set()).add(name)
+      steps.setdefault(phase, set()).add(row['step'])
+      assert key == 'step' or np.isfinite(value).all(), (key, value)
+      if name in ('keep_msa', 'keep_mlp'):
+        assert len(value) == 3 and 0 <= min(value) and max(value) <= 1
+      if name in ('accuracy', 'sample_accuracy'):
+        assert 0 <= value <= 1
+      if name == 'unique_actions':
+        assert 1 <= value <= 8
+  common = {'learning_rate', 'grad_norm'}
+  rl = common | {
+      'reward', 'reward_std', 'macs_ratio', 'sample_macs_ratio', 'keep_msa',
+      'keep_mlp', 'policy_entropy', 'unique_actions', 'price', 'aux_loss',
+      'sample_accuracy'}
+  vit = {'loss', 'accuracy'}
+  assert keys['dense'] >= common | vit | {'nested_loss', 'masked_loss'}
+  assert keys['warm_start'] >= common | {
+      'value_loss', 'imitation_loss', 'macs_ratio', 'target_macs_ratio'}
+  assert keys['policy'] >= rl
+  assert keys['joint'] >= rl | vit | {'distill_loss'}
+  assert keys['holdout'] == {'accuracy', 'loss', 'macs_ratio'}
+  assert steps['holdout'] == {6, 12, 18, 24}
+  for i, phase in enumerate(tiny.PHASES):
+    assert steps[phase] == set(range(6 * i + 1, 6 * i + 7))
+
+
+@pytest.fixture(scope='module')
+def ends(trainer, whole):
+  """The state at the end of each phase, from its checkpoint."""
+  workdir, _ = whole
+  found = {}
+  with checkpoints.Checkpoints(workdir, read_only=True) as ckpts:
+    for i, phase in enumerate(tiny.PHASES):
+      shapes = step_lib.abstract_state(trainer.system, phase)
+      found[phase] = ckpts.restore(shapes, 6 * (i + 1), 'phases')
+  return found
+
+
+def test_only_the_trained_groups_change(ends, trainer):
+  first = system_lib.init_state(trainer.system, trainer.config.seed).params
+  dense, warm, policy, joint = (ends[p].params for p in tiny.PHASES)
+  assert _same(dense['policy'], first['policy'])
+  assert not _same(dense['vit'], first['vit'])
+  # The averaged parameters are what later phases go on with, and imitate.
+  averaged = ends['dense'].ema['vit']
+  assert not _same(averaged, dense['vit'])
+  for params in (warm, policy):
+    assert _same(params['vit'], averaged)
+  assert _same(ends['joint'].teacher, averaged)
+  assert not _same(warm['policy'], first['policy'])
+  assert not _same(policy['policy'], warm['policy'])
+  for group in joint:
+    assert not _same(joint[group], policy[group])
+
+
+def test_what_the_policy_phases_start_from(ends, trainer):
+  assert ends['dense'].teacher is None
+  chain = np.asarray(ends['warm_start'].chain.keep)
+  np.testing.assert_array_equal(chain.sum(1), np.arange(6, -1, -1))
+  stats = ends['warm_start'].stats
+  assert 0 < stats.std.min() and np.abs(stats.mean).max() > 0
+  for phase in ('policy', 'joint'):
+    assert _same(ends[phase].stats, stats)
+    assert _same(ends[phase].chain, ends['warm_start'].chain)
+  # The controller of the price goes on where the last phase left it.
+  prices = [float(ends[p].log_price) for p in tiny.PHASES]
+  assert len(set(prices)) == 4
+  assert abs(prices[2] - prices[1]) < 6 * trainer.config.policy.price_rate
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+  """Lets a signal seem to come at given steps; the loop asks once a step."""
+  def at(first, steps):
+    asked = iter(range(first + 1, END + 1))
+    monkeypatch.setattr(preemption.GracefulStop, 'should_stop',
+                        lambda self: next(asked) in steps)
+  return at
+
+
+def test_resumed_run_equals_the_uninterrupted_one(
+    trainer, whole, tmp_path, stop_at):
+  """Stopped in each phase, at a checkpoint's step and between them."""
+  trainer.workdir = str(tmp_path)
+  at = 0
+  for step in (3, 10, 13, 23):
+    stop_at(at, {step})
+    assert trainer.train() is None
+    with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts:
+      assert ckpts.latest() == ('last', step)
+      assert not ckpts.info(step, 'last')['finished']
+    at = step
+  stop_at(at, {END})  # Too late to stop: the run is over.
+  state = trainer.train()
+  assert _differ(state, whole[1]) == []
+  assert _rows(tmp_path) == _rows(whole[0])
+
+
+def test_stop_at_the_end_of_a_phase_and_a_finished_run(
+    trainer, whole, tmp_path, stop_at):
+  trainer.workdir = str(tmp_path)
+  stop_at(0, {6, 7})
+  assert trainer.train() is None
+  with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts:
+    assert ckpts.steps('phases') == (6,)
+    assert ckpts.latest() == ('last', 7)
+  stop_at(7, ())
+  assert _differ(trainer.train(), whole[1]) == []
+  # The same call once more finds nothing to do.
+  assert _differ(trainer.train(), whole[1]) == []
+
+
+def test_resumption_may_change_what_is_written_when(trainer, whole):
+  again = _other(trainer, whole[0], log_every=3, checkpoint_every=7)
+  assert int(again.train().step) == END
+
+
+def _command(*args):
+  flags = f'{os.environ["XLA_FLAGS"]}'
+  env = dict(os.environ, PYTHONPATH=ROOT, XLA_FLAGS=flags, JAX_PLATFORMS='cpu')
+  return dict(args=[sys.executable, *args], env=env, cwd=ROOT, text=True,
+              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def _signal_at(workdir, signum, num_rows, process):
+  """Sends a signal once metrics.jsonl has some rows, and waits."""
+  path, deadline = workdir / 'metrics.jsonl', time.monotonic() + 120
+  while not (path.exists() and path.read_text().count('\n') >= num_rows):
+    if process.poll() is not None or time.monotonic() > deadline:
+      process.kill()
+      pytest.fail(f'no {num_rows} rows: {process.communicate()[1][-2000:]}')
+    time.sleep(0.02)
+  time.sleep(random.random() * 0.5)
+  process.send_signal(signum)
+  return process.communicate(timeout=60)
+
+
+def test_processes_are_killed_and_resumed(trainer, whole, tmp_path):
+  """SIGTERM, resumed, SIGKILL, resumed: the same end, bit for bit."""
+  command = _command(__file__, f'--config={tiny.__file__}',
+                     f'--workdir={tmp_path}')
+  process = subprocess.Popen(**command)
+  out, err = _signal_at(tmp_path, signal.SIGTERM, 3, process)
+  assert process.returncode == 0, err[-2000:]
+  assert 'stopped by a signal at step' in err and 'done' not in out
+  with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts:
+    _, step = ckpts.latest()
+    assert step == _rows(tmp_path)[-1]['step'] >= 3
+
+  process = subprocess.Popen(**command)
+  _, err = _signal_at(tmp_path, signal.SIGKILL, step + 2, process)
+  assert process.returncode == -signal.SIGKILL
+  assert f'resumed from step {step},' in err
+
+  trainer.workdir = str(tmp_path)
+  assert _differ(trainer.train(), whole[1]) == []
+
+
+def test_unknown_fields_of_the_config_are_refused(tmp_path):
+  process = subprocess.run(**_command(
+      'train.py', '--config=configs/digits_policy.py',
+      f'--workdir={tmp_path}/run', '--config.dense.lrr=1'), timeout=120)
+  assert process.returncode != 0
+  assert 'lrr' in process.stderr
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('phase, start', [('dense', 0), ('joint', 18)])
+def test_eight_devices_compute_what_one_does(trainer, ends, phase, start):
+  assert jax.device_count() == 8
+  step = step_lib.make_step(trainer.system, phase, start)
+  if phase == 'dense':
+    state = system_lib.init_state(trainer.system, 0)
+  else:
+    state = ends['policy']
+  state = jax.device_get(step_lib.begin_phase(trainer.system, state, phase))
+  images = trainer.dataset.train.images(np.arange(8))
+  labels = trainer.dataset.train.labels[:8]
+  got = []
+  for num in (1, 8):
+    mesh = mesh_lib.make_mesh(num)
+    whole = mesh_lib.replicated(mesh)
+    run = jax.jit(step, donate_argnums=0, out_shardings=whole)
+    new, metrics = run(jax.device_put(state, whole),
+                       *mesh_lib.shard_batch((images, labels), mesh))
+    got.append(mesh_lib.fetch((metrics, new.params)))
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+  jax.tree.map(close, got[0], got[1])
+
+
+@pytest.mark.parametrize('fields, message', [
+    (dict(phases=('dens',)), "config.phases has 'dens'; did you mean 'dense'"),
+    ({'joint.batch_size': 12}, 'joint.batch_size=12 must be a positive '
+     'multiple of the 8 devices; set joint.batch_size to 8 or 16'),
+    (dict(eval_batch_size=10), 'eval_batch_size=10 must be'),
+    ({'data.image_size': 16}, 'data.image_size=16 but the model '
+     "'vit_digits_patch2_8' takes 8; set --config.model.image_size=16"),
+    (dict(phases=('policy', 'joint')), "phase 'policy' starts from a trained "
+     'model; set --config.init.workdir'),
+    ({'dense.steps': 0}, 'dense.steps=0 must be positive'),
+    ({'dense.ema': 1.}, r'dense.ema=1.0 must be in \[0, 1\)'),
+    ({'policy.samples': 1}, 'policy.samples=1: the leave_one_out baseline'),
+    ({'policy.bound': 0.5}, r'policy.bound=0.5 must be in \(0.5, 1\]'),
+    ({'joint.reward': 'mac'}, "joint.reward='mac'; known"),
+    ({'policy.baseline': 'mean'}, "policy.baseline='mean'; known"),
+    ({'nets.tokens': 'cls'}, "nets.tokens='cls'; known"),
+    ({'nets.threshold': 1.}, 'nets.threshold=1.0 must be'),
+    (dict(mac_target=55.), r'mac_target=55.0 must be in \(0, 1\]'),
+    ({'static.policy': 'random'}, "static.policy='random'; known"),
+    ({'model.num_heads': 3}, 'num_heads=3 does not divide width=16'),
+])
+def test_wrong_configs(tmp_path, fields, message):
+  config = tiny.get_config()
+  config.update_from_flattened_dict(fields)
+  with pytest.raises(ValueError, match=message):
+    loop.Trainer(config, str(tmp_path / 'run'), dataset=tiny.dataset())
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_directory_of_another_run_is_refused(trainer, whole):
+  other = _other(trainer, whole[0], **{'dense.learning_rate': 0.5})
+  with pytest.raises(ValueError, match='holds a run of another config.*'
+                     'dense.learning_rate: 0.001 then, 0.5 now'):
+    other.train()
+  data_of_five = loop.Trainer(
+      tiny.get_config(), whole[0], dataset=tiny.dataset(num_classes=5))
+  with pytest.raises(ValueError, match='checkpoint is of another model'):
+    data_of_five.train()
+
+
+def test_wrong_initial_runs(trainer, whole, tmp_path):
+  empty = _other(trainer, tmp_path / 'a', **{
+      'phases': ('joint',), 'init.workdir': str(tmp_path / 'none')})
+  with pytest.raises(ValueError, match="none' holds no checkpoint; train"):
+    empty.train()
+  static = _other(trainer, tmp_path / 'b', **{
+      'phases': ('joint',), 'init.workdir': whole[0], 'init.phase': 'static'})
+  with pytest.raises(ValueError, match="no end of the phase 'static'"):
+    static.train()
+  wider = _other(trainer, tmp_path / 'c', **{
+      'phases': ('joint',), 'init.workdir': whole[0], 'model.width': 32})
+  with pytest.raises(ValueError, match='checkpoint is of another model'):
+    wider.train()
+
+
+@pytest.fixture
+def cheap_steps(monkeypatch):
+  """Steps that only count; the metrics may be set by step."""
+  bad = {}
+
+  def make_step(system, phase, start):
+    del system, phase, start
+    def step(state, images, labels):
+      del images, labels
+      number = state.step + 1
+      loss = jnp.where(number == bad.get('step', -1), jnp.nan, 1.)
+      return state.replace(step=number), {'accuracy': 1., 'loss': loss}
+    return step
+
+  monkeypatch.setattr(step_lib, 'make_step', make_step)
+  return bad
+
+
+def test_a_run_begins_from_another_runs_parameters(
+    trainer, ends, whole, tmp_path, cheap_steps):
+  for phase, vit in (('policy', ends['policy'].params['vit']),
+                     ('dense', ends['dense'].ema['vit'])):
+    other = _other(trainer, tmp_path / phase, **{
+        'phases': ('warm_start',), 'init.workdir': whole[0],
+        'init.phase': phase, 'warm_start.steps': 1})
+    state = other.train()
+    assert int(state.step) == 1
+    assert _same(state.params['vit'], vit)
+    assert _same(state.params['policy'], ends[phase].params['policy'])
+    # Found anew from the dense phase, or taken over: they are the same.
+    for field in ('teacher', 'chain'):
+      assert _same(getattr(state, field), getattr(ends['policy'], field))
+
+
+def test_no_number_stops_the_run(trainer, tmp_path, cheap_steps):
+  cheap_steps['step'] = 5
+  other = _other(trainer, tmp_path, log_every=2)
+  with pytest.raises(guards.NonFiniteError, match='dense|step 6.*loss=nan') as e:
+    other.train()
+  assert (e.value.step, e.value.name) == (6, 'loss')
+  with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts:
+    assert ckpts.latest() == ('last', 4)
+
+
+def test_no_number_reaches_a_checkpoint(trainer, tmp_path, cheap_steps):
+  """Checked before saving, even where nothing is logged at that step."""
+  cheap_steps['step'] = 3
+  other = _other(trainer, tmp_path, log_every=100)
+  with pytest.raises(guards.NonFiniteError):
+    other.train()
+  with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts:
+    assert ckpts.latest() is None
+
+
+def test_price_of_a_run_without_warm_start(trainer, tmp_path, cheap_steps):
+  for phases in (('dense', 'policy'), ('dense', 'joint')):
+    other = _other(trainer, tmp_path / phases[1], **{
+        'phases': phases, 'dense.steps': 1, f'{phases[1]}.steps': 1,
+        f'{phases[1]}.price': 0.7})
+    state = other.train()
+    np.testing.assert_allclose(np.exp(state.log_price), 0.7, rtol=1e-6)
+
+
+def _main():
+  """`train.py` on the tiny data, slowed so that a signal can hit a step."""
+  from absl import app
+  from absl import logging
+  sys.path.insert(0, ROOT)
+  import train
+  data.load = lambda *args, **kwargs: tiny.dataset(seconds=0.1)
+  logging.set_verbosity(logging.INFO)
+  app.run(train.main)
+
+
+if __name__ == '__main__':
+  _main()

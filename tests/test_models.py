@@ -1,0 +1,194 @@
+"""The transformer against NumPy, and every registered name."""
+
+import math
+
+from adavit_jax import models
+from adavit_jax.models import encoder as encoder_lib
+from adavit_jax.models import stem as stem_lib
+from adavit_jax.models import vit
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+# Stem + tokens + positions + encoders + norm + heads.
+NUM_PARAMS = {
+    'vit_digits_patch2_8': 240 + 48 + 816 + 8 * 18_960 + 96 + 490,
+    'vit_scenes_patch4_16': 816 + 48 + 816 + 8 * 18_960 + 96 + 490,
+    'vit_cifar_patch4_32': 9_408 + 192 + 12_480 + 9 * 297_024 + 384 + 1_930,
+    'vit_cifar_conv8_32':
+        109_984 + 128 + 2_176 + 8 * 132_480 + 256 + 1_290,
+    'vit_tiny_patch16_224': 5_717_416,
+    'vit_small_patch16_224': 22_050_664,
+    'vit_base_patch16_224': 86_567_656,
+    'deit_tiny_patch16_224': 5_717_416,
+    'deit_small_patch16_224': 22_050_664,
+    'deit_base_patch16_224': 86_567_656,
+    'deit_tiny_distilled_patch16_224': 5_910_800,
+    'deit_small_distilled_patch16_224': 22_436_432,
+    'deit_base_distilled_patch16_224': 87_338_192,
+}
+
+
+def _norm(x, p):
+  x = x - x.mean(-1, keepdims=True)
+  x = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6)
+  return x * p['scale'] + p['bias']
+
+
+def _dense(x, p):
+  return x @ p['kernel'] + p['bias']
+
+
+def _gelu(x):
+  return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+
+
+def _attention(q, k, v):
+  logits = np.einsum('bhnd,bhmd->bhnm', q, k) / math.sqrt(q.shape[-1])
+  weights = np.exp(logits - logits.max(-1, keepdims=True))
+  weights /= weights.sum(-1, keepdims=True)
+  return np.einsum('bhnm,bhmd->bhnd', weights, v)
+
+
+def _encoder(x, p, num_heads):
+  """The two branches with their residuals, float64 [B, N, D]."""
+  b, n, d = x.shape
+  heads = lambda y: y.reshape(b, n, num_heads, -1).transpose(0, 2, 1, 3)
+  q, k, v = np.split(_dense(_norm(x, p['norm1']), p['qkv']), 3, axis=-1)
+  y = _attention(heads(q), heads(k), heads(v))
+  x = x + _dense(y.transpose(0, 2, 1, 3).reshape(b, n, d), p['proj'])
+  y = _gelu(_dense(_norm(x, p['norm2']), p['fc1']))
+  return x + _dense(y, p['fc2'])
+
+
+def _float64(tree):
+  return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+
+
+@pytest.mark.parametrize('name', models.names())
+def test_number_of_parameters(name):
+  model = models.create(name)
+  params = jax.eval_shape(
+      lambda: models.init_params(model, jax.random.key(0)))
+  assert sum(x.size for x in jax.tree.leaves(params)) == NUM_PARAMS[name]
+  assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
+
+
+def test_every_name_has_a_known_size():
+  assert models.names() == sorted(NUM_PARAMS)
+
+
+def test_attention_is_softmax_of_scaled_products():
+  q, k, v = np.random.default_rng(0).normal(size=(3, 2, 3, 5, 4), scale=2)
+  got = encoder_lib.attention(*map(jnp.float32, (q, k, v)))
+  np.testing.assert_allclose(got, _attention(q, k, v), rtol=1e-5, atol=1e-6)
+
+
+def test_attention_softmax_is_float32_in_bfloat16():
+  q, k, v = jnp.ones((3, 1, 1, 1024, 4), jnp.bfloat16)
+  got = encoder_lib.attention(q, k, v)
+  assert got.dtype == jnp.bfloat16
+  # A bfloat16 sum of 1024 terms stalls far below 1024.
+  np.testing.assert_array_equal(np.asarray(got, np.float32), 1)
+
+
+def test_model_equals_numpy():
+  model = tiny.model(distillation=True, num_fixed=2)
+  params = tiny.params(model)
+  images = np.random.default_rng(1).normal(size=(2, 8, 8, 1))
+  got = jax.jit(model.apply)({'params': params}, jnp.float32(images))
+
+  p = _float64(params)
+  # [B, row, row in patch, column, column in patch], patches in row order.
+  x = images.reshape(2, 2, 4, 2, 4).transpose(0, 1, 3, 2, 4).reshape(2, 4, 16)
+  x = (x @ p['patch_embed']['proj']['kernel'].reshape(16, 16)
+       + p['patch_embed']['proj']['bias'])
+  prefix = [np.tile(p[t], (2, 1, 1)) for t in ('cls', 'dist')]
+  x = np.concatenate([*prefix, x], axis=1) + p['pos_embedding']
+  for group, num in (('fixed', 2), ('adaptive', 2)):
+    for i in range(num):
+      x = _encoder(x, jax.tree.map(lambda leaf: leaf[i], p[group]), 2)
+  x = _norm(x, p['norm'])
+  cls, dist = _dense(x[:, 0], p['head']), _dense(x[:, 1], p['head_dist'])
+  np.testing.assert_allclose(got.cls, cls, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(got.dist, dist, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(got.total, cls + dist, rtol=1e-4, atol=1e-5)
+
+
+def test_total_without_distillation_is_the_class_head():
+  logits = vit.Logits(jnp.ones((2, 3)), None)
+  assert logits.total is logits.cls
+
+
+def test_conv_stem_equals_numpy():
+  stem = stem_lib.ConvStem(width=8, patch_size=2)
+  rng = np.random.default_rng(0)
+  images = rng.normal(size=(1, 4, 4, 3))
+  shapes = jax.eval_shape(
+      lambda: stem.init(jax.random.key(0), jnp.float32(images)))['params']
+  params = jax.tree.map(
+      lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
+  got = stem.apply({'params': params}, jnp.float32(images))
+
+  p = _float64(params)
+  padded = np.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)])
+  windows = [padded[0, 2 * r:2 * r + 3, 2 * c:2 * c + 3]
+             for r in range(2) for c in range(2)]
+  x = np.einsum('nhwc,hwcd->nd', windows, p['Conv_0']['kernel'])
+  x = _dense(_gelu(_norm(x, p['LayerNorm_0'])), {
+      'kernel': p['proj']['kernel'][0, 0], 'bias': p['proj']['bias']})
+  np.testing.assert_allclose(got, x[None], rtol=1e-4, atol=1e-5)
+
+
+def test_conv_stem_has_the_patch_stems_grid():
+  assert stem_lib.conv_stem_channels(128, 8) == [32, 64, 128]
+  model = models.create('vit_cifar_conv8_32')
+  images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+  params = jax.eval_shape(
+      lambda: models.init_params(model, jax.random.key(0)))
+  embed = lambda p, x: model.apply({'params': p}, x, method='embed')
+  assert jax.eval_shape(embed, params, images).shape == (2, 1 + 16, 128)
+
+
+def test_bfloat16_keeps_parameters_and_logits_in_float32():
+  model = tiny.model(dtype='bfloat16')
+  params = jax.eval_shape(
+      lambda: models.init_params(model, jax.random.key(0)))
+  assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype('float32')}
+  images = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
+  apply = lambda p, x: model.apply({'params': p}, x)
+  assert jax.eval_shape(apply, params, images).total.dtype == jnp.float32
+  embed = lambda p, x: model.apply({'params': p}, x, method='embed')
+  assert jax.eval_shape(embed, params, images).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize('overrides, message', [
+    (dict(widht=3), "unknown model attribute 'widht'.*width"),
+    (dict(depth=2, num_fixed=2), 'num_fixed=2 must be smaller than depth=2'),
+    (dict(num_fixed=0), 'num_fixed=0 must be 1, 2 or 3'),
+    (dict(num_fixed=4), 'num_fixed=4 must be 1, 2 or 3'),
+    (dict(patch_size=3), 'patch_size=3 does not divide image_size=8'),
+    (dict(num_heads=5), 'num_heads=5 does not divide width=48'),
+    (dict(stem='cnn'), "stem='cnn' must be 'patch' or 'conv'"),
+    (dict(stem='conv', patch_size=6, image_size=12),
+     'patch_size=6 must be a power of two'),
+])
+def test_wrong_attributes(overrides, message):
+  with pytest.raises(ValueError, match=message):
+    models.create('vit_digits_patch2_8', **overrides)
+
+
+def test_unknown_names():
+  with pytest.raises(ValueError, match="mean 'vit_tiny_patch16_224'"):
+    models.create('vit_tiny_patch16')
+  with pytest.raises(ValueError, match=r"'resnet'; known: \['deit_base"):
+    models.create('resnet')
+
+
+@pytest.mark.parametrize('shape', [(2, 8, 8, 3), (2, 16, 16, 1), (8, 8, 1)])
+def test_wrong_images(shape):
+  model = tiny.model()
+  with pytest.raises(ValueError, match=r'the model takes \[B, 8, 8, 1\]'):
+    model.apply({'params': tiny.params(model)}, jnp.zeros(shape))

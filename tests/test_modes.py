@@ -1,0 +1,169 @@
+"""Three execution modes, one result."""
+
+import functools
+
+from adavit_jax.models.actions import Actions
+from adavit_jax.runtime import modes
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+L = 3
+CLOSE = dict(rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope='module')
+def model():
+  return tiny.model(distillation=True)
+
+
+@pytest.fixture(scope='module')
+def params(model):
+  return jax.tree.map(jnp.asarray, tiny.params(model))
+
+
+@pytest.fixture(scope='module')
+def images():
+  return jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
+
+
+@pytest.fixture(scope='module')
+def z1(model, params, images):
+  return jax.jit(functools.partial(modes.fixed, model))(params, images)
+
+
+@pytest.fixture(scope='module')
+def run(model):
+  """The modes whose actions may be traced, each compiled once per shape."""
+  def jit(mode):
+    return jax.jit(lambda p, z1, actions: modes.adaptive(
+        model, p, z1, actions, mode).total)
+  return {mode: jit(mode) for mode in ('masked', 'cond')}
+
+
+def _random(seed, *shape):
+  keep = np.random.default_rng(seed).integers(0, 2, (*shape, 2 * L))
+  return Actions.from_keep(keep.astype(np.float32))
+
+
+def _row(actions, i):
+  return Actions(*(a[i:i + 1] for a in actions))
+
+
+def test_modes_agree_on_actions_per_image(model, params, z1, run):
+  actions = _random(0, 4)
+  want = run['masked'](params, z1, actions)
+  # Else equality below would say nothing.
+  assert np.abs(want - run['masked'](params, z1, _random(1, 4))).max() > 0.1
+  for i in range(4):
+    got = run['cond'](params, z1[i:i + 1], _row(actions, i))
+    np.testing.assert_allclose(got, want[i:i + 1], **CLOSE)
+    shared = Actions(*(a[i] for a in actions))
+    got = modes.adaptive(model, params, z1[i:i + 1], shared, 'static').total
+    np.testing.assert_allclose(got, want[i:i + 1], **CLOSE)
+
+
+@pytest.mark.parametrize('seed', [0, 1])
+def test_modes_agree_on_shared_actions(model, params, z1, run, seed):
+  actions = _random(seed)
+  per_image = Actions(*(np.tile(a, (4, 1)) for a in actions))
+  want = run['masked'](params, z1, per_image)
+  static = modes.adaptive(model, params, z1, actions, 'static').total
+  for got in (run['cond'](params, z1, actions), static):
+    np.testing.assert_allclose(got, want, **CLOSE)
+
+
+def test_forward_of_all_layers_is_the_plain_vit(model, params, images):
+  ones = Actions(np.ones(L), np.ones(L))
+  got = jax.jit(lambda p, x: modes.forward(model, p, x, ones))(params, images)
+  want = jax.jit(lambda p, x: model.apply({'params': p}, x))(params, images)
+  np.testing.assert_allclose(got.cls, want.cls, **CLOSE)
+  np.testing.assert_allclose(got.dist, want.dist, **CLOSE)
+
+
+def test_without_adaptive_layers_the_heads_read_z1(model, params, z1, run):
+  zeros = Actions(np.zeros(L, np.float32), np.zeros(L, np.float32))
+  want = model.apply({'params': params}, z1[:, :2], method='classify').total
+  np.testing.assert_allclose(run['cond'](params, z1, zeros), want, **CLOSE)
+  zeros = Actions(*(np.zeros((4, L), np.float32),) * 2)
+  np.testing.assert_allclose(run['masked'](params, z1, zeros), want, **CLOSE)
+
+
+def test_gates_scale_a_branch(model, params, z1):
+  """Stochastic depth's 1 / survival: by hand for one branch."""
+  gates = Actions(np.zeros((4, L), np.float32), np.zeros((4, L), np.float32))
+  gates.msa[:, 1] = 2.5
+  p = jax.tree.map(lambda leaf: leaf[1], params['adaptive'])
+  branch = model.encoder.apply({'params': p}, z1, method='msa')
+  x, prefix = modes.masked(model, params, z1, gates)
+  np.testing.assert_allclose(x, z1 + 2.5 * branch, **CLOSE)
+  np.testing.assert_array_equal(prefix[0], z1[:, :2])
+  np.testing.assert_array_equal(prefix[1], x[:, :2])
+
+
+def test_cond_skips_at_run_time_and_masked_does_not(params, z1, run):
+  def conditionals(mode, z1, actions):
+    text = run[mode].lower(params, z1, actions).compile().as_text()
+    return text.count(' conditional(')
+  # One body for all layers: an MSA and an MLP branch.
+  assert conditionals('cond', z1, _random(0)) == 2
+  assert conditionals('cond', z1[:1], _random(0, 1)) == 2
+  assert conditionals('masked', z1, _random(0, 4)) == 0
+
+
+def test_static_leaves_dropped_layers_out(model, params, z1):
+  def products(actions):
+    forward = lambda p, z1: modes.adaptive(model, p, z1, actions, 'static')
+    text = jax.jit(forward).lower(params, z1).as_text(dialect='hlo')
+    return text.count(' dot(')
+  ones, zeros = np.ones(L), np.zeros(L)
+  heads = 2
+  assert products(Actions(ones, ones)) == L * (4 + 2) + heads
+  assert products(Actions(ones, zeros)) == L * 4 + heads
+  assert products(Actions(zeros, zeros)) == heads
+
+
+def _value_and_grad(model, **kwargs):
+  def loss(params, z1, actions):
+    x, _ = modes.masked(model, params, z1, actions, **kwargs)
+    return (x ** 2).mean(), x
+  return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+@pytest.fixture(scope='module')
+def plain_grad(model):
+  return _value_and_grad(model)
+
+
+def test_dropped_branches_have_no_gradient(params, z1, plain_grad):
+  keep_msa, keep_mlp = np.float32([1, 0, 1]), np.float32([0, 1, 1])
+  actions = Actions(np.tile(keep_msa, (4, 1)), np.tile(keep_mlp, (4, 1)))
+  _, grads = plain_grad(params, z1, actions)
+  biggest = lambda leaf: np.abs(leaf).reshape(L, -1).max(1)
+  for keep, names in ((keep_msa, ('norm1', 'qkv', 'proj')),
+                      (keep_mlp, ('norm2', 'fc1', 'fc2'))):
+    for name in names:
+      for leaf in grads['adaptive'][name].values():
+        np.testing.assert_array_equal(biggest(leaf) > 0, keep > 0, name)
+
+
+def test_remat_and_unrolling_change_nothing(model, params, z1, plain_grad):
+  actions = _random(0, 4)
+  want = plain_grad(params, z1, actions)
+  got = _value_and_grad(model, remat=True, unroll=L)(params, z1, actions)
+  close = functools.partial(np.testing.assert_allclose, **CLOSE)
+  jax.tree.map(close, got, want)
+
+
+def test_wrong_calls(model, params, z1):
+  with pytest.raises(ValueError, match="unknown mode 'fast'.*'static'"):
+    modes.adaptive(model, params, z1, _random(0), 'fast')
+  with pytest.raises(ValueError, match="4 images; use 'masked'"):
+    modes.adaptive(model, params, z1, _random(0, 4), 'cond')
+  with pytest.raises(ValueError, match="'static' takes concrete actions"):
+    modes.adaptive(model, params, z1, _random(0, 4), 'static')
+  with pytest.raises(ValueError, match="'static' takes concrete actions"):
+    jax.eval_shape(lambda a: modes.adaptive(model, params, z1, a, 'static'),
+                   _random(0))

@@ -1,0 +1,347 @@
+"""The losses of the phases against NumPy and against their plain parts."""
+
+from adavit_jax.models.actions import Actions
+from adavit_jax.models.vit import Logits
+from adavit_jax.policies import learned
+from adavit_jax.policies import reinforce
+from adavit_jax.runtime import modes
+from adavit_jax.train import losses
+from adavit_jax.train import step as step_lib
+from adavit_jax.train import system as system_lib
+from adavit_jax.train.phases import dense
+from adavit_jax.train.phases import joint
+from adavit_jax.train.phases import policy
+from adavit_jax.train.phases import warm_start
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+B, K = 4, 4
+KEY = jax.random.key(3)
+
+
+def _log_softmax(x):
+  x = np.asarray(x, np.float64)
+  x = x - x.max(-1, keepdims=True)
+  return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+@pytest.fixture(scope='module')
+def logits():
+  """Student and teacher, [2, B, K], and targets [B, K] that sum to 1."""
+  rng = np.random.default_rng(0)
+  targets = rng.uniform(size=(B, K)).astype(np.float32)
+  student, teacher = rng.normal(size=(2, B, K), scale=2).astype(np.float32)
+  return student, teacher, targets / targets.sum(-1, keepdims=True)
+
+
+def test_cross_entropy(logits):
+  student, teacher, targets = logits
+  ce = lambda x: -(targets * _log_softmax(x)).sum(-1).mean()
+  got = losses.cross_entropy(student, targets)
+  np.testing.assert_allclose(got, ce(student), rtol=1e-5)
+  both = losses.head_cross_entropy(Logits(student, teacher), targets)
+  np.testing.assert_allclose(both, (ce(student) + ce(teacher)) / 2, rtol=1e-5)
+  one = losses.head_cross_entropy(Logits(student, None), targets)
+  np.testing.assert_allclose(one, ce(student), rtol=1e-5)
+  layers = losses.cross_entropy(np.stack([student, teacher]), targets)
+  np.testing.assert_allclose(layers, (ce(student) + ce(teacher)) / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize('temperature', [1., 3.])
+def test_soft_distillation_is_kl_times_t_squared(logits, temperature):
+  student, teacher, _ = logits
+  log_p, log_q = (_log_softmax(x / temperature) for x in (teacher, student))
+  want = temperature**2 * (np.exp(log_p) * (log_p - log_q)).sum(-1).mean()
+  got = losses.distillation(student, teacher, temperature=temperature)
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+  np.testing.assert_allclose(
+      losses.distillation(teacher, teacher, temperature=temperature), 0,
+      atol=1e-6)
+
+
+def test_hard_distillation_asks_for_the_teachers_decision(logits):
+  student, teacher, _ = logits
+  want = -_log_softmax(student)[np.arange(B), teacher.argmax(-1)].mean()
+  got = losses.distillation(student, jnp.asarray(teacher), hard=True)
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_representation_is_relative(logits):
+  student, teacher, _ = logits
+  want = ((student - teacher)**2).sum() / (teacher**2).sum()
+  got = losses.representation(student[None], teacher[None])
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize('loss', [losses.distillation, losses.representation])
+def test_teachers_get_no_gradient(logits, loss):
+  student, teacher, _ = logits
+  grad = jax.grad(loss, argnums=(0, 1))(student, teacher)
+  assert np.abs(grad[0]).max() > 0
+  np.testing.assert_array_equal(grad[1], 0)
+
+
+def test_choose_meets_the_target_and_spends_on_the_hard():
+  ratios = jnp.float32([1., 0.6, 0.2])
+  value = jnp.float32([
+      [0.99, 0.98, 0.97],  # easy: little is gained by computing
+      [0.95, 0.85, 0.60],
+      [0.90, 0.55, 0.20],  # hard
+      [0.99, 0.98, 0.96]])
+  spent = []
+  for target in (0.25, 0.45, 0.65, 0.85, 1.):
+    price, best = warm_start.choose(value, ratios, target)
+    mean = ratios[best].mean()
+    assert mean <= target + 1e-6
+    assert ratios[best[2]] >= ratios[best[1]] >= ratios[best[0]]
+    # Dearer by nothing: at any clearly lower price too much would be spent.
+    cheaper = (value - 0.99 * price * ratios).argmax(-1)
+    assert ratios[cheaper].mean() > target or target == 1.
+    spent.append(mean)
+  assert spent == sorted(spent) and spent[0] < spent[-1]
+  # By hand: 0.4 is all that the hard one may cost, the others take 0.2.
+  _, best = warm_start.choose(value, ratios, 0.4)
+  np.testing.assert_array_equal(best, [2, 2, 0, 2])
+
+
+def test_choose_takes_no_more_than_helps():
+  """Every image is served best by the small mask: no price is needed."""
+  value = jnp.float32([[0.5, 0.9], [0.5, 0.9]])
+  _, best = warm_start.choose(value, jnp.float32([1., 0.3]), 0.8)
+  np.testing.assert_array_equal(best, [1, 1])
+
+
+@pytest.mark.parametrize('width', [6, 70])
+def test_num_unique(width):
+  rng = np.random.default_rng(0)
+  rows = rng.integers(0, 2, (20, width)).astype(np.float32)
+  for keep in (rows[rng.integers(0, 20, 64)], rows[:1], np.zeros_like(rows)):
+    want = len(np.unique(keep, axis=0))
+    assert policy.num_unique(jnp.asarray(keep)) == want
+
+
+def _config(**fields):
+  config = tiny.get_config()
+  config.model.remat = False  # compiles faster
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+def _system(**fields):
+  return system_lib.create(_config(**fields), tiny.dataset())
+
+
+@pytest.fixture(scope='module')
+def state():
+  """A state with random parameters, the teacher being its own ViT."""
+  system = _system()
+  state = jax.eval_shape(lambda: system_lib.init_state(system, 0))
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+      lambda x: jnp.float32(rng.normal(size=x.shape, scale=0.3)), state.params)
+  stats = jax.tree.map(lambda x: jnp.ones(x.shape), state.stats)
+  return state.replace(params=params, teacher=params['vit'], stats=stats,
+                       log_price=jnp.float32(-1.))
+
+
+@pytest.fixture(scope='module')
+def batch():
+  rng = np.random.default_rng(2)
+  labels = rng.integers(0, K, B)
+  targets = 0.9 * np.eye(K)[labels] + 0.1 / K
+  images = rng.normal(size=(B, 8, 8, 1))
+  return step_lib.Batch(*map(jnp.float32, (images, targets)),
+                        jnp.int32(labels))
+
+
+@pytest.fixture(scope='module')
+def z1(state, batch):
+  model = tiny.model()
+  return jax.jit(lambda p, x: modes.fixed(model, p, x))(
+      state.params['vit'], batch.images)
+
+
+@pytest.fixture(scope='module')
+def classify(state, z1):
+  """From actions [B, L] to logits [B, K], in the masked mode."""
+  model = tiny.model()
+  run = jax.jit(lambda p, z1, a: modes.adaptive(model, p, z1, a, 'masked').total)
+  return lambda actions: run(state.params['vit'], z1, Actions(
+      *(np.broadcast_to(a, (B, model.num_adaptive)) for a in actions)))
+
+
+def _plain_cross_entropy(classify, batch):
+  logits = classify(Actions(np.ones(3, np.float32), np.ones(3, np.float32)))
+  targets = np.asarray(batch.targets, np.float64)
+  ce = -(targets * _log_softmax(logits)).sum(-1).mean()
+  return ce, (logits.argmax(-1) == batch.labels).mean()
+
+
+def test_bare_dense_loss_is_cross_entropy(state, batch, classify):
+  system = _system(**{'dense.nested': 0., 'dense.mask_weight': 0.,
+                      'dense.drop_path': 0.})
+  got, (metrics, updates) = jax.jit(
+      lambda p: dense.loss(system, p, state, batch, KEY, 0.))(state.params)
+  ce, accuracy = _plain_cross_entropy(classify, batch)
+  np.testing.assert_allclose(got, ce, rtol=1e-5)
+  np.testing.assert_allclose(metrics['accuracy'], accuracy)
+  assert sorted(metrics) == ['accuracy', 'loss'] and not updates
+
+
+def test_nested_loss_is_the_mean_over_depths(state, batch, classify):
+  system = _system(**{'dense.nested': 0.5, 'dense.mask_weight': 0.,
+                      'dense.drop_path': 0.})
+  total, (metrics, _) = jax.jit(
+      lambda p: dense.loss(system, p, state, batch, KEY, 0.))(state.params)
+  depths = []
+  for depth in range(3):
+    kept = np.float32(np.arange(3) < depth)
+    depths.append(losses.cross_entropy(
+        classify(Actions(kept, kept)), batch.targets))
+  np.testing.assert_allclose(
+      metrics['nested_loss'], np.mean(depths), rtol=1e-5)
+  np.testing.assert_allclose(
+      total, metrics['loss'] + 0.5 * np.mean(depths), rtol=1e-5)
+
+
+def test_drop_path_gates_keep_the_mean():
+  gates = dense.drop_path(jax.random.key(0), 40_000, 4, 0.4)
+  survival = np.array([0.9, 0.8, 0.7, 0.6])
+  for gate in gates:
+    assert gate.shape == (40_000, 4)
+    np.testing.assert_allclose((gate > 0).mean(0), survival, atol=0.01)
+    np.testing.assert_allclose(gate.max(0), 1 / survival, rtol=1e-6)
+  np.testing.assert_array_equal(dense.drop_path(KEY, 2, 3, 0.).keep, 1)
+
+
+@pytest.fixture(scope='module')
+def path_loss(state, batch):
+  system = _system(**{'joint.distill': 0.25, 'joint.temperature': 2.,
+                      'joint.representation': 2.})
+
+  @jax.jit
+  def loss(vit, teacher, actions):
+    z1 = modes.fixed(system.model, vit, batch.images)
+    return joint.path_loss(
+        system, system.config.joint, vit, z1, teacher, batch, actions)
+
+  return lambda teacher, actions: loss(state.params['vit'], teacher, actions)
+
+
+def test_path_loss_of_a_model_that_teaches_itself(
+    state, batch, classify, path_loss):
+  ones = jnp.ones((B, 3))
+  total, metrics = path_loss(state.params['vit'], Actions(ones, ones))
+  ce, accuracy = _plain_cross_entropy(classify, batch)
+  np.testing.assert_allclose(metrics['distill_loss'], 0, atol=1e-6)
+  np.testing.assert_allclose(metrics['representation_loss'], 0, atol=1e-6)
+  np.testing.assert_allclose(metrics['loss'], ce, rtol=1e-5)
+  np.testing.assert_allclose(metrics['accuracy'], accuracy)
+  np.testing.assert_allclose(total, 0.75 * ce, rtol=1e-5)
+
+
+def test_path_loss_weighs_its_terms(batch, state, classify, path_loss):
+  teacher = jax.tree.map(lambda x: 1.1 * x, state.teacher)
+  actions = Actions(jnp.tile(jnp.float32([1, 0, 1]), (B, 1)),
+                    jnp.tile(jnp.float32([0, 1, 1]), (B, 1)))
+  total, metrics = path_loss(teacher, actions)
+  want = (0.75 * metrics['loss'] + 0.25 * metrics['distill_loss']
+          + 2 * metrics['representation_loss'])
+  np.testing.assert_allclose(total, want, rtol=1e-5)
+  taught = jax.jit(tiny.model().apply)({'params': teacher}, batch.images).total
+  student = classify(actions)
+  np.testing.assert_allclose(
+      metrics['loss'], losses.cross_entropy(student, batch.targets), rtol=1e-5)
+  np.testing.assert_allclose(
+      metrics['distill_loss'],
+      losses.distillation(student, taught, temperature=2.), rtol=1e-4)
+  assert min(metrics['distill_loss'], metrics['representation_loss']) > 1e-3
+
+
+@pytest.mark.parametrize('reward, baseline', [
+    ('macs', 'leave_one_out'), ('split', 'greedy')])
+def test_policy_gradient_image_by_image(
+    state, batch, z1, classify, reward, baseline):
+  """The batched gradient against one written out for single images."""
+  system = _system(**{
+      'policy.reward': reward, 'policy.baseline': baseline,
+      'policy.samples': 3, 'policy.entropy': 0., 'policy.aux': 0.})
+  c, nets = system.config.policy, system.nets
+  free = jnp.float32([0, 1, 1])
+  features_of = lambda p: system.features(p, z1, state.stats)
+
+  def loss(params):
+    vit, p = params['vit'], params['policy']
+    z1 = modes.fixed(system.model, vit, batch.images)
+    return policy.policy_gradient(
+        system, c, p, vit, z1, system.features(p, z1, state.stats),
+        state.log_price, batch, KEY, free)
+
+  grads, (metrics, updates) = jax.jit(
+      jax.grad(loss, has_aux=True))(state.params)
+  got = grads['policy']
+  # The ViT learns nothing from rewards.
+  for leaf in jax.tree.leaves(grads['vit']):
+    np.testing.assert_array_equal(leaf, 0)
+
+  @jax.jit
+  def draw(p):
+    features = features_of(p)
+    drawn = [learned.sample(nets, p, features, key, bound=c.bound, free=free)
+             for key in jax.random.split(KEY, c.samples)]
+    return drawn, learned.greedy(nets, p, features, free=free)
+
+  draws, greedy = draw(state.params['policy'])
+
+  def rewards_of(actions):  # -> [B, 2]
+    logits = np.asarray(classify(actions))
+    spent = np.asarray(system.cost.ratio(actions))
+    rows = []
+    for i, label in enumerate(np.asarray(batch.labels)):
+      if reward == 'macs':
+        p = np.exp(_log_softmax(logits[i]))[label]
+        rows.append([p - np.exp(-1.) * spent[i]] * 2)
+      else:
+        right = c.alpha * (logits[i].argmax() == label)
+        rows.append([1 - actions.msa[i].mean() + right,
+                     1 - actions.mlp[i].mean() + right])
+    return np.array(rows)
+
+  table = np.array([rewards_of(a) for a in draws])
+  if baseline == 'greedy':
+    base = rewards_of(greedy)
+  else:
+    base = (table.sum(0) - table) / (c.samples - 1)
+  advantage = np.float32(table - base)  # [S, B, 2]
+  advantage /= np.maximum(advantage.std((0, 1)), 1e-3)
+
+  def written_out(p):
+    total = 0.
+    for a, adv in zip(draws, advantage):
+      logits = learned.action_logits(nets, p, features_of(p), a)
+      for net in range(2):
+        s = learned.bounded(logits[net], c.bound)
+        log_p = jnp.where(a[net] > 0, jnp.log(s), jnp.log(1 - s))[:, 1:]
+        total -= (log_p.sum(-1) * adv[:, net]).sum() / (c.samples * B)
+    return total
+
+  want = jax.jit(jax.grad(written_out))(state.params['policy'])
+  for net in ('msa_net', 'mlp_net'):
+    assert np.abs(want[net]['bias']).max() > 1e-2
+    for leaf in ('kernel', 'bias'):
+      np.testing.assert_allclose(
+          got[net][leaf], want[net][leaf], rtol=1e-3, atol=1e-5)
+  np.testing.assert_allclose(metrics['reward'], table.mean(), rtol=1e-5)
+  np.testing.assert_allclose(metrics['keep_msa'], greedy.msa.mean(0), rtol=1e-6)
+  np.testing.assert_allclose(
+      metrics['macs_ratio'], system.cost.ratio(greedy).mean(), rtol=1e-6)
+  if reward == 'macs':
+    np.testing.assert_allclose(
+        updates['log_price'], reinforce.update_price(
+            state.log_price, metrics['macs_ratio'], system.config.mac_target,
+            c.price_rate), rtol=1e-6)
+  else:
+    assert not updates

@@ -1,0 +1,264 @@
+"""Fixed, random and learned policies against the patent's equations."""
+
+import itertools
+
+from adavit_jax import cost
+from adavit_jax.models.actions import Actions
+from adavit_jax.policies import fixed
+from adavit_jax.policies import learned
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+B, N, D, L, K = 5, 4, 6, 3, 4
+CLOSE = dict(rtol=1e-5, atol=1e-5)
+
+
+def _sigmoid(x):
+  return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
+
+
+@pytest.mark.parametrize('number, num_msa, num_mlp', [
+    (1, 5, 5), (2, 5, 3), (3, 3, 3), (4, 1, 2), (5, 0, 0)])
+def test_table_1(number, num_msa, num_mlp):
+  actions = fixed.table_1(number, 11)
+  np.testing.assert_array_equal(actions.msa, [0] * num_msa + [1] * (11 - num_msa))
+  np.testing.assert_array_equal(actions.mlp, [0] * num_mlp + [1] * (11 - num_mlp))
+  last = fixed.table_1(number, 11, which='last')
+  np.testing.assert_array_equal(last.msa, actions.msa[::-1])
+  np.testing.assert_array_equal(last.mlp, actions.mlp[::-1])
+
+
+def test_drop_and_all_layers():
+  np.testing.assert_array_equal(fixed.drop(4, 1, 3).keep, [1, 1, 1, 0, 1, 0, 0, 0])
+  np.testing.assert_array_equal(
+      fixed.drop(4, 1, 3, which='first').keep, [0, 1, 1, 1, 0, 0, 0, 1])
+  np.testing.assert_array_equal(fixed.all_layers(2).keep, [1, 1, 1, 1])
+  np.testing.assert_array_equal(fixed.drop(2, 2, 2).keep, [0, 0, 0, 0])
+
+
+def test_parse():
+  actions = fixed.parse('101001', 3)
+  np.testing.assert_array_equal(actions.msa, [1, 0, 1])
+  np.testing.assert_array_equal(actions.mlp, [0, 0, 1])
+
+
+@pytest.mark.parametrize('call, message', [
+    (lambda: fixed.table_1(6, 11), 'policy 6 is not in Table 1'),
+    (lambda: fixed.table_1(1, 4), 'cannot drop 5 MSA and 5 MLP layers of 4'),
+    (lambda: fixed.drop(4, -1, 0), 'cannot drop -1 MSA'),
+    (lambda: fixed.drop(4, 1, 1, which='all'), "which='all' must be 'first'"),
+    (lambda: fixed.parse('101', 3), "keep='101' must be 6 digits"),
+    (lambda: fixed.parse('10100x', 3), 'must be 6 digits 0 or 1'),
+])
+def test_wrong_calls(call, message):
+  with pytest.raises(ValueError, match=message):
+    call()
+
+
+def test_stochastic_survival_falls_linearly_with_depth():
+  num, final = 20_000, 0.2
+  actions = fixed.stochastic(jax.random.key(0), num, 4, final=final)
+  want = np.array([0.8, 0.6, 0.4, 0.2])
+  np.testing.assert_allclose(fixed.survival(4, final), want, rtol=1e-6)
+  for kept in actions:
+    assert kept.shape == (num, 4)
+    error = np.sqrt(want * (1 - want) / num)
+    assert (np.abs(kept.mean(0) - want) < 4 * error).all()
+  # The two branches and the layers are dropped independently.
+  correlation = np.corrcoef(actions.keep.T)[np.triu_indices(8, 1)]
+  assert np.abs(correlation).max() < 5 / np.sqrt(num)
+
+
+def test_uniform_meets_a_budget_of_macs():
+  """MSA and MLP cost different amounts, the mean is right all the same."""
+  num, budget = 20_000, 0.7
+  spend = cost.vit(tiny.model(mlp_ratio=4.))
+  assert spend.msa != spend.mlp
+  none = Actions(*(np.zeros(L),) * 2)
+  always = spend.adaptive(none)
+  keep = (budget * spend.dense - always) / (spend.dense - always)
+  actions = fixed.uniform(jax.random.key(0), num, L, keep=keep)
+  ratios = np.asarray(spend.ratio(actions))
+  assert abs(ratios.mean() - budget) < 4 * ratios.std() / np.sqrt(num)
+  assert ratios.std() > 0.02
+
+
+def _nets(seed=0, **kwargs):
+  """Networks with random parameters, z1 and statistics."""
+  nets = learned.PolicyNets(num_layers=L, num_classes=K, **kwargs)
+  rng = np.random.default_rng(seed)
+  z1 = rng.normal(size=(B, N, D)).astype(np.float32)
+  width = D * (N if nets.tokens == 'all' else 2)
+  stats = learned.Stats(*rng.uniform(0.5, 1, (2, width)).astype(np.float32))
+  shapes = jax.eval_shape(nets.init, jax.random.key(0), z1, stats)['params']
+  params = jax.tree.map(
+      lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
+  return nets, params, z1, stats
+
+
+def _apply(nets, params, *args, method):
+  return nets.apply({'params': params}, *args, method=method)
+
+
+def _tokens(z1, tokens):
+  x = z1.astype(np.float64)
+  x = x - x.mean(-1, keepdims=True)
+  x /= np.sqrt((x ** 2).mean(-1, keepdims=True) + 1e-6)
+  if tokens == 'pooled':
+    return np.concatenate([x[:, 0], x[:, 1:].mean(1)], -1)
+  return x.reshape(B, -1)
+
+
+@pytest.mark.parametrize('tokens', ['all', 'pooled'])
+def test_features_and_equations_6_to_10(tokens):
+  nets, params, z1, stats = _nets(tokens=tokens, num_candidates=5)
+  features = _apply(nets, params, z1, stats, method='features')
+
+  p = jax.tree.map(lambda x: x.astype(np.float64), params)
+  dense = lambda name, x: x @ p[name]['kernel'] + p[name]['bias']
+  x = (_tokens(z1, tokens) - stats.mean) / stats.std
+  aux = dense('aux_head', x)
+  probs = np.exp(aux) / np.exp(aux).sum(-1, keepdims=True)
+  log_p = np.log(probs)
+  ranked = np.sort(probs, -1)
+  entropy = -(probs * log_p).sum(-1, keepdims=True) / np.log(K)
+  inputs = np.concatenate([
+      x * np.sqrt(0.03), np.tanh((log_p - log_p.mean(-1, keepdims=True)) / 4),
+      ranked[:, -1:], entropy, ranked[:, -1:] - ranked[:, -2:-1]], -1)
+  np.testing.assert_allclose(features.aux_logits, aux, **CLOSE)
+  np.testing.assert_allclose(features.inputs, inputs, **CLOSE)
+
+  bound = 0.9
+  a1 = np.random.default_rng(1).integers(0, 2, (B, L)).astype(np.float32)
+  logits = learned.action_logits(nets, params, features, Actions(a1, None))
+  s1 = _sigmoid(dense('msa_net', inputs))  # (6)
+  s2 = _sigmoid(dense('mlp_net', np.concatenate([inputs, a1], -1)))  # (9)
+  for got, s in zip(logits, (s1, s2)):
+    want = bound * s + (1 - bound) * (1 - s)  # (7), (10)
+    np.testing.assert_allclose(learned.bounded(got, bound), want, **CLOSE)
+    assert want.min() > 0.1 - 1e-6 and want.max() < 0.9 + 1e-6
+    np.testing.assert_allclose(
+        learned.bounded(got, 1.), jax.nn.sigmoid(got), rtol=1e-6)
+  value = _apply(nets, params, features, method='value')
+  np.testing.assert_allclose(value, dense('value_head', inputs), **CLOSE)
+
+
+def test_hidden_layer_lies_beside_the_direct_path():
+  nets, params, z1, stats = _nets(aux=False, hidden=7)
+  features = _apply(nets, params, z1, stats, method='features')
+  assert features.aux_logits is None
+  assert features.inputs.shape == (B, N * D + 7)
+  x = (_tokens(z1, 'all') - stats.mean) / stats.std * np.sqrt(0.03)
+  np.testing.assert_allclose(features.inputs[:, :N * D], x, **CLOSE)
+
+
+def test_first_actions_follow_the_bias():
+  for bias in (2., -2.):
+    nets, _, z1, stats = _nets(bias=bias)
+    params = nets.init(jax.random.key(0), z1, stats)['params']
+    features = _apply(nets, params, z1, stats, method='features')
+    keep = learned.greedy(nets, params, features).keep
+    np.testing.assert_array_equal(keep, bias > 0)
+
+
+def test_likelihoods_of_all_actions_sum_to_one():
+  nets, params, z1, stats = _nets()
+  features = _apply(nets, params, z1, stats, method='features')
+  vectors = np.float32(list(itertools.product((0, 1), repeat=L)))
+
+  @jax.jit
+  def total(bound):
+    def likelihood(a1, a2):
+      actions = Actions(*(jnp.tile(a, (B, 1)) for a in (a1, a2)))
+      logits = learned.action_logits(nets, params, features, actions)
+      s = Actions(*(learned.bounded(x, bound) for x in logits))
+      return jnp.exp(learned.log_likelihood(s.keep, actions.keep).sum(-1))
+    pairs = jax.vmap(jax.vmap(likelihood, (None, 0)), (0, None))
+    return pairs(vectors, vectors).sum((0, 1))
+
+  np.testing.assert_allclose(total(0.95), np.ones(B), rtol=1e-5)
+  np.testing.assert_allclose(total(1.), np.ones(B), rtol=1e-4)
+
+
+def test_likelihood_and_entropy_by_hand():
+  s = jnp.float32([0.25, 0.25, 0.5])
+  got = learned.log_likelihood(s, jnp.float32([1, 0, 1]))
+  np.testing.assert_allclose(got, np.log([0.25, 0.75, 0.5]), rtol=1e-6)
+  want = [-(0.25 * np.log(0.25) + 0.75 * np.log(0.75))] * 2 + [np.log(2)]
+  np.testing.assert_allclose(learned.entropy(s), want, rtol=1e-6)
+
+
+def test_samples_follow_the_bounded_probabilities():
+  nets, params, z1, stats = _nets()
+  features = _apply(nets, params, z1, stats, method='features')
+  num, bound = 20_000, 0.9
+  free = np.float32([0, 1, 1])
+  draw = lambda key: learned.sample(
+      nets, params, features, key, bound=bound, free=free)
+  actions = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), num))
+  s = learned.bounded(_apply(nets, params, features, method='msa'), bound)
+  error = np.sqrt(s * (1 - s) / num)
+  gap = np.abs(actions.msa.mean(0) - s)
+  assert (gap[:, 1:] < 4.5 * error[:, 1:]).all()
+  # The MLP network is asked with the MSA actions of the same sample.
+  image = 0
+  chosen = (actions.msa[:, image] == jnp.float32([1, 0, 1])).all(-1)
+  assert chosen.sum() > 500
+  a1 = jnp.tile(jnp.float32([1, 0, 1]), (B, 1))
+  s = learned.bounded(
+      _apply(nets, params, features, a1, method='mlp'), bound)[image]
+  got = actions.mlp[:, image][chosen].mean(0)
+  error = np.sqrt(s * (1 - s) / chosen.sum())
+  assert (np.abs(got - s)[1:] < 4.5 * error[1:]).all()
+  # What the curriculum has not freed always runs.
+  np.testing.assert_array_equal(actions.msa[..., 0], 1)
+  np.testing.assert_array_equal(actions.mlp[..., 0], 1)
+
+
+def test_greedy_thresholds():
+  nets, params, z1, stats = _nets()
+  features = _apply(nets, params, z1, stats, method='features')
+  greedy = lambda **kwargs: learned.greedy(nets, params, features, **kwargs)
+  rows = [greedy(threshold=t) for t in (0.001, 0.2, 0.5, 0.8, 0.999)]
+  for low, high in zip(rows, rows[1:]):
+    assert (low.msa >= high.msa).all()
+  sums = [float(a.keep.sum()) for a in rows]
+  assert sums[0] > sums[2] > sums[-1]
+  for a in rows:
+    s = _sigmoid(_apply(nets, params, features, a.msa, method='mlp'))
+    assert a.mlp.shape == s.shape
+  np.testing.assert_array_equal(
+      rows[3].mlp, _sigmoid(_apply(nets, params, features, rows[3].msa,
+                                   method='mlp')) >= 0.8)
+
+  forced = greedy(threshold=0.999, free=np.float32([0, 0, 1]))
+  np.testing.assert_array_equal(forced.msa[:, :2], 1)
+  np.testing.assert_array_equal(forced.mlp[:, :2], 1)
+  np.testing.assert_array_equal(forced.msa[:, 2], rows[-1].msa[:, 2])
+
+
+def test_gradients_stop_at_z1_and_at_the_classifier():
+  nets, params, z1, stats = _nets(hidden=3)
+
+  @jax.jit
+  @jax.grad
+  def of_inputs(both):
+    params, z1 = both
+    return _apply(nets, params, z1, stats, method='features').inputs.sum()
+
+  @jax.jit
+  @jax.grad
+  def of_classifier(both):
+    params, z1 = both
+    return _apply(nets, params, z1, stats, method='features').aux_logits[0, 0]
+
+  policy, tokens = of_inputs((params, z1))
+  np.testing.assert_array_equal(tokens, 0)
+  np.testing.assert_array_equal(policy['aux_head']['kernel'], 0)
+  assert np.abs(policy['hidden_layer']['kernel']).max() > 0
+  policy, tokens = of_classifier((params, z1))
+  np.testing.assert_array_equal(tokens, 0)
+  assert np.abs(policy['aux_head']['kernel']).max() > 0

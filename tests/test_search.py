@@ -1,0 +1,87 @@
+"""Greedy static masks: nested, and the best next step each time."""
+
+from adavit_jax import cost
+from adavit_jax.models.actions import Actions
+from adavit_jax.policies import search
+from adavit_jax.runtime import modes
+import jax
+import numpy as np
+import optax
+import pytest
+import tiny
+
+L = 3
+
+
+@pytest.fixture(scope='module')
+def found():
+  """(chain, cost, function from [2L] to loss and accuracy, calls made)."""
+  model = tiny.model(mlp_ratio=3.)
+  params = tiny.params(model)
+  rng = np.random.default_rng(0)
+  z1 = rng.normal(size=(12, model.num_tokens, model.width)).astype(np.float32)
+  labels = rng.integers(0, 4, 12)
+  calls = []
+  spend = cost.vit(model)
+  chain = search.greedy_chain(model, params, spend, z1, labels,
+                              progress=lambda *args: calls.append(args))
+
+  @jax.jit
+  def evaluate(keep):
+    logits = modes.adaptive(
+        model, params, z1, Actions.from_keep(keep), 'masked').total
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return loss.mean(), (logits.argmax(-1) == labels).mean()
+
+  return chain, spend, evaluate, calls
+
+
+def test_chain_is_nested_from_all_layers_to_none(found):
+  chain, _, _, calls = found
+  keep = np.asarray(chain.actions.keep)
+  assert keep.shape == (2 * L + 1, 2 * L)
+  np.testing.assert_array_equal(keep[0], 1)
+  np.testing.assert_array_equal(keep[-1], 0)
+  np.testing.assert_array_equal((keep[:-1] - keep[1:]).sum(1), 1)
+  assert (keep[:-1] >= keep[1:]).all()
+  assert calls == [(i, 2 * L) for i in range(1, 2 * L + 1)]
+
+
+def test_recorded_numbers_are_those_of_the_masked_mode(found):
+  chain, _, evaluate, _ = found
+  for keep, loss, accuracy in zip(
+      np.asarray(chain.actions.keep), chain.loss, chain.accuracy):
+    want_loss, want_accuracy = evaluate(keep)
+    np.testing.assert_allclose(loss, want_loss, rtol=1e-4)
+    np.testing.assert_allclose(accuracy, want_accuracy, rtol=1e-6)
+
+
+def test_each_step_loses_least_per_mac_saved(found):
+  chain, spend, evaluate, _ = found
+  keeps = np.asarray(chain.actions.keep)
+  macs = np.repeat([spend.msa, spend.mlp], L)
+  assert spend.msa != spend.mlp
+  for step in (0, 2):
+    before = float(evaluate(keeps[step])[0])
+    price = {}
+    for i in np.flatnonzero(keeps[step]):
+      keep = keeps[step].copy()
+      keep[i] = 0
+      price[i] = (float(evaluate(keep)[0]) - before) / macs[i]
+    dropped, = np.flatnonzero(keeps[step] - keeps[step + 1])
+    assert dropped == min(price, key=price.get)
+
+
+def test_nearest_is_the_smallest_mask_with_enough_macs(found):
+  chain, spend, _, _ = found
+  ratios = np.asarray(spend.ratio(chain.actions))
+  for target in (0.3, 0.5, 0.62, 0.9, 1., *ratios):
+    got = spend.ratio(search.nearest(chain.actions, spend, target))
+    enough = ratios[ratios >= target - 1e-6]
+    np.testing.assert_allclose(got, enough.min(), rtol=1e-6)
+
+
+def test_nearest_of_too_much_is_everything(found):
+  chain, spend, _, _ = found
+  np.testing.assert_array_equal(
+      search.nearest(chain.actions, spend, 1.5).keep, 1)
