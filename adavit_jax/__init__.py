@@ -1,0 +1,7 @@
+"""Vision transformers that spend only the compute an image needs."""
+
+from adavit_jax.models import Actions as Actions
+from adavit_jax.models import create as create
+from adavit_jax.models import init_params as init_params
+from adavit_jax.models import names as names
+from adavit_jax.runtime import forward as forward

@@ -1,15 +1,36 @@
+"""Layer dropping on CIFAR-10.
+
+HEADER
+"""
+
 from adavit_jax.train import config as base
 
 
 def get_config(variant=''):
+  """Returns the full schedule, or with 'cpu' one for two CPU cores."""
   config = base.default_config()
-  config.data.name = 'tfds:cifar10'
-  config.data.image_size = 32
-  config.data.crop_padding = 4
-  config.data.flip = True
-  config.data.holdout = 0.1
-  config.model.name = 'vit_cifar_conv8_32'
-  config.nets.tokens = 'pooled'
-  config.dense.steps = 4000
-  config.dense.batch_size = 128
+  config.mac_target = 0.6
+  config.data.update(
+      name='tfds:cifar10', image_size=32, crop_padding=4, flip=True,
+      holdout=0.1)
+  config.nets.tokens = 'all'
+  if variant == 'cpu':
+    config.model.name = 'vit_cifar_conv8_32'
+    config.model.update(unroll=6, remat=False)
+    config.dense.update(steps=2800, learning_rate=1.5e-3, drop_path=0.0,
+                        random_masks=0.25)
+    config.warm_start.update(steps=1000)
+    config.policy.update(steps=400)
+    config.joint.update(steps=500)
+  elif not variant:
+    config.dtype = 'bfloat16'
+    config.model.name = 'vit_cifar_patch4_32'
+    config.model.remat = False
+    config.data.update(mixup=0.2, cutmix=1.0, label_smoothing=0.1)
+    config.dense.update(steps=52_500, batch_size=256, ema=0.999)
+    config.warm_start.update(steps=3000, batch_size=256)
+    config.policy.update(steps=3000, batch_size=256)
+    config.joint.update(steps=10_500, batch_size=256)
+  else:
+    raise ValueError(f"unknown variant {variant!r}; known: 'cpu', or none")
   return config

@@ -1,16 +1,20 @@
+"""Layer dropping on scenes composed of scikit-learn's digits, no download.
+
+HEADER
+"""
+
 from adavit_jax.train import config as base
 
 
 def get_config(variant='mix'):
+  """Returns the schedule for hard scenes of the kind 'mix' or 'max'."""
   config = base.default_config()
-  config.data.name = 'digit_scenes'
-  config.data.image_size = 16
+  config.mac_target = 0.5
+  config.data.update(name='digit_scenes', image_size=16, crop_padding=1)
   config.data.scenes.kind = variant
-  config.data.crop_padding = 1
   config.model.name = 'vit_scenes_patch4_16'
-  config.dense.steps = 2000
-  config.dense.learning_rate = 2e-3
-  config.warm_start.steps = 400
-  config.policy.steps = 300
-  config.joint.steps = 600
+  config.dense.update(steps=2200, learning_rate=2e-3)
+  config.warm_start.update(steps=1500)
+  config.policy.update(steps=800)
+  config.joint.update(steps=800, learning_rate=7e-4)
   return config

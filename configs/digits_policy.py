@@ -1,16 +1,34 @@
+"""Layer dropping on scikit-learn's 8x8 digits, no download.
+
+HEADER
+"""
+
 from adavit_jax.train import config as base
 
 
-def get_config():
+def get_config(variant=''):
+  """Returns the schedule; 'patent' is the plain form of US 12,394,190."""
   config = base.default_config()
-  config.data.name = 'digits'
-  config.data.holdout = 0.15
-  config.data.crop_padding = 1
+  config.data.update(name='digits', image_size=8, crop_padding=1)
   config.model.name = 'vit_digits_patch2_8'
-  config.dense.steps = 1000
-  config.dense.learning_rate = 2e-3
-  config.warm_start.steps = 200
-  config.policy.steps = 200
-  config.joint.steps = 500
-  config.joint.batch_size = 64
+  config.dense.update(steps=1000, learning_rate=2e-3)
+  config.warm_start.update(steps=400)
+  config.policy.update(steps=300)
+  config.joint.update(steps=500, batch_size=64)
+  if variant == 'patent':
+    _patent(config)
+  elif variant:
+    raise ValueError(f"unknown variant {variant!r}; known: 'patent', or none")
   return config
+
+
+def _patent(config):
+  # One dense layer a net on z1 alone; R1 and R2 (equations 15 and 16) with the
+  # ViT frozen, then R (equation 12) with the losses of figure 3B.
+  config.phases = ('dense', 'policy', 'joint')
+  config.model.distillation = True
+  config.nets.aux = False
+  config.dense.update(nested=0.0, mask_weight=0.0)
+  rl = dict(baseline='greedy', samples=1, alpha=3.0, bound=0.95, entropy=0.01)
+  config.policy.update(reward='split', curriculum=0.3, **rl)
+  config.joint.update(reward='layers', representation=0.1, **rl)

@@ -1,0 +1,1 @@
+"""Which layers run: learned, fixed and stochastic policies, and REINFORCE."""

@@ -1,0 +1,1 @@
+"""Training: phases, steps, checkpoints and the loop that runs them."""
