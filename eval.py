@@ -13,6 +13,9 @@ from absl import flags
 from absl import logging
 import jax
 
+from adavit_jax import report
+from adavit_jax.train import guards
+
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a run.',
                                required=True)
 _THRESHOLD = flags.DEFINE_float(
@@ -32,13 +35,12 @@ def main(argv):
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   if _THRESHOLD.value is not None and not 0 < _THRESHOLD.value < 1:
     raise app.UsageError(f'--threshold={_THRESHOLD.value} must be in (0, 1)')
-  from adavit_jax import report
-  from adavit_jax.train import guards
   try:
     result = report.evaluate(
         _WORKDIR.value, threshold=_THRESHOLD.value, best=_BEST.value,
         static=_STATIC.value, data_dir=_DATA_DIR.value)
   except (ValueError, guards.NonFiniteError) as error:
+    logging.debug('where it came from', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error
   if result is not None and jax.process_index() == 0:
     path = os.path.join(_WORKDIR.value, 'report.json')

@@ -10,6 +10,9 @@ from absl import logging
 import jax
 from ml_collections import config_flags
 
+from adavit_jax.train import guards
+from adavit_jax.train import loop
+
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A file of configs/, with :variant where it has any.',
     lock_config=True)
@@ -27,12 +30,12 @@ def main(argv):
     jax.distributed.initialize()
   logging.info('%d devices of kind %s', jax.device_count(),
                jax.devices()[0].device_kind)
-  from adavit_jax.train import loop
   try:
-    trainer = loop.Trainer(_CONFIG.value, _WORKDIR.value)
-  except ValueError as error:
+    state = loop.Trainer(_CONFIG.value, _WORKDIR.value).train()
+  except (ValueError, guards.NonFiniteError) as error:
+    logging.debug('where it came from', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error
-  if trainer.train() is not None:
+  if state is not None:
     print(f'done; now: python eval.py --workdir={_WORKDIR.value}')
 
 

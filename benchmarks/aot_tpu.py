@@ -1,16 +1,18 @@
 """Compiles the training step of every phase for a TPU slice, without a TPU.
 
 Shows before anybody rents one whether a config fits a chip's memory, that the
-gradient is reduced over the chips, and which conditionals are left:
+gradient is reduced over the chips, and what is left of the conditionals:
 
   pip install -e '.[tpu]'
   python benchmarks/aot_tpu.py --config=configs/imagenet_policy.py \
       --topology=v5e:4x4
 
 Memory is what XLA plans per chip: arguments + temporaries + outputs, less the
-outputs that take the place of donated arguments.
+outputs that take the place of donated arguments. Large gathers mean that the
+batch axis was lost on the way and every chip computes every image.
 """
 
+import math
 import os
 import re
 import time
@@ -25,7 +27,7 @@ from ml_collections import config_flags
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
 
-import jax  # pylint: disable=g-import-not-at-top
+import jax
 from jax.experimental import topologies
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +47,8 @@ _TOPOLOGY = flags.DEFINE_string(
 _PHASES = flags.DEFINE_list(
     'phases', None, "Phases to compile; the config's by default.")
 _NUM_CLASSES = flags.DEFINE_integer('num_classes', 1000, 'K of the data set.')
+
+_CONDITIONAL = re.compile(r'[\])}] conditional\(')
 
 # Memory of one device, GiB; v3's devices are half chips.
 _MEMORY = {'v3': 16, 'v4': 32, 'v5e': 16, 'v5p': 95, 'v6e': 32}
@@ -71,16 +75,18 @@ def main(argv):
         f'unroll={config.model.unroll}, on {mesh.size} chips of {kind} with '
         f'{_MEMORY.get(kind, "?")} GiB each')
   print(f'{"phase":<12}{"batch":>7}{"compile s":>11}{"GiB/chip":>10}'
-        f'{"of it state":>13}{"all-reduce":>12}{"conditional":>13}')
+        f'{"of it state":>13}{"all-reduce":>12}{"gathered GiB":>14}'
+        f'{"conditional":>13}')
   for phase in phases:
     start = time.monotonic()
     compiled = compile_step(system, phase, mesh)
     seconds = time.monotonic() - start
-    total, state = memory(compiled)
-    reduces, conditionals = count(compiled.as_text())
+    total, held = memory(compiled)
+    hlo = compiled.as_text()
     print(f'{phase:<12}{config[phase].batch_size:>7}{seconds:>11.1f}'
-          f'{total:>10.2f}{state:>13.2f}{reduces:>12}{conditionals:>13}',
-          flush=True)
+          f'{total:>10.2f}{held:>13.2f}'
+          f'{len(collectives(hlo, "all-reduce")):>12}{gathered(hlo):>14.3f}'
+          f'{len(_CONDITIONAL.findall(hlo)):>13}', flush=True)
 
 
 def make_mesh(name):
@@ -134,11 +140,24 @@ def memory(compiled):
   return (held + m.temp_size_in_bytes) / 2**30, held / 2**30
 
 
-def count(hlo):
-  """Numbers of all-reduces and of conditionals in an HLO module's text."""
-  # An asynchronous all-reduce is a pair of a start and a done.
-  return tuple(len(re.findall(pattern, hlo)) for pattern in (
-      r'[\])}] all-reduce(?:-start)?\(', r'[\])}] conditional\('))
+def collectives(hlo, kind):
+  """Result types of the collectives of a kind, {channel: 'f32[8,4]{...}'}."""
+  # One channel can stand in several copies of a fusion; of an asynchronous
+  # collective only the start counts.
+  found = re.findall(
+      rf' = (.*[\])}}]) {kind}(?:-start)?\(.*channel_id=(\d+)', hlo)
+  return {int(channel): result for result, channel in found}
+
+
+def gathered(hlo):
+  """What one chip receives whole in all-gathers during a step, GiB."""
+  total = 0
+  for result in collectives(hlo, 'all-gather').values():
+    # The last shape: a start's result holds its operand first.
+    bits, shape = re.findall(r'[a-z]+(\d*)\[([\d,]*)\]', result)[-1]
+    size = math.prod(map(int, filter(None, shape.split(','))))
+    total += size * int(bits or 8) / 8  # 'pred' has no number
+  return total / 2**30
 
 
 if __name__ == '__main__':

@@ -125,7 +125,6 @@ def test_num_unique(width):
 
 def _config(**fields):
   config = tiny.get_config()
-  config.model.remat = False  # compiles faster
   config.update_from_flattened_dict(fields)
   return config
 

@@ -55,6 +55,7 @@ def get_config():
   config.model.patch_size = 4
   config.model.width = 16
   config.model.depth = 4
+  config.model.remat = False  # compiles faster
   config.log_every = 1
   config.eval_every = 100
   config.checkpoint_every = 4

@@ -23,7 +23,9 @@ from adavit_jax.train import system as system_lib
 from adavit_jax.train import writer
 
 # What may differ between a run and its resumption.
-_FREE_FIELDS = ('log_every', 'eval_every', 'checkpoint_every')
+_FREE_FIELDS = ('log_every', 'eval_every', 'checkpoint_every',
+                'eval_batch_size', 'data.data_dir', 'data.cache_dir',
+                'init.workdir')
 
 
 class Trainer:
