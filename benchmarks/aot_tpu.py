@@ -104,7 +104,8 @@ def make_mesh(name):
   except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
     raise ValueError(
         f'--topology={name} cannot be compiled for ({error}); give one such as '
-        f"v5e:4x4, and install libtpu: pip install -e '.[tpu]'") from error
+        f"v5e:4x4. libtpu comes with pip install -e '.[tpu]' and serves one "
+        f'process at a time') from error
   return jax.sharding.Mesh(
       np.asarray(devices), (mesh_lib.AXIS,),
       axis_types=(jax.sharding.AxisType.Auto,))

@@ -9,7 +9,7 @@ from adavit_jax.train import config as base
 def get_config(variant='mix'):
   """Returns the schedule for hard scenes of the kind 'mix' or 'max'."""
   config = base.default_config()
-  config.mac_target = 0.5
+  config.mac_target = 0.375
   config.data.update(name='digit_scenes', image_size=16, crop_padding=1)
   config.data.scenes.kind = variant
   config.model.name = 'vit_scenes_patch4_16'

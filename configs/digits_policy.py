@@ -9,7 +9,7 @@ from adavit_jax.train import config as base
 def get_config(variant=''):
   """Returns the schedule; 'patent' is the plain form of US 12,394,190."""
   config = base.default_config()
-  config.data.update(name='digits', image_size=8, crop_padding=1)
+  config.data.update(name='digits', image_size=8, crop_padding=1, mixup=0.4)
   config.model.name = 'vit_digits_patch2_8'
   config.dense.update(steps=1000, learning_rate=2e-3)
   config.warm_start.update(steps=400)

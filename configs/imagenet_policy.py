@@ -1,3 +1,34 @@
+"""ImageNet: DeiT-S; `:base` is ViT-B/16, `:tiny` a try on a small folder.
+
+On every host of a TPU v5e 4x4 slice (16 chips of 16 GiB):
+
+  python train.py --config=configs/imagenet_policy.py --distributed \\
+      --config.data.data_dir=DIR --workdir=gs://BUCKET/RUN
+
+DIR holds train/CLASS/*.jpg and val/CLASS/*.jpg. For a set that tfds prepared
+as array_record add --config.data.name=tfds:imagenet2012; DIR is then its
+data_dir.
+
+No TPU has run this config: time and accuracy are not known, and the steps and
+rates after the dense phase (DeiT's recipe) are first guesses. What is known is
+that its steps compile for that slice. GiB per chip, planned by the compiler of
+libtpu 0.0.42.1 with jax 0.10.2 for the default variant (`:base` not measured):
+
+  python benchmarks/aot_tpu.py --config=configs/imagenet_policy.py \\
+      --topology=v5e:4x4
+
+  dense 1.58   warm_start 0.59   policy 0.78   joint 2.03
+
+With --config.model.remat=False the dense phase takes 7.80. No step gathers the
+batch, and none has a conditional: training masks.
+
+`:tiny` takes 10 steps of every phase at 64 x 64 pixels, on a CPU with 2 cores
+in about 2 minutes of CPU time for 300 images:
+
+  python train.py --config=configs/imagenet_policy.py:tiny \\
+      --config.data.data_dir=DIR --workdir=runs/imagenet_tiny
+"""
+
 from adavit_jax.train import config as base
 
 # Of 1,281,167 training images 1 % are held out.

@@ -88,7 +88,8 @@ def test_xla_counts_the_same_flops(name):
   forward = _forward(model, fixed.all_layers(model.num_adaptive))
   gelu = lambda x: nn.gelu(x, approximate=False)
   hidden = jax.ShapeDtypeStruct((model.num_tokens, model.mlp_dim), jnp.float32)
-  flops = _flops(forward, *_abstract(model)) - model.depth * _flops(gelu, hidden)
+  flops = _flops(forward, *_abstract(model))
+  flops -= model.depth * _flops(gelu, hidden)
   np.testing.assert_allclose(flops / 2, cost.vit(model).dense, rtol=0.01)
 
 

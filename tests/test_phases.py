@@ -1,7 +1,6 @@
-"""The losses of the phases against NumPy and against their plain parts."""
+"""The losses of the phases against what they are made of."""
 
 from adavit_jax.models.actions import Actions
-from adavit_jax.models.vit import Logits
 from adavit_jax.policies import learned
 from adavit_jax.policies import reinforce
 from adavit_jax.runtime import modes
@@ -11,6 +10,7 @@ from adavit_jax.train import system as system_lib
 from adavit_jax.train.phases import dense
 from adavit_jax.train.phases import joint
 from adavit_jax.train.phases import policy
+from adavit_jax.train.phases import static
 from adavit_jax.train.phases import warm_start
 import jax
 import jax.numpy as jnp
@@ -26,62 +26,6 @@ def _log_softmax(x):
   x = np.asarray(x, np.float64)
   x = x - x.max(-1, keepdims=True)
   return x - np.log(np.exp(x).sum(-1, keepdims=True))
-
-
-@pytest.fixture(scope='module')
-def logits():
-  """Student and teacher, [2, B, K], and targets [B, K] that sum to 1."""
-  rng = np.random.default_rng(0)
-  targets = rng.uniform(size=(B, K)).astype(np.float32)
-  student, teacher = rng.normal(size=(2, B, K), scale=2).astype(np.float32)
-  return student, teacher, targets / targets.sum(-1, keepdims=True)
-
-
-def test_cross_entropy(logits):
-  student, teacher, targets = logits
-  ce = lambda x: -(targets * _log_softmax(x)).sum(-1).mean()
-  got = losses.cross_entropy(student, targets)
-  np.testing.assert_allclose(got, ce(student), rtol=1e-5)
-  both = losses.head_cross_entropy(Logits(student, teacher), targets)
-  np.testing.assert_allclose(both, (ce(student) + ce(teacher)) / 2, rtol=1e-5)
-  one = losses.head_cross_entropy(Logits(student, None), targets)
-  np.testing.assert_allclose(one, ce(student), rtol=1e-5)
-  layers = losses.cross_entropy(np.stack([student, teacher]), targets)
-  np.testing.assert_allclose(layers, (ce(student) + ce(teacher)) / 2, rtol=1e-5)
-
-
-@pytest.mark.parametrize('temperature', [1., 3.])
-def test_soft_distillation_is_kl_times_t_squared(logits, temperature):
-  student, teacher, _ = logits
-  log_p, log_q = (_log_softmax(x / temperature) for x in (teacher, student))
-  want = temperature**2 * (np.exp(log_p) * (log_p - log_q)).sum(-1).mean()
-  got = losses.distillation(student, teacher, temperature=temperature)
-  np.testing.assert_allclose(got, want, rtol=1e-5)
-  np.testing.assert_allclose(
-      losses.distillation(teacher, teacher, temperature=temperature), 0,
-      atol=1e-6)
-
-
-def test_hard_distillation_asks_for_the_teachers_decision(logits):
-  student, teacher, _ = logits
-  want = -_log_softmax(student)[np.arange(B), teacher.argmax(-1)].mean()
-  got = losses.distillation(student, jnp.asarray(teacher), hard=True)
-  np.testing.assert_allclose(got, want, rtol=1e-5)
-
-
-def test_representation_is_relative(logits):
-  student, teacher, _ = logits
-  want = ((student - teacher)**2).sum() / (teacher**2).sum()
-  got = losses.representation(student[None], teacher[None])
-  np.testing.assert_allclose(got, want, rtol=1e-5)
-
-
-@pytest.mark.parametrize('loss', [losses.distillation, losses.representation])
-def test_teachers_get_no_gradient(logits, loss):
-  student, teacher, _ = logits
-  grad = jax.grad(loss, argnums=(0, 1))(student, teacher)
-  assert np.abs(grad[0]).max() > 0
-  np.testing.assert_array_equal(grad[1], 0)
 
 
 def test_choose_meets_the_target_and_spends_on_the_hard():
@@ -167,7 +111,8 @@ def z1(state, batch):
 def classify(state, z1):
   """From actions [B, L] to logits [B, K], in the masked mode."""
   model = tiny.model()
-  run = jax.jit(lambda p, z1, a: modes.adaptive(model, p, z1, a, 'masked').total)
+  run = jax.jit(
+      lambda p, z1, a: modes.adaptive(model, p, z1, a, 'masked').total)
   return lambda actions: run(state.params['vit'], z1, Actions(
       *(np.broadcast_to(a, (B, model.num_adaptive)) for a in actions)))
 
@@ -258,6 +203,29 @@ def test_path_loss_weighs_its_terms(batch, state, classify, path_loss):
       metrics['distill_loss'],
       losses.distillation(student, taught, temperature=2.), rtol=1e-4)
   assert min(metrics['distill_loss'], metrics['representation_loss']) > 1e-3
+
+
+def test_static_loss_is_the_path_loss_of_its_policy(state, batch, path_loss):
+  path = {'static.distill': 0.25, 'static.temperature': 2.,
+          'static.representation': 2., 'static.survival': 1.}
+  masked = _system(
+      **path, **{'static.policy': 'mask', 'static.keep': '101011'})
+  sampled = _system(**path, **{'static.policy': 'stochastic'})
+
+  @jax.jit
+  def losses_of(p):
+    return [static.loss(s, p, state, batch, KEY, 0.) for s in (masked, sampled)]
+
+  (mask, (metrics, _)), (all_kept, _) = losses_of(state.params)
+  keep = Actions(jnp.tile(jnp.float32([1, 0, 1]), (B, 1)),
+                 jnp.tile(jnp.float32([0, 1, 1]), (B, 1)))
+  np.testing.assert_allclose(
+      mask, path_loss(state.teacher, keep)[0], rtol=1e-5)
+  np.testing.assert_allclose(
+      metrics['macs_ratio'], masked.plain_cost.ratio(keep).mean(), rtol=1e-6)
+  ones = Actions(*(jnp.ones((B, 3)),) * 2)
+  np.testing.assert_allclose(
+      all_kept, path_loss(state.teacher, ones)[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize('reward, baseline', [

@@ -24,15 +24,16 @@ def _sigmoid(x):
     (1, 5, 5), (2, 5, 3), (3, 3, 3), (4, 1, 2), (5, 0, 0)])
 def test_table_1(number, num_msa, num_mlp):
   actions = fixed.table_1(number, 11)
-  np.testing.assert_array_equal(actions.msa, [0] * num_msa + [1] * (11 - num_msa))
-  np.testing.assert_array_equal(actions.mlp, [0] * num_mlp + [1] * (11 - num_mlp))
+  for kept, num in zip(actions, (num_msa, num_mlp)):
+    np.testing.assert_array_equal(kept, [0] * num + [1] * (11 - num))
   last = fixed.table_1(number, 11, which='last')
   np.testing.assert_array_equal(last.msa, actions.msa[::-1])
   np.testing.assert_array_equal(last.mlp, actions.mlp[::-1])
 
 
 def test_drop_and_all_layers():
-  np.testing.assert_array_equal(fixed.drop(4, 1, 3).keep, [1, 1, 1, 0, 1, 0, 0, 0])
+  np.testing.assert_array_equal(
+      fixed.drop(4, 1, 3).keep, [1, 1, 1, 0, 1, 0, 0, 0])
   np.testing.assert_array_equal(
       fixed.drop(4, 1, 3, which='first').keep, [0, 1, 1, 1, 0, 0, 0, 1])
   np.testing.assert_array_equal(fixed.all_layers(2).keep, [1, 1, 1, 1])

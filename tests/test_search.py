@@ -14,15 +14,20 @@ L = 3
 
 
 @pytest.fixture(scope='module')
-def found():
-  """(chain, cost, function from [2L] to loss and accuracy, calls made)."""
+def given():
+  """Model, parameters, cost, z1 and labels of 12 images."""
   model = tiny.model(mlp_ratio=3.)
-  params = tiny.params(model)
   rng = np.random.default_rng(0)
   z1 = rng.normal(size=(12, model.num_tokens, model.width)).astype(np.float32)
   labels = rng.integers(0, 4, 12)
+  return model, tiny.params(model), cost.vit(model), z1, labels
+
+
+@pytest.fixture(scope='module')
+def found(given):
+  """(chain, cost, function from [2L] to loss and accuracy, calls made)."""
+  model, params, spend, z1, labels = given
   calls = []
-  spend = cost.vit(model)
   chain = search.greedy_chain(model, params, spend, z1, labels,
                               progress=lambda *args: calls.append(args))
 
@@ -85,3 +90,40 @@ def test_nearest_of_too_much_is_everything(found):
   chain, spend, _, _ = found
   np.testing.assert_array_equal(
       search.nearest(chain.actions, spend, 1.5).keep, 1)
+
+
+def test_weights_choose_images(given):
+  model, params, spend, z1, labels = given
+  few = np.arange(12) % 3 == 0
+  got = search.greedy_chain(
+      *given, weights=np.float32(few) * 2)
+  want = search.greedy_chain(model, params, spend, z1[few], labels[few])
+  np.testing.assert_array_equal(got.actions.keep, want.actions.keep)
+  np.testing.assert_allclose(got.loss, want.loss, rtol=1e-4)
+  np.testing.assert_allclose(got.accuracy, want.accuracy, rtol=1e-5)
+
+
+def test_candidates_are_the_chains_of_all_easy_and_hard_images(given, found):
+  model, params, _, z1, _ = given
+  got = np.asarray(search.candidates(*given).keep)
+  p = np.float64(jax.nn.softmax(model.apply(
+      {'params': params}, z1[:, :1], method='classify').total))
+  entropy = -(p * np.log(p)).sum(-1)
+  hard = np.float32(entropy.argsort().argsort() >= 6)
+  chains = [found[0].actions] + [
+      search.greedy_chain(*given, weights=weights).actions
+      for weights in (1 - hard, hard)]
+  want = np.concatenate([c.keep for c in chains])
+  np.testing.assert_array_equal(got, want)
+  assert (chains[1].keep != chains[2].keep).any()
+
+
+@pytest.mark.xfail(
+    strict=True, reason='without a spread of entropies no image is easy')
+def test_candidates_of_images_that_are_all_alike(given):
+  model, params, spend, z1, labels = given
+  alike = np.tile(z1[:1], (12, 1, 1)), np.tile(labels[:1], 12)
+  masks = search.candidates(model, params, spend, *alike)
+  chains = np.asarray(masks.keep).reshape(3, 2 * L + 1, 2 * L)
+  np.testing.assert_array_equal(chains[1], chains[0])
+  np.testing.assert_array_equal(chains[2], chains[0])

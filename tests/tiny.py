@@ -3,8 +3,13 @@
 Also a config file for train.py: `--config=tests/tiny.py`.
 """
 
+import os
+import pathlib
+import subprocess
+import sys
 import time
 
+import adavit_jax
 from adavit_jax import data
 from adavit_jax import models
 from adavit_jax.data import splits
@@ -12,6 +17,7 @@ from adavit_jax.train import config as config_lib
 import jax
 import numpy as np
 
+ROOT = str(pathlib.Path(adavit_jax.__file__).parents[1])
 PHASES = ('dense', 'warm_start', 'policy', 'joint')
 STEPS = 6
 
@@ -64,8 +70,7 @@ def get_config():
   for phase in (*PHASES, 'static'):
     config[phase].steps = STEPS
     config[phase].batch_size = 8
-  # Tiny models drop encoders only after some pull.
-  config.nets.bias = 0.5
+  config.nets.bias = 0.  # so that both actions occur
   config.policy.samples = config.joint.samples = 2
   config.dense.ema = 0.5
   return config
@@ -83,3 +88,10 @@ def params(model, seed=0, scale=0.3):
   return jax.tree.map(
       lambda x: rng.normal(size=x.shape, scale=scale).astype(np.float32),
       shapes)
+
+
+def command(*args):
+  """Arguments of subprocess for this Python in the project's directory."""
+  env = dict(os.environ, PYTHONPATH=ROOT)
+  return dict(args=[sys.executable, *args], env=env, cwd=ROOT, text=True,
+              stdout=subprocess.PIPE, stderr=subprocess.PIPE)

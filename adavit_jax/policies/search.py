@@ -1,5 +1,6 @@
 """The best static sub-networks, found greedily on held-out data."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -24,7 +25,8 @@ class Chain(NamedTuple):
   accuracy: np.ndarray
 
 
-def greedy_chain(model, params, cost, z1, labels, *, progress=lambda i, n: None):
+def greedy_chain(model, params, cost, z1, labels, *, weights=None,
+                 progress=lambda i, n: None):
   """Drops, one after the other, the layer that costs least loss per MAC saved.
 
   Args:
@@ -33,34 +35,65 @@ def greedy_chain(model, params, cost, z1, labels, *, progress=lambda i, n: None)
     cost: `Cost` of the model.
     z1: output of the fixed encoders on held-out images, [B, N, D].
     labels: [B] int.
+    weights: how much each image counts, [B]; None counts all alike.
     progress: called with (done, total) after each drop.
 
   Returns:
     `Chain` of 2L + 1 masks.
   """
-  @jax.jit
-  def evaluate(params, z1, labels, keep):
-    logits = modes.adaptive(
-        model, params, z1, Actions.from_keep(keep), 'cond').total
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return loss.mean(), (logits.argmax(-1) == labels).mean()
-
+  weights = jnp.ones(len(labels)) if weights is None else weights
+  evaluate = lambda keep: map(
+      float, _evaluate(model, params, z1, labels, weights, keep))
   num = model.num_adaptive
   macs = np.repeat([cost.msa, cost.mlp], num).astype(np.float64)
   keep = np.ones(2 * num, np.float32)
-  rows = [(keep.copy(), *map(float, evaluate(params, z1, labels, keep)))]
+  rows = [(keep.copy(), *evaluate(keep))]
   while keep.any():
     tried = []
     for i in np.flatnonzero(keep):
       candidate = keep.copy()
       candidate[i] = 0
-      loss, accuracy = map(float, evaluate(params, z1, labels, candidate))
+      loss, accuracy = evaluate(candidate)
       tried.append(((loss - rows[-1][1]) / macs[i], candidate, loss, accuracy))
     _, keep, loss, accuracy = min(tried, key=lambda t: t[0])
     rows.append((keep.copy(), loss, accuracy))
     progress(len(rows) - 1, 2 * num)
   keeps, losses, accuracies = map(np.stack, zip(*rows))
   return Chain(Actions.from_keep(jnp.asarray(keeps)), losses, accuracies)
+
+
+def candidates(model, params, cost, z1, labels, *, progress=lambda i, n: None):
+  """Masks worth choosing from: the chains of all, easy and hard images.
+
+  An image counts as easy where the ViT's own head, put on z1, has less than
+  the median entropy: what easy images need is not what hard ones need.
+
+  Args:
+    model, params, cost, z1, labels, progress: as in `greedy_chain`.
+
+  Returns:
+    `Actions` [3 (2L + 1), L]; the first 2L + 1 are the chain of all images.
+  """
+  prefix = z1[:, :model.num_prefix]
+  logits = model.apply({'params': params}, prefix, method='classify').total
+  p = jax.nn.softmax(logits)
+  entropy = -(p * jnp.log(p + 1e-9)).sum(-1)
+  easy = (entropy < jnp.median(entropy)).astype(jnp.float32)
+  chains = [
+      greedy_chain(model, params, cost, z1, labels, weights=weights,
+                   progress=progress).actions
+      for weights in (jnp.ones_like(easy), easy, 1 - easy)]
+  return Actions(*map(jnp.concatenate, zip(*chains)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _evaluate(model, params, z1, labels, weights, keep):
+  logits = modes.adaptive(
+      model, params, z1, Actions.from_keep(keep), 'cond').total
+  loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  correct = (logits.argmax(-1) == labels).astype(jnp.float32)
+  mean = lambda x: (weights * x).sum() / weights.sum()
+  return mean(loss), mean(correct)
 
 
 def nearest(chain, cost, macs_ratio):

@@ -1,5 +1,6 @@
 """Evaluates a run: dense, adaptive, and the baselines at the same MACs."""
 
+import functools
 import os
 
 from absl import logging
@@ -41,6 +42,15 @@ class Report:
                        f'is no policy to report on yet')
     self._rng = np.random.default_rng(trainer.config.seed)
     self.dense = self._evaluator.dense(self._state.teacher, self._data.test)
+
+  @functools.cache
+  def chain(self):
+    """The greedy static chain of the dense weights, `Actions` [2L + 1, L]."""
+    found = self._state.candidates
+    if 'warm_start' not in self.trainer.config.phases:
+      found = self.trainer.search(self._state.teacher)
+    return Actions(*(a[:2 * self._system.model.num_adaptive + 1]
+                     for a in found))
 
   def dense_row(self):
     return compare.row(self.dense, self._system.plain_cost)
@@ -116,7 +126,7 @@ class Report:
         compare.row(self._evaluator.given(
             self._state.teacher, self._data.test, keep),
                     self._system.plain_cost)
-        for keep in np.asarray(self._state.chain.keep)]
+        for keep in np.asarray(self.chain().keep)]
     static = compare.interpolate(chain, rows['adaptive']['macs_ratio'])
     return dict(rows, static=static, chain=chain)
 
@@ -138,22 +148,19 @@ class Report:
   def static_masks(self, macs_ratio):
     """Static masks that spend at least `macs_ratio`: the greedy one, last k."""
     num, cost = self._system.model.num_adaptive, self._system.plain_cost
-    chain = self._state.chain
-    if 'warm_start' not in self.trainer.config.phases:
-      chain = self.trainer.search(self._state.teacher).actions
+    chain = self.chain()
     last = [fixed.drop(num, k + extra, k)
             for k in range(num) for extra in (0, 1)] + [fixed.drop(num, num, num)]
     last = Actions(*map(np.stack, zip(*last)))
     return {'static': search.nearest(chain, cost, macs_ratio),
             'static_last': search.nearest(last, cost, macs_ratio)}
 
-  def finetuned(self, name, actions):
+  def finetuned(self, actions):
     """The ViT tuned for one mask as the joint phase tunes it for the policy.
 
-    A run of its own under workdir/NAME, resumable, done once.
+    A run of its own under workdir/static, resumable, done once for a mask.
 
     Args:
-      name: of the sub-directory.
       actions: `Actions` [L].
 
     Returns:
@@ -169,7 +176,7 @@ class Report:
     config.static.policy, config.static.keep = 'mask', keep
     logging.info('tuning the static sub-network %s for %d steps', keep,
                  config.static.steps)
-    directory = os.path.join(self._workdir, name, keep)
+    directory = os.path.join(self._workdir, 'static', keep)
     state = loop.Trainer(config, directory, self._data).train()
     if state is None:
       return None

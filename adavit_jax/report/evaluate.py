@@ -52,7 +52,7 @@ def evaluate(workdir, *, threshold=None, best=False, static=True, data_dir=None)
   if static:
     masks = report.static_masks(result['adaptive']['macs_ratio'])
     for name, actions in masks.items():
-      result[name] = report.finetuned(name, actions)
+      result[name] = report.finetuned(actions)
       if result[name] is None:
         return None
   result['sweep'] = report.sweep()

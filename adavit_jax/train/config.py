@@ -41,7 +41,7 @@ def default_config():
   config.dense = config_dict.ConfigDict(dict(
       optim, drop_path=0.1, nested=0.5, random_masks=0.5, mask_weight=0.5))
   config.warm_start = config_dict.ConfigDict(dict(
-      optim, learning_rate=3e-3, weight_decay=0.0, masks=2))
+      optim, learning_rate=3e-3, weight_decay=0.0, masks=4))
   rl = dict(reward='macs', alpha=2.5, samples=4, baseline='leave_one_out',
             bound=0.95, entropy=0.002, price=0.3, price_rate=0.02, aux=1.0)
   config.policy = config_dict.ConfigDict(dict(
@@ -50,7 +50,7 @@ def default_config():
               representation=0.0)
   config.joint = config_dict.ConfigDict(dict(
       optim, learning_rate=5e-4, policy_lr_factor=2.0, sampled=0.3, **path,
-      **rl))
+      **{**rl, 'price_rate': 0.05}))
   config.static = config_dict.ConfigDict(dict(
       optim, learning_rate=5e-4, policy='table_1', number=4, which='first',
       survival=0.5, keep='', **path))

@@ -141,9 +141,9 @@ class Trainer:
     return self._replicate(step_lib.begin_phase(self.system, state, phase))
 
   def prepare_policy(self, state):
-    """Fixes the teacher, the feature statistics and the static chain.
+    """Fixes the teacher, the feature statistics and the candidate masks.
 
-    All three are functions of the dense phase's parameters and the data.
+    All are functions of the dense phase's parameters and the data.
     """
     state = state.replace(params=system_lib.final_params(state), ema=None)
     vit = state.params['vit']
@@ -153,11 +153,11 @@ class Trainer:
     state = state.replace(
         teacher=jax.tree.map(jnp.copy, vit), stats=stats)
     if 'warm_start' in self.config.phases:
-      state = state.replace(chain=self.search(vit).actions)
+      state = state.replace(candidates=self.search(vit))
     return state
 
   def search(self, vit):
-    """The greedy static chain on held-out images (see `search.Chain`)."""
+    """Static masks for held-out images (see `search.candidates`)."""
     if not len(self.dataset.holdout):
       raise ValueError('the greedy search needs held-out images; set '
                        '--config.data.holdout=0.1')
@@ -165,7 +165,7 @@ class Trainer:
         vit, self.dataset.holdout, self.config.num_search)
     show = lambda i, n: logging.log_every_n_seconds(
         logging.INFO, 'greedy static search: %d of %d layers', 10, i, n)
-    return search.greedy_chain(
+    return search.candidates(
         self.system.model, vit, self.system.plain_cost, jnp.asarray(z1),
         jnp.asarray(labels), progress=show)
 

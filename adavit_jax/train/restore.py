@@ -76,7 +76,7 @@ def state(wanted, mesh, workdir, *, phase='', best=False):
     # The policy has not been trained: another one may take its place.
     params = {'vit': params['vit']}
   fields = dict(params=params, ema=ema, stats=shapes.stats,
-                chain=shapes.chain, log_price=shapes.log_price,
+                candidates=shapes.candidates, log_price=shapes.log_price,
                 teacher=shapes.teacher, key=shapes.key, step=shapes.step)
   if info['phase'] == 'dense':
     fields = {k: fields[k] for k in ('params', 'ema', 'step', 'key')}

@@ -62,7 +62,8 @@ class System:
 
   @property
   def num_candidates(self):
-    return 2 * self.model.num_adaptive + 1
+    """C, the masks that the warm start chooses from."""
+    return self.nets.num_candidates
 
 
 def create(config, dataset):
@@ -88,7 +89,7 @@ def create(config, dataset):
   nets = learned.PolicyNets(
       num_layers=model.num_adaptive, num_classes=dataset.num_classes,
       tokens=p.tokens, aux=p.aux, hidden=p.hidden, bias=p.bias,
-      num_candidates=2 * model.num_adaptive + 1)
+      num_candidates=3 * (2 * model.num_adaptive + 1))
   return System(config, model, nets, cost.vit(model, nets), cost.vit(model),
                 tuple(map(float, dataset.mean)), tuple(map(float, dataset.std)))
 
@@ -104,7 +105,8 @@ class State:
     ema: averaged parameters of the groups the phase trains; None if off.
     log_price: log μ of the MAC controller, [].
     stats: feature statistics of the policy.
-    chain: `Actions` [2L + 1, L], static masks found greedily.
+    candidates: `Actions` [C, L], static masks found greedily; the first
+      2L + 1 are the chain of all images (`search.candidates`).
     teacher: the ViT's parameters at the end of the dense phase, or None.
     key: PRNG key of the run.
   """
@@ -114,7 +116,7 @@ class State:
   ema: Any
   log_price: jax.Array
   stats: learned.Stats
-  chain: Actions
+  candidates: Actions
   teacher: Any
   key: jax.Array
 
@@ -132,7 +134,8 @@ def init_state(system, seed):
       params={'vit': models.init_params(model, vit_key),
               'policy': jax.jit(nets.init)(policy_key, z1, stats)['params']},
       opt_state=None, ema=None, log_price=jnp.zeros(()), stats=stats,
-      chain=Actions(jnp.ones(shape), jnp.ones(shape)), teacher=None, key=key)
+      candidates=Actions(jnp.ones(shape), jnp.ones(shape)), teacher=None,
+      key=key)
 
 
 def final_params(state):

@@ -1,7 +1,7 @@
 """Phase 2: a supervised start for both policy networks, the ViT frozen.
 
-A value head learns how likely the ViT is right under each mask of the greedy
-static chain; the networks imitate, per image, the mask with the best value
+A value head learns how likely the ViT is right under each of a few dozen masks
+found greedily (`search.candidates`); the networks imitate, per image, the mask with the best value
 minus price. The price is found anew in every batch so that the mean MACs meet
 the target.
 """
@@ -30,7 +30,7 @@ def loss(system, params, state, batch, key, progress):
   size, num_masks = value.shape
   tried = jax.random.randint(key, (c.masks, size), 0, num_masks)
   rows = jnp.tile(z1, (c.masks, 1, 1))
-  masks = Actions(*(a[tried.reshape(-1)] for a in state.chain))
+  masks = Actions(*(a[tried.reshape(-1)] for a in state.candidates))
   logits = system.classify(vit, rows, masks).total
   p = jax.nn.softmax(logits).reshape(c.masks, size, -1)
   success = jax.lax.stop_gradient(
@@ -38,9 +38,9 @@ def loss(system, params, state, batch, key, progress):
   predicted = jnp.take_along_axis(value[None], tried[..., None], 2)[..., 0]
   value_loss = optax.sigmoid_binary_cross_entropy(predicted, success).mean()
 
-  ratios = system.cost.ratio(state.chain)  # [C]
+  ratios = system.cost.ratio(state.candidates)  # [C]
   price, best = choose(jax.nn.sigmoid(value), ratios, system.config.mac_target)
-  target = Actions(*(a[best] for a in state.chain))
+  target = Actions(*(a[best] for a in state.candidates))
   decided = learned.action_logits(nets, policy, features, target)
   imitation = optax.sigmoid_binary_cross_entropy(decided.keep, target.keep)
   imitation = imitation.sum(-1).mean()

@@ -1,0 +1,75 @@
+"""Configs that cannot work are refused before anything is computed."""
+
+import dataclasses
+import subprocess
+
+from adavit_jax import data
+from adavit_jax.train import loop
+import numpy as np
+import pytest
+import tiny
+
+_xfail = lambda reason: pytest.mark.xfail(reason=reason, strict=True)
+
+
+def test_unknown_fields_of_the_config_are_refused(tmp_path):
+  process = subprocess.run(**tiny.command(
+      'train.py', '--config=configs/digits_policy.py',
+      f'--workdir={tmp_path}/run', '--config.dense.lrr=1'), timeout=120)
+  assert process.returncode != 0
+  assert 'lrr' in process.stderr
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('fields, message', [
+    (dict(phases=('dens',)), "config.phases has 'dens'; did you mean 'dense'"),
+    ({'joint.batch_size': 12}, 'joint.batch_size=12 must be a positive '
+     'multiple of the 8 devices; set joint.batch_size to 8 or 16'),
+    (dict(eval_batch_size=10), 'eval_batch_size=10 must be'),
+    ({'data.image_size': 16}, 'data.image_size=16 but the model '
+     "'vit_digits_patch2_8' takes 8; set --config.model.image_size=16"),
+    (dict(phases=('policy', 'joint')), "phase 'policy' starts from a trained "
+     'model; set --config.init.workdir'),
+    ({'dense.steps': 0}, 'dense.steps=0 must be positive'),
+    ({'dense.ema': 1.}, r'dense.ema=1.0 must be in \[0, 1\)'),
+    ({'policy.samples': 1}, 'policy.samples=1: the leave_one_out baseline'),
+    ({'policy.bound': 0.5}, r'policy.bound=0.5 must be in \(0.5, 1\]'),
+    ({'joint.reward': 'mac'}, "joint.reward='mac'; known"),
+    ({'policy.baseline': 'mean'}, "policy.baseline='mean'; known"),
+    ({'nets.tokens': 'cls'}, "nets.tokens='cls'; known"),
+    ({'nets.threshold': 1.}, 'nets.threshold=1.0 must be'),
+    (dict(mac_target=55.), r'mac_target=55.0 must be in \(0, 1\]'),
+    ({'static.policy': 'random'}, "static.policy='random'; known"),
+    ({'model.num_heads': 3}, 'num_heads=3 does not divide width=16'),
+])
+def test_wrong_configs(tmp_path, fields, message):
+  config = tiny.get_config()
+  config.update_from_flattened_dict(fields)
+  with pytest.raises(ValueError, match=message):
+    loop.Trainer(config, str(tmp_path / 'run'), dataset=tiny.dataset())
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('fields', [
+    {'joint.batch_size': 48},  # of 40 images
+    {'policy.warmup': 1.5},
+    {'phases': ('dense', 'static'), 'static.policy': 'mask',
+     'static.keep': '1'},
+    {'phases': ('dense', 'static'), 'static.number': 6},
+    {'data.label_smoothing': 2.},
+])
+@_xfail('noticed only when the phase begins')
+def test_no_phase_is_trained_before_a_later_one_fails(tmp_path, fields):
+  config = tiny.get_config()
+  config.update_from_flattened_dict(fields)
+  with pytest.raises(ValueError):
+    loop.Trainer(config, str(tmp_path), dataset=tiny.dataset())
+
+
+@_xfail('noticed only at the end of the dense phase')
+def test_warm_start_without_held_out_images_is_refused(tmp_path):
+  dataset = tiny.dataset()
+  empty = data.ArraySplit(np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0))
+  with pytest.raises(ValueError, match='holdout'):
+    loop.Trainer(tiny.get_config(), str(tmp_path),
+                 dataset=dataclasses.replace(dataset, holdout=empty))
