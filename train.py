@@ -1,4 +1,6 @@
-"""Trains a model: python train.py --config=configs/digits_policy.py --workdir=DIR
+"""Trains a model:
+
+  python train.py --config=configs/digits_policy.py --workdir=DIR
 
 A second call with the same arguments resumes. `--config.x=y` overrides any
 field of the config.

@@ -36,7 +36,7 @@ class Cost(NamedTuple):
     return self.stem + encoders + self.head
 
   def adaptive(self, actions):
-    """MACs under `actions` ([L] or [B, L]), policy networks included: [] or [B].
+    """MACs under actions, [L] to [] or [B, L] to [B], policy networks included.
 
     Takes NumPy or JAX arrays and computes in their kind.
     """

@@ -17,7 +17,7 @@ libtpu 0.0.42.1 with jax 0.10.2 for the default variant (`:base` not measured):
   python benchmarks/aot_tpu.py --config=configs/imagenet_policy.py \\
       --topology=v5e:4x4
 
-  dense 1.58   warm_start 0.59   policy 0.78   joint 2.03
+  dense 1.58   warm_start 0.78   policy 0.78   joint 2.03
 
 With --config.model.remat=False the dense phase takes 7.80. No step gathers the
 batch, and none has a conditional: training masks.

@@ -150,7 +150,8 @@ class Report:
     num, cost = self._system.model.num_adaptive, self._system.plain_cost
     chain = self.chain()
     last = [fixed.drop(num, k + extra, k)
-            for k in range(num) for extra in (0, 1)] + [fixed.drop(num, num, num)]
+            for k in range(num) for extra in (0, 1)]
+    last.append(fixed.drop(num, num, num))
     last = Actions(*map(np.stack, zip(*last)))
     return {'static': search.nearest(chain, cost, macs_ratio),
             'static_last': search.nearest(last, cost, macs_ratio)}

@@ -18,7 +18,8 @@ _LABELS = (
     ('shuffled', 'adaptive, shuffled'))
 
 
-def evaluate(workdir, *, threshold=None, best=False, static=True, data_dir=None):
+def evaluate(workdir, *, threshold=None, best=False, static=True,
+             data_dir=None):
   """Evaluates a run on the test split; prints tables and draws pictures.
 
   Args:

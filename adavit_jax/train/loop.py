@@ -166,8 +166,8 @@ class Trainer:
     show = lambda i, n: logging.log_every_n_seconds(
         logging.INFO, 'greedy static search: %d of %d layers', 10, i, n)
     return search.candidates(
-        self.system.model, vit, self.system.plain_cost, jnp.asarray(z1),
-        jnp.asarray(labels), progress=show)
+        self.system.model, vit, self.system.plain_cost,
+        *self._replicate((z1, labels)), progress=show)
 
   def _run_phase(self, state, phase, start, ckpts, metrics, stop):
     config, c = self.config, self.config[phase]

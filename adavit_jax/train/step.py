@@ -66,7 +66,7 @@ def make_step(system, phase, start):
   c, module = system.config[phase], phases.MODULES[phase]
   tx, schedule = optimizer.make_optimizer(c, c.steps)
   prepare = functools.partial(
-      data.augment, config_data=system.config.data,
+      data.augment, config_data=_augmentation(system.config.data, phase),
       num_classes=system.model.num_classes, mean=system.mean, std=system.std,
       image_size=system.model.image_size)
 
@@ -99,6 +99,14 @@ def make_step(system, phase, start):
     return state, metrics
 
   return step
+
+
+def _augmentation(config_data, phase):
+  """Mixes images in the dense phase alone: a reward needs one true class."""
+  config_data = config_data.copy_and_resolve_references()
+  if phase != 'dense':
+    config_data.mixup = config_data.cutmix = 0.
+  return config_data
 
 
 def _trained(params, phase):

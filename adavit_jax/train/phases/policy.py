@@ -53,10 +53,13 @@ def policy_gradient(system, c, policy, vit, z1, features, log_price, batch, key,
   greedy = learned.greedy(nets, policy, features, free=free)  # [B, L]
 
   def reward(actions):  # [R, B, L] -> per network [R, B]
-    rows = Actions(*(a.reshape(-1, a.shape[-1]) for a in actions))
-    logits = system.classify(
-        vit, jnp.tile(z1, (actions.msa.shape[0], 1, 1)), rows).total
-    p = jax.nn.softmax(logits).reshape(*actions.msa.shape[:2], -1)
+    num = actions.msa.shape[0]
+    # Images before samples: the rows stay on the chips that hold the images.
+    rows = Actions(*(a.swapaxes(0, 1).reshape(-1, a.shape[-1])
+                     for a in actions))
+    logits = system.classify(vit, jnp.repeat(z1, num, axis=0), rows).total
+    p = jax.nn.softmax(logits).reshape(-1, num, logits.shape[-1])
+    p = p.swapaxes(0, 1)  # [R, B, K]
     correct = (p.argmax(-1) == batch.labels).astype(jnp.float32)
     if c.reward == 'macs':
       success = jnp.take_along_axis(p, batch.labels[None, :, None], 2)[..., 0]

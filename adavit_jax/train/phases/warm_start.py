@@ -1,9 +1,9 @@
 """Phase 2: a supervised start for both policy networks, the ViT frozen.
 
 A value head learns how likely the ViT is right under each of a few dozen masks
-found greedily (`search.candidates`); the networks imitate, per image, the mask with the best value
-minus price. The price is found anew in every batch so that the mean MACs meet
-the target.
+found greedily (`search.candidates`); the networks imitate, per image, the mask
+with the best value minus price. The price is found anew in every batch so that
+the mean MACs meet the target.
 """
 
 import jax
@@ -29,10 +29,11 @@ def loss(system, params, state, batch, key, progress):
 
   size, num_masks = value.shape
   tried = jax.random.randint(key, (c.masks, size), 0, num_masks)
-  rows = jnp.tile(z1, (c.masks, 1, 1))
-  masks = Actions(*(a[tried.reshape(-1)] for a in state.candidates))
+  # Images before masks: the rows stay on the chips that hold the images.
+  rows = jnp.repeat(z1, c.masks, axis=0)
+  masks = Actions(*(a[tried.T.reshape(-1)] for a in state.candidates))
   logits = system.classify(vit, rows, masks).total
-  p = jax.nn.softmax(logits).reshape(c.masks, size, -1)
+  p = jax.nn.softmax(logits).reshape(size, c.masks, -1).swapaxes(0, 1)
   success = jax.lax.stop_gradient(
       jnp.take_along_axis(p, batch.labels[None, :, None], 2)[..., 0])
   predicted = jnp.take_along_axis(value[None], tried[..., None], 2)[..., 0]

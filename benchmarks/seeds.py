@@ -1,0 +1,64 @@
+"""Mean and spread of the reports of several seeds:
+
+  python benchmarks/seeds.py runs/scenes0 runs/scenes1 runs/scenes2
+
+Each directory holds the report.json that eval.py writes. The spread is the
+sample standard deviation over the seeds.
+"""
+
+import json
+import os
+import sys
+
+import numpy as np
+
+_ROWS = ('dense', 'adaptive', 'static', 'static_last', 'random', 'shuffled')
+_POLICY = ('unique_actions', 'difficulty_correlation', 'kept_easy',
+           'kept_hard', 'kept_std', 'agreement')
+
+
+def main(directories):
+  if not directories:
+    raise SystemExit(__doc__)
+  reports = []
+  for directory in directories:
+    with open(os.path.join(directory, 'report.json'), encoding='utf-8') as f:
+      reports.append(json.load(f))
+  print(f'{len(reports)} seeds: {[r["seed"] for r in reports]}\n')
+  _table('tuned for the budget', reports)
+  one = [r['one_set_of_weights'] for r in reports]
+  if all(one):
+    _table('one set of weights', one)
+
+
+def _table(title, reports):
+  print(f'| {title} | accuracy % | MACs of dense | encoder MACs |')
+  print('|---|---|---|---|')
+  for name in _ROWS:
+    if all(name in r for r in reports):
+      cells = [_spread([r[name][key] for r in reports], scale, digits)
+               for key, scale, digits in (('accuracy', 100, 2),
+                                          ('macs_ratio', 1, 3),
+                                          ('encoder_macs_ratio', 1, 3))]
+      print(f'| {name.replace("_", " ")} | {" | ".join(cells)} |')
+  gains = [r['adaptive']['accuracy'] - r['static']['accuracy'] for r in reports
+           if 'static' in r]
+  if gains:
+    print(f'\nadaptive - static: {_spread(gains, 100, 2)} points')
+  for key in _POLICY:
+    values = [r['adaptive'].get(key) for r in reports]
+    if None not in values:
+      print(f'{key}: {_spread(values, 1, 3)}')
+  print()
+
+
+def _spread(values, scale, digits):
+  values = scale * np.asarray(values, float)
+  text = f'{values.mean():.{digits}f}'
+  if len(values) > 1:
+    text += f' ± {values.std(ddof=1):.{digits}f}'
+  return text
+
+
+if __name__ == '__main__':
+  main(sys.argv[1:])
