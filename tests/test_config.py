@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import tiny
 
-_xfail = lambda reason: pytest.mark.xfail(reason=reason, strict=True)
-
 
 def test_unknown_fields_of_the_config_are_refused(tmp_path):
   process = subprocess.run(**tiny.command(
@@ -58,7 +56,6 @@ def test_wrong_configs(tmp_path, fields, message):
     {'phases': ('dense', 'static'), 'static.number': 6},
     {'data.label_smoothing': 2.},
 ])
-@_xfail('noticed only when the phase begins')
 def test_no_phase_is_trained_before_a_later_one_fails(tmp_path, fields):
   config = tiny.get_config()
   config.update_from_flattened_dict(fields)
@@ -66,7 +63,6 @@ def test_no_phase_is_trained_before_a_later_one_fails(tmp_path, fields):
     loop.Trainer(config, str(tmp_path), dataset=tiny.dataset())
 
 
-@_xfail('noticed only at the end of the dense phase')
 def test_warm_start_without_held_out_images_is_refused(tmp_path):
   dataset = tiny.dataset()
   empty = data.ArraySplit(np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0))

@@ -417,8 +417,6 @@ def test_no_number_stops_the_run(trainer, tmp_path, cheap_steps):
     assert ckpts.latest() == ('last', 4)
 
 
-@pytest.mark.xfail(
-    strict=True, reason='saved unchecked between two log steps')
 def test_no_number_reaches_a_checkpoint(trainer, tmp_path, cheap_steps):
   """Checked before saving, even where nothing is logged at that step."""
   cheap_steps['step'] = 3
@@ -429,8 +427,6 @@ def test_no_number_reaches_a_checkpoint(trainer, tmp_path, cheap_steps):
     assert ckpts.latest() is None
 
 
-@pytest.mark.xfail(
-    strict=True, reason='joint.price is not used after the dense phase')
 def test_price_of_a_run_without_warm_start(trainer, tmp_path, cheap_steps):
   for phases in (('dense', 'policy'), ('dense', 'joint')):
     other = _other(trainer, tmp_path / phases[1], **{

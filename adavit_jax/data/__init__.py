@@ -5,6 +5,7 @@ from adavit_jax.data.augment import normalize
 from adavit_jax.data.batches import batch_indices
 from adavit_jax.data.batches import eval_batches
 from adavit_jax.data.batches import train_batches
+from adavit_jax.data.config import check_augmentation
 from adavit_jax.data.config import default_config
 from adavit_jax.data.decode import CorruptImageError
 from adavit_jax.data.sources import load
@@ -14,6 +15,6 @@ from adavit_jax.data.splits import Split
 
 __all__ = [
     'ArraySplit', 'CorruptImageError', 'Dataset', 'Split', 'augment',
-    'batch_indices', 'default_config', 'eval_batches', 'load', 'normalize',
-    'train_batches',
+    'batch_indices', 'check_augmentation', 'default_config', 'eval_batches',
+    'load', 'normalize', 'train_batches',
 ]

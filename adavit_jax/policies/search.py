@@ -65,20 +65,27 @@ def greedy_chain(model, params, cost, z1, labels, *, weights=None,
 def candidates(model, params, cost, z1, labels, *, progress=lambda i, n: None):
   """Masks worth choosing from: the chains of all, easy and hard images.
 
-  An image counts as easy where the ViT's own head, put on z1, has less than
-  the median entropy: what easy images need is not what hard ones need.
+  Easy is the half of the images on which the ViT's own head, put on z1, has
+  the smallest entropy: what easy images need is not what hard ones need.
 
   Args:
     model, params, cost, z1, labels, progress: as in `greedy_chain`.
 
   Returns:
     `Actions` [3 (2L + 1), L]; the first 2L + 1 are the chain of all images.
+
+  Raises:
+    ValueError: if there are fewer than two images.
   """
+  if len(labels) < 2:
+    raise ValueError(f'the search of masks needs 2 images, got {len(labels)}; '
+                     f'set --config.data.holdout or num_search higher')
   prefix = z1[:, :model.num_prefix]
   logits = model.apply({'params': params}, prefix, method='classify').total
   p = jax.nn.softmax(logits)
   entropy = -(p * jnp.log(p + 1e-9)).sum(-1)
-  easy = (entropy < jnp.median(entropy)).astype(jnp.float32)
+  rank = entropy.argsort().argsort()
+  easy = (rank < len(entropy) // 2).astype(jnp.float32)
   chains = [
       greedy_chain(model, params, cost, z1, labels, weights=weights,
                    progress=progress).actions

@@ -5,6 +5,7 @@ import difflib
 from ml_collections import config_dict
 
 from adavit_jax import data
+from adavit_jax.train import optimizer
 
 PHASES = ('dense', 'warm_start', 'policy', 'joint', 'static')
 
@@ -81,6 +82,10 @@ def check(config):
         raise ValueError(f'{phase}.{field}={c[field]} must be positive')
     if not 0 <= c.ema < 1:
       raise ValueError(f'{phase}.ema={c.ema} must be in [0, 1)')
+    optimizer.make_optimizer(c, c.steps)
+  if len(set(config.phases)) < len(config.phases):
+    raise ValueError(f'config.phases={config.phases} names a phase twice')
+  data.check_augmentation(config.data)
   _choice('nets.tokens', config.nets.tokens, ('all', 'pooled'))
   for phase in ('policy', 'joint'):
     c = config[phase]

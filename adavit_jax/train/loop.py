@@ -21,6 +21,7 @@ from adavit_jax.train import restore
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
 from adavit_jax.train import writer
+from adavit_jax.train.phases import static
 
 # What may differ between a run and its resumption.
 _FREE_FIELDS = ('log_every', 'eval_every', 'checkpoint_every',
@@ -49,9 +50,23 @@ class Trainer:
       mesh_lib.check_batch_size(
           config[phase].batch_size, self.mesh, f'{phase}.batch_size')
     self.dataset = dataset or data.load(config.data, seed=config.seed)
+    self._check_sizes()
     self.system = system_lib.create(config, self.dataset)
+    if 'static' in config.phases:
+      static.actions(config.static, self.system.model.num_adaptive, 1,
+                     jax.random.key(0))
     self.evaluator = evaluate.Evaluator(
         self.system, self.mesh, config.eval_batch_size)
+
+  def _check_sizes(self):
+    for phase in self.config.phases:
+      size, available = self.config[phase].batch_size, len(self.dataset.train)
+      if size > available:
+        raise ValueError(f'{phase}.batch_size={size} is more than the '
+                         f'{available} training images; set it lower')
+    if 'warm_start' in self.config.phases and not len(self.dataset.holdout):
+      raise ValueError('the warm start searches masks on held-out images and '
+                       'there are none; set --config.data.holdout=0.1')
 
   def info(self, phase, start, finished):
     """What a checkpoint says of itself, JSON."""
@@ -63,7 +78,7 @@ class Trainer:
                      mean=list(map(float, d.mean)), std=list(map(float, d.std)),
                      class_names=list(d.class_names)))
 
-  def train(self, *, log_to_disk=True):
+  def train(self):
     """Runs what is left of the config's phases.
 
     Returns:
@@ -130,31 +145,30 @@ class Trainer:
     return jax.device_put(tree, mesh_lib.replicated(self.mesh))
 
   def enter(self, state, phase):
-    """The state with which a phase begins: teacher, statistics, optimizer."""
+    """The state with which a phase begins: teacher, masks, price, optimizer."""
     if phase != 'dense' and state.teacher is None:
       state = self.prepare_policy(state)
     elif phase == 'dense':
       state = state.replace(teacher=None)
-    if phase in ('policy', 'joint') and 'warm_start' not in self.config.phases:
-      if self.config.phases.index(phase) == 0 or phase == 'policy':
-        state = state.replace(log_price=jnp.log(self.config[phase].price))
+    if phase == 'warm_start':
+      state = state.replace(candidates=self.search(state.params['vit']))
+    before = self.config.phases[:self.config.phases.index(phase)]
+    priced = {'warm_start', 'policy'}.intersection(before)
+    if phase in ('policy', 'joint') and not priced:
+      state = state.replace(log_price=jnp.log(self.config[phase].price))
     return self._replicate(step_lib.begin_phase(self.system, state, phase))
 
   def prepare_policy(self, state):
-    """Fixes the teacher, the feature statistics and the candidate masks.
+    """Fixes the teacher and the feature statistics.
 
-    All are functions of the dense phase's parameters and the data.
+    Both are functions of the dense phase's parameters and the data.
     """
     state = state.replace(params=system_lib.final_params(state), ema=None)
     vit = state.params['vit']
     z1, _ = self.evaluator.z1(vit, self.dataset.train, 5000)
     features = learned.token_features(z1, self.system.nets.tokens)
     stats = learned.Stats(features.mean(0), features.std(0) + 1e-2)
-    state = state.replace(
-        teacher=jax.tree.map(jnp.copy, vit), stats=stats)
-    if 'warm_start' in self.config.phases:
-      state = state.replace(candidates=self.search(vit))
-    return state
+    return state.replace(teacher=jax.tree.map(jnp.copy, vit), stats=stats)
 
   def search(self, vit):
     """Static masks for held-out images (see `search.candidates`)."""
@@ -189,7 +203,9 @@ class Trainer:
         state, m = step_fn(state, *arrays)
         recent.append(m)
         last, stopping = step == end, stop.should_stop()
-        if step % config.log_every == 0 or last or stopping:
+        saving = (last or stopping
+                  or (step - start) % config.checkpoint_every == 0)
+        if step % config.log_every == 0 or saving:
           values = _mean(mesh_lib.fetch(recent))
           recent = []
           guards.check_finite(step, values)
@@ -198,7 +214,7 @@ class Trainer:
         score = None
         if (step - start) % config.eval_every == 0 or last:
           score = self.validate(state, phase, step, metrics)
-        if last or stopping or (step - start) % config.checkpoint_every == 0:
+        if saving:
           ckpts.save(step, state, self.info(phase, start, last), pin=last,
                      metric=score if phase == config.phases[-1] else None)
         if stopping and not last:

@@ -83,6 +83,6 @@ def state(wanted, mesh, workdir, *, phase='', best=False):
   fields = {k: v for k, v in fields.items() if v is not None}
   with checkpoints.Checkpoints(workdir, read_only=True) as ckpts:
     found = ckpts.restore(fields, step, kind, partial=True)
-  fresh = system_lib.init_state(wanted, 0)
+  fresh = system_lib.init_state(wanted, wanted.config.seed)
   found['params'] = {**fresh.params, **found['params']}
   return fresh.replace(**found)

@@ -82,7 +82,7 @@ def make_step(system, phase, start):
           system, trained, state, batch, loss_key, done / c.steps)
 
     grads, (metrics, updates) = jax.grad(loss, has_aux=True)(trained)
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     changes, opt_state = tx.update(grads, state.opt_state, trained)
     if phase == 'joint':
       changes['policy'] = jax.tree.map(

@@ -14,16 +14,33 @@ TRAINS = ('vit',)
 def loss(system, params, state, batch, key, progress):
   """Loss under a policy that is not learned; see `dense.loss`."""
   del progress
-  c, num = system.config.static, system.model.num_adaptive
-  if c.policy == 'table_1':
-    actions = fixed.table_1(c.number, num, which=c.which)
-  elif c.policy == 'stochastic':
-    actions = fixed.stochastic(key, batch.labels.shape[0], num,
-                               final=c.survival)
-  else:
-    actions = fixed.parse(c.keep, num)
+  c = system.config.static
+  chosen = actions(
+      c, system.model.num_adaptive, batch.labels.shape[0], key)
   z1 = modes.fixed(system.model, params['vit'], batch.images)
   total, metrics = path_loss(
-      system, c, params['vit'], z1, state.teacher, batch, actions)
-  metrics['macs_ratio'] = system.plain_cost.ratio(actions).mean()
+      system, c, params['vit'], z1, state.teacher, batch, chosen)
+  metrics['macs_ratio'] = system.plain_cost.ratio(chosen).mean()
   return total, (metrics, {})
+
+
+def actions(c, num_layers, batch_size, key):
+  """What the config's policy decides for a batch.
+
+  Args:
+    c: config of the phase: policy, number, which, survival, keep.
+    num_layers: L.
+    batch_size: B.
+    key: PRNG key; only a stochastic policy uses it.
+
+  Returns:
+    `Actions` [L], or [B, L] of a stochastic policy.
+
+  Raises:
+    ValueError: if the policy does not fit L encoders.
+  """
+  if c.policy == 'table_1':
+    return fixed.table_1(c.number, num_layers, which=c.which)
+  if c.policy == 'stochastic':
+    return fixed.stochastic(key, batch_size, num_layers, final=c.survival)
+  return fixed.parse(c.keep, num_layers)
