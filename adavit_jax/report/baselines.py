@@ -37,9 +37,10 @@ class Report:
     self._restore = lambda **kw: restore.state(
         trainer.system, trainer.mesh, workdir, **kw)
     self._state = self._restore(best=best)
-    if self._state.teacher is None:
-      raise ValueError(f'{workdir!r} has trained the dense phase only; there '
-                       f'is no policy to report on yet')
+    self.phase = restore.find(workdir, best=best)[2]['phase']
+    if self.phase in ('dense', 'static'):
+      raise ValueError(f'{workdir!r} ends with the phase {self.phase!r}; there '
+                       f'is no trained policy to report on')
     self._rng = np.random.default_rng(trainer.config.seed)
     self.dense = self._evaluator.dense(self._state.teacher, self._data.test)
 
@@ -64,7 +65,14 @@ class Report:
 
     Returns:
       A threshold in (0, 1).
+
+    Raises:
+      ValueError: if no images were held out.
     """
+    if not len(self._data.holdout):
+      raise ValueError('no images were held out to calibrate the threshold on; '
+                       'give --threshold=0.5, or train with '
+                       '--config.data.holdout=0.1')
     params = system_lib.final_params(state)
     low, high = -6., 6.  # in logits: a higher threshold drops more
     for _ in range(10):
@@ -73,7 +81,7 @@ class Report:
           params, state.stats, self._data.holdout, threshold=_sigmoid(middle))
       spends = self._system.cost.ratio(out.actions).mean() > target
       low, high = (middle, high) if spends else (low, middle)
-    return _sigmoid((low + high) / 2)
+    return _sigmoid(high)
 
   def policy_rows(self, state, threshold):
     """Rows of one set of weights: the policy, random and shuffled actions.
@@ -128,7 +136,20 @@ class Report:
                     self._system.plain_cost)
         for keep in np.asarray(self.chain().keep)]
     static = compare.interpolate(chain, rows['adaptive']['macs_ratio'])
-    return dict(rows, static=static, chain=chain)
+    return dict(rows, static=static, chain=chain, **self._fixed_rows())
+
+  def _fixed_rows(self):
+    """Table 1 of the patent on the dense weights, where L is large enough."""
+    num = self._system.model.num_adaptive
+    rows = {}
+    for number, dropped in fixed.TABLE_1.items():
+      for which in ('first', 'last'):
+        if max(dropped) <= num and any(dropped):
+          keep = fixed.table_1(number, num, which=which).keep
+          rows[f'table_1_{number}_{which}'] = compare.row(
+              self._evaluator.given(self._state.teacher, self._data.test, keep),
+              self._system.plain_cost)
+    return rows
 
   def sweep(self, num=11):
     """The final policy at `num` thresholds: one model, many budgets.
@@ -169,8 +190,9 @@ class Report:
     """
     keep = ''.join(str(int(k)) for k in np.asarray(actions.keep))
     config = self.trainer.config.copy_and_resolve_references()
+    if 'dense' in config.phases:
+      config.init.workdir, config.init.phase = self._workdir, 'dense'
     config.phases = ('static',)
-    config.init.workdir, config.init.phase = self._workdir, 'dense'
     for field in config.static:
       if field in config.joint:
         config.static[field] = config.joint[field]

@@ -50,7 +50,7 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
   rows, outputs = report.final(threshold)
   result.update(rows)
   one = report.one_set_of_weights()
-  if static:
+  if static and report.phase == 'joint':
     masks = report.static_masks(result['adaptive']['macs_ratio'])
     for name, actions in masks.items():
       result[name] = report.finetuned(actions)
@@ -73,8 +73,10 @@ def _show(result, model):
   print(table.format_policy(result['adaptive'], model.num_adaptive))
   one = result['one_set_of_weights']
   if one:
-    labels = (('adaptive', 'adaptive'), ('static', 'static, greedy'),
-              ('random', 'random'), ('shuffled', 'adaptive, shuffled'))
+    labels = [('adaptive', 'adaptive'), ('static', 'static, greedy'),
+              ('random', 'random'), ('shuffled', 'adaptive, shuffled')]
+    labels += [(key, f"policy {key[8]} of Table 1, {key[10:]} layers")
+               for key in one if key.startswith('table_1')]
     print('\nOne set of weights, no tuning for the budget:\n')
     print(table.format_rows([('dense', result['dense'])]
                             + [(label, one[key]) for key, label in labels]))

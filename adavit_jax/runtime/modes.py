@@ -144,10 +144,14 @@ def adaptive(model, params, x, actions, mode):
     `Logits`.
 
   Raises:
-    ValueError: for an unknown mode.
+    ValueError: for an unknown mode, or actions for another number of encoders.
   """
   if mode not in MODES:
     raise ValueError(f'unknown mode {mode!r}; known: {sorted(MODES)}')
+  for a in actions:
+    if np.shape(a)[-1:] != (model.num_adaptive,):
+      raise ValueError(f'actions have shape {np.shape(a)}; the model has '
+                       f'{model.num_adaptive} adaptive encoders')
   x = MODES[mode](model, params, x, actions)
   prefix = x[:, :model.num_prefix]
   return model.apply({'params': params}, prefix, method='classify')

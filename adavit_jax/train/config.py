@@ -86,6 +86,17 @@ def check(config):
   if len(set(config.phases)) < len(config.phases):
     raise ValueError(f'config.phases={config.phases} names a phase twice')
   data.check_augmentation(config.data)
+  for field in ('log_every', 'eval_every', 'checkpoint_every',
+                'eval_batch_size', 'num_search'):
+    if config[field] < 1:
+      raise ValueError(f'{field}={config[field]} must be at least 1')
+  _choice('dtype', config.dtype, ('float32', 'bfloat16', 'float16'))
+  dense = config.dense
+  if not 0 <= dense.random_masks <= 1:
+    raise ValueError(f'dense.random_masks={dense.random_masks} must be in '
+                     f'[0, 1]: it is a share of the batch')
+  if not 0 <= dense.drop_path < 1:
+    raise ValueError(f'dense.drop_path={dense.drop_path} must be in [0, 1)')
   _choice('nets.tokens', config.nets.tokens, ('all', 'pooled'))
   for phase in ('policy', 'joint'):
     c = config[phase]
@@ -94,6 +105,8 @@ def check(config):
     if c.baseline == 'leave_one_out' and c.samples < 2:
       raise ValueError(f'{phase}.samples={c.samples}: the leave_one_out '
                        f'baseline needs at least 2; or set baseline=greedy')
+    if c.samples < 1:
+      raise ValueError(f'{phase}.samples={c.samples} must be at least 1')
     if not 0.5 < c.bound <= 1:
       raise ValueError(f'{phase}.bound={c.bound} must be in (0.5, 1]')
   _choice('static.policy', config.static.policy,

@@ -15,9 +15,9 @@ class NonFiniteError(FloatingPointError):
   def __init__(self, step: int, name: str, value):
     self.step, self.name, self.value = step, name, value
     super().__init__(
-        f'step {step}: {name}={value} is not finite. Resume from the last '
-        'checkpoint and try, in this order: a lower learning_rate, a longer '
-        "warmup, clip_norm=1.0, dtype='float32'")
+        f'step {step}: {name}={value} is not finite. In a new --workdir '
+        '(--config.init.workdir keeps finished phases) try, in this order: a '
+        "lower learning_rate, a longer warmup, clip_norm=1.0, dtype='float32'")
 
 
 def check_finite(step: int, metrics) -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adavit_jax import data
+from adavit_jax import models
 from adavit_jax.policies import learned
 from adavit_jax.policies import search
 from adavit_jax.train import checkpoints
@@ -45,6 +46,7 @@ class Trainer:
     """
     config_lib.check(config)
     self.config, self.workdir = config, workdir
+    self._began_from = ''  # phase of the run that this one continues
     self.mesh = mesh_lib.make_mesh()
     for phase in config.phases:
       mesh_lib.check_batch_size(
@@ -52,6 +54,7 @@ class Trainer:
     self.dataset = dataset or data.load(config.data, seed=config.seed)
     self._check_sizes()
     self.system = system_lib.create(config, self.dataset)
+    self._check_budget()
     if 'static' in config.phases:
       static.actions(config.static, self.system.model.num_adaptive, 1,
                      jax.random.key(0))
@@ -64,9 +67,22 @@ class Trainer:
       if size > available:
         raise ValueError(f'{phase}.batch_size={size} is more than the '
                          f'{available} training images; set it lower')
-    if 'warm_start' in self.config.phases and not len(self.dataset.holdout):
-      raise ValueError('the warm start searches masks on held-out images and '
-                       'there are none; set --config.data.holdout=0.1')
+    num = min(len(self.dataset.holdout), self.config.num_search)
+    if 'warm_start' in self.config.phases and num < 2:
+      raise ValueError(f'the warm start searches masks on held-out images and '
+                       f'has {num} of them; set --config.data.holdout=0.1 and '
+                       f'--config.num_search=1000')
+
+  def _check_budget(self):
+    none = jnp.zeros(self.system.model.num_adaptive)
+    floor = float(self.system.cost.ratio(models.Actions(none, none)))
+    learned_phases = {'warm_start', 'policy', 'joint'}
+    if (learned_phases.intersection(self.config.phases)
+        and self.config.mac_target <= floor):
+      raise ValueError(
+          f'mac_target={self.config.mac_target} cannot be met: stem, fixed '
+          f'encoders, heads and policy nets alone are {floor:.3f} of the dense '
+          f"model's MACs; set it higher, or num_fixed lower")
 
   def info(self, phase, start, finished):
     """What a checkpoint says of itself, JSON."""
@@ -133,6 +149,7 @@ class Trainer:
   def _restore_params(self):
     """A state that begins anew from another run's parameters."""
     init = self.config.init
+    self._began_from = restore.find(init.workdir, phase=init.phase)[2]['phase']
     state = restore.state(self.system, self.mesh, init.workdir,
                           phase=init.phase)
     logging.info('initialised from %s, step %d', init.workdir, state.step)
@@ -152,8 +169,9 @@ class Trainer:
       state = state.replace(teacher=None)
     if phase == 'warm_start':
       state = state.replace(candidates=self.search(state.params['vit']))
-    before = self.config.phases[:self.config.phases.index(phase)]
-    priced = {'warm_start', 'policy'}.intersection(before)
+    before = (self._began_from,
+              *self.config.phases[:self.config.phases.index(phase)])
+    priced = {'warm_start', 'policy', 'joint'}.intersection(before)
     if phase in ('policy', 'joint') and not priced:
       state = state.replace(log_price=jnp.log(self.config[phase].price))
     return self._replicate(step_lib.begin_phase(self.system, state, phase))
@@ -203,20 +221,24 @@ class Trainer:
         state, m = step_fn(state, *arrays)
         recent.append(m)
         last, stopping = step == end, stop.should_stop()
-        saving = (last or stopping
+        validating = last or (step - start) % config.eval_every == 0
+        scored = validating and phase == config.phases[-1]
+        saving = (last or stopping or scored
                   or (step - start) % config.checkpoint_every == 0)
         if step % config.log_every == 0 or saving:
-          values = _mean(mesh_lib.fetch(recent))
+          rows = mesh_lib.fetch(recent)
           recent = []
-          guards.check_finite(step, values)
+          for i, row in enumerate(rows, step - len(rows) + 1):
+            guards.check_finite(i, row)
+          values = _mean(rows)
           metrics.write(step, {f'{phase}/{k}': v for k, v in values.items()})
           progress.update(step, step * c.batch_size, values)
         score = None
-        if (step - start) % config.eval_every == 0 or last:
+        if validating:
           score = self.validate(state, phase, step, metrics)
         if saving:
           ckpts.save(step, state, self.info(phase, start, last), pin=last,
-                     metric=score if phase == config.phases[-1] else None)
+                     metric=score if scored else None)
         if stopping and not last:
           ckpts.wait()
           logging.warning('stopped by a signal at step %d; the same command '
@@ -233,9 +255,15 @@ class Trainer:
     if not len(split):
       return None
     params = system_lib.final_params(state)
-    if phase in ('dense', 'static'):
+    if phase == 'dense':
       out = self.evaluator.dense(params['vit'], split)
       ratio = 1.
+    elif phase == 'static':
+      chosen = static.actions(
+          self.config.static, self.system.model.num_adaptive, len(split),
+          jax.random.key(self.config.seed))
+      out = self.evaluator.given(params['vit'], split, np.asarray(chosen.keep))
+      ratio = float(self.system.plain_cost.ratio(out.actions).mean())
     else:
       out = self.evaluator.adaptive(
           params, state.stats, split, threshold=self.config.nets.threshold)

@@ -52,7 +52,7 @@ def policy_gradient(system, c, policy, vit, z1, features, log_price, batch, key,
   actions = jax.lax.stop_gradient(jax.vmap(draw)(keys))  # [S, B, L]
   greedy = learned.greedy(nets, policy, features, free=free)  # [B, L]
 
-  def reward(actions):  # [R, B, L] -> per network [R, B]
+  def reward(actions):  # [R, B, L] -> each network's reward, parts: [R, B]
     num = actions.msa.shape[0]
     # Images before samples: the rows stay on the chips that hold the images.
     rows = Actions(*(a.swapaxes(0, 1).reshape(-1, a.shape[-1])
@@ -61,23 +61,25 @@ def policy_gradient(system, c, policy, vit, z1, features, log_price, batch, key,
     p = jax.nn.softmax(logits).reshape(-1, num, logits.shape[-1])
     p = p.swapaxes(0, 1)  # [R, B, K]
     correct = (p.argmax(-1) == batch.labels).astype(jnp.float32)
+    success = jnp.take_along_axis(p, batch.labels[None, :, None], 2)[..., 0]
     if c.reward == 'macs':
-      success = jnp.take_along_axis(p, batch.labels[None, :, None], 2)[..., 0]
       r = reinforce.mac_reward(cost.ratio(actions), success, jnp.exp(log_price))
-      return r, r, correct
+      return r, r, correct, success
     if c.reward == 'layers':
       r = reinforce.layer_reward(actions, correct, c.alpha)
-      return r, r, correct
-    return *reinforce.split_rewards(actions, correct, c.alpha), correct
+      return r, r, correct, success
+    rewards = reinforce.split_rewards(actions, correct, c.alpha)
+    return *rewards, correct, success
 
   if c.baseline == 'greedy':
     both = Actions(*(jnp.concatenate([a, g[None]])
                      for a, g in zip(actions, greedy)))
-    *rewards, correct = reward(both)
+    *rewards, correct, success = reward(both)
     advantages = [reinforce.self_critical(r[:-1], r[-1]) for r in rewards]
-    rewards, correct = [r[:-1] for r in rewards], correct[:-1]
+    rewards = [r[:-1] for r in rewards]
+    correct, success = correct[:-1], success[:-1]
   else:
-    *rewards, correct = reward(actions)
+    *rewards, correct, success = reward(actions)
     advantages = [reinforce.leave_one_out(r) for r in rewards]
 
   logits = jax.vmap(
@@ -88,9 +90,8 @@ def policy_gradient(system, c, policy, vit, z1, features, log_price, batch, key,
     log_p = (learned.log_likelihood(net_s, net_actions) * free).sum(-1)
     scale = jnp.maximum(advantage.std(), 1e-3)
     total += reinforce.surrogate(log_p, advantage / scale)
-  # Equal pay for every decision, whatever the depth: a mean over layers.
-  entropy = (learned.entropy(s.keep) * jnp.tile(free, 2)).mean()
-  total -= c.entropy * 2 * free.shape[0] * entropy
+  entropy = (learned.entropy(s.keep) * jnp.tile(free, 2)).sum(-1).mean()
+  total -= c.entropy * entropy
 
   macs_ratio = cost.ratio(greedy).mean()
   metrics = {
@@ -99,7 +100,10 @@ def policy_gradient(system, c, policy, vit, z1, features, log_price, batch, key,
       'sample_accuracy': correct.mean(),
       'macs_ratio': macs_ratio,
       'sample_macs_ratio': cost.ratio(actions).mean(),
-      'policy_entropy': entropy,
+      'policy_entropy': entropy / (2 * free.sum()),
+      'dropped_msa': 1 - actions.msa.mean(),
+      'dropped_mlp': 1 - actions.mlp.mean(),
+      'success': success.mean(),
       'unique_actions': num_unique(greedy.keep),
       'keep_msa': greedy.msa.mean(0),
       'keep_mlp': greedy.mlp.mean(0),

@@ -1,0 +1,106 @@
+"""The report of the smallest run, end to end."""
+
+import dataclasses
+import json
+
+from adavit_jax import report
+from adavit_jax.report import compare
+from adavit_jax.train import evaluate
+from adavit_jax.train import loop
+from adavit_jax import cost
+import numpy as np
+import pytest
+import tiny
+
+L = 3
+
+
+def _outputs(keep, prediction, loss):
+  keep = np.asarray(keep, np.float32)
+  prediction = np.asarray(prediction)
+  return evaluate.Outputs(prediction, prediction == 0, np.asarray(loss), keep)
+
+
+def test_adaptive_row_by_hand():
+  spend = cost.Cost(stem=10, msa=4, mlp=2, head=6, policy=1, num_fixed=1,
+                    num_adaptive=2)  # dense: 10 + 3 * 6 + 6 = 34
+  keep = [[1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0]]
+  out = _outputs(keep, [0, 1, 0], [.1, .2, .3])
+  dense = _outputs(np.ones((3, 4)), [0, 0, 0], [.9, .1, .5])
+  row = compare.adaptive_row(out, dense, spend, {'hard': [True, False, False]})
+  assert row['accuracy'] == pytest.approx(2 / 3)
+  macs = [10 + 6 + 12 + 6 + 1, 10 + 6 + 6 + 1, 10 + 6 + 4 + 6 + 1]
+  assert row['macs'] == pytest.approx(np.mean(macs))
+  assert row['macs_ratio'] == pytest.approx(np.mean(macs) / 34)
+  assert row['encoder_macs_ratio'] == pytest.approx(
+      (np.mean(macs) - 16) / 18)
+  assert row['unique_actions'] == 3
+  assert row['kept_msa_mean'] == pytest.approx(1)
+  assert row['difficulty_correlation'] == pytest.approx(1)
+  assert row['agreement'] == pytest.approx(2 / 3)
+  assert (row['kept_easy'], row['kept_hard']) == (0.5, 4)
+
+
+def test_random_actions_meet_the_budget_in_the_mean():
+  spend = cost.Cost(10, 4, 2, 6, 0, 1, 2)
+  keep = compare.budget_keep(spend, 0.8)
+  expected = 10 + 6 + 6 + keep * 2 * (4 + 2)
+  assert expected / 34 == pytest.approx(0.8)
+
+
+def test_interpolation_reads_between_two_masks():
+  rows = [dict(macs_ratio=1., accuracy=.9), dict(macs_ratio=.5, accuracy=.7)]
+  assert compare.interpolate(rows, .6)['accuracy'] == pytest.approx(.74)
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  workdir = str(tmp_path_factory.mktemp('run'))
+  config = tiny.get_config()
+  dataset = tiny.dataset()
+  assert loop.Trainer(config, workdir, dataset).train() is not None
+  return workdir, dataset
+
+
+@pytest.fixture
+def tiny_data(run, monkeypatch):
+  monkeypatch.setattr('adavit_jax.data.load', lambda *a, **k: run[1])
+
+
+def test_report_has_what_it_promises(run, tiny_data, capsys):
+  workdir, dataset = run
+  result = report.evaluate(workdir, static=True)
+  assert json.loads(json.dumps(result)) == result
+  for name in ('dense', 'adaptive', 'static', 'random', 'shuffled'):
+    assert {'accuracy', 'macs_ratio'} <= set(result[name])
+  assert {'unique_actions', 'kept_msa_mean', 'kept_mlp_mean', 'kept_std',
+          'difficulty_correlation'} <= set(result['adaptive'])
+  assert result['dense']['macs_ratio'] == 1
+  assert result['static']['macs_ratio'] >= result['adaptive'][
+      'macs_ratio'] - 0.05
+  assert len(result['one_set_of_weights']['chain']) == 2 * L + 1
+  assert result['num_test'] == len(dataset.test)
+  for picture in ('keep_rate', 'accuracy_macs', 'easy_hard'):
+    with open(f'{workdir}/{picture}.png', 'rb') as f:
+      assert f.read(8) == b'\x89PNG\r\n\x1a\n'
+  assert 'distinct action vectors' in capsys.readouterr().out
+
+
+def test_a_run_that_continues_another_has_a_report(run, tiny_data, tmp_path):
+  config = tiny.get_config()
+  config.phases = ('warm_start', 'policy', 'joint')
+  config.init.workdir, config.init.phase = run[0], 'dense'
+  loop.Trainer(config, str(tmp_path), run[1]).train()
+  result = report.evaluate(str(tmp_path), threshold=0.5, static=True)
+  assert result['adaptive']['threshold'] == 0.5
+  assert 'static_last' in result
+
+
+def test_a_run_without_a_policy_has_no_report(run, tiny_data, tmp_path):
+  config = tiny.get_config()
+  config.phases = ('static',)
+  config.init.workdir, config.init.phase = run[0], 'dense'
+  config.static.policy, config.static.keep = 'mask', '110011'
+  loop.Trainer(config, str(tmp_path), run[1]).train()
+  with pytest.raises(ValueError, match="ends with the phase 'static'"):
+    report.evaluate(str(tmp_path))
