@@ -29,6 +29,8 @@ def _patent(config):
   config.model.distillation = True
   config.nets.aux = False
   config.dense.update(nested=0.0, mask_weight=0.0)
-  rl = dict(baseline='greedy', samples=1, alpha=3.0, bound=0.95, entropy=0.01)
+  rl = dict(baseline='greedy', samples=1, alpha=3.0, bound=0.95, entropy=0.01,
+            normalize=False)
   config.policy.update(reward='split', curriculum=0.3, **rl)
-  config.joint.update(reward='layers', representation=0.1, **rl)
+  config.joint.update(
+      reward='layers', sampled=1.0, representation=0.1, **rl)

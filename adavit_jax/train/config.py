@@ -44,7 +44,8 @@ def default_config():
   config.warm_start = config_dict.ConfigDict(dict(
       optim, learning_rate=3e-3, weight_decay=0.0, masks=4))
   rl = dict(reward='macs', alpha=2.5, samples=4, baseline='leave_one_out',
-            bound=0.95, entropy=0.002, price=0.3, price_rate=0.02, aux=1.0)
+            bound=0.95, entropy=0.002, price=0.3, price_rate=0.02, aux=1.0,
+            normalize=True)  # advantages divided by their deviation
   config.policy = config_dict.ConfigDict(dict(
       optim, learning_rate=3e-3, weight_decay=0.0, curriculum=0.0, **rl))
   path = dict(distill=0.5, temperature=2.0, hard_distill=False,

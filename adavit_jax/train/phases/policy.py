@@ -31,7 +31,7 @@ def policy_gradient(system, c, policy, vit, z1, features, log_price, batch, key,
   Args:
     system: `System`.
     c: config of the phase: reward, alpha, samples, baseline, bound, entropy,
-      price_rate, aux.
+      price_rate, aux, normalize.
     policy: parameters of the policy networks, the only ones with a gradient.
     vit: parameters of the ViT.
     z1: [B, N, D].
@@ -88,8 +88,9 @@ def policy_gradient(system, c, policy, vit, z1, features, log_price, batch, key,
   total = 0.
   for net_s, net_actions, advantage in zip(s, actions, advantages):
     log_p = (learned.log_likelihood(net_s, net_actions) * free).sum(-1)
-    scale = jnp.maximum(advantage.std(), 1e-3)
-    total += reinforce.surrogate(log_p, advantage / scale)
+    if c.normalize:
+      advantage = advantage / jnp.maximum(advantage.std(), 1e-3)
+    total += reinforce.surrogate(log_p, advantage)
   entropy = (learned.entropy(s.keep) * jnp.tile(free, 2)).sum(-1).mean()
   total -= c.entropy * entropy
 
