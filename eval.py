@@ -6,11 +6,11 @@ static choices reach at the same MACs.
 """
 
 import json
-import os
 
 from absl import app
 from absl import flags
 from absl import logging
+from etils import epath
 import jax
 
 from adavit_jax import report
@@ -43,9 +43,8 @@ def main(argv):
     logging.debug('where it came from', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error
   if result is not None and jax.process_index() == 0:
-    path = os.path.join(_WORKDIR.value, 'report.json')
-    with open(path, 'w', encoding='utf-8') as f:
-      json.dump(result, f, indent=1)
+    path = epath.Path(_WORKDIR.value) / 'report.json'
+    path.write_text(json.dumps(result, indent=1))
     print(f'\nwrote {path} and the pictures beside it')
 
 

@@ -41,10 +41,11 @@ def _table(title, reports):
                                           ('macs_ratio', 1, 3),
                                           ('encoder_macs_ratio', 1, 3))]
       print(f'| {name.replace("_", " ")} | {" | ".join(cells)} |')
-  gains = [r['adaptive']['accuracy'] - r['static']['accuracy'] for r in reports
-           if 'static' in r]
-  if gains:
-    print(f'\nadaptive - static: {_spread(gains, 100, 2)} points')
+  print()
+  for name in ('dense', 'static', 'random'):
+    if all(name in r for r in reports):
+      gains = [r['adaptive']['accuracy'] - r[name]['accuracy'] for r in reports]
+      print(f'adaptive - {name}: {_spread(gains, 100, 2)} points')
   for key in _POLICY:
     values = [r['adaptive'].get(key) for r in reports]
     if None not in values:

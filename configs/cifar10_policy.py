@@ -1,6 +1,15 @@
 """Layer dropping on CIFAR-10.
 
-HEADER
+  python train.py --config=configs/cifar10_policy.py:cpu --workdir=runs/cifar10 \\
+      --config.data.data_dir=DIR
+  python eval.py --workdir=runs/cifar10
+
+DIR is the data_dir of a set that tfds prepared as array_record. `:cpu` is for 2
+CPU cores: @CIFTIME@
+Test accuracy, seed 0: dense @CD@ %, adaptive @CA@ % at 60 % of the MACs.
+
+Without a variant: the full schedule (300 epochs, bfloat16) for one GPU. It has
+not been run; time and accuracy are not known.
 """
 
 from adavit_jax.train import config as base

@@ -1,6 +1,12 @@
 """Layer dropping on scenes composed of scikit-learn's digits, no download.
 
-HEADER
+  python train.py --config=configs/digit_scenes_policy.py --workdir=runs/scenes
+  python eval.py --workdir=runs/scenes
+
+2 CPU cores: @SCENETIME@
+Test accuracy, mean of seeds 0 to 2: dense @SD@ %, adaptive @SA@ % at 38 % of the
+MACs. `:max` labels hard scenes by the largest digit instead of the brightest;
+it has not been run to its end.
 """
 
 from adavit_jax.train import config as base

@@ -1,6 +1,11 @@
 """Layer dropping on scikit-learn's 8x8 digits, no download.
 
-HEADER
+  python train.py --config=configs/digits_policy.py --workdir=runs/digits
+  python eval.py --workdir=runs/digits
+
+2 CPU cores: @DIGTIME@
+Test accuracy, mean of seeds 0 to 2: dense @DD@ %, adaptive @DA@ % at 55 % of the
+MACs.
 """
 
 from adavit_jax.train import config as base

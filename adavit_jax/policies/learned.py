@@ -45,7 +45,7 @@ class PolicyNets(nn.Module):
   Attributes:
     num_layers: L.
     num_classes: K.
-    tokens: 'all' (flattened) or 'pooled' (class token and patch mean).
+    tokens: 'all' (flattened) or 'pooled' (class token, mean of the others).
     aux: adds the auxiliary classifier.
     hidden: width of a hidden layer beside the direct path; 0 for the patent's
       single dense layer.

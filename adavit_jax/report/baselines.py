@@ -4,6 +4,7 @@ import functools
 import os
 
 from absl import logging
+import jax
 import numpy as np
 
 from adavit_jax.models.actions import Actions
@@ -104,8 +105,9 @@ class Report:
     keep = compare.budget_keep(
         self._system.plain_cost, adaptive['macs_ratio'])
     random, shuffled = [], []
-    for _ in range(_DRAWS):
-      draw = (self._rng.random(out.keep.shape) < keep).astype(np.float32)
+    for i in range(_DRAWS):
+      draw = np.asarray(fixed.uniform(
+          jax.random.key(i), *out.actions.msa.shape, keep=keep).keep)
       random.append(compare.row(
           self._evaluator.given(params['vit'], test, draw),
           self._system.plain_cost))

@@ -1,7 +1,6 @@
 """From a work directory to its report."""
 
-import os
-
+from etils import epath
 import jax
 from ml_collections import config_dict
 
@@ -85,7 +84,7 @@ def _show(result, model):
 
 
 def _draw(result, outputs, trainer, workdir):
-  path = lambda name: os.path.join(workdir, name)
+  path = lambda name: epath.Path(workdir) / name
   pictures.keep_rates(result['adaptive']['keep_rate'],
                       trainer.system.model.num_fixed, path('keep_rate.png'))
   pictures.accuracy_against_macs(result, path('accuracy_macs.png'))

@@ -1,7 +1,6 @@
 """Results as pictures: keep rates, accuracy against MACs, easy and hard."""
 
-import os
-
+from etils import epath
 from matplotlib.figure import Figure
 import numpy as np
 
@@ -91,5 +90,5 @@ def easy_and_hard(split, keep, class_names, prediction, path, *, columns=10):
 
 
 def _save(figure, path):
-  os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-  figure.savefig(path, dpi=130)
+  with epath.Path(path).open('wb') as f:
+    figure.savefig(f, dpi=130, format='png')
