@@ -5,8 +5,9 @@
   python eval.py --workdir=runs/cifar10
 
 DIR is the data_dir of a set that tfds prepared as array_record. `:cpu` is for 2
-CPU cores: @CIFTIME@
-Test accuracy, seed 0: dense @CD@ %, adaptive @CA@ % at 60 % of the MACs.
+CPU cores: about 40 minutes of CPU time for training and 15 for
+evaluation on an AMD EPYC; over an hour of wall time, as the machine was shared.
+Test accuracy, seed 0: dense 65.9 %, adaptive 66.6 % at 60 % of the MACs.
 
 Without a variant: the full schedule (300 epochs, bfloat16) for one GPU. It has
 not been run; time and accuracy are not known.
