@@ -3,8 +3,7 @@
   python train.py --config=configs/digits_policy.py --workdir=runs/digits
   python eval.py --workdir=runs/digits
 
-2 CPU cores: training took 247 s of CPU time pinned to one core of an AMD
-EPYC, evaluation with its static baselines 103 s.
+2 cores of an AMD EPYC: 3.4 minutes for both (seed 0).
 Test accuracy, mean of seeds 0 to 2: dense 94.1 %, adaptive 94.7 % at 55 % of the
 MACs.
 """
