@@ -36,6 +36,8 @@ def test_unknown_fields_of_the_config_are_refused(tmp_path):
     ({'policy.baseline': 'mean'}, "policy.baseline='mean'; known"),
     ({'nets.tokens': 'cls'}, "nets.tokens='cls'; known"),
     ({'nets.threshold': 1.}, 'nets.threshold=1.0 must be'),
+    ({'joint.distill': 3.}, 'joint.distill=3.0 must be in'),
+    ({'static.temperature': 0.}, 'static.temperature=0.0 must be positive'),
     (dict(mac_target=55.), r'mac_target=55.0 must be in \(0, 1\]'),
     ({'static.policy': 'random'}, "static.policy='random'; known"),
     ({'model.num_heads': 3}, 'num_heads=3 does not divide width=16'),

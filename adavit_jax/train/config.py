@@ -110,6 +110,13 @@ def check(config):
       raise ValueError(f'{phase}.samples={c.samples} must be at least 1')
     if not 0.5 < c.bound <= 1:
       raise ValueError(f'{phase}.bound={c.bound} must be in (0.5, 1]')
+  for phase in ('joint', 'static'):
+    c = config[phase]
+    if not 0 <= c.distill <= 1:
+      raise ValueError(f'{phase}.distill={c.distill} must be in [0, 1]: it is '
+                       f'the share of the distillation loss')
+    if c.temperature <= 0:
+      raise ValueError(f'{phase}.temperature={c.temperature} must be positive')
   _choice('static.policy', config.static.policy,
           ('table_1', 'stochastic', 'mask'))
   if not 0 < config.mac_target <= 1:
