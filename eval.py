@@ -50,6 +50,4 @@ def main(argv):
 
 if __name__ == '__main__':
   logging.set_verbosity(logging.INFO)
-  logging.get_absl_handler().addFilter(
-      lambda r: r.levelno > 20 or 'orbax' not in r.pathname)
   app.run(main)

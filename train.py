@@ -41,12 +41,6 @@ def main(argv):
     print(f'done; now: python eval.py --workdir={_WORKDIR.value}')
 
 
-def _quiet(record):
-  # Orbax logs dozens of lines a checkpoint at the level INFO.
-  return record.levelno > 20 or 'orbax' not in record.pathname
-
-
 if __name__ == '__main__':
   logging.set_verbosity(logging.INFO)
-  logging.get_absl_handler().addFilter(_quiet)
   app.run(main)

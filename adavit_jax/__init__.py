@@ -1,5 +1,8 @@
 """Vision transformers that spend only the compute an image needs."""
 
+from adavit_jax.classifier import Classifier as Classifier
+from adavit_jax.classifier import Prediction as Prediction
+from adavit_jax.classifier import load as load
 from adavit_jax.models import Actions as Actions
 from adavit_jax.models import create as create
 from adavit_jax.models import init_params as init_params

@@ -1,8 +1,9 @@
-"""Three execution modes, one result."""
+"""Four execution modes, one result."""
 
 import functools
 
 from adavit_jax.models.actions import Actions
+from adavit_jax.runtime import compact
 from adavit_jax.runtime import modes
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ def run(model):
   def jit(mode):
     return jax.jit(lambda p, z1, actions: modes.adaptive(
         model, p, z1, actions, mode).total)
-  return {mode: jit(mode) for mode in ('masked', 'cond')}
+  return {mode: jit(mode) for mode in ('masked', 'cond', 'compact')}
 
 
 def _random(seed, *shape):
@@ -57,6 +58,8 @@ def test_modes_agree_on_actions_per_image(model, params, z1, run):
   want = run['masked'](params, z1, actions)
   # Else equality below would say nothing.
   assert np.abs(want - run['masked'](params, z1, _random(1, 4))).max() > 0.1
+  np.testing.assert_allclose(
+      run['compact'](params, z1, actions), want, **CLOSE)
   for i in range(4):
     got = run['cond'](params, z1[i:i + 1], _row(actions, i))
     np.testing.assert_allclose(got, want[i:i + 1], **CLOSE)
@@ -71,7 +74,8 @@ def test_modes_agree_on_shared_actions(model, params, z1, run, seed):
   per_image = Actions(*(np.tile(a, (4, 1)) for a in actions))
   want = run['masked'](params, z1, per_image)
   static = modes.adaptive(model, params, z1, actions, 'static').total
-  for got in (run['cond'](params, z1, actions), static):
+  for got in (run['cond'](params, z1, actions), static,
+              run['compact'](params, z1, actions)):
     np.testing.assert_allclose(got, want, **CLOSE)
 
 
@@ -88,7 +92,8 @@ def test_without_adaptive_layers_the_heads_read_z1(model, params, z1, run):
   want = model.apply({'params': params}, z1[:, :2], method='classify').total
   np.testing.assert_allclose(run['cond'](params, z1, zeros), want, **CLOSE)
   zeros = Actions(*(np.zeros((4, L), np.float32),) * 2)
-  np.testing.assert_allclose(run['masked'](params, z1, zeros), want, **CLOSE)
+  for mode in ('masked', 'compact'):
+    np.testing.assert_allclose(run[mode](params, z1, zeros), want, **CLOSE)
 
 
 def test_gates_scale_a_branch(model, params, z1):
@@ -111,6 +116,17 @@ def test_cond_skips_at_run_time_and_masked_does_not(params, z1, run):
   assert conditionals('cond', z1, _random(0)) == 2
   assert conditionals('cond', z1[:1], _random(0, 1)) == 2
   assert conditionals('masked', z1, _random(0, 4)) == 0
+
+
+def test_compact_compiles_an_encoder_once_per_size(model, params, run):
+  """Matrix products of the whole program: fixed by the sizes, not by L."""
+  z1 = jax.ShapeDtypeStruct((8, model.num_tokens, model.width), jnp.float32)
+  actions = jax.tree.map(lambda a: jax.ShapeDtypeStruct((8, L), a.dtype),
+                         _random(0))
+  text = run['compact'].lower(params, z1, actions).as_text(dialect='hlo')
+  heads, chunk = 2, 8  # these rows are so small that one pass takes them all
+  sizes = 1 + len(compact.pass_sizes(chunk))
+  assert text.count(' dot(') == sizes * (4 + 2) + heads
 
 
 def test_static_leaves_dropped_layers_out(model, params, z1):
@@ -160,7 +176,7 @@ def test_remat_and_unrolling_change_nothing(model, params, z1, plain_grad):
 def test_wrong_calls(model, params, z1):
   with pytest.raises(ValueError, match="unknown mode 'fast'.*'static'"):
     modes.adaptive(model, params, z1, _random(0), 'fast')
-  with pytest.raises(ValueError, match="4 images; use 'masked'"):
+  with pytest.raises(ValueError, match="4 images; use 'compact'"):
     modes.adaptive(model, params, z1, _random(0, 4), 'cond')
   with pytest.raises(ValueError, match="'static' takes concrete actions"):
     modes.adaptive(model, params, z1, _random(0, 4), 'static')

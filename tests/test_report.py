@@ -3,10 +3,13 @@
 import dataclasses
 import json
 
+import adavit_jax
 from adavit_jax import report
 from adavit_jax.report import compare
 from adavit_jax.train import evaluate
 from adavit_jax.train import loop
+from adavit_jax.train import restore
+from adavit_jax.train import system as system_lib
 from adavit_jax import cost
 import numpy as np
 import pytest
@@ -104,3 +107,23 @@ def test_a_run_without_a_policy_has_no_report(run, tiny_data, tmp_path):
   loop.Trainer(config, str(tmp_path), run[1]).train()
   with pytest.raises(ValueError, match="ends with the phase 'static'"):
     report.evaluate(str(tmp_path))
+
+
+@pytest.mark.parametrize('phase', ['dense', ''])
+def test_a_run_loads_as_a_classifier(run, tiny_data, phase):
+  """Newest: what the evaluator finds. Dense: every layer of the teacher."""
+  workdir, dataset = run
+  clf = adavit_jax.load(workdir, phase=phase)
+  images = dataset.test.images(np.arange(len(dataset.test)))
+  got = clf(images)
+  trainer = loop.Trainer(tiny.get_config(), workdir, dataset)
+  state = restore.state(trainer.system, trainer.mesh, workdir, phase=phase)
+  params = system_lib.final_params(state)
+  if phase == 'dense':
+    want = trainer.evaluator.dense(params['vit'], dataset.test)
+  else:
+    want = trainer.evaluator.adaptive(
+        params, state.stats, dataset.test, threshold=clf.threshold)
+  np.testing.assert_array_equal(got.labels, want.prediction)
+  np.testing.assert_array_equal(got.actions.keep, want.keep)
+  assert clf.class_names == dataset.class_names

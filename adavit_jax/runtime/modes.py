@@ -1,15 +1,20 @@
-"""Execution modes: three ways to run the same encoders under given actions.
+"""Execution modes: four ways to run the same encoders under given actions.
 
 `masked` computes every branch and multiplies, for training and as the oracle;
 `static` leaves dropped branches out of the program; `cond` skips them at run
-time when one decision holds for the whole batch.
+time when one decision holds for the whole batch; `compact` runs each branch on
+the images that keep it.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adavit_jax import cost
 from adavit_jax.models.actions import Actions
+from adavit_jax.runtime import compact as compact_lib
 
 
 def _branches(model):
@@ -114,7 +119,7 @@ def cond(model, params, x, actions):
     if x.shape[0] != 1:
       raise ValueError(f"mode='cond' takes one decision for the batch; got "
                        f"per-image actions for {x.shape[0]} images; use "
-                       f"'masked', or batches of 1")
+                       f"'compact', or batches of 1")
     actions = Actions(*(a[0] for a in actions))
   msa, mlp = _branches(model)
   skip = lambda p, x: x
@@ -130,6 +135,37 @@ def cond(model, params, x, actions):
   return jax.lax.scan(step, x, xs)[0]
 
 
+def compact(model, params, x, actions, *, chunk=None):
+  """Runs each branch on the images that keep it, packed together.
+
+  Args:
+    model: a `ViT`.
+    params: its parameters.
+    x: z1 [B, N, D].
+    actions: `Actions` of [B, L], or [L].
+    chunk: images in one pass; None chooses it for the default backend. See
+      `compact.residual`.
+
+  Returns:
+    x [B, N, D].
+  """
+  macs = cost.vit(model)
+  chunk = chunk or compact_lib.chunk_size(
+      x.shape[0], (macs.msa + macs.mlp) / 2)
+  msa, mlp = _branches(model)
+
+  def step(x, layer):
+    p, keep_msa, keep_mlp = layer  # keep_*: [B]
+    for branch, keep in ((msa, keep_msa), (mlp, keep_mlp)):
+      run = functools.partial(branch, p)
+      x = compact_lib.residual(run, x, keep, chunk)
+    return x, None
+
+  layers = lambda a: jnp.broadcast_to(a, (x.shape[0], model.num_adaptive)).T
+  xs = (params['adaptive'], layers(actions.msa), layers(actions.mlp))
+  return jax.lax.scan(step, x, xs)[0]
+
+
 def adaptive(model, params, x, actions, mode):
   """Runs the adaptive encoders and the heads (equation 2).
 
@@ -138,7 +174,7 @@ def adaptive(model, params, x, actions, mode):
     params: its parameters.
     x: z1 [B, N, D].
     actions: `Actions`, of a shape that the mode takes.
-    mode: 'masked', 'static' or 'cond'.
+    mode: 'masked', 'static', 'cond' or 'compact'.
 
   Returns:
     `Logits`.
@@ -167,4 +203,5 @@ def _masked_tokens(model, params, x, actions):
   return masked(model, params, x, actions)[0]
 
 
-MODES = {'masked': _masked_tokens, 'static': static, 'cond': cond}
+MODES = {'masked': _masked_tokens, 'static': static, 'cond': cond,
+         'compact': compact}

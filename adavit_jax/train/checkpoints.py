@@ -8,9 +8,15 @@ file knows Orbax.
 import json
 import math
 
+from absl import logging
 from etils import epath
 import jax
 import orbax.checkpoint as ocp
+
+# Orbax logs dozens of lines a checkpoint, and warns of what read_only asks for.
+logging.get_absl_logger().addFilter(lambda record: (
+    'orbax' not in record.pathname
+    or record.levelno > 20 and 'read only' not in record.msg))
 
 # Where two kinds hold the same step, the earlier one here is preferred.
 KINDS = ('last', 'phases', 'best')

@@ -1,0 +1,185 @@
+"""A trained model as a Python function: images in, predictions out."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adavit_jax.models.actions import Actions
+from adavit_jax.policies import fixed
+from adavit_jax.policies import learned
+from adavit_jax.runtime import modes
+from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import restore
+from adavit_jax.train import system as system_lib
+from adavit_jax.train.phases import static
+
+
+class Prediction(NamedTuple):
+  """What a `Classifier` says of B images, in the caller's order; NumPy arrays.
+
+  Attributes:
+    logits: [B, K] float32; the sum of both heads of a distilled model.
+    labels: [B] int, the class of the largest logit.
+    actions: `Actions` [B, L], the layers that ran.
+    macs: [B], multiply-accumulates spent on each image.
+  """
+  logits: np.ndarray
+  labels: np.ndarray
+  actions: Actions
+  macs: np.ndarray
+
+
+class Classifier:
+  """Runs a `System` on batches of any size, in the mode that saves time.
+
+  One image runs in the mode `cond`, more of them in `compact`; a policy that
+  does not look at the image runs in `static`. Batches are padded to one of a
+  few sizes, each compiled at its first use; what stands in for an image drops
+  every adaptive layer, so it costs the fixed encoders alone.
+
+  Attributes:
+    system: `System`.
+    class_names: K strings, or () where the run has none.
+    threshold: the policy's, in (0, 1): higher drops more. It may be changed at
+      any time and recompiles nothing.
+  """
+
+  def __init__(self, system, state, *, actions=None, class_names=(),
+               max_batch_size=256):
+    """Takes the parameters from a state.
+
+    Args:
+      system: `System`.
+      state: `State` of it.
+      actions: `Actions` [L] of NumPy arrays to run on every image; None asks
+        the learned policy.
+      class_names: K strings.
+      max_batch_size: larger batches are split.
+    """
+    self.system, self.class_names = system, tuple(class_names)
+    self.threshold = system.config.nets.threshold
+    self._params = system_lib.final_params(state)
+    self._stats, self._given = state.stats, actions
+    self._sizes = batch_sizes(max_batch_size)
+    self._cost = system.cost if actions is None else system.plain_cost
+    self._run = jax.jit(functools.partial(predict, system, actions))
+
+  def __call__(self, images):
+    """Classifies images.
+
+    Args:
+      images: uint8 [B, S, S, C], as read from a file.
+
+    Returns:
+      `Prediction`.
+
+    Raises:
+      ValueError: for images of another size or type, or a threshold outside
+        (0, 1).
+    """
+    images = np.asarray(images)
+    self._check(images)
+    largest, parts = self._sizes[-1], []
+    for start in range(0, len(images), largest):
+      batch = images[start:start + largest]
+      num = len(batch)
+      size = next(s for s in self._sizes if s >= num)
+      batch = np.pad(batch, [(0, size - num), *[(0, 0)] * 3])
+      out = self._run(self._params, self._stats, batch, np.arange(size) < num,
+                      np.float32(self.threshold))
+      parts.append([np.asarray(x)[:num] for x in out])
+    logits, keep = map(np.concatenate, zip(*parts))
+    actions = Actions.from_keep(keep)
+    return Prediction(logits, logits.argmax(-1), actions,
+                      self._cost.adaptive(actions))
+
+  def _check(self, images):
+    model = self.system.model
+    expected = (model.image_size, model.image_size, model.channels)
+    if images.ndim != 4 or images.shape[1:] != expected or not len(images):
+      raise ValueError(
+          f'images have shape {images.shape}; the model takes [B, '
+          f'{", ".join(map(str, expected))}] with B >= 1: resize them, and give '
+          f'one image as image[None]')
+    if images.dtype != np.uint8:
+      raise ValueError(f'images are {images.dtype}; give uint8 pixels of 0 to '
+                       f'255, they are normalised here')
+    if not 0 < self.threshold < 1:
+      raise ValueError(f'threshold={self.threshold} must be in (0, 1)')
+
+
+def load(workdir, *, phase='', best=False, max_batch_size=256):
+  """Makes a `Classifier` of a trained run.
+
+  Args:
+    workdir: directory of the run.
+    phase: end of this phase; '' for the newest checkpoint.
+    best: the best checkpoint of the last phase instead.
+    max_batch_size: images that run at once; larger batches are split.
+
+  Returns:
+    A `Classifier`: of the learned policy after the phases warm_start, policy
+    and joint, of the mask of a static phase, else of all layers. Its threshold
+    is the config's `nets.threshold`; eval.py prints one calibrated to the
+    config's `mac_target`.
+
+  Raises:
+    ValueError: if there is no such run.
+  """
+  info = restore.find(workdir, phase=phase, best=best)[2]
+  system = restore.system(info)
+  state = restore.state(system, mesh_lib.make_mesh(1), workdir, phase=phase,
+                        best=best)
+  num, actions = system.model.num_adaptive, None
+  if info['phase'] == 'static' and system.config.static.policy != 'stochastic':
+    actions = static.actions(system.config.static, num, 1, key=None)
+  elif info['phase'] in ('dense', 'static'):
+    # Stochastic depth is for training; at inference every layer runs.
+    actions = fixed.all_layers(num)
+  return Classifier(system, state, actions=actions,
+                    class_names=info['dataset']['class_names'],
+                    max_batch_size=max_batch_size)
+
+
+def predict(system, given, params, stats, images, valid, threshold):
+  """The whole classifier as a pure function, to be jitted.
+
+  Args:
+    system: `System`.
+    given: `Actions` [L] of NumPy arrays, or None for the learned policy.
+    params: {'vit': ..., 'policy': ...}.
+    stats: `learned.Stats`.
+    images: uint8 [B, S, S, C].
+    valid: [B] bool, False for padding.
+    threshold: the policy's, [].
+
+  Returns:
+    (logits [B, K], keep [B, 2L]).
+  """
+  model = system.model
+  z1 = modes.fixed(model, params['vit'], system.normalize(images))
+  if given is None:
+    features = system.features(params['policy'], z1, stats)
+    actions = learned.greedy(
+        system.nets, params['policy'], features, threshold=threshold)
+    actions = Actions(*(a * valid[:, None] for a in actions))
+    mode = 'cond' if len(images) == 1 else 'compact'
+  else:
+    actions, mode = given, 'static'
+  logits = modes.adaptive(model, params['vit'], z1, actions, mode).total
+  keep = jnp.broadcast_to(actions.keep, (len(images), 2 * model.num_adaptive))
+  return logits, keep
+
+
+def batch_sizes(largest):
+  """1, 2, 3, 4, 6, 8, 12, ... up to `largest`: padding is below a third."""
+  sizes = {largest}
+  for base in (1, 3):
+    size = base
+    while size < largest:
+      sizes.add(size)
+      size *= 2
+  return sorted(sizes)

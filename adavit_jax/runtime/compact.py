@@ -1,0 +1,82 @@
+"""Runs a function on the rows of a batch that need it, and on no others."""
+
+import jax
+import jax.numpy as jnp
+
+# MACs that one pass should have to hide its gather, its scatter and the start
+# of its matrix products, and few enough that its activations stay in the cache
+# (benchmarks/execution.py --chunks). Only the CPU's figure has been measured.
+_MACS_PER_PASS = {'cpu': 1.25e8, 'gpu': 1e10, 'tpu': 5e9}
+
+# Sizes of the last, smaller pass. More of them compute fewer rows in vain and
+# take longer to compile.
+_SIZES = 8
+
+
+def chunk_size(batch_size, macs_per_row, backend=None):
+  """Rows per pass of `residual`: a power of two, or the whole batch.
+
+  Args:
+    batch_size: B.
+    macs_per_row: what the function costs for one row.
+    backend: 'cpu', 'gpu' or 'tpu'; None for the default one.
+
+  Returns:
+    C, 1 <= C <= B.
+  """
+  wanted = _MACS_PER_PASS.get(backend or jax.default_backend(), 5e9)
+  chunk = 1
+  while chunk < batch_size and chunk * macs_per_row < wanted:
+    chunk *= 2
+  return min(chunk, batch_size)
+
+
+def pass_sizes(chunk):
+  """Numbers of rows that the last pass can take, ascending, up to `chunk`."""
+  step = -(-chunk // _SIZES)
+  return [*range(step, chunk, step), chunk]
+
+
+def residual(run, x, keep, chunk):
+  """x + run(x) in the rows that keep it; the other rows are not computed.
+
+  Kept rows go through `run` in a loop of passes of `chunk` rows, as many as
+  there are, and the rest of them in one pass of the smallest size that holds
+  them. The program has the code of `run` once per size, whatever the number of
+  rows: nothing depends on `keep` but the trip count and one branch.
+
+  Args:
+    run: maps [C, ...] to [C, ...], row by row.
+    x: [B, ...].
+    keep: [B], 1 = run, 0 = leave the row as it is.
+    chunk: rows per pass, from `chunk_size`.
+
+  Returns:
+    [B, ...].
+  """
+  size = x.shape[0]
+  wanted = keep > 0
+  num = wanted.sum(dtype=jnp.int32)
+  # Kept rows first, in their order; the places after them hold B, a row that
+  # is not there: reads are clipped and writes dropped.
+  order = jnp.argsort(~wanted, stable=True)
+  order = jnp.concatenate([order, jnp.full((chunk,), size, order.dtype)])
+  order = jnp.where(jnp.arange(size + chunk) < num, order, size)
+
+  def part(x, start, length):
+    rows = jax.lax.dynamic_slice(order, (start,), (length,))
+    taken = x.at[rows].get(mode='clip')
+    return x.at[rows].set(taken + run(taken), mode='drop', unique_indices=True)
+
+  def whole(i, x):
+    # A pass of all rows needs no gather.
+    return part(x, i * chunk, chunk) if chunk < size else x + run(x)
+
+  full = num // chunk
+  x = jax.lax.fori_loop(0, full, whole, x)
+  done = full * chunk
+  sizes = pass_sizes(chunk)
+  last = jnp.searchsorted(jnp.array([0, *sizes]), num - done)
+  return jax.lax.switch(
+      last, [lambda x: x, *(lambda x, n=n: part(x, done, n) for n in sizes)],
+      x)

@@ -1,0 +1,75 @@
+"""Packing the rows of a batch that a branch has to run on."""
+
+import functools
+
+from adavit_jax.runtime import compact
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+
+def _run(x):
+  # Not row by row through one factor, so that a row in a wrong place shows.
+  return jnp.sin(x) * (1 + jnp.arange(x.shape[-1]))
+
+
+@functools.partial(jax.jit, static_argnames='chunk')
+def _residual(x, keep, chunk):
+  return compact.residual(_run, x, keep, chunk)
+
+
+@pytest.mark.parametrize('size', range(1, 34))
+def test_only_kept_rows_change(size):
+  rng = np.random.default_rng(size)
+  x = rng.normal(size=(size, 2, 3)).astype(np.float32)
+  chunk = compact.chunk_size(size, 1., 'cpu') if size % 2 else -(-size // 3)
+  for probability in (0., 0.2, 0.5, 0.9, 1.):
+    keep = (rng.random(size) < probability).astype(np.float32)
+    want = np.where(keep[:, None, None] > 0, x + np.asarray(_run(x)), x)
+    np.testing.assert_allclose(_residual(x, keep, chunk), want, rtol=1e-6)
+
+
+def test_dropped_rows_are_not_computed():
+  """A pass over k rows sees k rows, rounded up to a size, and no others."""
+  size, chunk, seen = 24, 8, []
+
+  def run(x):
+    jax.debug.callback(lambda x: seen.append(x[:, 0].tolist()), x, ordered=True)
+    return x
+
+  x = np.arange(1., size + 1, dtype=np.float32)[:, None]
+  keep = np.zeros(size, np.float32)
+  keep[[1, 2, 3, 5, 7, 11, 13, 17, 19, 23]] = 1
+  f = jax.jit(lambda keep: compact.residual(run, jnp.asarray(x), keep, chunk))
+  jax.block_until_ready(f(keep))
+  assert seen == [[2, 3, 4, 6, 8, 12, 14, 18], [20, 24]]
+  seen.clear()
+  jax.block_until_ready(f(np.zeros(size, np.float32)))
+  assert seen == []
+
+
+@pytest.mark.parametrize('chunk, sizes', [
+    (1, [1]), (4, [1, 2, 3, 4]), (8, list(range(1, 9))),
+    (64, list(range(8, 65, 8))), (20, [3, 6, 9, 12, 15, 18, 20])])
+def test_pass_sizes_end_with_the_chunk(chunk, sizes):
+  assert compact.pass_sizes(chunk) == sizes
+
+
+def test_chunk_size_follows_the_work_of_a_row():
+  assert compact.chunk_size(256, 44e6, 'cpu') == 4  # ViT-Ti/16 at 224
+  assert compact.chunk_size(32, 1e3, 'cpu') == 32
+  assert compact.chunk_size(1, 1e3, 'cpu') == 1
+  assert compact.chunk_size(256, 1e12, 'tpu') == 1
+
+
+def test_gradients_are_those_of_masking():
+  """The last pass's switch and the loop are differentiable in forward mode."""
+  x = np.linspace(-1, 1, 30, dtype=np.float32).reshape(10, 3)
+  keep = np.float32([1, 0, 1, 1, 0, 1, 1, 1, 0, 1])
+  tangent = np.ones_like(x)
+  masked = lambda x: x + keep[:, None] * _run(x)
+  packed = lambda x: compact.residual(_run, x, keep, 4)
+  want = jax.jvp(masked, (x,), (tangent,))[1]
+  np.testing.assert_allclose(
+      jax.jvp(packed, (x,), (tangent,))[1], want, rtol=1e-5, atol=1e-6)
