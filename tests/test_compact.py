@@ -57,7 +57,7 @@ def test_pass_sizes_end_with_the_chunk(chunk, sizes):
 
 
 def test_chunk_size_follows_the_work_of_a_row():
-  assert compact.chunk_size(256, 44e6, 'cpu') == 4  # ViT-Ti/16 at 224
+  assert compact.chunk_size(256, 44e6, 'cpu') == 8  # ViT-Ti/16 at 224
   assert compact.chunk_size(32, 1e3, 'cpu') == 32
   assert compact.chunk_size(1, 1e3, 'cpu') == 1
   assert compact.chunk_size(256, 1e12, 'tpu') == 1

@@ -5,6 +5,8 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
+from adavit_jax.models.encoder import gelu
+
 
 class PatchStem(nn.Module):
   """Non-overlapping patches, one linear projection each (ViT).
@@ -51,7 +53,7 @@ class ConvStem(nn.Module):
       x = nn.Conv(channels, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)),
                   use_bias=False, dtype=self.dtype)(x)
       x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(x)
-      x = nn.gelu(x, approximate=False)
+      x = gelu(x)
     x = nn.Conv(self.width, (1, 1), dtype=self.dtype, name='proj')(x)
     return x.reshape(x.shape[0], -1, self.width)
 

@@ -1,0 +1,200 @@
+"""What a dropped layer saves in time, in every execution mode:
+
+  python benchmarks/execution.py --output=execution.json
+
+compares dense, compact (random actions per image), cond and static (random
+actions, one decision for the batch) over batch sizes and keep rates, each model
+from normalised images to logits. efficiency = dense time x MAC ratio / time: 1
+if time follows MACs. timm stands in the table where torch and timm can be
+imported, with the same weights. With
+
+  python benchmarks/execution.py --workdir=DIR --output=policy.json
+
+it times a trained policy instead, as `adavit_jax.load(DIR)` runs it.
+"""
+
+import functools
+import json
+import os
+import platform
+
+from absl import app
+from absl import flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import adavit_jax
+from adavit_jax import cost
+from adavit_jax.models.actions import Actions
+from adavit_jax.policies import fixed
+from adavit_jax.runtime import modes
+import timing
+import timm_rows
+import trained
+
+_MODELS = flags.DEFINE_list(
+    'models', ['vit_tiny_patch16_224', 'vit_cifar_patch4_32'], 'Names.')
+_BATCHES = flags.DEFINE_list('batches', ['1', '8', '32', '128', '256'],
+                             'Batch sizes.')
+_KEEPS = flags.DEFINE_list('keeps', ['1.0', '0.75', '0.6', '0.5', '0.25'],
+                           'Shares of adaptive layers that run.')
+_MODES = flags.DEFINE_list('modes', ['cond', 'compact', 'static'],
+                           'Modes beside the dense model.')
+_CHUNKS = flags.DEFINE_list(
+    'chunks', [], "Images in one pass of compact, to compare; by default the "
+    "library's choice alone.")
+_DTYPE = flags.DEFINE_string('dtype', 'float32', 'Compute dtype.')
+_REPEATS = flags.DEFINE_integer('repeats', 9, 'Timed rounds.')
+_OUTPUT = flags.DEFINE_string('output', None, 'Where to write the rows, JSON.')
+_WORKDIR = flags.DEFINE_list(
+    'workdir', [], 'Runs of train.py whose policies to time instead.')
+_THRESHOLD = flags.DEFINE_float(
+    'threshold', None, "The policy's; by default the one that eval.py "
+    "calibrated, else the config's.")
+_DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where the data lies now.')
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  batches = [int(b) for b in _BATCHES.value]
+  keeps = [float(k) for k in _KEEPS.value]
+  if unknown := set(_MODES.value) - {'cond', 'compact', 'static'}:
+    raise app.UsageError(f'--modes has {sorted(unknown)}; known: cond, compact,'
+                         f' static')
+  if not all(0 < k <= 1 for k in keeps) or min(batches) < 1:
+    raise app.UsageError('--keeps lie in (0, 1], --batches are 1 or more')
+  print(f'{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores '
+        f'({platform.machine()}), {_DTYPE.value}, jax {jax.__version__}, '
+        f'medians of {_REPEATS.value} rounds in alternation\n')
+  print(timing.header())
+  rows = []
+  for row in _rows(batches, keeps):
+    rows.append(row)
+    print(timing.format_row(row), flush=True)
+    if _OUTPUT.value:  # each time: nothing is lost of a run cut short
+      with open(_OUTPUT.value, 'w', encoding='utf-8') as f:
+        json.dump(rows, f, indent=1)
+
+
+def _rows(batches, keeps):
+  if _WORKDIR.value:
+    for workdir in _WORKDIR.value:
+      yield from trained.rows(
+          workdir, batches, repeats=_REPEATS.value,
+          threshold=_THRESHOLD.value, data_dir=_DATA_DIR.value)
+    return
+  for name in _MODELS.value:
+    model = adavit_jax.create(name, dtype=_DTYPE.value)
+    params = _random_params(model)
+    for batch in batches:
+      yield from model_rows(name, model, params, batch, keeps)
+
+
+def _random_params(model):
+  """Parameters of which no branch is trivial."""
+  params = adavit_jax.init_params(model, jax.random.key(0))
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(1), len(leaves))
+  return jax.tree.unflatten(tree, [
+      p + 0.02 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys)])
+
+
+def model_rows(name, model, params, batch, keeps):
+  """Rows of one model at one batch size.
+
+  Args:
+    name: of the model.
+    model: a `ViT`.
+    params: its parameters.
+    batch: B.
+    keeps: shares of adaptive layers that run.
+
+  Yields:
+    dicts of `timing.row`.
+  """
+  images = jax.random.normal(
+      jax.random.key(2), (batch, model.image_size, model.image_size,
+                          model.channels))
+  dense, about = timing.compile(
+      jax.jit(lambda params, images: model.apply(
+          {'params': params}, images).total), params, images)
+  run_dense = lambda i: dense(params, images)
+  seconds = timing.alternate({'dense': run_dense}, _REPEATS.value)['dense']
+  yield timing.row(name, 'dense', batch, 1, seconds, seconds, 1, **about)
+  yield from timm_rows.rows(
+      name, model, params, images, run_dense, _REPEATS.value)
+
+  programs = {}
+  for mode in _MODES.value:
+    if mode == 'static' or mode == 'compact' and batch == 1:
+      continue
+    programs.update(_compile(model, params, images, mode))
+  for keep in keeps:
+    actions = {mode: _draws(model, batch, keep, mode)
+               for mode in _MODES.value}
+    functions, info, macs = {'dense': run_dense}, {}, {}
+    for label, (mode, program, about) in programs.items():
+      functions[label] = functools.partial(
+          lambda program, draws, i: program(params, images, draws[i]),
+          program, actions[mode])
+      info[label], macs[label] = about, actions[mode]
+    if 'static' in _MODES.value:
+      # One program per mask: one is enough.
+      draws = [actions['static'][0]] * (_REPEATS.value + 1)
+      program, info['static'] = timing.compile(
+          jax.jit(lambda params, images, keep=draws[0]: modes.forward(
+              model, params, images, keep, mode='static').total),
+          params, images)
+      functions['static'] = functools.partial(
+          lambda program, i: program(params, images), program)
+      macs['static'] = draws
+    times = timing.alternate(functions, _REPEATS.value)
+    for label in info:
+      ratio = [np.mean(cost.vit(model).ratio(a)) for a in macs[label][1:]]
+      yield timing.row(name, label, batch, keep, times[label],
+                       times['dense'], ratio, **info[label])
+
+
+def _compile(model, params, images, mode):
+  """{label: (mode, program, about)} of a mode, for every chunk size."""
+  shape = ((len(images),) if mode == 'compact' else ()) + (model.num_adaptive,)
+  actions = Actions(*[jax.ShapeDtypeStruct(shape, jnp.float32)] * 2)
+  def program(chunk):
+    def run(params, images, actions):
+      z1 = modes.fixed(model, params, images)
+      if chunk is None:
+        return modes.adaptive(model, params, z1, actions, mode).total
+      x = modes.compact(model, params, z1, actions, chunk=chunk)
+      return model.apply({'params': params}, x[:, :model.num_prefix],
+                         method='classify').total
+    return (mode, *timing.compile(jax.jit(run), params, images, actions))
+  found = {mode: program(None)}
+  if mode == 'compact':
+    found.update({f'compact, {chunk} a pass': program(int(chunk))
+                  for chunk in _CHUNKS.value if int(chunk) <= len(images)})
+  return found
+
+
+def _draws(model, batch, keep, mode):
+  """Random `Actions`, one for every round; per image for compact."""
+  num = model.num_adaptive
+  draws = []
+  for i in range(_REPEATS.value + 1):
+    rng = np.random.default_rng(i)
+    if mode == 'compact':
+      chosen = fixed.uniform(jax.random.key(i), batch, num, keep=keep)
+    else:
+      # Exactly the share, since one draw would be far from its mean.
+      total = round(2 * num * keep)
+      halves = [total - total // 2, total // 2][::rng.choice([-1, 1])]
+      chosen = Actions(*(
+          rng.permutation(np.arange(num) < min(k, num)).astype(np.float32)
+          for k in halves))
+    draws.append(Actions(*map(np.asarray, chosen)))
+  return draws
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,99 @@
+"""Timing that survives a noisy machine: alternation, medians, ratios."""
+
+import time
+
+import jax
+import numpy as np
+
+# Seconds between two functions: another library's idle threads spin for a while
+# after their work, and would take the processor from ours.
+_REST = 0.05
+
+COLUMNS = ('model', 'mode', 'batch', 'keep', 'time_ms', 'images_per_s',
+           'time_ratio', 'mac_ratio', 'efficiency', 'compile_s', 'memory_mb')
+
+
+def compile(function, *args):  # pylint: disable=redefined-builtin
+  """Compiles a jitted function for the shapes of its arguments.
+
+  Returns:
+    (compiled, {'compile_s', 'memory_mb'}); the memory is what the program
+    needs beside its arguments and results.
+  """
+  start = time.perf_counter()
+  compiled = function.lower(*args).compile()
+  seconds = time.perf_counter() - start
+  memory = compiled.memory_analysis()
+  return compiled, dict(
+      compile_s=seconds,
+      memory_mb=memory.temp_size_in_bytes / 2**20 if memory else None)
+
+
+def alternate(functions, repeats):
+  """Times functions in turn, so that all of them see the same machine.
+
+  Args:
+    functions: {name: function of the number of the round}; what it returns is
+      waited for.
+    repeats: rounds; one more, not timed, comes first.
+
+  Returns:
+    {name: seconds of each round, [repeats]}.
+  """
+  times = {name: [] for name in functions}
+  for i in range(repeats + 1):
+    for name, function in functions.items():
+      time.sleep(_REST)
+      start = time.perf_counter()
+      jax.block_until_ready(function(i))
+      times[name].append(time.perf_counter() - start)
+  return {name: np.array(t[1:]) for name, t in times.items()}
+
+
+def row(model, mode, batch, keep, seconds, dense_seconds, mac_ratio, **more):
+  """One row of the table.
+
+  Args:
+    model: its name.
+    mode: execution mode, or another library.
+    batch: B.
+    keep: share of the adaptive layers that run.
+    seconds: of each round.
+    dense_seconds: of the dense model in the same rounds.
+    mac_ratio: MACs of each round over the dense model's, or their mean.
+    **more: further columns.
+
+  Returns:
+    dict; `efficiency` = dense time x MAC ratio / measured time, in medians.
+  """
+  time_s, dense_s = np.median(seconds), np.median(dense_seconds)
+  mac_ratio = float(np.mean(mac_ratio))
+  device = jax.devices()[0]
+  return dict(
+      model=model, mode=mode, batch=batch, keep=round(float(keep), 3),
+      time_ms=float(time_s * 1e3), images_per_s=float(batch / time_s),
+      time_ratio=float(time_s / dense_s), mac_ratio=mac_ratio,
+      efficiency=float(dense_s * mac_ratio / time_s),
+      device=f'{device.platform} {device.device_kind}', **more)
+
+
+def format_row(row):
+  """A line of the table; `header` names its columns."""
+  cells = []
+  for name in COLUMNS:
+    value = row.get(name)
+    if value is None:
+      value = '-'
+    elif isinstance(value, float):
+      digits = {'time_ms': 2, 'images_per_s': 1, 'compile_s': 1,
+                'memory_mb': 1, 'keep': 2}.get(name, 3)
+      value = f'{value:,.{digits}f}'
+    cells.append(f'{value:<22}' if name in ('model', 'mode')
+                 else f'{value:>12}')
+  return ' '.join(cells)
+
+
+def header():
+  names = [f'{c:<22}' if c in ('model', 'mode') else f'{c:>12}'
+           for c in COLUMNS]
+  return ' '.join(names)
