@@ -8,7 +8,6 @@ from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 from adavit_jax.policies import learned
 from adavit_jax.runtime import modes
-import flax.linen as nn
 import jax
 import jax.extend as jex
 import jax.numpy as jnp
@@ -77,20 +76,13 @@ def _flops(function, *args):
 
 
 @pytest.mark.parametrize('name', [
-    'vit_tiny_patch16_224', 'vit_small_patch16_224'])
+    f'vit_{size}_patch16_224' for size in ('tiny', 'small', 'base')])
 def test_xla_counts_the_same_flops(name):
-  """XLA counts LayerNorm and softmax too, a small share.
-
-  Not so small is the exact GELU, whose polynomial has dozens of terms; it is
-  taken off.
-  """
+  """XLA counts LayerNorm, softmax and GELU too, a small share."""
   model = models.create(name)
   forward = _forward(model, fixed.all_layers(model.num_adaptive))
-  gelu = lambda x: nn.gelu(x, approximate=False)
-  hidden = jax.ShapeDtypeStruct((model.num_tokens, model.mlp_dim), jnp.float32)
   flops = _flops(forward, *_abstract(model))
-  flops -= model.depth * _flops(gelu, hidden)
-  np.testing.assert_allclose(flops / 2, cost.vit(model).dense, rtol=0.01)
+  np.testing.assert_allclose(flops / 2, cost.vit(model).dense, rtol=0.02)
 
 
 @pytest.mark.parametrize('kwargs', [

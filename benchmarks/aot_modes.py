@@ -1,0 +1,92 @@
+"""Compiles the execution modes for a TPU without a TPU, and looks inside:
+
+  pip install -e '.[tpu]'
+  python benchmarks/aot_modes.py --model=vit_small_patch16_224 --batch=32
+
+A dropped layer is saved time only if the compiler leaves the conditionals in
+the program, and a program that holds each encoder once per layer and size takes
+minutes to compile. So two depths stand in the table: the numbers of conditionals
+and of matrix products must not grow with depth.
+"""
+
+import os
+import re
+import time
+
+from absl import app
+from absl import flags
+
+# Before jax is imported; see aot_tpu.py.
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+
+import jax
+from jax.experimental import topologies
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+
+import adavit_jax
+from adavit_jax import cost
+from adavit_jax.models.actions import Actions
+from adavit_jax.runtime import compact
+from adavit_jax.runtime import modes
+
+_MODEL = flags.DEFINE_string('model', 'vit_small_patch16_224', 'Name.')
+_BATCH = flags.DEFINE_integer('batch', 32, 'Images, of mode compact.')
+_DEPTHS = flags.DEFINE_list('depths', ['12', '24'], 'Encoders.')
+_TOPOLOGY = flags.DEFINE_string('topology', 'v5e:2x2', 'One chip of it is used.')
+_DTYPE = flags.DEFINE_string('dtype', 'bfloat16', 'Compute dtype.')
+
+_COUNTED = {'conditional': r' conditional\(', 'while': r' while\(',
+            'products': r' (?:dot|convolution)\('}
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  device = topologies.get_topology_desc(
+      platform='tpu', topology_name=_TOPOLOGY.value).devices[0]
+  print(f'{_MODEL.value}, {_DTYPE.value}, one chip of {_TOPOLOGY.value}\n')
+  print(f'{"mode":<10}{"batch":>6}{"depth":>6}{"passes of":>12}{"compile s":>11}'
+        + ''.join(f'{name:>13}' for name in _COUNTED))
+  for mode, batch in (('masked', _BATCH.value), ('cond', 1),
+                      ('compact', _BATCH.value)):
+    for depth in map(int, _DEPTHS.value):
+      model = adavit_jax.create(_MODEL.value, depth=depth, dtype=_DTYPE.value)
+      macs = cost.vit(model)
+      chunk = compact.chunk_size(batch, (macs.msa + macs.mlp) / 2, 'tpu')
+      start = time.monotonic()
+      text = compiled(model, mode, batch, chunk, device).as_text()
+      seconds = time.monotonic() - start
+      sizes = chunk if mode == 'compact' else '-'
+      print(f'{mode:<10}{batch:>6}{depth:>6}{sizes:>12}{seconds:>11.1f}'
+            + ''.join(f'{len(re.findall(pattern, text)):>13}'
+                      for pattern in _COUNTED.values()), flush=True)
+
+
+def compiled(model, mode, batch, chunk, device):
+  """The model's program for one TPU chip, from images to logits."""
+  def on_chip(shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(
+        shape, dtype, sharding=SingleDeviceSharding(device))
+
+  def run(params, images, actions):
+    x = modes.fixed(model, params, images)
+    if mode == 'compact':
+      x = modes.compact(model, params, x, actions, chunk=chunk)
+    else:
+      x = modes.MODES[mode](model, params, x, actions)
+    prefix = x[:, :model.num_prefix]
+    return model.apply({'params': params}, prefix, method='classify').total
+
+  params = jax.eval_shape(
+      lambda: adavit_jax.init_params(model, jax.random.key(0)))
+  params = jax.tree.map(lambda x: on_chip(x.shape, x.dtype), params)
+  side = model.image_size
+  images = on_chip((batch, side, side, model.channels))
+  actions = Actions(*[on_chip((batch, model.num_adaptive))] * 2)
+  return jax.jit(run).lower(params, images, actions).compile()
+
+
+if __name__ == '__main__':
+  app.run(main)
