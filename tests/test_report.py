@@ -5,6 +5,7 @@ import json
 
 import adavit_jax
 from adavit_jax import report
+from adavit_jax.report import baselines
 from adavit_jax.report import compare
 from adavit_jax.train import evaluate
 from adavit_jax.train import loop
@@ -127,3 +128,19 @@ def test_a_run_loads_as_a_classifier(run, tiny_data, phase):
   np.testing.assert_array_equal(got.labels, want.prediction)
   np.testing.assert_array_equal(got.actions.keep, want.keep)
   assert clf.class_names == dataset.class_names
+
+
+def test_the_calibrated_threshold_meets_the_budget_on_held_out_images(
+    run, tiny_data):
+  workdir, dataset = run
+  trainer = loop.Trainer(tiny.get_config(), workdir, dataset)
+  maker = baselines.Report(trainer, workdir)
+  state = restore.state(trainer.system, trainer.mesh, workdir)
+  params = system_lib.final_params(state)
+  def spent(threshold):
+    out = trainer.evaluator.adaptive(
+        params, state.stats, dataset.holdout, threshold=threshold)
+    return trainer.system.cost.ratio(out.actions).mean()
+  target = (spent(0.01) + spent(0.99)) / 2
+  assert spent(0.99) < target < spent(0.01)
+  assert spent(maker.calibrate(state, target)) <= target

@@ -78,9 +78,9 @@ class Report:
     low, high = -6., 6.  # in logits: a higher threshold drops more
     for _ in range(10):
       middle = (low + high) / 2
-      out = self._evaluator.adaptive(
+      actions = self._evaluator.decisions(
           params, state.stats, self._data.holdout, threshold=_sigmoid(middle))
-      spends = self._system.cost.ratio(out.actions).mean() > target
+      spends = self._system.cost.ratio(actions).mean() > target
       low, high = (middle, high) if spends else (low, middle)
     return _sigmoid(high)
 

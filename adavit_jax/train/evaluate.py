@@ -59,6 +59,7 @@ class Evaluator:
     jit = functools.partial(jax.jit, out_shardings=mesh_lib.replicated(mesh))
     self._given = jit(self._run_given)
     self._adaptive = jit(self._run_adaptive)
+    self._decisions = jit(lambda *args: (self._decide(*args)[1].keep,))
     self._z1 = jit(self._run_z1)
 
   def given(self, vit, split, keep):
@@ -73,8 +74,9 @@ class Evaluator:
       `Outputs`.
     """
     keep = np.broadcast_to(keep, (len(split), np.shape(keep)[-1]))
-    return self._collect(split, lambda images, labels, rows: self._given(
-        vit, images, labels, keep[rows].astype(np.float32)))
+    return Outputs(*self._collect(
+        split, lambda images, labels, rows: self._given(
+            vit, images, labels, keep[rows].astype(np.float32))))
 
   def dense(self, vit, split):
     """`given` with all layers."""
@@ -93,8 +95,25 @@ class Evaluator:
     Returns:
       `Outputs`.
     """
-    return self._collect(split, lambda images, labels, rows: self._adaptive(
-        params, stats, images, labels, jnp.float32(threshold)))
+    return Outputs(*self._collect(
+        split, lambda images, labels, rows: self._adaptive(
+            params, stats, images, labels, jnp.float32(threshold))))
+
+  def decisions(self, params, stats, split, *, threshold):
+    """What the learned policy would run, without running it.
+
+    Args:
+      params: as in `adaptive`.
+      stats: as in `adaptive`.
+      split: `Split` of n images.
+      threshold: as in `adaptive`.
+
+    Returns:
+      `Actions` [n, L].
+    """
+    keep, = self._collect(split, lambda images, labels, rows: self._decisions(
+        params, stats, images, jnp.float32(threshold)))
+    return Actions.from_keep(keep)
 
   def z1(self, vit, split, num):
     """z1 and labels of up to `num` evenly spaced images: [n, N, D], [n]."""
@@ -115,7 +134,7 @@ class Evaluator:
       valid = min(size, len(split) - start)
       parts.append([x[:valid] for x in mesh_lib.fetch(
           run(images, labels, rows))])
-    return Outputs(*map(np.concatenate, zip(*parts)))
+    return [np.concatenate(x) for x in zip(*parts)]
 
   def _run_z1(self, vit, images):
     return modes.fixed(self._system.model, vit, self._system.normalize(images))
@@ -124,11 +143,14 @@ class Evaluator:
     return self._outputs(vit, self._run_z1(vit, images), labels,
                          Actions.from_keep(keep))
 
-  def _run_adaptive(self, params, stats, images, labels, threshold):
+  def _decide(self, params, stats, images, threshold):
     z1 = self._run_z1(params['vit'], images)
     features = self._system.features(params['policy'], z1, stats)
-    actions = learned.greedy(self._system.nets, params['policy'], features,
-                             threshold=threshold)
+    return z1, learned.greedy(self._system.nets, params['policy'], features,
+                              threshold=threshold)
+
+  def _run_adaptive(self, params, stats, images, labels, threshold):
+    z1, actions = self._decide(params, stats, images, threshold)
     return self._outputs(params['vit'], z1, labels, actions)
 
   def _outputs(self, vit, z1, labels, actions):
