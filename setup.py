@@ -17,6 +17,7 @@ setup(
         'chex>=0.1.90',
         'clu>=0.0.12',
         'etils[epath]>=1.9.1',
+        'flatbuffers>=24.3',  # jax.export writes and reads with it
         'flax>=0.12',
         'jax>=0.10',
         'matplotlib>=3.8',
@@ -25,6 +26,7 @@ setup(
         'optax>=0.2.5',
         'orbax-checkpoint>=0.11',
         'pillow>=10.3',
+        'safetensors>=0.4.3',
         'scikit-learn>=1.5',
         'scipy>=1.13',
         'tensorflow-datasets>=4.9.9',

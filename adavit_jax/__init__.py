@@ -5,6 +5,6 @@ from adavit_jax.classifier import Prediction as Prediction
 from adavit_jax.classifier import load as load
 from adavit_jax.models import Actions as Actions
 from adavit_jax.models import create as create
-from adavit_jax.models import init_params as init_params
 from adavit_jax.models import names as names
 from adavit_jax.runtime import forward as forward
+from adavit_jax.weights import init_params as init_params

@@ -28,6 +28,19 @@ NUM_PARAMS = {
     'deit_tiny_distilled_patch16_224': 5_910_800,
     'deit_small_distilled_patch16_224': 22_436_432,
     'deit_base_distilled_patch16_224': 87_338_192,
+    'vit_tiny_patch16_384': 5_790_376,
+    'vit_small_patch16_384': 22_196_584,
+    'vit_base_patch16_384': 86_859_496,
+    'vit_large_patch16_224': 304_326_632,
+    'vit_large_patch16_384': 304_715_752,
+    'vit_small_patch32_224': 22_878_952,
+    'vit_small_patch32_384': 22_915_432,
+    'vit_base_patch32_224': 88_224_232,
+    'vit_base_patch32_384': 88_297_192,
+    'vit_large_patch32_224': 306_535_400,
+    'vit_large_patch32_384': 306_632_680,
+    'deit_base_patch16_384': 86_859_496,
+    'deit_base_distilled_patch16_384': 87_630_032,
 }
 
 
@@ -182,7 +195,7 @@ def test_wrong_attributes(overrides, message):
 
 def test_unknown_names():
   with pytest.raises(ValueError, match="mean 'vit_tiny_patch16_224'"):
-    models.create('vit_tiny_patch16')
+    models.create('vit_tiny_patch16_22')
   with pytest.raises(ValueError, match=r"'resnet'; known: \['deit_base"):
     models.create('resnet')
 

@@ -5,15 +5,25 @@ import math
 
 import jax.numpy as jnp
 
+from adavit_jax.models import ravit
 from adavit_jax.models.vit import ViT
 
-_WIDTHS = {
-    'tiny': dict(width=192, num_heads=3),
-    'small': dict(width=384, num_heads=6),
-    'base': dict(width=768, num_heads=12),
+_SIZES = {
+    'tiny': dict(width=192, num_heads=3, depth=12),
+    'small': dict(width=384, num_heads=6, depth=12),
+    'base': dict(width=768, num_heads=12, depth=12),
+    'large': dict(width=1024, num_heads=16, depth=24),
 }
 
-_IMAGENET = dict(image_size=224, patch_size=16, depth=12, num_classes=1000)
+
+def _imagenet(family, sizes, patches, images, **more):
+  """Models under timm's names, for every size, patch and image given."""
+  return {
+      f'{family.format(size)}_patch{patch}_{image}': dict(
+          image_size=image, patch_size=patch, num_classes=1000,
+          **_SIZES[size], **more)
+      for size in sizes for patch in patches for image in images}
+
 
 _MODELS = {
     # Small images: scikit-learn's digits, digit scenes, CIFAR.
@@ -29,49 +39,71 @@ _MODELS = {
     'vit_cifar_conv8_32': dict(
         image_size=32, patch_size=8, num_classes=10, width=128, depth=8,
         num_heads=4, mlp_ratio=2.0, num_fixed=2, stem='conv'),
-    **{f'vit_{size}_patch16_224': dict(**_IMAGENET, **widths)
-       for size, widths in _WIDTHS.items()},
-    **{f'deit_{size}_patch16_224': dict(**_IMAGENET, **widths)
-       for size, widths in _WIDTHS.items()},
-    **{f'deit_{size}_distilled_patch16_224':
-       dict(**_IMAGENET, **widths, distillation=True)
-       for size, widths in _WIDTHS.items()},
+    **_imagenet('vit_{}', ('tiny',), (16,), (224, 384)),
+    **_imagenet('vit_{}', ('small', 'base', 'large'), (16, 32), (224, 384)),
+    **_imagenet('deit_{}', ('tiny', 'small', 'base'), (16,), (224,)),
+    **_imagenet('deit_{}', ('base',), (16,), (384,)),
+    **_imagenet('deit_{}_distilled', ('tiny', 'small', 'base'), (16,), (224,),
+                distillation=True),
+    **_imagenet('deit_{}_distilled', ('base',), (16,), (384,),
+                distillation=True),
+}
+
+# The models of the RAViT paper.
+_RAVITS = {
+    'ravit_cifar_patch4_32': dict(
+        image_size=32, patch_size=4, num_classes=10, width=128, num_heads=4,
+        layers=(1, 3), factors=(2, 1)),
+    'ravit_tiny_imagenet_patch4_64': dict(
+        image_size=64, patch_size=4, num_classes=200, width=768, num_heads=12,
+        layers=(2, 0, 3), factors=(4, 2, 1)),
+    # Branches of 64, 128 and 224 pixels.
+    'ravit_imagenet_patch16_224': dict(
+        image_size=224, patch_size=16, num_classes=1000, width=768,
+        num_heads=12, layers=(1, 1, 8), factors=(3.5, 1.75, 1)),
 }
 
 
 def names():
   """Returns the sorted list of model names."""
-  return sorted(_MODELS)
+  return sorted([*_MODELS, *_RAVITS])
 
 
 def create(name, **overrides):
-  """Creates the model `name`, with any of `ViT`'s attributes overridden.
+  """Creates the model `name`, with any of its attributes overridden.
 
   Args:
     name: one of `names()`.
-    **overrides: attributes of `ViT`; `dtype` may be a string.
+    **overrides: attributes of `ViT`, or of `RAViT` for its names; `dtype` may
+      be a string.
 
   Returns:
-    A `ViT` module; `init_params(model, key)` makes its parameters.
+    A `ViT` or `RAViT` module; `adavit_jax.init_params(model, key)` makes its
+    parameters.
 
   Raises:
     ValueError: for an unknown name or attribute, or values that do not fit
       together.
   """
-  if name not in _MODELS:
+  if name not in names():
     close = difflib.get_close_matches(name, names(), n=1)
     hint = f'did you mean {close[0]!r}?' if close else f'known: {names()}'
     raise ValueError(f'unknown model {name!r}; {hint}')
-  fields = {f for f in ViT.__dataclass_fields__ if f not in ('parent', 'name')}
+  family, check = (
+      (ravit.RAViT, ravit.check) if name in _RAVITS else (ViT, _check))
+  fields = set(family.__dataclass_fields__) - {'parent', 'name'}
   for key in overrides:
     if key not in fields:
       raise ValueError(
           f'unknown model attribute {key!r}; known: {sorted(fields)}')
-  values = {**_MODELS[name], **overrides}
+  values = {**_MODELS, **_RAVITS}[name] | overrides
   if 'dtype' in values:
     values['dtype'] = jnp.dtype(values['dtype'])
-  model = ViT(**values)
-  _check(model)
+  # JSON has no tuples, and modules are hashed.
+  values = {k: tuple(v) if isinstance(v, list) else v
+            for k, v in values.items()}
+  model = family(**values)
+  check(model)
   return model
 
 

@@ -50,6 +50,7 @@ class ViT(nn.Module):
     mlp_ratio: MLP hidden width over D.
     stem: 'patch' or 'conv'.
     distillation: adds the distillation token and its head (DeiT).
+    weights: file that `adavit_jax.init_params` reads; '' initialises.
     dtype: compute dtype; parameters, softmax and logits are float32.
   """
   image_size: int
@@ -63,6 +64,7 @@ class ViT(nn.Module):
   mlp_ratio: float = 4.0
   stem: str = 'patch'
   distillation: bool = False
+  weights: str = ''
   dtype: jnp.dtype = jnp.float32
 
   @property
@@ -140,7 +142,7 @@ class ViT(nn.Module):
 
 
 def init_params(model, key):
-  """Returns the float32 parameter tree of `model`."""
+  """Initialises the float32 parameter tree of `model`; reads no weights."""
   shape = (1, model.image_size, model.image_size, model.channels)
   return jax.jit(model.init)(key, jnp.zeros(shape))['params']
 

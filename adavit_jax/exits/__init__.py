@@ -1,0 +1,1 @@
+"""When to stop: confidence measures and thresholds calibrated to a budget."""

@@ -1,0 +1,133 @@
+"""How sure an exit is, and which exit an image leaves at.
+
+One orientation for every measure: larger is surer, and an image leaves at the
+first exit whose confidence is strictly above that exit's threshold. Entropy is
+therefore negated: the paper's threshold of 0.05 is -0.05 here, and its 0, at
+which no image leaves early, is 0.
+"""
+
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Thresholds that stop every image and none: finite, so that JSON can hold them.
+NEVER = float(np.finfo(np.float32).max)
+ALWAYS = -NEVER
+
+
+# A rule gives the confidence at an exit, with memory of the exits before where
+# it needs it: (logits [B, K], memory) -> (confidence [B], memory), pure, each
+# row on its own. The memory is a pytree with a leading batch axis, None before
+# the first exit; whoever runs the stages carries it along with the image.
+# Minus infinity is the confidence of an image that cannot leave yet.
+Rule = Callable[[jax.Array, Any], tuple[jax.Array, Any]]
+
+
+def negative_entropy(logits):
+  """Minus the entropy of the softmax in nats (RAViT, algorithm 1).
+
+  Args:
+    logits: [..., K].
+
+  Returns:
+    [...] float32 in [-log K, 0].
+  """
+  log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+  p = jnp.exp(log_p)
+  # 0 log 0 = 0, also where a logit is minus infinity.
+  return jnp.where(p > 0, p * log_p, 0.).sum(-1)
+
+
+def max_probability(logits):
+  """The largest softmax probability.
+
+  Args:
+    logits: [..., K].
+
+  Returns:
+    [...] float32 in [1/K, 1].
+  """
+  return jax.nn.softmax(logits.astype(jnp.float32)).max(-1)
+
+
+def margin(logits):
+  """The largest softmax probability less the second largest.
+
+  Args:
+    logits: [..., K], K >= 2.
+
+  Returns:
+    [...] float32 in [0, 1].
+  """
+  p = jax.nn.softmax(logits.astype(jnp.float32))
+  first, second = jnp.moveaxis(jax.lax.top_k(p, 2)[0], -1, 0)
+  return first - second
+
+
+def _memoryless(measure):
+  return lambda logits, memory: (measure(logits), None)
+
+
+RULES = {
+    'entropy': _memoryless(negative_entropy),
+    'max_probability': _memoryless(max_probability),
+    'margin': _memoryless(margin),
+}
+
+
+def confidences(rule, logits):
+  """Confidence at every exit when all stages are run.
+
+  Args:
+    rule: a `Rule`, for example one of `RULES`.
+    logits: [E, B, K].
+
+  Returns:
+    [E, B] float32.
+  """
+  memory, rows = None, []
+  for y in logits:
+    row, memory = rule(y, memory)
+    rows.append(row)
+  return jnp.stack(rows)
+
+
+def choose(confidence, thresholds):
+  """The exit that each image leaves at; the last one takes what is left.
+
+  Args:
+    confidence: [E, n].
+    thresholds: [E - 1], or one number for all exits.
+
+  Returns:
+    [n] int, NumPy.
+
+  Raises:
+    ValueError: see `check_thresholds`.
+  """
+  # Float64 holds both sides exactly: everybody compares the same numbers.
+  confidence = np.asarray(confidence, np.float64)
+  thresholds = check_thresholds(thresholds, len(confidence))
+  leaves = confidence[:-1] > thresholds[:, None]
+  leaves = np.concatenate([leaves, np.ones_like(confidence[-1:], bool)])
+  return leaves.argmax(0)
+
+
+def check_thresholds(thresholds, num_exits):
+  """Thresholds as a float64 array [E - 1]; one number stands for all exits.
+
+  Raises:
+    ValueError: for another number of thresholds, or one that is not a number.
+  """
+  array = np.asarray(thresholds, np.float64)
+  wanted = (num_exits - 1,)
+  if array.ndim and array.shape != wanted:
+    raise ValueError(
+        f'thresholds={thresholds} has shape {array.shape}; {num_exits} exits '
+        f'take {num_exits - 1}, for all but the last, or one number for all')
+  if np.isnan(array).any():
+    raise ValueError(f'thresholds={thresholds} must be numbers; {NEVER:.3g} '
+                     f'lets no image leave, {ALWAYS:.3g} every image')
+  return np.broadcast_to(array, wanted).copy()

@@ -1,0 +1,142 @@
+"""Images on their way through a cascade: where they lie, how they are packed.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# MACs that take as long as one more call of a stage, that is, what its
+# dispatch, its gather and the slow start of small matrix products cost. Only
+# the CPU's figure has been measured.
+_MACS_PER_CALL = {'cpu': 1e7, 'gpu': 1e10, 'tpu': 5e9}
+
+
+def plans(sizes, macs_per_image, backend=None):
+  """How to run a number of images in batches of given sizes, in least time.
+
+  A small remainder is run in a batch of its own if that takes less time than
+  the empty rows of a larger batch.
+
+  Args:
+    sizes: batch sizes, ascending.
+    macs_per_image: what a stage costs for one image.
+    backend: 'cpu', 'gpu' or 'tpu'; None for the default one.
+
+  Returns:
+    List: entry m is the tuple of batch sizes for m images, the largest first,
+    for m = 0 to sizes[-1].
+  """
+  macs = _MACS_PER_CALL.get(backend or jax.default_backend(), 5e9)
+  call = macs / macs_per_image
+  best = [(0., ())]
+  for num in range(1, sizes[-1] + 1):
+    options = []
+    for size in reversed(sizes):  # of equals the one with fewer calls
+      time, plan = best[max(num - size, 0)]
+      options.append((time + size + call, (size, *plan)))
+    best.append(min(options, key=lambda option: option[0]))
+  return [tuple(sorted(plan, reverse=True)) for _, plan in best]
+
+
+class Slots:
+  """A fixed number of images on the device, each with the state of its stage.
+
+  Rows are taken from and put into arrays of fixed shapes, in place, so that
+  nothing is compiled for the number of images that happen to go on.
+
+  Attributes:
+    capacity: number of slots.
+  """
+
+  def __init__(self, programs, params, images, capacity):
+    """Reserves the memory.
+
+    Args:
+      programs: E functions `(params, images, state) -> (state, ...)` of one
+        batch; the state None before the first.
+      params: their parameters.
+      images: an array with a leading batch axis, for its shape and type.
+      capacity: number of slots.
+
+    Raises:
+      ValueError: if the programs do not take such images.
+    """
+    self.capacity = capacity
+    self._programs, self._params = programs, params
+    row = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
+    states = []
+    for program in programs[:-1]:
+      before = states[-1] if states else None
+      states.append(jax.eval_shape(program, params, row, before)[0])
+    # Stages whose states look alike share one array: an image has one state.
+    self._home = [states.index(state) for state in states]
+    self._pools = {k: self._zeros(states[k]) for k in set(self._home)}
+    self._images = self._zeros(row)
+
+  def _zeros(self, row):
+    return jax.tree.map(
+        lambda x: jnp.zeros((self.capacity, *x.shape[1:]), x.dtype), row)
+
+  def fits(self, images):
+    """Whether the slots were made for images of this shape and type."""
+    # NumPy's float64 lies on the device as float32.
+    dtype = jax.dtypes.canonicalize_dtype(images.dtype)
+    return (images.shape[1:] == self._images.shape[1:]
+            and dtype == self._images.dtype)
+
+  def admit(self, images, slots, sizes):
+    """Puts images [m, ...] into the slots [m], in batches of given sizes."""
+    for start, rows in self._rows(slots, sizes):
+      part = images[start:start + len(rows)]
+      if len(part) < len(rows):
+        empty = np.zeros((len(rows) - len(part), *part.shape[1:]), part.dtype)
+        part = np.concatenate([part, empty])
+      self._images = _put(self._images, rows, part)
+
+  def run(self, stage, slots, sizes):
+    """Runs a stage on the images of some slots and keeps their new states.
+
+    Args:
+      stage: number of the stage.
+      slots: [m] int.
+      sizes: batch sizes, of sum m or more.
+
+    Returns:
+      What the program returns after the state: a tuple of NumPy [m, ...].
+    """
+    outputs = []
+    for _, rows in self._rows(slots, sizes):
+      images = _take(self._images, rows)
+      state = (_take(self._pools[self._home[stage - 1]], rows) if stage else
+               None)
+      state, *output = self._programs[stage](self._params, images, state)
+      if stage < len(self._home):
+        home = self._home[stage]
+        self._pools[home] = _put(self._pools[home], rows, state)
+      outputs.append(output)
+    # One wait for all batches: they were dispatched without any.
+    outputs = jax.device_get(outputs)
+    return tuple(np.concatenate(x)[:len(slots)] for x in zip(*outputs))
+
+  def _rows(self, slots, sizes):
+    start = 0
+    for size in sizes:
+      part = slots[start:start + size]
+      # Empty rows read some image, and write to slots that are not there.
+      nowhere = self.capacity + np.arange(size - len(part))
+      yield start, np.concatenate([part, nowhere]).astype(np.int32)
+      start += size
+
+
+@jax.jit
+def _take(pool, rows):
+  return jax.tree.map(lambda x: x.at[rows].get(mode='clip'), pool)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put(pool, rows, values):
+  return jax.tree.map(
+      lambda x, y: x.at[rows].set(y, mode='drop', unique_indices=True),
+      pool, values)

@@ -1,0 +1,9 @@
+"""Other people's checkpoints in and out: timm, Hugging Face, AugReg .npz."""
+
+from adavit_jax.weights.convert import init_params as init_params
+from adavit_jax.weights.convert import load as load
+from adavit_jax.weights.export import save as save
+from adavit_jax.weights.files import Checkpoint as Checkpoint
+from adavit_jax.weights.files import read as read
+from adavit_jax.weights.images import Preprocessing as Preprocessing
+from adavit_jax.weights.images import preprocessing as preprocessing

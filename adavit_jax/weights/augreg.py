@@ -1,0 +1,101 @@
+"""Google's .npz files: AugReg (vision_transformer) and big_vision.
+
+The two differ in the numbers of their submodules, and in big_vision the class
+token has no position of its own.
+"""
+
+import numpy as np
+
+from adavit_jax.weights import layout
+
+# Where the parameters lie: training checkpoints hold the optimizer too.
+_PREFIXES = ('opt/target/', 'params/', '')
+_SCANNED = 'Transformer/encoderblock/'
+_POSITIONS = 'pos_embedding'  # of big_vision
+_POSITIONS_AUGREG = 'Transformer/posembed_input/pos_embedding'
+
+
+def _prefix(names):
+  for prefix in _PREFIXES:
+    if f'{prefix}embedding/kernel' in names:
+      return prefix
+  return None
+
+
+def _clean(tensors):
+  prefix = _prefix(tensors)
+  found = {}
+  for name, x in tensors.items():
+    if not name.startswith(prefix):
+      continue
+    name = name.removeprefix(prefix)
+    if name.startswith(_SCANNED) and x.ndim:
+      rest = name.removeprefix(_SCANNED)
+      found.update((f'Transformer/encoderblock_{i}/{rest}', layer)
+                   for i, layer in enumerate(x))
+    else:
+      found[name] = x
+  x = found.get(_POSITIONS)
+  if x is not None and x.ndim == 3 and 'cls' in found:
+    found[_POSITIONS] = np.pad(x, ((0, 0), (1, 0), (0, 0)))
+  return found
+
+
+def _dense(name, leaf, num_in, num_out):
+  return [layout.Tensor(f'{name}/kernel', (*leaf, 'kernel'), (num_in, num_out)),
+          layout.Tensor(f'{name}/bias', (*leaf, 'bias'), (num_out,))]
+
+
+def _norm(name, leaf, width):
+  return [layout.Tensor(f'{name}/{part}', (*leaf, part), (width,))
+          for part in ('scale', 'bias')]
+
+
+def _attention(name, leaf, width, num_heads):
+  """Projections by head: [D, H, d] for q, k and v, [H, d, D] back."""
+  heads = (num_heads, width // num_heads)
+  found = []
+  for part in ('query', 'key', 'value'):
+    found += [
+        layout.Tensor(f'{name}/{part}/kernel', (*leaf, 'qkv', 'kernel'),
+                      (width, *heads), shape_here=(width, width)),
+        layout.Tensor(f'{name}/{part}/bias', (*leaf, 'qkv', 'bias'), heads,
+                      shape_here=(width,))]
+  return found + [
+      layout.Tensor(f'{name}/out/kernel', (*leaf, 'proj', 'kernel'),
+                    (*heads, width), shape_here=(width, width)),
+      layout.Tensor(f'{name}/out/bias', (*leaf, 'proj', 'bias'), (width,))]
+
+
+def _tensors(model, names):
+  """`layout.Tensor` of every tensor that a file with `names` should hold."""
+  d, p, hidden = model.width, model.patch_size, model.mlp_dim
+  big_vision = _POSITIONS in names
+  positions = _POSITIONS if big_vision else _POSITIONS_AUGREG
+  attention, norm2, mlp = (0, 1, 0) if big_vision else (1, 2, 3)
+  found = layout.tokens(model, 'cls', FORMAT.dist, positions)
+  patches = ('patch_embed', 'proj')
+  found += [
+      layout.Tensor('embedding/kernel', (*patches, 'kernel'),
+                    (p, p, model.channels, d)),
+      layout.Tensor('embedding/bias', (*patches, 'bias'), (d,))]
+  for i in range(model.depth):
+    name, leaf = f'Transformer/encoderblock_{i}', ('encoders', i)
+    found += _norm(f'{name}/LayerNorm_0', (*leaf, 'norm1'), d)
+    found += _attention(f'{name}/MultiHeadDotProductAttention_{attention}',
+                        leaf, d, model.num_heads)
+    found += _norm(f'{name}/LayerNorm_{norm2}', (*leaf, 'norm2'), d)
+    block = f'{name}/MlpBlock_{mlp}'
+    found += _dense(f'{block}/Dense_0', (*leaf, 'fc1'), d, hidden)
+    found += _dense(f'{block}/Dense_1', (*leaf, 'fc2'), hidden, d)
+  found += _norm('Transformer/encoder_norm', ('norm',), d)
+  return found + _dense('head', ('head',), d, model.num_classes)
+
+
+FORMAT = layout.Format(
+    title='AugReg / big_vision',
+    recognises=lambda names: _prefix(names) is not None,
+    clean=_clean,
+    tensors=_tensors,
+    block=r'Transformer/encoderblock_(\d+)/',
+    dist='dist')

@@ -1,0 +1,126 @@
+"""Reads the tensors of a checkpoint file; executes nothing that is in it."""
+
+import importlib.util
+import pathlib
+import pickle
+import struct
+from typing import NamedTuple
+import zipfile
+import zlib
+
+import numpy as np
+import safetensors
+
+HUB = 'hf://'
+# The tensors, and the two files that say how images were prepared for them.
+_HUB_FILES = ('model.safetensors', 'config.json', 'preprocessor_config.json')
+
+# What the readers were seen to raise on damaged or foreign files.
+_DAMAGE = (
+    safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError,
+    IndexError, AttributeError, EOFError, RuntimeError, NotImplementedError,
+    pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error,
+)
+
+
+class Checkpoint(NamedTuple):
+  """What a file holds.
+
+  Attributes:
+    path: of the file, on this machine.
+    tensors: arrays by name, in the file's types.
+    metadata: text that a safetensors file carries beside them.
+  """
+  path: pathlib.Path
+  tensors: dict[str, np.ndarray]
+  metadata: dict[str, str]
+
+
+def read(path):
+  """Reads a .safetensors, .npz, .pth, .pt or .bin file.
+
+  Args:
+    path: of a local file, or 'hf://owner/name' for the safetensors of a model
+      on the Hugging Face hub (needs huggingface_hub, which caches them).
+
+  Returns:
+    `Checkpoint`; `Checkpoint` itself is returned as it is.
+
+  Raises:
+    ValueError: if there is no such file, it is damaged or of another kind, or
+      a library that it needs is not installed.
+  """
+  if isinstance(path, Checkpoint):
+    return path
+  if str(path).startswith(HUB):
+    path = _download(str(path))
+  path = pathlib.Path(path).expanduser()
+  readers = {'.safetensors': _safetensors, '.npz': _npz, '.pth': _torch,
+             '.pt': _torch, '.bin': _torch}
+  if path.is_dir():
+    raise ValueError(f'{path} is a directory; name the weights file in it, '
+                     f'e.g. {path / _HUB_FILES[0]}')
+  if not path.is_file():
+    raise ValueError(f'{path} does not exist; weights is the path of a file, '
+                     f'or {HUB}OWNER/NAME')
+  if path.suffix not in readers:
+    raise ValueError(f'{path} is none of {", ".join(readers)}')
+  if path.suffix in ('.pth', '.pt', '.bin'):
+    _need('torch', f'{path} is a PyTorch file', 'or convert it to safetensors')
+  try:
+    tensors, metadata = readers[path.suffix](path)
+  except _DAMAGE as error:
+    reason = ' '.join(str(error).split())[:200]
+    raise ValueError(f'{path} cannot be read as {path.suffix}: it is damaged, '
+                     f'incomplete or another kind of file '
+                     f'({type(error).__name__}: {reason})') from error
+  return Checkpoint(path, tensors, metadata)
+
+
+def _safetensors(path):
+  with safetensors.safe_open(path, framework='np') as file:
+    tensors = {name: file.get_tensor(name) for name in file.keys()}
+    return tensors, file.metadata() or {}
+
+
+def _npz(path):
+  if not zipfile.is_zipfile(path):
+    raise ValueError('no zip archive')
+  with np.load(path, allow_pickle=False) as file:
+    return {name: file[name] for name in file.files}, {}
+
+
+def _torch(path):
+  import torch
+  found = torch.load(path, map_location='cpu', weights_only=True)
+  for key in ('model', 'state_dict'):
+    if isinstance(found, dict) and isinstance(found.get(key), dict):
+      found = found[key]
+  if not isinstance(found, dict) or not all(
+      isinstance(x, torch.Tensor) for x in found.values()):
+    raise ValueError('no dictionary of tensors')
+  numpy = lambda x: (x.float() if x.is_floating_point() else x).numpy()
+  return {str(name): numpy(x.detach()) for name, x in found.items()}, {}
+
+
+def _need(package, what, otherwise):
+  if importlib.util.find_spec(package) is None:
+    raise ValueError(f'{what}, which needs {package}: pip install {package}, '
+                     f'{otherwise}')
+
+
+def _download(path):
+  _need('huggingface_hub', f'{path} is on the Hugging Face hub',
+        'or download the file and give its path')
+  import huggingface_hub
+  repo = path.removeprefix(HUB)
+  if repo.count('/') != 1 or not all(repo.split('/')):
+    raise ValueError(f'{path} must be {HUB}OWNER/NAME')
+  try:
+    folder = huggingface_hub.snapshot_download(
+        repo, allow_patterns=list(_HUB_FILES))
+  except (OSError, ValueError, RuntimeError) as error:
+    raise ValueError(f'{path} could not be fetched ({type(error).__name__}: '
+                     f'{str(error)[:200]}); download the file and give its '
+                     f'path') from error
+  return pathlib.Path(folder) / _HUB_FILES[0]

@@ -1,0 +1,64 @@
+"""Hugging Face's ViT and DeiT, with and without classifier or teacher head."""
+
+from absl import logging
+
+from adavit_jax.weights import layout
+
+_PATCHES = 'embeddings.patch_embeddings.projection'
+_PREFIXES = ('vit.', 'deit.', '')
+# Parts of the pretraining objectives, which the classifier does not read.
+_UNUSED = ('pooler.dense.weight', 'pooler.dense.bias', 'embeddings.mask_token')
+
+
+def _prefix(names):
+  """The model's own prefix in a file, or None where it is another model."""
+  for prefix in _PREFIXES:
+    if f'{prefix}{_PATCHES}.weight' in names:
+      return prefix
+  return None
+
+
+def _clean(tensors):
+  prefix = _prefix(tensors)
+  tensors = {name.removeprefix(prefix): x for name, x in tensors.items()}
+  unused = [name for name in _UNUSED if name in tensors]
+  if unused:
+    logging.info('Not used: %s.', ', '.join(unused))
+  return {name: x for name, x in tensors.items() if name not in unused}
+
+
+def _tensors(model, names):
+  """`layout.Tensor` of every tensor that a file with `names` should hold."""
+  d, hidden, k = model.width, model.mlp_dim, model.num_classes
+  found = layout.tokens(model, 'embeddings.cls_token', FORMAT.dist,
+                        'embeddings.position_embeddings')
+  found += layout.torch_patches(_PATCHES, model)
+  for i in range(model.depth):
+    name, leaf = f'encoder.layer.{i}', ('encoders', i)
+    norm = lambda before, here: layout.torch_norm(
+        f'{name}.layernorm_{before}', (*leaf, here), d)
+    dense = lambda there, here, num_in, num_out: layout.torch_dense(
+        f'{name}.{there}', (*leaf, here), num_in, num_out)
+    found += norm('before', 'norm1') + norm('after', 'norm2')
+    for part in ('query', 'key', 'value'):
+      found += dense(f'attention.attention.{part}', 'qkv', d, d)
+    found += dense('attention.output.dense', 'proj', d, d)
+    found += dense('intermediate.dense', 'fc1', d, hidden)
+    found += dense('output.dense', 'fc2', hidden, d)
+  found += layout.torch_norm('layernorm', ('norm',), d)
+  teacher = 'cls_classifier.weight' in names
+  found += layout.torch_dense(
+      'cls_classifier' if teacher else 'classifier', ('head',), d, k)
+  if model.distillation:
+    found += layout.torch_dense(
+        'distillation_classifier', ('head_dist',), d, k)
+  return found
+
+
+FORMAT = layout.Format(
+    title='Hugging Face ViT / DeiT',
+    recognises=lambda names: _prefix(names) is not None,
+    clean=_clean,
+    tensors=_tensors,
+    block=r'encoder\.layer\.(\d+)\.',
+    dist='embeddings.distillation_token')

@@ -1,0 +1,268 @@
+"""The runner against running all stages and choosing afterwards."""
+
+from adavit_jax import models
+from adavit_jax.exits import confidence as confidence_lib
+from adavit_jax.models import stages as stages_lib
+from adavit_jax.runtime import cascade as cascade_lib
+from adavit_jax.runtime import slots as slots_lib
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+N = 120
+MACS = (10, 25, 40)
+SIZES = (1, 4, 16)
+
+
+def _agreement(logits, memory):
+  """A rule with memory: the probability that two exits in a row agree."""
+  p = jax.nn.softmax(logits)
+  before = jnp.zeros_like(p) if memory is None else memory
+  return (p * before).sum(-1), p
+
+
+@pytest.fixture(scope='module')
+def model():
+  return models.create(
+      'ravit_cifar_patch4_32', image_size=16, channels=1, width=8, num_heads=2,
+      mlp_ratio=2., num_classes=5, layers=(1, 1, 1), factors=(2, 1, 1))
+
+
+@pytest.fixture(scope='module')
+def params(model):
+  return tiny.params(model, scale=0.6)
+
+
+@pytest.fixture(scope='module')
+def images():
+  rng = np.random.default_rng(0)
+  return rng.normal(size=(N, 16, 16, 1)).astype(np.float32)
+
+
+@pytest.fixture(scope='module')
+def logits(model, params, images):
+  run = jax.jit(lambda p, x: stages_lib.exit_logits(model, p, x))
+  return np.asarray(run(params, images))
+
+
+def _make(model, params, rule=confidence_lib.RULES['entropy'], sizes=SIZES):
+  return cascade_lib.Cascade(
+      stages_lib.stages(model), params, rule, 0., MACS, sizes=sizes)
+
+
+@pytest.fixture(scope='module')
+def cascade(model, params):
+  return _make(model, params)
+
+
+@pytest.fixture(scope='module')
+def confidence(logits):
+  rule = confidence_lib.RULES['entropy']
+  return np.asarray(confidence_lib.confidences(rule, jnp.asarray(logits)))
+
+
+def _thresholds(confidence, rng):
+  """Random ones that no image is near enough for rounding to decide."""
+  thresholds = []
+  for row in confidence[:-1]:
+    middle = np.convolve(np.sort(row), [.5, .5], 'valid')
+    wide = middle[np.diff(np.sort(row)) > 1e-4]
+    thresholds.append(rng.choice([
+        *wide, confidence_lib.NEVER, confidence_lib.ALWAYS]))
+  return np.array(thresholds)
+
+
+def _expected(logits, confidence, thresholds, rows):
+  chosen = confidence_lib.choose(confidence[:, rows], thresholds)
+  y, macs = logits[chosen, rows], np.cumsum(MACS)[chosen]
+  return cascade_lib.Prediction(y, y.argmax(-1), chosen, macs)
+
+
+def _same(got, want):
+  np.testing.assert_allclose(got.logits, want.logits, rtol=1e-4, atol=1e-4)
+  for name in ('labels', 'exit', 'macs'):
+    np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
+
+
+def test_the_data_use_every_exit(confidence):
+  chosen = confidence_lib.choose(confidence, np.median(confidence[:-1], 1))
+  assert np.bincount(chosen).min() > 10
+
+
+def test_batches_are_the_choice_afterwards(
+    cascade, images, logits, confidence):
+  rng = np.random.default_rng(1)
+  for n in range(1, 41):
+    cascade.thresholds = thresholds = _thresholds(confidence, rng)
+    rows = rng.choice(N, n, replace=False)
+    _same(cascade(images[rows]),
+          _expected(logits, confidence, thresholds, rows))
+
+
+@pytest.mark.parametrize('n', [1, 15, 16, 40, N])
+def test_streams_are_the_choice_afterwards(
+    cascade, images, logits, confidence, n):
+  rng = np.random.default_rng(n)
+  for window in (None, 16, 20):
+    cascade.thresholds = thresholds = _thresholds(confidence, rng)
+    rows = rng.choice(N, n, replace=False)
+    got = list(cascade.stream((images[i] for i in rows), window=window))
+    assert len(got) == n and got[0].logits.shape == (5,)
+    _same(cascade_lib.Prediction(*map(np.stack, zip(*got))),
+          _expected(logits, confidence, thresholds, rows))
+
+
+def test_single_images_are_the_choice_afterwards(
+    cascade, images, logits, confidence):
+  cascade.thresholds = thresholds = np.median(confidence[:-1], 1) + 1e-5
+  for i in range(20):
+    _same(cascade(images[i:i + 1]),
+          _expected(logits, confidence, thresholds, np.array([i])))
+
+
+def test_a_rule_with_memory(model, params, images, logits):
+  cascade = _make(model, params, _agreement, sizes=(1, 16))
+  confidence = np.asarray(
+      confidence_lib.confidences(_agreement, jnp.asarray(logits)))
+  cascade.thresholds = thresholds = [.5, np.median(confidence[1])]
+  want = _expected(logits, confidence, thresholds, np.arange(16))
+  assert set(want.exit) == {1, 2}
+  _same(cascade(images[:16]), want)
+  _same(cascade(images[:1]), _expected(logits, confidence, thresholds, [0]))
+
+
+def _compilations():
+  """A list that grows by one with every program that is compiled."""
+  seen = []
+  def listen(event, *args, **kwargs):
+    if event == '/jax/core/compile/backend_compile_duration':
+      seen.append(event)
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  return seen
+
+
+def test_nothing_is_compiled_after_warming_up(
+    model, params, images, confidence):
+  cascade = _make(model, params, sizes=(1, 4))
+  seen = _compilations()
+  cascade.warm_up(images)
+  assert seen
+  rng = np.random.default_rng(0)
+  del seen[:]
+  for n in (1, 2, 3, 4, 5, 11):
+    cascade.thresholds = _thresholds(confidence, rng)
+    cascade(images[:n])
+    list(cascade.stream(images[:n]))
+  assert not seen
+
+
+def test_thresholds_change_while_a_stream_runs(cascade, images):
+  cascade.thresholds = confidence_lib.ALWAYS
+  exits = []
+  for i, prediction in enumerate(cascade.stream(images[:64])):
+    exits.append(int(prediction.exit))
+    if i == 31:
+      cascade.thresholds = confidence_lib.NEVER
+  assert exits == 32 * [0] + 32 * [2]
+
+
+def _recorded(cascade, monkeypatch):
+  runs = []
+  run = slots_lib.Slots.run
+  def record(self, stage, rows, sizes):
+    runs.append((stage, len(rows)))
+    return run(self, stage, rows, sizes)
+  monkeypatch.setattr(slots_lib.Slots, 'run', record)
+  return runs
+
+
+def test_late_stages_of_a_stream_run_full(
+    cascade, images, confidence, monkeypatch):
+  cascade.thresholds = np.median(confidence[:-1], 1) + 1e-5
+  runs = _recorded(cascade, monkeypatch)
+  list(cascade.stream(images))
+  for stage in range(3):
+    counts = [n for k, n in runs if k == stage]
+    assert counts[:-1] == [16] * (len(counts) - 1), 'only the last is smaller'
+  del runs[:]
+  cascade(images[:16])
+  assert [k for k, _ in runs] == [0, 1, 2] and runs[1][1] < 16
+
+
+def test_streams_read_no_further_than_their_window(
+    cascade, images, confidence):
+  """The first image waits at the second stage, where no other comes."""
+  hard, easy = confidence[0].argmin(), confidence[0].argmax()
+  read = []
+  def source():
+    for i in range(N):
+      read.append(i)
+      yield images[easy if i else hard]
+  middle = (confidence[0, hard] + confidence[0, easy]) / 2
+  cascade.thresholds = [middle, confidence_lib.NEVER]
+  for count, prediction in enumerate(cascade.stream(source(), window=48)):
+    assert len(read) - count <= 48
+    if not count:
+      assert prediction.exit == 2 and len(read) == 48
+  assert count == N - 1
+
+
+def test_two_streams_and_a_batch_do_not_meet(
+    cascade, images, logits, confidence):
+  cascade.thresholds = thresholds = np.median(confidence[:-1], 1) + 1e-5
+  rows = np.arange(40)
+  want = _expected(logits, confidence, thresholds, rows)
+  pairs = zip(cascade.stream(images[:40]), cascade.stream(images[39::-1]))
+  for i, (a, b) in enumerate(pairs):
+    assert a.exit == want.exit[i] and b.exit == want.exit[39 - i]
+    if i == 20:
+      _same(cascade(images[:40]), want)
+
+
+@pytest.mark.parametrize('kind', [jnp.asarray, np.float64])
+def test_other_arrays_are_taken_too(cascade, images, kind):
+  cascade.thresholds = confidence_lib.NEVER
+  _same(cascade(kind(images[:7])), cascade(images[:7]))
+
+
+def test_an_empty_stream_ends(cascade):
+  assert not list(cascade.stream([]))
+
+
+def test_plans_take_the_least_time():
+  free = slots_lib.plans((1, 2, 4, 8), 1e18)  # a call costs nothing
+  assert free[0] == () and free[7] == (4, 2, 1) and free[8] == (8,)
+  dear = slots_lib.plans((1, 2, 4, 8), 1.)  # a call costs more than any row
+  assert [dear[m] for m in (1, 2, 3, 5, 8)] == [(1,), (2,), (4,), (8,), (8,)]
+  # One call costs two rows: 5 as 4 + 1 take 9, as 8 they take 10.
+  some = slots_lib.plans((1, 2, 4, 8), 5e6, backend='cpu')
+  assert some[5] == (4, 1) and some[6] == (8,) and some[3] == (4,)
+  assert all(sum(plan) >= m for m, plan in enumerate(some))
+
+
+@pytest.mark.parametrize('kwargs, message', [
+    (dict(sizes=(2, 4)), r'sizes=\[2, 4\] must hold 1'),
+    (dict(stage_macs=(1, 2)), 'one number for each of the 3 stages'),
+    (dict(thresholds=[0.]), '3 exits take 2')])
+def test_wrong_arguments(model, params, kwargs, message):
+  with pytest.raises(ValueError, match=message):
+    cascade_lib.Cascade(
+        stages_lib.stages(model), params, confidence_lib.RULES['entropy'],
+        **{**dict(thresholds=0., stage_macs=MACS), **kwargs})
+
+
+def test_wrong_images(cascade, images):
+  takes = r'the model takes \[B, 16, 16, 1\]'
+  for n in (1, 3):
+    with pytest.raises(ValueError, match=takes):
+      cascade(np.zeros((n, 8, 8, 1), np.float32))
+  with pytest.raises(ValueError, match=takes):
+    next(cascade.stream(np.zeros((3, 8, 8, 1), np.float32)))
+  with pytest.raises(ValueError, match=r'image 2 has shape \(8, 8, 1\)'):
+    next(cascade.stream([*images[:2], images[2, :8, :8]]))
+  with pytest.raises(ValueError, match='give at least 1'):
+    cascade(images[:0])
+  with pytest.raises(ValueError, match='window=15 must be at least'):
+    next(cascade.stream(images, window=15))

@@ -1,0 +1,231 @@
+"""RAViT against NumPy and against itself, on tiny shapes."""
+
+import math
+
+from adavit_jax import models
+from adavit_jax.models import ravit
+from adavit_jax.models import stages as stages_lib
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+import pytest
+import tiny
+
+NUM_PARAMS = {
+    # CLS + per branch: stem, positions, encoders, norm, head.
+    'ravit_cifar_patch4_32':
+        128 + (6_272 + 17 * 128 + 198_272 + 256 + 1_290)
+        + (6_272 + 65 * 128 + 3 * 198_272 + 256 + 1_290),
+    'ravit_tiny_imagenet_patch4_64':
+        768 + (37_632 + 17 * 768 + 2 * 7_087_872 + 1_536 + 153_800)
+        + (37_632 + 257 * 768 + 3 * 7_087_872 + 1_536 + 153_800),
+    'ravit_imagenet_patch16_224':
+        768 + 3 * (590_592 + 1_536 + 769_000) + (17 + 65 + 197) * 768
+        + 10 * 7_087_872,
+}
+
+
+def _model(**overrides):
+  return models.create('ravit_cifar_patch4_32', **{
+      **dict(image_size=16, channels=1, width=8, num_heads=2, mlp_ratio=2.,
+             num_classes=3, layers=(1, 2)), **overrides})
+
+
+def _images(n=3, size=16, channels=1, seed=0):
+  rng = np.random.default_rng(seed)
+  return rng.normal(size=(n, size, size, channels)).astype(np.float32)
+
+
+@pytest.mark.parametrize('name', sorted(NUM_PARAMS))
+def test_number_of_parameters(name):
+  model = models.create(name)
+  params = jax.eval_shape(lambda: models.init_params(model, jax.random.key(0)))
+  assert sum(x.size for x in jax.tree.leaves(params)) == NUM_PARAMS[name]
+  assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
+
+
+def test_every_name_has_a_known_size():
+  names = [name for name in models.names() if name.startswith('ravit')]
+  assert names == sorted(NUM_PARAMS)
+
+
+def test_branches_see_the_papers_sizes():
+  sizes = lambda m: [m.branch_size(i) for i in range(len(m.layers))]
+  assert sizes(models.create('ravit_cifar_patch4_32')) == [16, 32]
+  assert sizes(models.create('ravit_tiny_imagenet_patch4_64')) == [16, 32, 64]
+  assert sizes(models.create('ravit_imagenet_patch16_224')) == [64, 128, 224]
+  fine = models.create('ravit_tiny_imagenet_patch4_64', image_size=72,
+                       factors=(1.2 * 1.5, 1.2, 1))
+  assert sizes(fine) == [40, 60, 72]
+
+
+# NumPy twice: in float64, from the formulas.
+
+
+def _norm(x, p):
+  x = x - x.mean(-1, keepdims=True)
+  x = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6)
+  return x * p['scale'] + p['bias']
+
+
+def _dense(x, p):
+  return x @ p['kernel'] + p['bias']
+
+
+def _encoder(x, p, heads):
+  split = lambda y: y.reshape(*y.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+  q, k, v = map(split, np.split(_dense(_norm(x, p['norm1']), p['qkv']), 3, -1))
+  a = np.exp(q @ k.transpose(0, 1, 3, 2) / math.sqrt(q.shape[-1]))
+  y = (a / a.sum(-1, keepdims=True)) @ v
+  x = x + _dense(y.transpose(0, 2, 1, 3).reshape(x.shape), p['proj'])
+  y = _dense(_norm(x, p['norm2']), p['fc1'])
+  y = y * (1 + np.vectorize(math.erf)(y / math.sqrt(2))) / 2
+  return x + _dense(y, p['fc2'])
+
+
+def _resize(images, size):
+  """Pillow's bilinear filter is linear and antialiased."""
+  resize = lambda x: np.asarray(Image.fromarray(x).resize(
+      (size, size), Image.Resampling.BILINEAR))
+  return np.stack([resize(x[..., 0]) for x in images])[..., None]
+
+
+def _ravit(model, params, images):
+  params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  p = model.patch_size
+  cls = np.tile(params['cls'], (len(images), 1, 1))
+  logits = []
+  for i, layers in enumerate(model.layers):
+    if not layers:
+      continue
+    grid = model.branch_size(i) // p
+    stem = params['patch_embed' if model.shared_stem else f'patch_embed_{i}']
+    x = _resize(images, grid * p).reshape(-1, grid, p, grid, p)
+    x = x.transpose(0, 1, 3, 2, 4).reshape(-1, grid * grid, p * p)
+    x = x @ stem['proj']['kernel'].reshape(p * p, -1) + stem['proj']['bias']
+    x = np.concatenate([cls, x], 1) + params[f'pos_embedding_{i}']
+    for layer in range(layers):
+      q = jax.tree.map(lambda leaf: leaf[layer], params[f'encoders_{i}'])
+      x = _encoder(x, q, model.num_heads)
+    cls = x[:, :1]
+    logits.append(
+        _dense(_norm(cls[:, 0], params[f'norm_{i}']), params[f'head_{i}']))
+  return np.stack(logits)
+
+
+@pytest.mark.parametrize('overrides', [
+    dict(),
+    dict(layers=(1, 0, 1), factors=(2, 1, 1), shared_stem=True),
+    dict(layers=(0, 1)),
+    dict(image_size=12, layers=(1, 1, 1), factors=(1.5, 1, 1)),
+])
+def test_ravit_is_its_formulas(overrides):
+  model = _model(**overrides)
+  params, images = tiny.params(model), _images(size=model.image_size)
+  got = jax.jit(lambda p, x: model.apply({'params': p}, x))(params, images)
+  want = _ravit(model, params, images)
+  assert got.shape == (model.num_stages, 3, 3)
+  np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-4)
+
+
+@pytest.fixture(scope='module')
+def model():
+  return _model()
+
+
+@pytest.fixture(scope='module')
+def params(model):
+  return tiny.params(model)
+
+
+def test_stages_are_the_model(model, params):
+  images = _images()
+  want = jax.jit(lambda p, x: model.apply({'params': p}, x))(params, images)
+  for kwargs in (dict(), dict(unroll=2, remat=True)):
+    got = jax.jit(lambda p, x: stages_lib.exit_logits(model, p, x, **kwargs))(
+        params, images)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_the_carry_is_the_cls_token_and_counts(model, params):
+  images = _images()
+  first, second = map(jax.jit, stages_lib.stages(model))
+  cls, _ = first(params, images, None)
+  assert cls.shape == (3, 1, 8)
+  _, logits = second(params, images, cls)
+  _, other = second(params, images, -cls)
+  assert np.abs(logits - other).min() > 1e-3
+
+
+def test_the_image_reaches_every_branch(model, params):
+  first, second = map(jax.jit, stages_lib.stages(model))
+  cls, _ = first(params, _images(), None)
+  _, logits = second(params, _images(), cls)
+  _, other = second(params, _images(seed=1), cls)
+  assert np.abs(logits - other).min() > 1e-3
+
+
+def test_gradients_reach_every_parameter_from_the_last_exit(model, params):
+  loss = lambda p: (model.apply({'params': p}, _images())[-1] ** 2).sum()
+  grads = jax.jit(jax.grad(loss))(params)
+  early_exit = {'norm_0', 'head_0'}
+  for name, leaves in grads.items():
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(leaves))
+    assert (largest > 0) == (name not in early_exit), name
+
+
+@pytest.mark.parametrize('overrides, message', [
+    (dict(factors=(1.5, 1)), r'sees 11 x 11 pixels, which patch_size=4 does '
+     r'not divide; .*: 2 \(8 pixels\) or 1.33333 \(12 pixels\)'),
+    (dict(image_size=18), 'branch 0 sees 9 x 9 pixels'),
+    (dict(factors=(8, 1)), r'branch 0 sees 2 x 2 .*: 4 \(4 pixels\)'),
+    (dict(factors=(1, 2)), r'factors=\(1, 2\) .* the coarsest branch first'
+     '|must not rise'),
+    (dict(factors=(0.5, 0.5)), 'must be at least 1'),
+    (dict(layers=(0, 0)), r'layers=\(0, 0\) .* at least one of them positive'),
+    (dict(layers=(1, -1)), 'none negative'),
+    (dict(layers=(1, 1.5)), 'whole numbers'),
+    (dict(layers=(1, 2, 3)), 'one number for each branch'),
+    (dict(layers=4), 'layers=4 must be a tuple'),
+    (dict(width=9), 'num_heads=2 does not divide width=9'),
+    (dict(depth=3), "unknown model attribute 'depth'.*factors"),
+])
+def test_what_does_not_fit_is_refused(overrides, message):
+  with pytest.raises(ValueError, match=message):
+    _model(**overrides)
+
+
+def test_an_absent_branch_may_have_any_size():
+  assert _model(factors=(1.5, 1), layers=(0, 2)).num_stages == 1
+
+
+def test_lists_from_json_are_tuples():
+  assert _model(layers=[1, 2], factors=[2, 1]) == _model()
+
+
+def test_wrong_images(model, params):
+  first, _ = stages_lib.stages(model)
+  with pytest.raises(ValueError, match=r'the model takes \[B, 16, 16, 1\]'):
+    first(params, jnp.zeros((2, 8, 8, 1)), None)
+
+
+def test_a_plain_vit_has_no_stages():
+  with pytest.raises(ValueError, match='ViT has no stages'):
+    stages_lib.stages(tiny.model())
+
+
+def test_bfloat16_keeps_parameters_and_logits_in_float32():
+  model = _model(dtype='bfloat16')
+  params = jax.eval_shape(lambda: models.init_params(model, jax.random.key(0)))
+  assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype('float32')}
+  images = jax.ShapeDtypeStruct((2, 16, 16, 1), jnp.float32)
+  first, _ = stages_lib.stages(model)
+  cls, logits = jax.eval_shape(first, params, images, None)
+  assert cls.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
+
+
+def test_resizing_keeps_constants_and_leaves_the_full_size_alone():
+  images = jnp.full((1, 12, 12, 2), 3.)
+  np.testing.assert_allclose(ravit.resize(images, 8), 3., rtol=1e-6)
+  assert ravit.resize(images, 12) is images
