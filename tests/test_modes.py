@@ -5,6 +5,7 @@ import functools
 from adavit_jax.models.actions import Actions
 from adavit_jax.runtime import compact
 from adavit_jax.runtime import modes
+from adavit_jax.train import mesh as mesh_lib
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -183,3 +184,18 @@ def test_wrong_calls(model, params, z1):
   with pytest.raises(ValueError, match="'static' takes concrete actions"):
     jax.eval_shape(lambda a: modes.adaptive(model, params, z1, a, 'static'),
                    _random(0))
+
+
+def test_compact_packs_on_each_device_under_shard_map(model, params, run):
+  mesh = mesh_lib.make_mesh(8)
+  z1 = jax.random.normal(
+      jax.random.key(2), (16, model.num_tokens, model.width))
+  actions = _random(2, 16)
+  rows = jax.P(mesh_lib.AXIS)
+  packed = jax.jit(jax.shard_map(
+      lambda p, x, a: modes.compact(model, p, x, a), mesh=mesh,
+      in_specs=(jax.P(), rows, rows), out_specs=rows))
+  want, _ = modes.masked(model, params, z1, actions)
+  np.testing.assert_allclose(packed(params, z1, actions), want, **CLOSE)
+  assert 'all-gather' not in packed.lower(
+      params, z1, actions).compile().as_text()
