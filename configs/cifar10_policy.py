@@ -5,9 +5,9 @@
   python eval.py --workdir=runs/cifar10
 
 DIR is the data_dir of a set that tfds prepared as array_record. `:cpu` is for 2
-CPU cores: on an AMD EPYC shared with other jobs the dense phase
-took just under an hour, the other phases 25 minutes, evaluation 18 minutes.
-Test accuracy, seed 0: dense 65.9 %, adaptive 66.6 % at 60 % of the MACs.
+CPU cores: pinned to one core of an AMD EPYC, shared with other jobs and paused
+for some minutes, training took 65 minutes and evaluation 26. Test accuracy,
+seed 0: dense 69.6 %, adaptive 69.4 % at 50 % of the MACs.
 
 Without a variant: the full schedule (300 epochs, bfloat16) for one GPU. It has
 not been run; time and accuracy are not known.
@@ -19,16 +19,18 @@ from adavit_jax.train import config as base
 def get_config(variant=''):
   """Returns the full schedule, or with 'cpu' one for two CPU cores."""
   config = base.default_config()
-  config.mac_target = 0.6
+  config.mac_target = 0.5 if variant == 'cpu' else 0.6
   config.data.update(
       name='tfds:cifar10', image_size=32, crop_padding=4, flip=True,
       holdout=0.1)
   config.nets.tokens = 'all'
   if variant == 'cpu':
     config.model.name = 'vit_cifar_conv8_32'
-    config.model.update(unroll=6, remat=False)
-    config.dense.update(steps=2800, learning_rate=1.5e-3, drop_path=0.0,
-                        random_masks=0.25)
+    config.model.update(num_fixed=1, unroll=7, remat=False)
+    # Without the nested depths' loss: with it, the first encoders alone learn
+    # nearly all there is to learn in so few epochs, and none is left to drop.
+    config.dense.update(steps=4000, learning_rate=1.5e-3, drop_path=0.0,
+                        nested=0.0)
     config.warm_start.update(steps=1000)
     config.policy.update(steps=400)
     config.joint.update(steps=500)
