@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adavit_jax.cascade_classifier import CascadeClassifier
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 from adavit_jax.policies import learned
 from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import restore
+from adavit_jax.train import staged
 from adavit_jax.train import system as system_lib
 from adavit_jax.train.phases import static
 
@@ -37,14 +39,17 @@ class Classifier:
 
   One image runs in the mode `cond`, more of them in `compact`; a policy that
   does not look at the image runs in `static`. Batches are padded to one of a
-  few sizes, each compiled at its first use; what stands in for an image drops
-  every adaptive layer, so it costs the fixed encoders alone.
+  few sizes, each compiled at its first use; under a learned policy, what stands
+  in for an image drops every adaptive layer.
 
   Attributes:
     system: `System`.
     class_names: K strings, or () where the run has none.
     threshold: the policy's, in (0, 1): higher drops more. It may be changed at
       any time and recompiles nothing.
+    params: {'vit': ..., 'policy': ...}.
+    stats: `learned.Stats` of the policy's features.
+    actions: `Actions` [L] that every image gets, or None: the policy decides.
   """
 
   def __init__(self, system, state, *, actions=None, class_names=(),
@@ -61,8 +66,8 @@ class Classifier:
     """
     self.system, self.class_names = system, tuple(class_names)
     self.threshold = system.config.nets.threshold
-    self._params = system_lib.final_params(state)
-    self._stats, self._given = state.stats, actions
+    self.params = system_lib.final_params(state)
+    self.stats, self.actions = state.stats, actions
     self._sizes = batch_sizes(max_batch_size)
     self._cost = system.cost if actions is None else system.plain_cost
     self._run = jax.jit(functools.partial(predict, system, actions))
@@ -88,10 +93,12 @@ class Classifier:
       num = len(batch)
       size = next(s for s in self._sizes if s >= num)
       batch = np.pad(batch, [(0, size - num), *[(0, 0)] * 3])
-      out = self._run(self._params, self._stats, batch, np.arange(size) < num,
+      out = self._run(self.params, self.stats, batch, np.arange(size) < num,
                       np.float32(self.threshold))
-      parts.append([np.asarray(x)[:num] for x in out])
-    logits, keep = map(np.concatenate, zip(*parts))
+      parts.append(out)
+    # Only the last part is padded, and nothing was waited for until here.
+    logits, keep = (np.concatenate(x)[:len(images)]
+                    for x in zip(*jax.device_get(parts)))
     actions = Actions.from_keep(keep)
     return Prediction(logits, logits.argmax(-1), actions,
                       self._cost.adaptive(actions))
@@ -124,7 +131,9 @@ def load(workdir, *, phase='', best=False, max_batch_size=256):
     A `Classifier`: of the learned policy after the phases warm_start, policy
     and joint, of the mask of a static phase, else of all layers. Its threshold
     is the config's `nets.threshold`; eval.py prints one calibrated to the
-    config's `mac_target`.
+    config's `mac_target`. Of a model with exits a `CascadeClassifier`: no image
+    leaves early until its `thresholds` are set, for instance to those that
+    eval.py prints.
 
   Raises:
     ValueError: if there is no such run.
@@ -133,14 +142,17 @@ def load(workdir, *, phase='', best=False, max_batch_size=256):
   system = restore.system(info)
   state = restore.state(system, mesh_lib.make_mesh(1), workdir, phase=phase,
                         best=best)
+  class_names = info['dataset']['class_names']
+  if isinstance(system, staged.StagedSystem):
+    return CascadeClassifier(system, state, class_names=class_names,
+                             max_batch_size=max_batch_size)
   num, actions = system.model.num_adaptive, None
   if info['phase'] == 'static' and system.config.static.policy != 'stochastic':
     actions = static.actions(system.config.static, num, 1, key=None)
   elif info['phase'] in ('dense', 'static'):
     # Stochastic depth is for training; at inference every layer runs.
     actions = fixed.all_layers(num)
-  return Classifier(system, state, actions=actions,
-                    class_names=info['dataset']['class_names'],
+  return Classifier(system, state, actions=actions, class_names=class_names,
                     max_batch_size=max_batch_size)
 
 
@@ -170,7 +182,9 @@ def predict(system, given, params, stats, images, valid, threshold):
   else:
     actions, mode = given, 'static'
   logits = modes.adaptive(model, params['vit'], z1, actions, mode).total
-  keep = jnp.broadcast_to(actions.keep, (len(images), 2 * model.num_adaptive))
+  # Not len: the batch axis of an exported program may have no size.
+  shape = (images.shape[0], 2 * model.num_adaptive)
+  keep = jnp.broadcast_to(actions.keep, shape)
   return logits, keep
 
 

@@ -71,13 +71,9 @@ def compiled(model, mode, batch, chunk, device):
         shape, dtype, sharding=SingleDeviceSharding(device))
 
   def run(params, images, actions):
-    x = modes.fixed(model, params, images)
-    if mode == 'compact':
-      x = modes.compact(model, params, x, actions, chunk=chunk)
-    else:
-      x = modes.MODES[mode](model, params, x, actions)
-    prefix = x[:, :model.num_prefix]
-    return model.apply({'params': params}, prefix, method='classify').total
+    z1 = modes.fixed(model, params, images)
+    return modes.adaptive(
+        model, params, z1, actions, mode, chunk=chunk).total
 
   params = jax.eval_shape(
       lambda: adavit_jax.init_params(model, jax.random.key(0)))

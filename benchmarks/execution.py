@@ -4,7 +4,8 @@
 
 compares dense, compact (random actions per image), cond and static (random
 actions, one decision for the batch) over batch sizes and keep rates, each model
-from normalised images to logits. efficiency = dense time x MAC ratio / time: 1
+from normalised images to logits; at batch 1 compact is left out, cond stands
+for it. efficiency = dense time x MAC ratio / time: 1
 if time follows MACs. timm stands in the table where torch and timm can be
 imported, with the same weights. With
 
@@ -15,7 +16,6 @@ it times a trained policy instead, as `adavit_jax.load(DIR)` runs it.
 
 import functools
 import json
-import os
 import platform
 
 from absl import app
@@ -65,9 +65,9 @@ def main(argv):
                          f' static')
   if not all(0 < k <= 1 for k in keeps) or min(batches) < 1:
     raise app.UsageError('--keeps lie in (0, 1], --batches are 1 or more')
-  print(f'{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores '
-        f'({platform.machine()}), {_DTYPE.value}, jax {jax.__version__}, '
-        f'medians of {_REPEATS.value} rounds in alternation\n')
+  print(f'{jax.devices()[0].device_kind}, {timing.num_cores()} CPU cores '
+        f'({platform.machine()}), jax {jax.__version__}, medians of '
+        f'{_REPEATS.value} rounds in alternation\n')
   print(timing.header())
   rows = []
   for row in _rows(batches, keeps):
@@ -121,60 +121,60 @@ def model_rows(name, model, params, batch, keeps):
       jax.jit(lambda params, images: model.apply(
           {'params': params}, images).total), params, images)
   run_dense = lambda i: dense(params, images)
+  row = functools.partial(timing.row, dtype=_DTYPE.value)
   seconds = timing.alternate({'dense': run_dense}, _REPEATS.value)['dense']
-  yield timing.row(name, 'dense', batch, 1, seconds, seconds, 1, **about)
+  yield row(name, 'dense', batch, 1, seconds, seconds, 1, **about)
   yield from timm_rows.rows(
       name, model, params, images, run_dense, _REPEATS.value)
 
   programs = {}
   for mode in _MODES.value:
-    if mode == 'static' or mode == 'compact' and batch == 1:
-      continue
-    programs.update(_compile(model, params, images, mode))
+    if mode == 'cond' or mode == 'compact' and batch > 1:
+      programs.update(_compile(model, params, images, mode))
   for keep in keeps:
-    actions = {mode: _draws(model, batch, keep, mode)
-               for mode in _MODES.value}
-    functions, info, macs = {'dense': run_dense}, {}, {}
-    for label, (mode, program, about) in programs.items():
-      functions[label] = functools.partial(
-          lambda program, draws, i: program(params, images, draws[i]),
-          program, actions[mode])
-      info[label], macs[label] = about, actions[mode]
+    runs = {label: (about, _draws(model, batch, keep, mode), program)
+            for label, (mode, program, about) in programs.items()}
     if 'static' in _MODES.value:
-      # One program per mask: one is enough.
-      draws = [actions['static'][0]] * (_REPEATS.value + 1)
-      program, info['static'] = timing.compile(
-          jax.jit(lambda params, images, keep=draws[0]: modes.forward(
-              model, params, images, keep, mode='static').total),
-          params, images)
-      functions['static'] = functools.partial(
-          lambda program, i: program(params, images), program)
-      macs['static'] = draws
+      runs['static'] = _static(model, params, images, keep)
+    functions = {'dense': run_dense, **{
+        label: functools.partial(_run, program, params, images, draws)
+        for label, (_, draws, program) in runs.items()}}
     times = timing.alternate(functions, _REPEATS.value)
-    for label in info:
-      ratio = [np.mean(cost.vit(model).ratio(a)) for a in macs[label][1:]]
-      yield timing.row(name, label, batch, keep, times[label],
-                       times['dense'], ratio, **info[label])
+    for label, (about, draws, _) in runs.items():
+      ratio = [np.mean(cost.vit(model).ratio(a)) for a in draws[1:]]
+      yield row(name, label, batch, keep, times[label], times['dense'], ratio,
+                **about)
+
+
+def _run(program, params, images, draws, i):
+  return program(params, images, draws[i])
 
 
 def _compile(model, params, images, mode):
   """{label: (mode, program, about)} of a mode, for every chunk size."""
   shape = ((len(images),) if mode == 'compact' else ()) + (model.num_adaptive,)
   actions = Actions(*[jax.ShapeDtypeStruct(shape, jnp.float32)] * 2)
-  def program(chunk):
+  def program(chunk=None):
     def run(params, images, actions):
       z1 = modes.fixed(model, params, images)
-      if chunk is None:
-        return modes.adaptive(model, params, z1, actions, mode).total
-      x = modes.compact(model, params, z1, actions, chunk=chunk)
-      return model.apply({'params': params}, x[:, :model.num_prefix],
-                         method='classify').total
+      return modes.adaptive(
+          model, params, z1, actions, mode, chunk=chunk).total
     return (mode, *timing.compile(jax.jit(run), params, images, actions))
-  found = {mode: program(None)}
+  found = {mode: program()}
   if mode == 'compact':
     found.update({f'compact, {chunk} a pass': program(int(chunk))
                   for chunk in _CHUNKS.value if int(chunk) <= len(images)})
   return found
+
+
+def _static(model, params, images, keep):
+  """(about, draws, program) of one mask; each would be a program of its own."""
+  mask = _draws(model, len(images), keep, 'static')[0]
+  program, about = timing.compile(
+      jax.jit(lambda params, images: modes.forward(
+          model, params, images, mask, mode='static').total), params, images)
+  return (about, [mask] * (_REPEATS.value + 1),
+          lambda params, images, mask: program(params, images))
 
 
 def _draws(model, batch, keep, mode):

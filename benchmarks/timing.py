@@ -1,5 +1,6 @@
 """Timing that survives a noisy machine: alternation, medians, ratios."""
 
+import os
 import time
 
 import jax
@@ -9,16 +10,20 @@ import numpy as np
 # after their work, and would take the processor from ours.
 _REST = 0.05
 
+# Seconds that one turn of a function lasts at least: a single call of a
+# millisecond would show how threads wake up.
+_TURN = 0.05
+
 COLUMNS = ('model', 'mode', 'batch', 'keep', 'time_ms', 'images_per_s',
-           'time_ratio', 'mac_ratio', 'efficiency', 'compile_s', 'memory_mb')
+           'time_ratio', 'mac_ratio', 'efficiency', 'compile_s', 'temp_mb')
 
 
 def compile(function, *args):  # pylint: disable=redefined-builtin
   """Compiles a jitted function for the shapes of its arguments.
 
   Returns:
-    (compiled, {'compile_s', 'memory_mb'}); the memory is what the program
-    needs beside its arguments and results.
+    (compiled, {'compile_s', 'temp_mb'}); the memory is what the program needs
+    beside its arguments and results.
   """
   start = time.perf_counter()
   compiled = function.lower(*args).compile()
@@ -26,11 +31,14 @@ def compile(function, *args):  # pylint: disable=redefined-builtin
   memory = compiled.memory_analysis()
   return compiled, dict(
       compile_s=seconds,
-      memory_mb=memory.temp_size_in_bytes / 2**20 if memory else None)
+      temp_mb=memory.temp_size_in_bytes / 2**20 if memory else None)
 
 
 def alternate(functions, repeats):
   """Times functions in turn, so that all of them see the same machine.
+
+  A turn is one call that is not timed and as many as last `_TURN` seconds. The
+  order of the turns rotates from round to round.
 
   Args:
     functions: {name: function of the number of the round}; what it returns is
@@ -38,19 +46,35 @@ def alternate(functions, repeats):
     repeats: rounds; one more, not timed, comes first.
 
   Returns:
-    {name: seconds of each round, [repeats]}.
+    {name: seconds of a call in each round, [repeats]}.
   """
   times = {name: [] for name in functions}
+  calls = {}
   for i in range(repeats + 1):
-    for name, function in functions.items():
+    first = i % len(functions)
+    names = list(functions)
+    for name in names[first:] + names[:first]:
+      run = lambda: jax.block_until_ready(functions[name](i))
       time.sleep(_REST)
+      run()
       start = time.perf_counter()
-      jax.block_until_ready(function(i))
-      times[name].append(time.perf_counter() - start)
-  return {name: np.array(t[1:]) for name, t in times.items()}
+      for _ in range(calls.get(name, 1)):
+        run()
+      seconds = (time.perf_counter() - start) / calls.get(name, 1)
+      if i:
+        times[name].append(seconds)
+      calls[name] = max(1, round(_TURN / seconds))
+  return {name: np.array(t) for name, t in times.items()}
 
 
-def row(model, mode, batch, keep, seconds, dense_seconds, mac_ratio, **more):
+def num_cores():
+  """CPU cores that this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(
+      os, 'sched_getaffinity') else os.cpu_count()
+
+
+def row(model, mode, batch, keep, seconds, dense_seconds, mac_ratio, *,
+        dtype, compile_s=None, temp_mb=None):
   """One row of the table.
 
   Args:
@@ -61,10 +85,13 @@ def row(model, mode, batch, keep, seconds, dense_seconds, mac_ratio, **more):
     seconds: of each round.
     dense_seconds: of the dense model in the same rounds.
     mac_ratio: MACs of each round over the dense model's, or their mean.
-    **more: further columns.
+    dtype: compute dtype, a string.
+    compile_s: from `compile`.
+    temp_mb: from `compile`.
 
   Returns:
-    dict; `efficiency` = dense time x MAC ratio / measured time, in medians.
+    dict; `efficiency` = dense time x MAC ratio / measured time, in medians;
+    `quartiles_ms` shows the spread over the rounds.
   """
   time_s, dense_s = np.median(seconds), np.median(dense_seconds)
   mac_ratio = float(np.mean(mac_ratio))
@@ -74,7 +101,10 @@ def row(model, mode, batch, keep, seconds, dense_seconds, mac_ratio, **more):
       time_ms=float(time_s * 1e3), images_per_s=float(batch / time_s),
       time_ratio=float(time_s / dense_s), mac_ratio=mac_ratio,
       efficiency=float(dense_s * mac_ratio / time_s),
-      device=f'{device.platform} {device.device_kind}', **more)
+      quartiles_ms=np.percentile(seconds * 1e3, (25, 75)).tolist(),
+      compile_s=compile_s, temp_mb=temp_mb, dtype=dtype,
+      device=f'{device.platform} {device.device_kind}, {num_cores()} cores',
+      jax=jax.__version__)
 
 
 def format_row(row):
@@ -86,7 +116,7 @@ def format_row(row):
       value = '-'
     elif isinstance(value, float):
       digits = {'time_ms': 2, 'images_per_s': 1, 'compile_s': 1,
-                'memory_mb': 1, 'keep': 2}.get(name, 3)
+                'temp_mb': 1, 'keep': 2}.get(name, 3)
       value = f'{value:,.{digits}f}'
     cells.append(f'{value:<22}' if name in ('model', 'mode')
                  else f'{value:>12}')

@@ -1,5 +1,6 @@
 """Rows of trained policies, as their users run them."""
 
+import functools
 import json
 import os
 
@@ -35,7 +36,9 @@ def rows(workdir, batches, *, repeats, threshold=None, data_dir=None):
   if data_dir:
     config.data.data_dir = data_dir
   clf = adavit_jax.load(workdir, max_batch_size=max(batches))
-  clf.threshold = threshold or _calibrated(workdir) or clf.threshold
+  for value in (_calibrated(workdir), threshold):
+    if value is not None:
+      clf.threshold = value
   system = clf.system
   state = restore.state(system, mesh_lib.make_mesh(1), workdir)
   dense = adavit_jax.Classifier(
@@ -52,17 +55,15 @@ def rows(workdir, batches, *, repeats, threshold=None, data_dir=None):
     def run(model):
       return lambda i: [model(images[i][k * batch:(k + 1) * batch])
                         for k in range(count)]
-    predictions = [np.concatenate([p.actions.keep for p in run(clf)(i)])
-                   for i in range(1, repeats + 1)]
-    keep = np.mean(np.concatenate(predictions))
-    ratio = np.mean([p.macs for i in range(1, repeats + 1)
-                     for p in run(clf)(i)]) / system.plain_cost.dense
+    predictions = [p for i in range(1, repeats + 1) for p in run(clf)(i)]
+    keep = np.mean([p.actions.keep.mean() for p in predictions])
+    ratio = (np.mean([p.macs for p in predictions]) / system.plain_cost.dense)
     times = timing.alternate({'dense': run(dense), 'policy': run(clf)}, repeats)
     times = {k: t / count for k, t in times.items()}
     mode = 'policy, cond' if batch == 1 else 'policy, compact'
-    yield timing.row(name, 'dense', batch, 1, times['dense'], times['dense'], 1)
-    yield timing.row(name, mode, batch, keep, times['policy'], times['dense'],
-                     ratio)
+    row = functools.partial(timing.row, dtype=config.dtype)
+    yield row(name, 'dense', batch, 1, times['dense'], times['dense'], 1)
+    yield row(name, mode, batch, keep, times['policy'], times['dense'], ratio)
 
 
 def _calibrated(workdir):

@@ -126,7 +126,7 @@ def test_compact_compiles_an_encoder_once_per_size(model, params, run):
                          _random(0))
   text = run['compact'].lower(params, z1, actions).as_text(dialect='hlo')
   heads, chunk = 2, 8  # these rows are so small that one pass takes them all
-  sizes = 1 + len(compact.pass_sizes(chunk))
+  sizes = 1 + len(compact.pass_sizes(chunk))  # the whole pass and the last one
   assert text.count(' dot(') == sizes * (4 + 2) + heads
 
 
@@ -184,6 +184,36 @@ def test_wrong_calls(model, params, z1):
   with pytest.raises(ValueError, match="'static' takes concrete actions"):
     jax.eval_shape(lambda a: modes.adaptive(model, params, z1, a, 'static'),
                    _random(0))
+
+
+@pytest.mark.parametrize('chunk', [1, 3, 8])
+def test_passes_of_any_size_agree_with_masked(model, params, chunk):
+  """Every batch size from 1 to 33: padded, as a short batch is, to 33."""
+  z1 = jax.random.normal(
+      jax.random.key(3), (33, model.num_tokens, model.width))
+  packed = jax.jit(lambda *args: modes.compact(model, *args, chunk=chunk))
+  masked = jax.jit(lambda *args: modes.masked(model, *args)[0])
+  for size in range(34):
+    actions = Actions(*(a * (np.arange(33) < size)[:, None]
+                        for a in _random(size, 33)))
+    np.testing.assert_allclose(packed(params, z1, actions),
+                               masked(params, z1, actions), **CLOSE)
+  ones = Actions(*[np.ones((33, L), np.float32)] * 2)
+  np.testing.assert_allclose(packed(params, z1, ones),
+                             masked(params, z1, ones), **CLOSE)
+
+
+def test_modes_agree_in_bfloat16(params):
+  model = tiny.model(distillation=True, dtype='bfloat16')
+  z1 = jax.random.normal(
+      jax.random.key(4), (6, model.num_tokens, model.width), jnp.bfloat16)
+  actions = _random(4, 6)
+  got = modes.compact(model, params, z1, actions, chunk=2)
+  assert got.dtype == jnp.bfloat16
+  want, _ = modes.masked(model, params, z1, actions)
+  # Both are rounded to 8 bits after every branch, in another order of sums.
+  got, want = (np.asarray(x, np.float32) for x in (got, want))
+  assert np.abs(got - want).max() < 0.05 * want.std()
 
 
 def test_compact_packs_on_each_device_under_shard_map(model, params, run):

@@ -10,6 +10,8 @@ import numpy as np
 class Actions(NamedTuple):
   """1 = run, 0 = drop, over the L adaptive encoders.
 
+  Other values are gates, which only the mode `masked` knows.
+
   Attributes:
     msa: [B, L] per image or [L] shared (a1 in US 12,394,190).
     mlp: the same for the MLP branches (a2).

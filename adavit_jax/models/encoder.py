@@ -16,13 +16,15 @@ def attention(q, k, v):
   Returns:
     [B, H, N, d] in the dtype of `v`; the softmax is computed in float32.
   """
-  logits = jnp.einsum('bhnd,bhmd->bhnm', q, k) * q.shape[-1] ** -0.5
-  logits = logits.astype(jnp.float32)
+  logits = jnp.einsum('bhnd,bhmd->bhnm', q, k,
+                      preferred_element_type=jnp.float32)
+  logits = logits * q.shape[-1] ** -0.5
   # Its gradient is zero: a softmax does not change with a shift.
   largest = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
   weights = jnp.exp(logits - largest)
   # Divided after the product, which is N / d times less to divide.
-  y = jnp.einsum('bhnm,bhmd->bhnd', weights.astype(v.dtype), v)
+  y = jnp.einsum('bhnm,bhmd->bhnd', weights.astype(v.dtype), v,
+                 preferred_element_type=jnp.float32)
   return (y / weights.sum(-1, keepdims=True)).astype(v.dtype)
 
 

@@ -32,9 +32,9 @@ def chunk_size(batch_size, macs_per_row, backend=None):
 
 
 def pass_sizes(chunk):
-  """Numbers of rows that the last pass can take, ascending, up to `chunk`."""
+  """Sizes of the last pass, ascending: the largest holds `chunk` - 1 rows."""
   step = -(-chunk // _SIZES)
-  return [*range(step, chunk, step), chunk]
+  return [min(size, chunk) for size in range(step, chunk - 1 + step, step)]
 
 
 def residual(run, x, keep, chunk):
@@ -55,18 +55,21 @@ def residual(run, x, keep, chunk):
     [B, ...].
   """
   size = x.shape[0]
+  chunk = min(chunk, size)
   wanted = keep > 0
   num = wanted.sum(dtype=jnp.int32)
-  # Kept rows first, in their order; the places after them hold B, a row that
-  # is not there: reads are clipped and writes dropped.
+  # Kept rows first, in their order. The places after them hold rows that are
+  # not there: reads are clipped and writes dropped.
+  places = jnp.arange(size + chunk)
   order = jnp.argsort(~wanted, stable=True)
-  order = jnp.concatenate([order, jnp.full((chunk,), size, order.dtype)])
-  order = jnp.where(jnp.arange(size + chunk) < num, order, size)
+  order = jnp.concatenate([order, jnp.zeros(chunk, order.dtype)])
+  order = jnp.where(places < num, order, size + places)
+  known = dict(indices_are_sorted=True, unique_indices=True)
 
   def part(x, start, length):
     rows = jax.lax.dynamic_slice(order, (start,), (length,))
-    taken = x.at[rows].get(mode='clip')
-    return x.at[rows].set(taken + run(taken), mode='drop', unique_indices=True)
+    taken = x.at[rows].get(mode='clip', **known)
+    return x.at[rows].set(taken + run(taken), mode='drop', **known)
 
   def whole(i, x):
     # A pass of all rows needs no gather.
@@ -74,8 +77,10 @@ def residual(run, x, keep, chunk):
 
   full = num // chunk
   x = jax.lax.fori_loop(0, full, whole, x)
-  done = full * chunk
   sizes = pass_sizes(chunk)
+  if not sizes:
+    return x
+  done = full * chunk
   last = jnp.searchsorted(jnp.array([0, *sizes]), num - done)
   return jax.lax.switch(
       last, [lambda x: x, *(lambda x, n=n: part(x, done, n) for n in sizes)],

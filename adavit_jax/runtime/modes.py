@@ -121,30 +121,35 @@ def cond(model, params, x, actions):
                        f"per-image actions for {x.shape[0]} images; use "
                        f"'compact', or batches of 1")
     actions = Actions(*(a[0] for a in actions))
-  msa, mlp = _branches(model)
-  skip = lambda p, x: x
-  run = lambda branch: lambda p, x: x + branch(p, x)
+  skip = lambda stack, x, i: x
+  def run(branch):
+    # Sliced here, so that the weights of a dropped layer are not read.
+    return lambda stack, x, i: x + branch(
+        jax.tree.map(lambda leaf: leaf[i], stack), x)
 
   def step(x, layer):
-    p, keep_msa, keep_mlp = layer
-    x = jax.lax.cond(keep_msa > 0, run(msa), skip, p, x)
-    x = jax.lax.cond(keep_mlp > 0, run(mlp), skip, p, x)
+    i, *keeps = layer
+    for branch, keep in zip(_branches(model), keeps):
+      x = jax.lax.cond(keep > 0, run(branch), skip, params['adaptive'], x, i)
     return x, None
 
-  xs = (params['adaptive'], jnp.asarray(actions.msa), jnp.asarray(actions.mlp))
+  xs = (jnp.arange(model.num_adaptive), *map(jnp.asarray, actions))
   return jax.lax.scan(step, x, xs)[0]
 
 
 def compact(model, params, x, actions, *, chunk=None):
   """Runs each branch on the images that keep it, packed together.
 
+  For inference: there is no reverse-mode gradient, since the number of passes
+  is known at run time only. Train with `masked`.
+
   Args:
     model: a `ViT`.
     params: its parameters.
     x: z1 [B, N, D].
     actions: `Actions` of [B, L], or [L].
-    chunk: images in one pass; None chooses it for the default backend. See
-      `compact.residual`.
+    chunk: images in one pass; None chooses it for the default backend, also
+      where the program is exported for another. See `compact.residual`.
 
   Returns:
     x [B, N, D].
@@ -166,15 +171,16 @@ def compact(model, params, x, actions, *, chunk=None):
   return jax.lax.scan(step, x, xs)[0]
 
 
-def adaptive(model, params, x, actions, mode):
+def adaptive(model, params, x, actions, mode, *, chunk=None):
   """Runs the adaptive encoders and the heads (equation 2).
 
   Args:
     model: a `ViT`.
     params: its parameters.
     x: z1 [B, N, D].
-    actions: `Actions`, of a shape that the mode takes.
+    actions: `Actions` of 0 and 1, of a shape that the mode takes.
     mode: 'masked', 'static', 'cond' or 'compact'.
+    chunk: as `compact` takes it; the other modes have none.
 
   Returns:
     `Logits`.
@@ -188,7 +194,8 @@ def adaptive(model, params, x, actions, mode):
     if np.shape(a)[-1:] != (model.num_adaptive,):
       raise ValueError(f'actions have shape {np.shape(a)}; the model has '
                        f'{model.num_adaptive} adaptive encoders')
-  x = MODES[mode](model, params, x, actions)
+  options = dict(chunk=chunk) if mode == 'compact' else {}
+  x = MODES[mode](model, params, x, actions, **options)
   prefix = x[:, :model.num_prefix]
   return model.apply({'params': params}, prefix, method='classify')
 
