@@ -36,6 +36,8 @@ setup(
     ],
     extras_require={
         'test': ['pytest>=8', 'pytest-xdist>=3.5'],
+        'hub': ['huggingface_hub>=0.25'],
+        'torch': ['torch>=2.6'],  # reads .pth files
         'tensorboard': ['tensorboardX>=2.6'],
         'cuda': ['jax[cuda13]>=0.10'],
         'cuda12': ['jax[cuda12]>=0.10'],

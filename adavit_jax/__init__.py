@@ -1,5 +1,6 @@
 """Vision transformers that spend only the compute an image needs."""
 
+from adavit_jax.cascade_classifier import CascadeClassifier as CascadeClassifier
 from adavit_jax.classifier import Classifier as Classifier
 from adavit_jax.classifier import Prediction as Prediction
 from adavit_jax.classifier import load as load

@@ -27,7 +27,12 @@ def test_unknown_fields_of_the_config_are_refused(tmp_path):
     ({'data.image_size': 16}, 'data.image_size=16 but the model '
      "'vit_digits_patch2_8' takes 8; set --config.model.image_size=16"),
     (dict(phases=('policy', 'joint')), "phase 'policy' starts from a trained "
-     'model; set --config.init.workdir'),
+     'model; set --config.init.workdir=DIR or --config.init.weights=FILE'),
+    ({'init.workdir': 'a', 'init.weights': 'b'}, "init.workdir='a' and "
+     "init.weights='b': parameters come from one of the two"),
+    ({'init.weights': 'nowhere.npz'}, 'nowhere.npz does not exist'),
+    ({'data.mean': (0.5, 0.5, 0.5)}, r'data.mean=\(0.5, 0.5, 0.5\) and .* one '
+     'value for each of the 1 channels'),
     ({'dense.steps': 0}, 'dense.steps=0 must be positive'),
     ({'dense.ema': 1.}, r'dense.ema=1.0 must be in \[0, 1\)'),
     ({'policy.samples': 1}, 'policy.samples=1: the leave_one_out baseline'),

@@ -270,3 +270,33 @@ def test_test_split_may_lack_a_class(config, root):
   dataset = data.load(config)
   assert dataset.num_classes == 2
   np.testing.assert_array_equal(dataset.test.labels, [1])
+
+
+def test_crop_and_interpolation_of_a_models_family(config, root):
+  pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+  image = Image.fromarray(pixels)
+  save(root / 'test' / 'cat' / 'x.PNG', image)
+  config.crop = 0.6  # floor(4 / 0.6) = 6
+  found = {}
+  for name in ('bicubic', 'bilinear'):
+    config.interpolation = name
+    found[name] = data.load(config).test.images([0])[0]
+    small = image.resize((8, 6), Image.Resampling[name.upper()])
+    np.testing.assert_array_equal(found[name], np.asarray(small)[:, 1:7])
+  assert (found['bicubic'] != found['bilinear']).any()
+  config.update(crop=None, interpolation=None, load_size=6)
+  np.testing.assert_array_equal(
+      data.load(config).test.images([0])[0], found['bicubic'])
+
+
+@pytest.mark.parametrize('fields, message', [
+    (dict(interpolation='cubic'), "interpolation='cubic': give one of"),
+    (dict(crop=1.5), 'crop=1.5 must lie in 0..1'),
+    (dict(crop=0.9, load_size=6), 'crop=0.9 and load_size=6 both'),
+    (dict(mean=(124., 116., 104.)), r'mean=\(124.0, .* white is 1'),
+    (dict(std=(0., 1., 1.)), r'std=\(0.0, 1.0, 1.0\) must lie in'),
+])
+def test_wrong_preprocessing(config, fields, message):
+  config.update(fields)
+  with pytest.raises(ValueError, match=message):
+    data.load(config)

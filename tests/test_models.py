@@ -41,6 +41,9 @@ NUM_PARAMS = {
     'vit_large_patch32_384': 306_632_680,
     'deit_base_patch16_384': 86_859_496,
     'deit_base_distilled_patch16_384': 87_630_032,
+    'ravit_cifar_patch4_32': 819_348,
+    'ravit_tiny_imagenet_patch4_64': 36_036_496,
+    'ravit_imagenet_patch16_224': 75_177_144,
 }
 
 

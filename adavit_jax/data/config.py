@@ -1,8 +1,14 @@
 """The `config.data` fields: their defaults and their limits."""
 
+import math
+
 import ml_collections
+from ml_collections import config_dict
 
 SOURCES = ('digits', 'digit_scenes', 'folder', 'tfds:NAME')
+INTERPOLATIONS = ('bicubic', 'bilinear')
+# What belongs to a model's parameters: they expect images prepared like this.
+PREPROCESSING = ('mean', 'std', 'interpolation', 'crop')
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -12,7 +18,12 @@ def default_config() -> ml_collections.ConfigDict:
       data_dir='',  # folder: holds train/ and test/ or val/; tfds: its data_dir
       cache_dir='',  # '' = $ADAVIT_CACHE, else ~/.cache/adavit_jax
       image_size=8,  # pixels a side that the model is fed
-      load_size=0,  # pixels a side that images are decoded to; 0 = image_size
+      load_size=0,  # pixels a side that images are decoded to; 0 = by crop
+      # None: as the weights or the run that training starts from, if any.
+      mean=config_dict.placeholder(tuple),  # in 0..1; else the data's own
+      std=config_dict.placeholder(tuple),  # in 0..1; else the data's own
+      interpolation=config_dict.placeholder(str),  # else bicubic
+      crop=config_dict.placeholder(float),  # image_size / load_size; else 1
       holdout=0.1,  # share of the training split for calibration and choice
       on_corrupt='error',  # 'error' | 'skip'
       scenes=dict(kind='mix', num_train=30_000, num_test=4_000),
@@ -27,7 +38,14 @@ def default_config() -> ml_collections.ConfigDict:
 
 def load_size(config_data) -> int:
   """Returns the pixels a side that images are decoded to."""
-  return config_data.load_size or config_data.image_size
+  if config_data.load_size:
+    return config_data.load_size
+  return math.floor(config_data.image_size / (config_data.crop or 1))
+
+
+def interpolation(config_data) -> str:
+  """Returns how image files are resized, one of `INTERPOLATIONS`."""
+  return config_data.interpolation or INTERPOLATIONS[0]
 
 
 def check_source(config_data) -> None:
@@ -41,6 +59,7 @@ def check_source(config_data) -> None:
     raise ValueError(
         f'config.data.image_size={config_data.image_size} must be at least 1.'
     )
+  _check_preprocessing(config_data)
   if load_size(config_data) < config_data.image_size:
     raise ValueError(
         f'config.data.load_size={config_data.load_size} is smaller than'
@@ -57,6 +76,32 @@ def check_source(config_data) -> None:
         f"config.data.on_corrupt={config_data.on_corrupt!r}: give 'error' or"
         " 'skip'."
     )
+
+
+def _check_preprocessing(config_data) -> None:
+  if config_data.interpolation not in (None, *INTERPOLATIONS):
+    raise ValueError(
+        f'config.data.interpolation={config_data.interpolation!r}: give one of'
+        f' {INTERPOLATIONS}.'
+    )
+  crop = config_data.crop
+  if crop is not None and not 0 < crop <= 1:
+    raise ValueError(
+        f'config.data.crop={crop} must lie in 0..1: it is the share of the'
+        " short side that the model's image takes."
+    )
+  if crop is not None and config_data.load_size:
+    raise ValueError(
+        f'config.data.crop={crop} and load_size={config_data.load_size} both'
+        ' say how large images are decoded: set load_size=0, or no crop.'
+    )
+  for field, low in (('mean', 0), ('std', 1 / 512)):
+    values = config_data[field]
+    if values is not None and not all(low <= x <= 1 for x in values):
+      raise ValueError(
+          f'config.data.{field}={tuple(values)} must lie in {low:.3g}..1: white'
+          ' is 1.'
+      )
 
 
 def check_augmentation(config_data) -> None:

@@ -19,7 +19,9 @@ class CorruptImageError(ValueError):
   """The bytes are not an image that can be decoded."""
 
 
-def decode_image(data: bytes, *, size: int, channels: int = 3) -> np.ndarray:
+def decode_image(
+    data: bytes, *, size: int, channels: int = 3, interpolation: str = 'bicubic'
+) -> np.ndarray:
   """Decodes an image of any size and mode.
 
   16-bit greys are scaled to 8 bits, transparent pixels are shown on white, the
@@ -28,8 +30,9 @@ def decode_image(data: bytes, *, size: int, channels: int = 3) -> np.ndarray:
   Args:
     data: a file's bytes, of any format that Pillow reads.
     size: pixels a side of the result: the short side is resized to it
-      (bicubic, antialiased) and the centre cropped.
+      (antialiased) and the centre cropped.
     channels: 3 for RGB, 1 for grey.
+    interpolation: 'bicubic' or 'bilinear'.
 
   Returns:
     uint8 [size, size, channels].
@@ -46,7 +49,8 @@ def decode_image(data: bytes, *, size: int, channels: int = 3) -> np.ndarray:
         scale = 2 * size / short
         image.draft(None, tuple(int(s * scale) + 1 for s in image.size))
       image = ImageOps.exif_transpose(image)
-      image = fit(to_mode(image, 'RGB' if channels == 3 else 'L'), size)
+      image = to_mode(image, 'RGB' if channels == 3 else 'L')
+      image = fit(image, size, interpolation)
       return np.asarray(image).reshape(size, size, channels)
   except _DAMAGE as error:
     raise CorruptImageError(f'{type(error).__name__}: {error}') from error
@@ -71,7 +75,9 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
   return image if image.mode == mode else image.convert(mode)
 
 
-def fit(image: Image.Image, size: int) -> Image.Image:
+def fit(
+    image: Image.Image, size: int, interpolation: str = 'bicubic'
+) -> Image.Image:
   """Resizes the short side to `size` pixels and crops the centre square."""
   width, height = image.size
   scale = size / min(width, height)
@@ -79,7 +85,8 @@ def fit(image: Image.Image, size: int) -> Image.Image:
     width, height = max(round(width * scale), size), max(
         round(height * scale), size
     )
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    resampling = Image.Resampling[interpolation.upper()]
+    image = image.resize((width, height), resampling)
   if (width, height) != (size, size):
     left, top = (width - size) // 2, (height - size) // 2
     image = image.crop((left, top, left + size, top + size))

@@ -49,6 +49,7 @@ def decode_rows(
     pool: futures.Executor,
     *,
     size: int,
+    interpolation: str,
 ) -> list[tuple[np.ndarray | decode.CorruptImageError, int]]:
   """Returns the image uint8 [H, W, C] of each row, and its label.
 
@@ -58,7 +59,10 @@ def decode_rows(
   def attempt(record):
     data, label = record
     try:
-      image = decode.decode_image(data, size=size, channels=encoded.channels)
+      image = decode.decode_image(
+          data, size=size, channels=encoded.channels,
+          interpolation=interpolation,
+      )
     except decode.CorruptImageError as error:
       return error, label
     return image, label

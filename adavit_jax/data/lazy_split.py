@@ -24,6 +24,7 @@ class LazySplit:
       labels: np.ndarray,
       *,
       size: int,
+      interpolation: str,
       on_corrupt: str,
   ):
     self._encoded = encoded
@@ -31,6 +32,7 @@ class LazySplit:
     self.labels = np.asarray(labels, np.int32)
     self.meta = {}
     self._size = size
+    self._interpolation = interpolation
     self._on_corrupt = on_corrupt
     self._pool = encoded_lib.decoder_pool()
 
@@ -55,7 +57,8 @@ class LazySplit:
 
   def _decode(self, rows):
     decoded = encoded_lib.decode_rows(
-        self._encoded, rows.tolist(), self._pool, size=self._size
+        self._encoded, rows.tolist(), self._pool, size=self._size,
+        interpolation=self._interpolation,
     )
     return [image for image, _ in decoded]
 

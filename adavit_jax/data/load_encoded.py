@@ -28,7 +28,8 @@ def load_split(
 
   Args:
     encoded: the images.
-    config_data: load_size, on_corrupt and cache_dir are used.
+    config_data: load_size, crop, interpolation, on_corrupt and cache_dir are
+      used.
     holdout: the share of the second part, drawn class by class.
     seed: decides which images are drawn.
 
@@ -37,17 +38,16 @@ def load_split(
     ValueError: no image can be decoded.
   """
   size = config_lib.load_size(config_data)
+  how = dict(
+      size=size, interpolation=config_lib.interpolation(config_data),
+      on_corrupt=config_data.on_corrupt,
+  )
   in_memory = len(encoded) * size**2 * encoded.channels <= MAX_BYTES
   if in_memory:
-    key = dict(
-        encoded.key, size=size, channels=encoded.channels,
-        on_corrupt=config_data.on_corrupt,
-    )
+    key = dict(encoded.key, channels=encoded.channels, **how)
     records = cache.cached(
         config_data.cache_dir, f'{encoded.label}-{size}', key,
-        lambda: decode_all(
-            encoded, size=size, on_corrupt=config_data.on_corrupt
-        ),
+        lambda: decode_all(encoded, **how),
     )
     labels = np.array(records['label'])
   else:
@@ -61,21 +61,21 @@ def load_split(
         for rows in parts
     )
   return tuple(
-      lazy_split.LazySplit(
-          encoded, rows, labels[rows], size=size,
-          on_corrupt=config_data.on_corrupt,
-      ) for rows in parts
+      lazy_split.LazySplit(encoded, rows, labels[rows], **how)
+      for rows in parts
   )
 
 
 def decode_all(
-    encoded: encoded_lib.EncodedImages, *, size: int, on_corrupt: str
+    encoded: encoded_lib.EncodedImages, *, size: int, interpolation: str,
+    on_corrupt: str,
 ) -> np.ndarray:
   """Decodes a whole set.
 
   Args:
     encoded: n images.
     size: pixels a side of the result.
+    interpolation: one of `config.INTERPOLATIONS`.
     on_corrupt: 'error', or 'skip' to leave out what cannot be decoded.
 
   Returns:
@@ -94,7 +94,9 @@ def decode_all(
   with encoded_lib.decoder_pool() as pool:
     for start in range(0, n, _CHUNK):
       rows = range(start, min(start + _CHUNK, n))
-      decoded = encoded_lib.decode_rows(encoded, rows, pool, size=size)
+      decoded = encoded_lib.decode_rows(
+          encoded, rows, pool, size=size, interpolation=interpolation
+      )
       for row, (image, label) in zip(rows, decoded):
         if isinstance(image, decode.CorruptImageError):
           if on_corrupt == 'error':

@@ -131,6 +131,7 @@ def _stats(train, records, config_data, seed):
     return splits.channel_stats(train)
   key = dict(
       records.key, only='stats', size=config_lib.load_size(config_data),
+      interpolation=config_lib.interpolation(config_data),
       holdout=config_data.holdout, seed=seed,
   )
   mean, std = cache.cached(

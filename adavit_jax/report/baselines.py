@@ -193,7 +193,10 @@ class Report:
     keep = ''.join(str(int(k)) for k in np.asarray(actions.keep))
     config = self.trainer.config.copy_and_resolve_references()
     if 'dense' in config.phases:
-      config.init.workdir, config.init.phase = self._workdir, 'dense'
+      config.init.update(workdir=self._workdir, phase='dense', weights='')
+    elif config.init.weights and 'policy' in config.phases:
+      # The policy's phase leaves the ViT as the file has it.
+      config.init.update(workdir=self._workdir, phase='policy', weights='')
     config.phases = ('static',)
     for field in config.static:
       if field in config.joint:

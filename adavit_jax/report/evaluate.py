@@ -5,10 +5,12 @@ import jax
 from ml_collections import config_dict
 
 from adavit_jax.report import baselines
+from adavit_jax.report import exits
 from adavit_jax.report import pictures
 from adavit_jax.report import table
 from adavit_jax.train import loop
 from adavit_jax.train import restore
+from adavit_jax.train import staged
 
 _LABELS = (
     ('dense', 'dense'), ('adaptive', 'adaptive'),
@@ -22,30 +24,38 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
   """Evaluates a run on the test split; prints tables and draws pictures.
 
   Args:
-    workdir: directory of a run whose policy is trained.
-    threshold: the policy's; None calibrates it to the config's `mac_target` on
-      held-out data.
+    workdir: directory of a run whose policy is trained, or whose model has
+      exits: see `exits.evaluate`.
+    threshold: the policy's, or that of every exit's confidence; None
+      calibrates it to the config's `mac_target` on held-out data.
     best: the best checkpoint instead of the last.
-    static: also tune static sub-networks for the same MACs.
+    static: also tune static sub-networks for the same MACs as a policy's.
     data_dir: replaces the config's.
 
   Returns:
     The report as a dict that JSON can hold, or None if a signal stopped it.
 
   Raises:
-    ValueError: if there is no such run, or its data is missing.
+    ValueError: if there is no such run, its data is missing, or a policy's
+      threshold is outside (0, 1).
   """
   info = restore.find(workdir, best=best)[2]
   config = config_dict.ConfigDict(info['config'])
   config.phases = tuple(config.phases)
   if data_dir is not None:
     config.data.data_dir = data_dir
-  report = baselines.Report(loop.Trainer(config, workdir), workdir, best=best)
-  trainer = report.trainer
-  result = dict(
+  trainer = loop.Trainer(config, workdir)
+  about = dict(
       workdir=str(workdir), phase=info['phase'], seed=config.seed,
       device=f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-      num_test=len(trainer.dataset.test), dense=report.dense_row())
+      num_test=len(trainer.dataset.test))
+  if isinstance(trainer.system, staged.StagedSystem):
+    return exits.evaluate(trainer, about, threshold=threshold, best=best)
+  if threshold is not None and not 0 < threshold < 1:
+    raise ValueError(f'--threshold={threshold} must be in (0, 1): it is the '
+                     f"policy's")
+  report = baselines.Report(trainer, workdir, best=best)
+  result = dict(about, dense=report.dense_row())
   rows, outputs = report.final(threshold)
   result.update(rows)
   one = report.one_set_of_weights()

@@ -1,4 +1,5 @@
-"""Results as pictures: keep rates, accuracy against MACs, easy and hard."""
+"""Results as pictures: keep rates, accuracy against MACs, easy and hard, exits.
+"""
 
 from etils import epath
 from matplotlib.figure import Figure
@@ -55,6 +56,31 @@ def accuracy_against_macs(report, path):
   low = min(100 * report[k]['accuracy'] for k in ('adaptive', 'dense'))
   axes.set(xlabel="MACs as a share of the dense model's",
            ylabel='test accuracy, %', ylim=(low - 12, None))
+  axes.grid(alpha=0.3)
+  axes.legend(fontsize=8)
+  _save(figure, path)
+
+
+def exits(report, path):
+  """Accuracy against MACs of a cascade, with the points of the exits alone.
+
+  Args:
+    report: dict of `report.exits.evaluate`.
+    path: of the PNG.
+  """
+  figure = Figure(figsize=(6, 4), layout='constrained')
+  axes = figure.subplots()
+  def draw(rows, style, label):
+    axes.plot([r['macs'] / 1e6 for r in rows],
+              [100 * r['accuracy'] for r in rows], style, label=label)
+  draw(report['exits'], 'k^:', 'exits alone; between them: chosen at random')
+  if 'curve' in report:
+    draw(report['curve'], 'C0-', 'cascade, thresholds swept')
+  for name, style in (('same_accuracy', 'C0o'), ('mac_target', 'C0s'),
+                      ('threshold', 'C0D')):
+    if name in report:
+      draw([report[name]], style, 'cascade, ' + name.replace('_', ' '))
+  axes.set(xlabel='million MACs per image', ylabel='test accuracy, %')
   axes.grid(alpha=0.3)
   axes.legend(fontsize=8)
   _save(figure, path)

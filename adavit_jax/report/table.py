@@ -1,18 +1,27 @@
 """Results as a table on the terminal."""
 
+ACCURACY = ('accuracy %', lambda r: f"{100 * r['accuracy']:.2f}")
+MACS = ('MACs/image', lambda r: _millions(r['macs']))
 _COLUMNS = (
-    ('accuracy %', lambda r: f"{100 * r['accuracy']:.2f}"),
-    ('MACs/image', lambda r: _millions(r['macs'])),
+    ACCURACY,
+    MACS,
     ('of dense', lambda r: f"{r['macs_ratio']:.3f}"),
     ('of encoders', lambda r: f"{r['encoder_macs_ratio']:.3f}"),
 )
 
 
-def format_rows(rows):
-  """Lines of a table, one for each (label, row); see `compare.row`."""
-  cells = [['', *(name for name, _ in _COLUMNS)]]
-  cells += [[label, *(show(row) for _, show in _COLUMNS)]
-            for label, row in rows]
+def format_rows(rows, columns=_COLUMNS):
+  """Lines of a table, one for each (label, row).
+
+  Args:
+    rows: pairs of a label and a dict, for the default columns a `compare.row`.
+    columns: pairs of a name and a function from such a dict to the cell.
+
+  Returns:
+    A string.
+  """
+  cells = [['', *(name for name, _ in columns)]]
+  cells += [[label, *(show(row) for _, show in columns)] for label, row in rows]
   widths = [max(map(len, column)) for column in zip(*cells)]
   def line(cells):
     first, *rest = (c.ljust(w) if i == 0 else c.rjust(w)

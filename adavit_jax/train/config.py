@@ -7,7 +7,9 @@ from ml_collections import config_dict
 from adavit_jax import data
 from adavit_jax.train import optimizer
 
-PHASES = ('dense', 'warm_start', 'policy', 'joint', 'static')
+PHASES = ('dense', 'warm_start', 'policy', 'joint', 'static', 'exits')
+# The others start from a trained model, and see one true class an image.
+FROM_SCRATCH = ('dense', 'exits')
 
 
 def default_config():
@@ -28,7 +30,8 @@ def default_config():
       tokens='all', aux=True, hidden=0, bias=2.0, threshold=0.5))
 
   config.init = config_dict.ConfigDict(dict(
-      workdir='', phase=''))  # start from another run; '' phase: its newest
+      workdir='', phase='',  # start from another run; '' phase: its newest
+      weights=''))  # start from other people's weights: see weights.load
   config.log_every = 50
   config.eval_every = 500
   config.checkpoint_every = 500
@@ -56,12 +59,16 @@ def default_config():
   config.static = config_dict.ConfigDict(dict(
       optim, learning_rate=5e-4, policy='table_1', number=4, which='first',
       survival=0.5, keep='', **path))
+  config.exits = config_dict.ConfigDict(dict(
+      optim, weights=(1.,),  # of the exits' losses; one number for all
+      rule='entropy'))  # see exits.confidence.RULES
   return config
 
 
 _MODEL_FIELDS = dict(
     image_size=int, patch_size=int, width=int, depth=int, num_heads=int,
-    num_fixed=int, mlp_ratio=float, stem=str, distillation=bool)
+    num_fixed=int, mlp_ratio=float, stem=str, distillation=bool,
+    layers=tuple, factors=tuple, shared_stem=bool)  # the last three: RAViT
 
 
 def model_overrides(config):
@@ -125,10 +132,16 @@ def check(config):
   if not 0 < config.nets.threshold < 1:
     raise ValueError(f'nets.threshold={config.nets.threshold} must be in '
                      f'(0, 1)')
-  if config.phases and config.phases[0] != 'dense' and not config.init.workdir:
+  init = config.init
+  if init.workdir and init.weights:
+    raise ValueError(f'init.workdir={init.workdir!r} and init.weights='
+                     f'{init.weights!r}: parameters come from one of the two; '
+                     f'unset the other')
+  if (config.phases and config.phases[0] not in FROM_SCRATCH
+      and not (init.workdir or init.weights)):
     raise ValueError(f'phase {config.phases[0]!r} starts from a trained model; '
-                     f'set --config.init.workdir=DIR, or begin with the dense '
-                     f'phase')
+                     f'set --config.init.workdir=DIR or --config.init.weights='
+                     f'FILE, or begin with the dense phase')
 
 
 def _choice(name, value, known):

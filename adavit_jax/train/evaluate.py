@@ -123,18 +123,7 @@ class Evaluator:
     return np.concatenate(mesh_lib.fetch(out)), split.labels[rows]
 
   def _collect(self, split, run):
-    size = self._batch_size
-    processes, index = jax.process_count(), jax.process_index()
-    parts = []
-    for start in range(0, len(split), size):
-      rows = np.minimum(np.arange(start, start + size), len(split) - 1)
-      mine = np.split(rows, processes)[index]
-      images, labels = mesh_lib.shard_batch(
-          (split.images(mine), split.labels[mine]), self._mesh)
-      valid = min(size, len(split) - start)
-      parts.append([x[:valid] for x in mesh_lib.fetch(
-          run(images, labels, rows))])
-    return [np.concatenate(x) for x in zip(*parts)]
+    return collect(split, run, self._mesh, self._batch_size)
 
   def _run_z1(self, vit, images):
     return modes.fixed(self._system.model, vit, self._system.normalize(images))
@@ -158,3 +147,28 @@ class Evaluator:
     prediction = logits.argmax(-1)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return Outputs(prediction, prediction == labels, loss, actions.keep)
+
+
+def collect(split, run, mesh, batch_size):
+  """Runs a program over a split in batches of one size.
+
+  Args:
+    split: `Split` of n images.
+    run: (images uint8 [B, H, W, C], labels [B], rows [B]) -> arrays [B, ...],
+      replicated; rows are the images' places in the split.
+    mesh: from `mesh.make_mesh`.
+    batch_size: B of all processes together.
+
+  Returns:
+    List of NumPy arrays [n, ...].
+  """
+  processes, index = jax.process_count(), jax.process_index()
+  parts = []
+  for start in range(0, len(split), batch_size):
+    rows = np.minimum(np.arange(start, start + batch_size), len(split) - 1)
+    mine = np.split(rows, processes)[index]
+    images, labels = mesh_lib.shard_batch(
+        (split.images(mine), split.labels[mine]), mesh)
+    valid = min(batch_size, len(split) - start)
+    parts.append([x[:valid] for x in mesh_lib.fetch(run(images, labels, rows))])
+  return [np.concatenate(x) for x in zip(*parts)]

@@ -15,10 +15,14 @@ from adavit_jax.policies import search
 from adavit_jax.train import checkpoints
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import evaluate
+from adavit_jax.train import evaluate_exits
 from adavit_jax.train import guards
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import preemption
+from adavit_jax.train import phases
+from adavit_jax.train import pretrained
 from adavit_jax.train import restore
+from adavit_jax.train import staged
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
 from adavit_jax.train import writer
@@ -27,7 +31,7 @@ from adavit_jax.train.phases import static
 # What may differ between a run and its resumption.
 _FREE_FIELDS = ('log_every', 'eval_every', 'checkpoint_every',
                 'eval_batch_size', 'data.data_dir', 'data.cache_dir',
-                'init.workdir')
+                'init.workdir', 'init.weights')
 
 
 class Trainer:
@@ -45,6 +49,8 @@ class Trainer:
       ValueError: for anything that could not work, before any compute.
     """
     config_lib.check(config)
+    saved = pretrained.saved_config(workdir)
+    config = pretrained.with_preprocessing(config, saved)
     self.config, self.workdir = config, workdir
     self._began_from = ''  # phase of the run that this one continues
     self.mesh = mesh_lib.make_mesh()
@@ -54,12 +60,18 @@ class Trainer:
     self.dataset = dataset or data.load(config.data, seed=config.seed)
     self._check_sizes()
     self.system = system_lib.create(config, self.dataset)
-    self._check_budget()
+    phases.check(config.phases, self.system.model, config.model.name)
+    self._staged = isinstance(self.system, staged.StagedSystem)
+    if not self._staged:
+      self._check_budget()
+    if saved is None and config.init.weights:
+      pretrained.load(self.system)  # only for its errors
     if 'static' in config.phases:
       static.actions(config.static, self.system.model.num_adaptive, 1,
                      jax.random.key(0))
-    self.evaluator = evaluate.Evaluator(
-        self.system, self.mesh, config.eval_batch_size)
+    evaluator = (evaluate_exits.ExitEvaluator if self._staged else
+                 evaluate.Evaluator)
+    self.evaluator = evaluator(self.system, self.mesh, config.eval_batch_size)
 
   def _check_sizes(self):
     for phase in self.config.phases:
@@ -128,15 +140,19 @@ class Trainer:
       if config.init.workdir:
         state = self._restore_params()
       else:
-        state = self._replicate(
-            system_lib.init_state(self.system, config.seed))
+        state = system_lib.init_state(self.system, config.seed)
+        if config.init.weights:
+          vit = pretrained.load(self.system)
+          state = state.replace(params={**state.params, 'vit': vit})
+          logging.info('initialised from %s', config.init.weights)
+        state = self._replicate(state)
         logging.info('%s', parameter_overview.get_parameter_overview(
             state.params, include_stats=False))
       return state, 0, 0
     kind, step = latest
     info = ckpts.info(step, kind)
-    _check_same(info['config'], json.loads(json.dumps(config.to_dict())),
-                self.workdir)
+    _check_same(restore.with_defaults(info['config']),
+                json.loads(json.dumps(config.to_dict())), self.workdir)
     shapes = step_lib.abstract_state(self.system, info['phase'])
     state = ckpts.restore(
         mesh_lib.put_shapes(shapes, self.mesh), step, kind)
@@ -163,7 +179,7 @@ class Trainer:
 
   def enter(self, state, phase):
     """The state with which a phase begins: teacher, masks, price, optimizer."""
-    if phase != 'dense' and state.teacher is None:
+    if phase not in config_lib.FROM_SCRATCH and state.teacher is None:
       state = self.prepare_policy(state)
     elif phase == 'dense':
       state = state.replace(teacher=None)
@@ -255,6 +271,12 @@ class Trainer:
     if not len(split):
       return None
     params = system_lib.final_params(state)
+    if self._staged:
+      means = self.evaluator(params['vit'], split).means()
+      metrics.write(step, {f'holdout/{k}': v for k, v in means.items()})
+      logging.info('%s, step %d: held-out accuracy of the exits %s', phase,
+                   step, np.round(means['accuracy'], 4))
+      return float(means['accuracy'][-1])
     if phase == 'dense':
       out = self.evaluator.dense(params['vit'], split)
       ratio = 1.

@@ -1,10 +1,12 @@
 """Reads a run back from its work directory, without its optimizer."""
 
+import json
 import types
 
 from ml_collections import config_dict
 
 from adavit_jax.train import checkpoints
+from adavit_jax.train import config as config_lib
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
@@ -19,7 +21,8 @@ def find(workdir, *, phase='', best=False):
     best: the best of the last phase instead.
 
   Returns:
-    (kind, step, info).
+    (kind, step, info). Fields of `info['config']` that are younger than the
+    run have their defaults.
 
   Raises:
     ValueError: if there is none.
@@ -38,7 +41,21 @@ def find(workdir, *, phase='', best=False):
       raise ValueError(f'{workdir!r} holds no {what}; train there first, or '
                        f'give the --workdir of another run')
     kind, step = found[-1]
-    return kind, step, ckpts.info(step, kind)
+    info = ckpts.info(step, kind)
+    return kind, step, {**info, 'config': with_defaults(info['config'])}
+
+
+def with_defaults(saved):
+  """A saved config, a dict, with the fields that are younger than it."""
+  defaults = json.dumps(config_lib.default_config().to_dict())
+  return _merge(json.loads(defaults), saved)
+
+
+def _merge(defaults, values):
+  merged = {k: _merge(defaults[k], v)
+            if isinstance(v, dict) and isinstance(defaults.get(k), dict) else v
+            for k, v in values.items()}
+  return {**defaults, **merged}
 
 
 def system(info):
@@ -64,7 +81,13 @@ def state(wanted, mesh, workdir, *, phase='', best=False):
     ValueError: if there is no such checkpoint, or it is of another model.
   """
   kind, step, info = find(workdir, phase=phase, best=best)
-  like = step_lib.abstract_state(system(info), info['phase'])
+  saved = system(info)
+  if type(saved) is not type(wanted):
+    raise ValueError(
+        f"{workdir!r} holds a run of {info['config']['model']['name']!r}, "
+        f'which has nothing to give to {wanted.config.model.name!r}: one of '
+        f'them has exits and the other has not; give another init.workdir')
+  like = step_lib.abstract_state(saved, info['phase'])
   shapes = mesh_lib.put_shapes(
       step_lib.abstract_state(wanted, info['phase']), mesh)
   # Whether there is an average is the checkpoint's affair, not the model's.

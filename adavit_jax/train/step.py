@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from adavit_jax import data
+from adavit_jax.train import config as config_lib
 from adavit_jax.train import optimizer
 from adavit_jax.train import phases
 from adavit_jax.train import system as system_lib
@@ -44,7 +45,7 @@ def abstract_state(system, phase):
   """Shapes of the state during a phase, to restore a checkpoint into."""
   def build():
     state = system_lib.init_state(system, 0)
-    if phase != 'dense':
+    if phase not in config_lib.FROM_SCRATCH:
       state = state.replace(teacher=state.params['vit'])
     return begin_phase(system, state, phase)
   return jax.eval_shape(build)
@@ -102,9 +103,9 @@ def make_step(system, phase, start):
 
 
 def _augmentation(config_data, phase):
-  """Mixes images in the dense phase alone: a reward needs one true class."""
+  """Mixes no images after the first phases: a reward needs one true class."""
   config_data = config_data.copy_and_resolve_references()
-  if phase != 'dense':
+  if phase not in config_lib.FROM_SCRATCH:
     config_data.mixup = config_data.cutmix = 0.
   return config_data
 

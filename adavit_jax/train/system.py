@@ -14,6 +14,7 @@ from adavit_jax import data
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import learned
 from adavit_jax.runtime import modes
+from adavit_jax.train import staged
 from adavit_jax.train.config import model_overrides
 
 
@@ -27,8 +28,9 @@ class System:
     nets: `PolicyNets`.
     cost: `Cost` with the policy networks.
     plain_cost: `Cost` without them.
-    mean: per-channel mean of the data, in units of 1.
-    std: per-channel deviation.
+    mean: per-channel mean that images are normalised with, in units of 1: the
+      config's `data.mean`, else the data's.
+    std: per-channel deviation, likewise.
   """
   config: config_dict.ConfigDict
   model: models.ViT
@@ -67,7 +69,7 @@ class System:
 
 
 def create(config, dataset):
-  """Makes the `System` of a config for a data set.
+  """Makes the `System` of a config, or its `StagedSystem`, for a data set.
 
   Args:
     config: see `train.config.default_config`.
@@ -85,13 +87,20 @@ def create(config, dataset):
         f'{config.model.name!r} takes {model.image_size}; set '
         f'--config.model.image_size={config.data.image_size}, or another '
         f'--config.data.image_size')
+  mean, std = (tuple(map(float, config.data[field] or getattr(dataset, field)))
+               for field in ('mean', 'std'))
+  if {len(mean), len(std)} != {model.channels}:
+    raise ValueError(f'data.mean={mean} and data.std={std} must have one value '
+                     f'for each of the {model.channels} channels of the images')
+  if hasattr(model, 'num_stages'):
+    return staged.create(config, model, mean, std)
   p = config.nets
   nets = learned.PolicyNets(
       num_layers=model.num_adaptive, num_classes=dataset.num_classes,
       tokens=p.tokens, aux=p.aux, hidden=p.hidden, bias=p.bias,
       num_candidates=3 * (2 * model.num_adaptive + 1))
   return System(config, model, nets, cost.vit(model, nets), cost.vit(model),
-                tuple(map(float, dataset.mean)), tuple(map(float, dataset.std)))
+                mean, std)
 
 
 @struct.dataclass
@@ -100,7 +109,8 @@ class State:
 
   Attributes:
     step: steps taken over all phases, [] int32.
-    params: {'vit': ..., 'policy': ...}.
+    params: {'vit': ..., 'policy': ...}; of a `StagedSystem` no policy, and the
+      fields that serve one are None.
     opt_state: of the current phase.
     ema: averaged parameters of the groups the phase trains; None if off.
     log_price: log μ of the MAC controller, [].
@@ -124,7 +134,14 @@ class State:
 def init_state(system, seed):
   """The state before the first phase, with no optimizer yet."""
   key, vit_key, policy_key = jax.random.split(jax.random.key(seed), 3)
-  model, nets = system.model, system.nets
+  model = system.model
+  if isinstance(system, staged.StagedSystem):
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        params={'vit': models.init_params(model, vit_key)}, opt_state=None,
+        ema=None, log_price=None, stats=None, candidates=None, teacher=None,
+        key=key)
+  nets = system.nets
   num_features = nets.num_features(model)
   stats = learned.Stats(jnp.zeros(num_features), jnp.ones(num_features))
   z1 = jnp.zeros((1, model.num_tokens, model.width))

@@ -67,6 +67,7 @@ def read(path):
     raise ValueError(f'{path} is none of {", ".join(readers)}')
   if path.suffix in ('.pth', '.pt', '.bin'):
     _need('torch', f'{path} is a PyTorch file', 'or convert it to safetensors')
+    _check_torch(path)
   try:
     tensors, metadata = readers[path.suffix](path)
   except _DAMAGE as error:
@@ -87,7 +88,19 @@ def _npz(path):
   if not zipfile.is_zipfile(path):
     raise ValueError('no zip archive')
   with np.load(path, allow_pickle=False) as file:
-    return {name: file[name] for name in file.files}, {}
+    found = {name: file[name] for name in file.files}
+  if not all(isinstance(x, np.ndarray) for x in found.values()):
+    raise ValueError('it holds more than arrays')
+  return found, {}
+
+
+def _check_torch(path):
+  import torch
+  # CVE-2025-32434: before 2.6, weights_only did not keep code from running.
+  if tuple(map(int, torch.__version__.split('.')[:2])) < (2, 6):
+    raise ValueError(f'{path}: torch {torch.__version__} may run code that is '
+                     f'hidden in such a file: pip install "torch>=2.6", or '
+                     f'convert it to safetensors')
 
 
 def _torch(path):
@@ -123,4 +136,9 @@ def _download(path):
     raise ValueError(f'{path} could not be fetched ({type(error).__name__}: '
                      f'{str(error)[:200]}); download the file and give its '
                      f'path') from error
-  return pathlib.Path(folder) / _HUB_FILES[0]
+  found = pathlib.Path(folder) / _HUB_FILES[0]
+  if not found.is_file():
+    raise ValueError(f'{path} has no {_HUB_FILES[0]}: its weights are in '
+                     f'several files, or in another format; download and '
+                     f'convert them, and give the path of the file')
+  return found

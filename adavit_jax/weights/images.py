@@ -117,8 +117,8 @@ def _parse(text, parse, path):
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(
         f'{path}: the preprocessing in it cannot be read '
-        f'({type(error).__name__}: {error}); give Preprocessing(mean, std, '
-        f'interpolation, crop) instead') from error
+        f'({type(error).__name__}: {error}); set config.data.mean, std, '
+        f'interpolation and crop instead') from error
 
 
 def _from_ours(found):
@@ -140,5 +140,7 @@ def _from_hugging_face(found):
   crop = 1.
   if found.get('do_center_crop', False):
     crop = side(found['crop_size']) / side(size)
-  return Preprocessing(tuple(found['image_mean']), tuple(found['image_std']),
-                       _PIL[found['resample']], crop)
+  mean, std = tuple(found['image_mean']), tuple(found['image_std'])
+  if not found.get('do_normalize', True):
+    mean, std = (0.,) * len(mean), (1.,) * len(std)
+  return Preprocessing(mean, std, _PIL[found['resample']], crop)

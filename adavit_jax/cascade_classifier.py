@@ -1,0 +1,107 @@
+"""A trained model with exits as a Python function that stops early."""
+
+import functools
+
+import numpy as np
+
+from adavit_jax import models
+from adavit_jax.exits import confidence
+from adavit_jax.models import stages as stages_lib
+from adavit_jax.runtime import cascade
+from adavit_jax.train import system as system_lib
+
+
+class CascadeClassifier:
+  """Runs a `StagedSystem`: an image leaves at the first exit sure enough of it.
+
+  Attributes:
+    system: `StagedSystem`.
+    class_names: K strings, or () where the run has none.
+    params: {'vit': ...}.
+  """
+
+  def __init__(self, system, state, *, thresholds=confidence.NEVER,
+               class_names=(), max_batch_size=256):
+    """Takes the parameters from a state.
+
+    Args:
+      system: `StagedSystem`.
+      state: `State` of it.
+      thresholds: see the property of that name.
+      class_names: K strings.
+      max_batch_size: larger batches are split, and a stream runs a stage when
+        so many images wait for it.
+    """
+    self.system, self.class_names = system, tuple(class_names)
+    self.params = system_lib.final_params(state)
+    run = [functools.partial(_normalized, system.normalize, stage)
+           for stage in stages_lib.stages(
+               system.model, unroll=system.config.model.unroll)]
+    sizes = [s for s in cascade.SIZES if s < max_batch_size] + [max_batch_size]
+    self._cascade = cascade.Cascade(
+        run, self.params['vit'], system.rule, thresholds, system.cost.stages,
+        sizes=sizes)
+
+  @property
+  def thresholds(self):
+    """[E - 1] float64: an image leaves above it. One number sets all of them.
+
+    They are compared with the confidence of the config's `exits.rule`, entropy
+    negated. They may be changed at any time and recompile nothing.
+    """
+    return self._cascade.thresholds
+
+  @thresholds.setter
+  def thresholds(self, value):
+    self._cascade.thresholds = value
+
+  def __call__(self, images):
+    """Classifies images.
+
+    Args:
+      images: uint8 [B, S, S, C], as read from a file.
+
+    Returns:
+      `runtime.cascade.Prediction` of B images, in their order.
+
+    Raises:
+      ValueError: for images of another size or type.
+    """
+    images = np.asarray(images)
+    models.check_images(self.system.model, images)
+    _check_pixels(images)
+    return self._cascade(images)
+
+  def stream(self, images, *, window=None):
+    """Classifies images one after the other, each stage in full batches.
+
+    Args:
+      images: iterable of uint8 [S, S, C], read no faster than needed.
+      window: images read and not yet yielded, at most; None for 16 times the
+        largest batch.
+
+    Yields:
+      `runtime.cascade.Prediction` of one image, in the order of the images.
+
+    Raises:
+      ValueError: for images of another size or type.
+    """
+    return self._cascade.stream(self._checked(images), window=window)
+
+  def _checked(self, images):
+    for image in images:
+      image = np.asarray(image)
+      models.check_images(self.system.model, image[None])
+      _check_pixels(image)
+      yield image
+
+
+def _normalized(normalize, stage, params, images, carry):
+  # In every stage anew: pixels are a quarter of what floats take to move.
+  return stage(params, normalize(images), carry)
+
+
+def _check_pixels(images):
+  if images.dtype != np.uint8:
+    raise ValueError(f'images are {images.dtype}; give uint8 pixels of 0 to '
+                     f'255, they are normalised here')

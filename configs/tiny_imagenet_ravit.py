@@ -1,0 +1,34 @@
+"""RAViT on Tiny ImageNet: branches of 16 and 64 pixels, an exit after each.
+
+  python train.py --config=configs/tiny_imagenet_ravit.py --workdir=runs/tiny \\
+      --config.data.data_dir=DIR
+  python eval.py --workdir=runs/tiny
+
+DIR holds train/CLASS/* and val/CLASS/*: the images of each class in its own
+folder, also those of val. The model is the paper's 2-0-3; the middle branch, of
+32 pixels, is absent. Its dense baselines, of 3, 4 and 6 encoders, are the same
+config with --config.model.layers="(0,0,3)", "(0,0,4)" and "(0,0,6)".
+
+The paper's 50 epochs, for one GPU; batch size, learning rate, weight decay and
+equal weights of the exits are ours. It has not been run; time and accuracy are
+not known (the paper: 40.7 %).
+"""
+
+from adavit_jax.train import config as base
+
+# Of 100,000 training images a tenth is held out.
+_STEPS_PER_EPOCH = 90_000 // 256
+
+
+def get_config():
+  """Returns the paper's schedule."""
+  config = base.default_config()
+  config.dtype = 'bfloat16'
+  config.phases = ('exits',)
+  config.mac_target = 0.81  # of 2-0-3 without exits; the last row of Table II
+  config.model.name = 'ravit_tiny_imagenet_patch4_64'
+  config.data.update(
+      name='folder', image_size=64, resized_crop=0.08, flip=True, holdout=0.1)
+  config.exits.update(steps=50 * _STEPS_PER_EPOCH, batch_size=256)
+  config.eval_every = config.checkpoint_every = _STEPS_PER_EPOCH
+  return config

@@ -1,0 +1,70 @@
+"""Writes a trained run as one StableHLO file:
+
+  python export.py --workdir=DIR --mode=cond --output=FILE
+  python examples/run_exported.py FILE IMAGE...
+
+The file runs with jax alone, on every platform it was lowered for. Of a model
+with exits --mode=stages writes a file for each stage into the directory FILE.
+"""
+
+from absl import app
+from absl import flags
+from absl import logging
+
+import adavit_jax
+from adavit_jax import deploy
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a run.',
+                               required=True)
+_OUTPUT = flags.DEFINE_string(
+    'output', None, 'File to write; what its images must be like is written '
+    'beside it, as .json.', required=True)
+_MODE = flags.DEFINE_enum(
+    'mode', None, (*deploy.MODES, 'stages'), 'dense: all layers. static: the '
+    'mask of a static phase. cond: the policy decides for one image. compact: '
+    'it decides for each image of a batch. stages: each stage of a model with '
+    'exits.', required=True)
+_BATCH_SIZE = flags.DEFINE_integer(
+    'batch_size', None, 'Images per call; compact needs it. Default: any '
+    'number of them, of cond one.', lower_bound=1)
+_PLATFORMS = flags.DEFINE_list(
+    'platforms', ['cpu', 'cuda', 'tpu'],
+    f'Where the file shall run: some of {",".join(deploy.PLATFORMS)}.')
+_PHASE = flags.DEFINE_string(
+    'phase', '', 'The end of this phase. Default: the newest checkpoint.')
+_BEST = flags.DEFINE_bool(
+    'best', False, 'The best checkpoint of the last phase, not its end.')
+_THRESHOLD = flags.DEFINE_list(
+    'threshold', None, 'Threshold of the policy to suggest in the .json, or of '
+    'each exit but the last: those that eval.py prints. Default: of a policy '
+    "the config's; of exits one that lets no image leave early.")
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  try:
+    thresholds = [float(x) for x in _THRESHOLD.value or ()]
+    clf = adavit_jax.load(_WORKDIR.value, phase=_PHASE.value, best=_BEST.value)
+    how = dict(batch_size=_BATCH_SIZE.value, platforms=_PLATFORMS.value)
+    if _MODE.value == 'stages':
+      if thresholds:
+        clf.thresholds = thresholds
+      paths = deploy.export_stages(clf, _OUTPUT.value, **how)
+      print(*(f'wrote {path} and {path}.json' for path in paths), sep='\n')
+      return
+    if thresholds:
+      clf.threshold, = thresholds
+      if not 0 < clf.threshold < 1:
+        raise ValueError(f'--threshold={clf.threshold} must be in (0, 1)')
+    deploy.export(clf, _OUTPUT.value, mode=_MODE.value, **how)
+  except ValueError as error:
+    logging.debug('where it came from', exc_info=True)  # shown with -v=1
+    raise SystemExit(f'error: {error}') from error
+  print(f'wrote {_OUTPUT.value} and {_OUTPUT.value}.json; now: python '
+        f'examples/run_exported.py {_OUTPUT.value} IMAGE...')
+
+
+if __name__ == '__main__':
+  logging.set_verbosity(logging.INFO)
+  app.run(main)

@@ -1,0 +1,234 @@
+"""A model with exits from its config to a report and a classifier."""
+
+import json
+
+import adavit_jax
+from adavit_jax import data
+from adavit_jax import report
+from adavit_jax.exits import calibrate
+from adavit_jax.exits import confidence
+from adavit_jax.models import stages
+from adavit_jax.report import exits as exits_report
+from adavit_jax.runtime import cascade
+from adavit_jax.train import checkpoints
+from adavit_jax.train import loop
+from adavit_jax.train import preemption
+from adavit_jax.train import step as step_lib
+from adavit_jax.train import system as system_lib
+import jax
+import numpy as np
+import pytest
+from test_loop import _same
+from test_loop import compile_once  # a fixture
+import tiny
+
+STEPS = 6
+
+
+def _config(**fields):
+  config = tiny.get_config()
+  config.phases = ('exits',)
+  config.model.name = 'ravit_cifar_patch4_32'
+  config.model.depth = None  # the field of a ViT
+  config.model.update(image_size=8, patch_size=2, width=8, num_heads=2,
+                      layers=(1, 1), factors=(2., 1.))
+  config.exits.update(steps=STEPS, batch_size=8, ema=0.5, weights=(0.5, 1.))
+  config.mac_target = 0.6
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+@pytest.fixture(scope='module')
+def dataset():
+  return tiny.dataset()
+
+
+@pytest.fixture(scope='module')
+def run(dataset, tmp_path_factory):
+  """(work directory, trainer, final state)."""
+  workdir = str(tmp_path_factory.mktemp('exits'))
+  trainer = loop.Trainer(_config(), workdir, dataset)
+  return workdir, trainer, trainer.train()
+
+
+def _rows(workdir):
+  with open(f'{workdir}/metrics.jsonl') as f:
+    return [json.loads(line) for line in f]
+
+
+def _log_softmax(x):
+  x = x - x.max(-1, keepdims=True)
+  return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def test_loss_is_the_weighted_sum_of_the_exits(run, dataset):
+  _, trainer, _ = run
+  system = system_lib.create(_config(**{'exits.weights': (3., 0.25)}), dataset)
+  state = system_lib.init_state(system, 0)
+  state = state.replace(params={'vit': tiny.params(system.model)})
+  images = dataset.train.images(np.arange(8))
+  labels = dataset.train.labels[:8]
+  # The first phase augments: only its targets are known without its code.
+  targets = np.float32(np.eye(4)[labels] * 0.8 + 0.05)
+  batch = step_lib.Batch(system.normalize(images), targets, labels)
+  module = step_lib.phases.MODULES['exits']
+  run_loss = jax.jit(lambda params: module.loss(
+      system, params, state, batch, None, 0.))
+  total, (metrics, updates) = run_loss(state.params)
+
+  logits = np.asarray(jax.jit(lambda p: stages.exit_logits(
+      system.model, p, batch.images))(state.params['vit']))
+  each = -(targets * _log_softmax(logits)).sum(-1).mean(-1)
+  np.testing.assert_allclose(total, 3 * each[0] + 0.25 * each[1], rtol=1e-5)
+  assert updates == {}
+  for i in range(2):
+    np.testing.assert_allclose(metrics[f'loss_{i}'], each[i], rtol=1e-5)
+    assert metrics[f'accuracy_{i}'] == (
+        logits[i].argmax(-1) == labels).mean()
+  # One number is the weight of every exit.
+  one = system_lib.create(_config(**{'exits.weights': (0.5,)}), dataset)
+  np.testing.assert_array_equal(one.weights, [0.5] * 2)
+
+
+def test_images_are_mixed_where_no_reward_needs_one_class():
+  config = _config(**{'data.mixup': 0.4})
+  mixup = [step_lib._augmentation(config.data, phase).mixup
+           for phase in ('dense', 'exits', 'joint')]
+  assert mixup == [0.4, 0.4, 0]
+
+
+def test_metrics_of_a_run(run):
+  workdir, _, state = run
+  assert int(state.step) == STEPS
+  assert (state.stats, state.teacher, state.log_price) == (None,) * 3
+  rows = _rows(workdir)
+  trained = {'loss', 'learning_rate', 'grad_norm'}
+  trained |= {f'{k}_{i}' for k in ('loss', 'accuracy') for i in range(2)}
+  assert set(rows[0]) == {'step'} | {f'exits/{k}' for k in trained}
+  held = rows[-1]
+  assert set(held) == {'step', 'holdout/accuracy', 'holdout/loss'}
+  assert np.shape(held['holdout/accuracy']) == (2,)
+
+
+def test_resumed_run_equals_the_uninterrupted_one(
+    run, tmp_path, monkeypatch):
+  workdir, trainer, whole = run
+  monkeypatch.setattr(trainer, 'workdir', str(tmp_path))
+  asked = iter(range(1, STEPS + 1))
+  monkeypatch.setattr(preemption.GracefulStop, 'should_stop',
+                      lambda self: next(asked) == 3)
+  assert trainer.train() is None
+  with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts:
+    assert ckpts.latest() == ('last', 3)
+  again = trainer.train()
+  assert _same(again, whole)
+  assert _rows(tmp_path) == _rows(workdir)
+
+
+@pytest.fixture
+def tiny_data(dataset, monkeypatch):
+  monkeypatch.setattr(data, 'load', lambda *args, **kwargs: dataset)
+
+
+def test_report_has_what_it_promises(run, dataset, tiny_data, capsys):
+  workdir, trainer, state = run
+  result = report.evaluate(workdir)
+  assert json.loads(json.dumps(result)) == result
+  vit = system_lib.final_params(state)['vit']
+  held, test = (trainer.evaluator(vit, split)
+                for split in (dataset.holdout, dataset.test))
+  assert test.correct.shape == (2, len(dataset.test))
+  macs = trainer.system.cost.stages
+  for i, row in enumerate(result['exits']):
+    assert row['accuracy'] == test.correct[i].mean()
+    assert row['macs'] == sum(macs[:i + 1])
+    assert row['paper_flops'] == 2 * sum(
+        trainer.system.paper_cost.stages[:i + 1])
+  for name, target in (('same_accuracy', dict(same_accuracy=True)),
+                       ('mac_target', dict(max_macs=0.6 * sum(macs)))):
+    found = calibrate.calibrate(held.confidence, held.correct, macs, **target)
+    want = calibrate.evaluate(
+        test.confidence, test.correct, macs, found.thresholds)
+    row = result[name]
+    assert row['thresholds'] == found.thresholds.tolist()
+    assert row['shares'] == want.shares.tolist()
+    assert row['accuracy'] == want.accuracy
+    assert row['macs'] == pytest.approx(want.macs)
+  macs = [row['macs'] for row in result['curve']]
+  assert macs == sorted(macs)
+  assert {len(row['thresholds']) for row in result['curve']} == {
+      len(result['exits']) - 1}
+  with open(f'{workdir}/exits.png', 'rb') as f:
+    assert f.read(8) == b'\x89PNG\r\n\x1a\n'
+  out = capsys.readouterr().out
+  assert 'exit 1 alone' in out and 'cascade, mac_target' in out
+
+
+def test_report_with_a_threshold_or_a_target_too_low(
+    run, monkeypatch):
+  workdir, trainer, _ = run
+  about = dict(workdir=workdir, num_test=16, seed=0, device='')
+  result = exits_report.evaluate(trainer, about, threshold=confidence.ALWAYS)
+  assert result['threshold']['shares'] == [1, 0]
+  assert not {'curve', 'mac_target', 'same_accuracy'} & set(result)
+  monkeypatch.setattr(trainer.config, 'mac_target', 1e-3)
+  result = exits_report.evaluate(trainer, about)
+  assert 'mac_target' not in result and 'same_accuracy' in result
+
+
+def test_a_run_loads_as_a_cascade(run, dataset):
+  workdir, trainer, _ = run
+  clf = adavit_jax.load(workdir, max_batch_size=2)
+  images = dataset.test.images(np.arange(13))
+  vit = clf.params['vit']
+  logits = np.asarray(jax.jit(lambda p, x: stages.exit_logits(
+      trainer.system.model, p, trainer.system.normalize(x)))(vit, images))
+  got = clf(images)
+  np.testing.assert_allclose(got.logits, logits[-1], rtol=1e-4, atol=1e-5)
+  np.testing.assert_array_equal(got.exit, 1)
+
+  sure = np.asarray(confidence.confidences(
+      confidence.RULES['entropy'], logits), np.float64)
+  # Between two images each, so that no rounding decides.
+  clf.thresholds = np.sort(sure[0])[[5, 6]].mean()
+  chosen = confidence.choose(sure, clf.thresholds)
+  assert chosen.sum() == 6
+  want = logits[chosen, np.arange(13)]
+  streamed = cascade.Prediction(
+      *map(np.stack, zip(*clf.stream(iter(images)))))
+  for got in (clf(images), streamed):
+    np.testing.assert_array_equal(got.exit, chosen)
+    np.testing.assert_allclose(got.logits, want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(
+        got.macs, trainer.system.cost.exits[chosen])
+  assert clf.class_names == dataset.class_names
+
+  with pytest.raises(ValueError, match='float32; give uint8'):
+    clf(np.float32(images))
+  with pytest.raises(ValueError, match=r'\(1, 9, 9, 1\), the model takes'):
+    next(clf.stream([np.zeros((9, 9, 1), np.uint8)]))
+
+
+@pytest.mark.parametrize('fields, message', [
+    ({'phases': ('exits', 'joint')}, "phase 'joint' does not train 'ravit_cif"),
+    ({'phases': ('dense',)}, r"has exits; set config.phases to .*'exits'"),
+    ({'model.name': 'vit_digits_patch2_8', 'model.layers': None,
+      'model.factors': None, 'model.depth': 4}, "'exits'.* has no exits"),
+    ({'exits.weights': (1., 2., 3.)}, r'weights=\(1.0, 2.0, 3.0\) .* 2 exits'),
+    ({'exits.weights': (1., -2.)}, 'must not be negative'),
+    ({'exits.weights': (0.,)}, 'at least one of them positive'),
+    ({'exits.rule': 'entrpy'}, "rule='entrpy'; known: .*'entropy'"),
+    ({'model.layers': (1, 1, 1)}, 'one number for each branch')])
+def test_what_does_not_fit_is_refused(dataset, tmp_path, fields, message):
+  with pytest.raises(ValueError, match=message):
+    loop.Trainer(_config(**fields), str(tmp_path), dataset)
+
+
+def test_parameters_of_another_kind_of_model(run, dataset, tmp_path):
+  with pytest.raises(ValueError, match="weights='vit.npz' is for a plain ViT"):
+    system_lib.create(_config(**{'init.weights': 'vit.npz'}), dataset)
+  policies = tiny.get_config()
+  policies.phases = ('policy',)
+  policies.init.workdir = run[0]
+  with pytest.raises(ValueError, match="one of them has exits.*init.workdir"):
+    loop.Trainer(policies, str(tmp_path), dataset).train()

@@ -1,0 +1,158 @@
+"""A run that begins with other people's weights, and their preprocessing."""
+
+import dataclasses
+import shutil
+
+import adavit_jax
+from adavit_jax import data
+from adavit_jax import weights
+from adavit_jax.train import loop
+from adavit_jax.train import preemption
+from adavit_jax.train import pretrained
+from adavit_jax.train import restore
+from adavit_jax.train import step as step_lib
+from adavit_jax.train import system as system_lib
+import jax
+import numpy as np
+import pytest
+from test_loop import _copy
+from test_weights import path as golden
+import tiny
+
+EXPECTS = weights.Preprocessing((0.25,), (0.125,), 'bilinear', 0.8)
+PARAMS = tiny.params(tiny.model())
+
+
+@pytest.fixture
+def file(tmp_path):
+  path = tmp_path / 'model.safetensors'
+  weights.save(path, tiny.model(), PARAMS, preprocessing=EXPECTS)
+  return path
+
+
+@pytest.fixture(scope='module')
+def states():
+  return {}
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch, states):
+  """Steps that only count, and states that are initialised once."""
+  init_state = system_lib.init_state
+  def copied(system, seed):
+    if system.model not in states:
+      states[system.model] = init_state(system, seed)
+    return _copy(states[system.model])
+  def make_step(system, phase, start):
+    del system, phase, start
+    return lambda state, images, labels: (
+        state.replace(step=state.step + 1), {'loss': 1.})
+  monkeypatch.setattr(step_lib, 'make_step', make_step)
+  monkeypatch.setattr(system_lib, 'init_state', copied)
+
+
+def _trainer(workdir, num_classes=4, **fields):
+  config = tiny.get_config()
+  config.update_from_flattened_dict({
+      'phases': ('dense',), 'dense.steps': 2, 'policy.steps': 1,
+      'dense.ema': 0., **fields})
+  dataset = tiny.dataset(num_classes)
+  # Without held-out images nothing is evaluated, so nothing compiled.
+  empty = data.ArraySplit(np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0))
+  return loop.Trainer(config, str(workdir),
+                      dataset=dataclasses.replace(dataset, holdout=empty))
+
+
+def _equal(got, want):
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_policy_phases_begin_with_the_weights(file, tmp_path):
+  trainer = _trainer(tmp_path / 'run', phases=('policy',),
+                     **{'init.weights': str(file), 'policy.price': 0.7})
+  # The statistics of its features are not what is tested here.
+  trainer.evaluator.z1 = lambda *args: (np.zeros((2, 5, 16)), None)
+  state = trainer.train()
+  assert int(state.step) == 1
+  _equal(state.params['vit'], PARAMS)
+  _equal(state.teacher, PARAMS)
+  np.testing.assert_allclose(np.exp(state.log_price), 0.7, rtol=1e-6)
+  assert (trainer.system.mean, trainer.system.std) == ((0.25,), (0.125,))
+
+
+def test_a_new_head_needs_a_dense_phase(file, tmp_path):
+  fields = {'init.weights': str(file)}
+  with pytest.raises(ValueError, match='has 4 classes and this model has 5: '
+                     'train its new head first'):
+    _trainer(tmp_path / 'run', 5, phases=('policy',), **fields)
+  assert not (tmp_path / 'run').exists()
+  vit = _trainer(tmp_path / 'run', 5, **fields).train().params['vit']
+  kernel = vit.pop('head')['kernel']
+  assert kernel.shape == (16, 5) and 0.01 < kernel.std() < 0.03
+  _equal(vit, {k: v for k, v in PARAMS.items() if k != 'head'})
+
+
+def test_the_file_is_needed_only_once(file, tmp_path, monkeypatch):
+  """Stopped, resumed without the file, loaded, and begun from."""
+  workdir = tmp_path / 'run'
+  fields = {'init.weights': str(file)}
+  stops = iter([True, False])
+  monkeypatch.setattr(preemption.GracefulStop, 'should_stop',
+                      lambda self: next(stops))
+  assert _trainer(workdir, **fields).train() is None
+  file.unlink()
+  assert int(_trainer(workdir, **fields).train().step) == 2
+  trainer = _trainer(workdir)
+  _equal(trainer.train().params['vit'], PARAMS)
+
+  clf = adavit_jax.load(str(workdir))
+  assert (clf.system.mean, clf.system.std) == (EXPECTS.mean, EXPECTS.std)
+  for found in (trainer, clf.system,
+                _trainer(tmp_path / 'b', **{'init.workdir': str(workdir)})):
+    c = found.config.data
+    assert (*c.mean, *c.std, c.interpolation, c.crop) == (
+        0.25, 0.125, 'bilinear', 0.8)
+  with pytest.raises(ValueError, match='does not exist'):
+    _trainer(tmp_path / 'new', **fields)
+
+
+def test_a_run_without_weights_does_not_take_them_later(file, tmp_path):
+  _trainer(tmp_path / 'run').train()
+  with pytest.raises(ValueError, match='did not begin with weights'):
+    _trainer(tmp_path / 'run', **{'init.weights': str(file)})
+
+
+def test_what_the_user_sets_stays(file):
+  config = tiny.get_config()
+  config.init.weights = str(file)
+  config.data.update(mean=(0.1,), load_size=9)
+  got = pretrained.with_preprocessing(config, None).data
+  assert (got.mean, got.std, got.interpolation) == (
+      (0.1,), (0.125,), 'bilinear')
+  assert got.crop is None and config.data.std is None
+
+
+@pytest.mark.parametrize('name, file, mean', [
+    ('deit_tiny_patch16_224', 'w/model.safetensors', 0.485),
+    ('vit_tiny_patch16_224', 'w/model.safetensors', 0.5),
+    ('deit_tiny_patch16_224', 'adavit_1/model.safetensors', 0.485),
+    ('vit_tiny_patch16_224', 'w/deit_tiny.safetensors', 0.485),
+    ('deit_tiny_patch16_224', 'vit_tiny/model.safetensors', 0.5)])
+def test_the_files_name_decides_before_the_models(tmp_path, name, file, mean):
+  path = tmp_path / file
+  path.parent.mkdir()
+  shutil.copy(golden('timm_vit'), path)
+  config = tiny.get_config()
+  config.model.name, config.init.weights = name, str(path)
+  assert pretrained.with_preprocessing(config, None).data.mean[0] == mean
+
+
+def test_runs_older_than_a_field_have_its_default(tmp_path):
+  trainer = _trainer(tmp_path)
+  with trainer.config.unlocked():
+    del trainer.config.static['keep'], trainer.config.init['phase']
+  trainer.train()
+  found = restore.find(str(tmp_path))[2]['config']
+  assert found['init']['phase'] == found['static']['keep'] == ''
+  assert found['model']['width'] == 16
+  assert int(_trainer(tmp_path).train().step) == 2
