@@ -175,6 +175,8 @@ def test_remat_and_unrolling_change_nothing(model, params, z1, plain_grad):
 
 
 def test_wrong_calls(model, params, z1):
+  with pytest.raises(ValueError, match='images are uint8; .* normalised'):
+    modes.forward(model, params, np.zeros((1, 8, 8, 1), np.uint8), _random(0))
   with pytest.raises(ValueError, match="unknown mode 'fast'.*'static'"):
     modes.adaptive(model, params, z1, _random(0), 'fast')
   with pytest.raises(ValueError, match="4 images; use 'compact'"):

@@ -201,7 +201,15 @@ def adaptive(model, params, x, actions, mode, *, chunk=None):
 
 
 def forward(model, params, images, actions, *, mode='masked'):
-  """Classifies images under given actions; see `fixed` and `adaptive`."""
+  """Classifies images under given actions; see `fixed` and `adaptive`.
+
+  Raises:
+    ValueError: for images of whole numbers, or as `fixed` and `adaptive`.
+  """
+  if jnp.issubdtype(images.dtype, jnp.integer):
+    raise ValueError(f'images are {images.dtype}; the model takes normalised '
+                     f'floats, pixels are for the classifier of '
+                     f'adavit_jax.load')
   z1 = fixed(model, params, images)
   return adaptive(model, params, z1, actions, mode)
 
