@@ -68,8 +68,7 @@ class CascadeClassifier:
       ValueError: for images of another size or type.
     """
     images = np.asarray(images)
-    models.check_images(self.system.model, images)
-    _check_pixels(images)
+    models.check_pixels(self.system.model, images)
     return self._cascade(images)
 
   def stream(self, images, *, window=None):
@@ -91,17 +90,10 @@ class CascadeClassifier:
   def _checked(self, images):
     for image in images:
       image = np.asarray(image)
-      models.check_images(self.system.model, image[None])
-      _check_pixels(image)
+      models.check_pixels(self.system.model, image[None])
       yield image
 
 
 def _normalized(normalize, stage, params, images, carry):
   # In every stage anew: pixels are a quarter of what floats take to move.
   return stage(params, normalize(images), carry)
-
-
-def _check_pixels(images):
-  if images.dtype != np.uint8:
-    raise ValueError(f'images are {images.dtype}; give uint8 pixels of 0 to '
-                     f'255, they are normalised here')

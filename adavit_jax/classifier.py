@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adavit_jax import models
 from adavit_jax.cascade_classifier import CascadeClassifier
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
@@ -86,13 +87,16 @@ class Classifier:
         (0, 1).
     """
     images = np.asarray(images)
-    self._check(images)
+    models.check_pixels(self.system.model, images)
+    if not 0 < self.threshold < 1:
+      raise ValueError(f'threshold={self.threshold} must be in (0, 1)')
     largest, parts = self._sizes[-1], []
     for start in range(0, len(images), largest):
       batch = images[start:start + largest]
       num = len(batch)
       size = next(s for s in self._sizes if s >= num)
-      batch = np.pad(batch, [(0, size - num), *[(0, 0)] * 3])
+      if num < size:  # padding copies
+        batch = np.pad(batch, [(0, size - num), *[(0, 0)] * 3])
       out = self._run(self.params, self.stats, batch, np.arange(size) < num,
                       np.float32(self.threshold))
       parts.append(out)
@@ -102,20 +106,6 @@ class Classifier:
     actions = Actions.from_keep(keep)
     return Prediction(logits, logits.argmax(-1), actions,
                       self._cost.adaptive(actions))
-
-  def _check(self, images):
-    model = self.system.model
-    expected = (model.image_size, model.image_size, model.channels)
-    if images.ndim != 4 or images.shape[1:] != expected or not len(images):
-      raise ValueError(
-          f'images have shape {images.shape}; the model takes [B, '
-          f'{", ".join(map(str, expected))}] with B >= 1: resize them, and give '
-          f'one image as image[None]')
-    if images.dtype != np.uint8:
-      raise ValueError(f'images are {images.dtype}; give uint8 pixels of 0 to '
-                       f'255, they are normalised here')
-    if not 0 < self.threshold < 1:
-      raise ValueError(f'threshold={self.threshold} must be in (0, 1)')
 
 
 def load(workdir, *, phase='', best=False, max_batch_size=256):

@@ -118,7 +118,7 @@ def model_rows(name, model, params, batch, keeps):
   images = jax.random.normal(
       jax.random.key(2), (batch, model.image_size, model.image_size,
                           model.channels))
-  dense, about = timing.compile(
+  dense, about = timing.compile_jit(
       jax.jit(lambda params, images: model.apply(
           {'params': params}, images).total), params, images)
   run_dense = lambda i: dense(params, images)
@@ -160,7 +160,7 @@ def _compile(model, params, images, mode):
       z1 = modes.fixed(model, params, images)
       return modes.adaptive(
           model, params, z1, actions, mode, chunk=chunk).total
-    return (mode, *timing.compile(jax.jit(run), params, images, actions))
+    return (mode, *timing.compile_jit(jax.jit(run), params, images, actions))
   found = {mode: program()}
   if mode == 'compact':
     found.update({f'compact, {chunk} a pass': program(int(chunk))
@@ -171,7 +171,7 @@ def _compile(model, params, images, mode):
 def _static(model, params, images, keep):
   """(about, draws, program) of one mask; each would be a program of its own."""
   mask = _draws(model, len(images), keep, 'static')[0]
-  program, about = timing.compile(
+  program, about = timing.compile_jit(
       jax.jit(lambda params, images: modes.forward(
           model, params, images, mask, mode='static').total), params, images)
   return (about, [mask] * (_REPEATS.value + 1),

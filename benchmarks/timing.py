@@ -18,7 +18,7 @@ COLUMNS = ('model', 'mode', 'batch', 'keep', 'time_ms', 'images_per_s',
            'time_ratio', 'mac_ratio', 'efficiency', 'compile_s', 'temp_mb')
 
 
-def compile(function, *args):  # pylint: disable=redefined-builtin
+def compile_jit(function, *args):
   """Compiles a jitted function for the shapes of its arguments.
 
   Returns:
@@ -86,8 +86,8 @@ def row(model, mode, batch, keep, seconds, dense_seconds, mac_ratio, *,
     dense_seconds: of the dense model in the same rounds.
     mac_ratio: MACs of each round over the dense model's, or their mean.
     dtype: compute dtype, a string.
-    compile_s: from `compile`.
-    temp_mb: from `compile`.
+    compile_s: from `compile_jit`.
+    temp_mb: from `compile_jit`.
 
   Returns:
     dict; `efficiency` = dense time x MAC ratio / measured time, in medians;

@@ -81,3 +81,19 @@ class Encoder(nn.Module):
     """Both branches with their residuals, [B, N, D] -> [B, N, D]."""
     x = x + self.msa(x)
     return x + self.mlp(x)
+
+
+def init_stack(key, encoder, num_layers):
+  """Initialises a stack of encoders.
+
+  Args:
+    key: PRNG key.
+    encoder: `Encoder`.
+    num_layers: L.
+
+  Returns:
+    The parameters of one encoder, every leaf with a leading axis [L, ...].
+  """
+  x = jnp.zeros((1, 1, encoder.width))
+  init = lambda key: encoder.init(key, x)['params']
+  return jax.vmap(init)(jax.random.split(key, num_layers))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from adavit_jax.models.encoder import Encoder
+from adavit_jax.models.encoder import init_stack
 from adavit_jax.models.stem import PatchStem
 from adavit_jax.models.vit import check_images
 
@@ -84,7 +85,8 @@ class RAViT(nn.Module):
                    (1, self.branch_tokens(i), self.width))
         for i in self.branches]
     self.encoders = [
-        self.param(f'encoders_{i}', self._init_stack, self.layers[i])
+        self.param(
+            f'encoders_{i}', init_stack, self.encoder, self.layers[i])
         for i in self.branches]
     self.norms = [
         nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f'norm_{i}')
@@ -98,11 +100,6 @@ class RAViT(nn.Module):
     """The encoder as a free-standing module, for `encoder.apply`."""
     return Encoder(self.width, self.num_heads, self.mlp_dim, self.dtype,
                    parent=None)
-
-  def _init_stack(self, key, num_layers):
-    x = jnp.zeros((1, 1, self.width))
-    init = lambda key: self.encoder.init(key, x)['params']
-    return jax.vmap(init)(jax.random.split(key, num_layers))
 
   def stage(self, images, cls, index, *, unroll=1, remat=False):
     """Runs one branch; see `stages.stages`.

@@ -5,8 +5,10 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from adavit_jax.models.encoder import Encoder
+from adavit_jax.models.encoder import init_stack
 from adavit_jax.models.stem import ConvStem
 from adavit_jax.models.stem import PatchStem
 
@@ -101,17 +103,13 @@ class ViT(nn.Module):
       self.dist = self.param('dist', normal, (1, 1, self.width))
     self.pos_embedding = self.param(
         'pos_embedding', normal, (1, self.num_tokens, self.width))
-    self.fixed = self.param('fixed', self._init_stack, self.num_fixed)
-    self.adaptive = self.param('adaptive', self._init_stack, self.num_adaptive)
+    self.fixed = self.param('fixed', init_stack, self.encoder, self.num_fixed)
+    self.adaptive = self.param(
+        'adaptive', init_stack, self.encoder, self.num_adaptive)
     self.norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
     self.head = nn.Dense(self.num_classes, kernel_init=normal)
     if self.distillation:
       self.head_dist = nn.Dense(self.num_classes, kernel_init=normal)
-
-  def _init_stack(self, key, num_layers):
-    x = jnp.zeros((1, 1, self.width))
-    init = lambda key: self.encoder.init(key, x)['params']
-    return jax.vmap(init)(jax.random.split(key, num_layers))
 
   def embed(self, images):
     """Images [B, S, S, C] to tokens [B, N, D], position embedding added.
@@ -153,5 +151,17 @@ def check_images(model, images):
   if images.ndim != 4 or images.shape[1:] != (s, s, c):
     raise ValueError(
         f'images have shape {tuple(images.shape)}, the model takes [B, {s}, '
-        f'{s}, {c}]; resize them, or create the model with image_size='
-        f'{images.shape[1] if images.ndim > 1 else s}')
+        f'{s}, {c}]; '
+        + ('give one image as image[None]' if images.ndim == 3 else
+           f'resize them, or create the model with image_size='
+           f'{images.shape[1] if images.ndim > 1 else s}'))
+
+
+def check_pixels(model, images):
+  """Raises a ValueError unless `images` is uint8 [B, S, S, C] with B >= 1."""
+  check_images(model, images)
+  if not len(images):
+    raise ValueError(f'images have shape {images.shape}: give B >= 1 of them')
+  if images.dtype != np.uint8:
+    raise ValueError(f'images are {images.dtype}; give uint8 pixels of 0 to '
+                     f'255, they are normalised here')

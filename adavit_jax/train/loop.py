@@ -64,8 +64,9 @@ class Trainer:
     self._staged = isinstance(self.system, staged.StagedSystem)
     if not self._staged:
       self._check_budget()
+    self._weights = None  # other people's, until the run begins
     if saved is None and config.init.weights:
-      pretrained.load(self.system)  # only for its errors
+      self._weights = pretrained.load(self.system)
     if 'static' in config.phases:
       static.actions(config.static, self.system.model.num_adaptive, 1,
                      jax.random.key(0))
@@ -141,9 +142,10 @@ class Trainer:
         state = self._restore_params()
       else:
         state = system_lib.init_state(self.system, config.seed)
-        if config.init.weights:
-          vit = pretrained.load(self.system)
-          state = state.replace(params={**state.params, 'vit': vit})
+        if self._weights is not None:
+          state = state.replace(
+              params={**state.params, 'vit': self._weights})
+          self._weights = None
           logging.info('initialised from %s', config.init.weights)
         state = self._replicate(state)
         logging.info('%s', parameter_overview.get_parameter_overview(
