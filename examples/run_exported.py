@@ -1,6 +1,7 @@
-"""Classifies images with a file of export.py:
+"""Classifies images with what export.py wrote:
 
   python examples/run_exported.py FILE IMAGE...
+  python examples/run_exported.py DIRECTORY IMAGE...  # of --mode=stages
 
 Needs jax, flatbuffers, NumPy and Pillow, and none of the model's code.
 """
@@ -9,6 +10,7 @@ import json
 import pathlib
 import sys
 
+import jax
 from jax import export
 import numpy as np
 from PIL import Image
@@ -31,27 +33,100 @@ def read(path, about):
   return np.asarray(image).reshape(about['size'], about['size'], -1)
 
 
-def main(path, *files):
-  exported = export.deserialize(bytearray(pathlib.Path(path).read_bytes()))
-  about = json.loads(pathlib.Path(f'{path}.json').read_text())
-  if about['mode'] == 'stages':
-    sys.exit(f'{path} is one stage of a cascade: call them in turn, '
-             f'(images, carry) -> (carry, logits), until the rule and the '
-             f'thresholds in {path}.json let an image leave')
-  images = np.stack([read(file, about['images']) for file in files])
+def load(path):
+  return export.deserialize(bytearray(path.read_bytes()))
+
+
+def batches(images, exported, any_size):
+  """Yields batches as large as a program takes, and how many are images."""
   size = exported.in_avals[0].shape[0]  # a number, or a symbol for any
-  step = size if isinstance(size, int) else len(images)
-  more = [] if about['threshold'] is None else [np.float32(about['threshold'])]
+  step = size if isinstance(size, int) else any_size
   for start in range(0, len(images), step):
     batch = images[start:start + step]
-    num = len(batch)
-    batch = np.pad(batch, [(0, step - num), (0, 0), (0, 0), (0, 0)])
+    empty = step - len(batch)
+    yield np.pad(batch, [(0, empty), (0, 0), (0, 0), (0, 0)]), len(batch)
+
+
+def run_program(path, about, images):
+  """Yields logits [K] of each image, and which share of the layers ran."""
+  exported = load(path)
+  more = [] if about['threshold'] is None else [np.float32(about['threshold'])]
+  for batch, num in batches(images, exported, len(images)):
     logits, keep = map(np.asarray, exported.call(batch, *more))
-    for file, y, ran in zip(files[start:], logits[:num], keep):
-      label = int(y.argmax())
-      name = about['class_names'][label] if about['class_names'] else label
-      print(f'{file}: {name} ({y[label]:.3f}), {ran.mean():.0%} of the '
-            f'adaptive layers ran')
+    for y, ran in zip(logits[:num], keep):
+      yield y, f'{ran.mean():.0%} of the adaptive layers ran'
+
+
+def run_stages(path, about, images):
+  """Yields logits [K] of each image at the exit that it left at, and which.
+
+  The stages of a batch end when its last image has left.
+  """
+  stages = [load(path.with_name(f'stage_{i}'))
+            for i in range(about['num_stages'])]
+  calls = [jax.jit(stage.call) for stage in stages]
+  for batch, num in batches(images, stages[0], 1):
+    carry, memory, left = (), None, {}
+    for k, call in enumerate(calls):
+      *carry, logits = call(batch, *carry)
+      logits = np.asarray(logits)
+      sure, memory = confidence(about['rule'], logits, memory)
+      for i in range(num):
+        if k + 1 == len(calls) or sure[i] > about['thresholds'][k]:
+          left.setdefault(i, (logits[i], k))
+      if len(left) == num:
+        break
+    for i in range(num):
+      y, k = left[i]
+      macs = about.get('stage_macs')
+      spent = f', {sum(macs[:k + 1]):.3g} MACs' if macs else ''
+      yield y, f'exit {k + 1} of {len(calls)}{spent}'
+
+
+def confidence(rule, logits, memory):
+  """How sure an exit is; larger is surer.
+
+  Args:
+    rule: as in the .json.
+    logits: [B, K].
+    memory: what this function returned at the exit before, None at the first.
+
+  Returns:
+    (confidence [B], memory).
+  """
+  if rule == 'patience':  # exits in a row of one class
+    label = logits.argmax(-1)
+    before, count = memory or (label, 0)
+    count = np.where(label == before, count, 0) + 1
+    return count, (label, count)
+  if rule == 'agreement':  # of the numbers of two exits in a row
+    before = np.inf if memory is None else memory
+    return -np.abs(logits - before).max(-1), logits
+  p = np.exp(logits - logits.max(-1, keepdims=True))
+  p /= p.sum(-1, keepdims=True)
+  if rule == 'entropy':  # negated, in nats
+    return (p * np.log(np.where(p > 0, p, 1))).sum(-1), None
+  second, first = np.sort(p)[:, -2:].T
+  return {'max_probability': first, 'margin': first - second}[rule], None
+
+
+def describe(y, about):
+  """The number of a regression, or the name of the likeliest class."""
+  if about.get('unit') is not None:
+    return f'{y[0]:.3f} {about["unit"]}'
+  label = int(y.argmax())
+  name = about['class_names'][label] if about['class_names'] else label
+  return f'{name} ({y[label]:.3f})'
+
+
+def main(path, *files):
+  path = pathlib.Path(path)
+  path = path / 'stage_0' if path.is_dir() else path
+  about = json.loads(pathlib.Path(f'{path}.json').read_text())
+  images = np.stack([read(file, about['images']) for file in files])
+  run = run_stages if about['mode'] == 'stages' else run_program
+  for file, (y, remark) in zip(files, run(path, about, images)):
+    print(f'{file}: {describe(y, about)}, {remark}')
 
 
 if __name__ == '__main__':

@@ -53,8 +53,27 @@ def _make(model, params, rule=confidence_lib.RULES['entropy'], sizes=SIZES):
 
 
 @pytest.fixture(scope='module')
-def cascade(model, params):
-  return _make(model, params)
+def cascade(model, params, images):
+  cascade = _make(model, params)
+  cascade.warm_up(images)
+  return cascade
+
+
+@pytest.fixture(scope='module')
+def _seen():
+  seen = []
+  def listen(event, *args, **kwargs):
+    if event == '/jax/core/compile/backend_compile_duration':
+      seen.append(event)
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  return seen
+
+
+@pytest.fixture
+def compilations(_seen, cascade, confidence):
+  """A list that grows by one with every program that is compiled."""
+  del _seen[:]
+  return _seen
 
 
 @pytest.fixture(scope='module')
@@ -92,34 +111,41 @@ def test_the_data_use_every_exit(confidence):
 
 
 def test_batches_are_the_choice_afterwards(
-    cascade, images, logits, confidence):
+    cascade, images, logits, confidence, compilations):
   rng = np.random.default_rng(1)
   for n in range(1, 41):
     cascade.thresholds = thresholds = _thresholds(confidence, rng)
     rows = rng.choice(N, n, replace=False)
     _same(cascade(images[rows]),
           _expected(logits, confidence, thresholds, rows))
+  assert not compilations
 
 
-@pytest.mark.parametrize('n', [1, 15, 16, 40, N])
 def test_streams_are_the_choice_afterwards(
-    cascade, images, logits, confidence, n):
-  rng = np.random.default_rng(n)
-  for window in (None, 16, 20):
+    cascade, images, logits, confidence, compilations):
+  rng = np.random.default_rng(2)
+  for i, n in enumerate((*range(1, 41), N, N, N)):
     cascade.thresholds = thresholds = _thresholds(confidence, rng)
     rows = rng.choice(N, n, replace=False)
+    window = (None, 16, 20)[i % 3]
     got = list(cascade.stream((images[i] for i in rows), window=window))
     assert len(got) == n and got[0].logits.shape == (5,)
     _same(cascade_lib.Prediction(*map(np.stack, zip(*got))),
           _expected(logits, confidence, thresholds, rows))
+  assert not compilations
 
 
 def test_single_images_are_the_choice_afterwards(
-    cascade, images, logits, confidence):
-  cascade.thresholds = thresholds = np.median(confidence[:-1], 1) + 1e-5
-  for i in range(20):
-    _same(cascade(images[i:i + 1]),
-          _expected(logits, confidence, thresholds, np.array([i])))
+    cascade, images, logits, confidence, compilations):
+  rng = np.random.default_rng(3)
+  rows, used = np.arange(N), set()
+  for _ in range(8):
+    cascade.thresholds = thresholds = _thresholds(confidence, rng)
+    want = _expected(logits, confidence, thresholds, rows)
+    got = [cascade(images[i:i + 1]) for i in rows]
+    _same(cascade_lib.Prediction(*map(np.concatenate, zip(*got))), want)
+    used.update(want.exit)
+  assert used == {0, 1, 2} and not compilations
 
 
 def test_a_rule_with_memory(model, params, images, logits):
@@ -133,29 +159,9 @@ def test_a_rule_with_memory(model, params, images, logits):
   _same(cascade(images[:1]), _expected(logits, confidence, thresholds, [0]))
 
 
-def _compilations():
-  """A list that grows by one with every program that is compiled."""
-  seen = []
-  def listen(event, *args, **kwargs):
-    if event == '/jax/core/compile/backend_compile_duration':
-      seen.append(event)
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  return seen
-
-
-def test_nothing_is_compiled_after_warming_up(
-    model, params, images, confidence):
-  cascade = _make(model, params, sizes=(1, 4))
-  seen = _compilations()
-  cascade.warm_up(images)
-  assert seen
-  rng = np.random.default_rng(0)
-  del seen[:]
-  for n in (1, 2, 3, 4, 5, 11):
-    cascade.thresholds = _thresholds(confidence, rng)
-    cascade(images[:n])
-    list(cascade.stream(images[:n]))
-  assert not seen
+def test_a_compilation_is_noticed(compilations):
+  jax.jit(lambda x: x + 1)(np.ones(3))
+  assert compilations
 
 
 def test_thresholds_change_while_a_stream_runs(cascade, images):

@@ -2,11 +2,13 @@
 
 import functools
 import json
+import runpy
 import subprocess
 
 from adavit_jax import cascade_classifier
 from adavit_jax import classifier
 from adavit_jax import deploy
+from adavit_jax.exits import confidence as confidence_lib
 from adavit_jax.models import stages as stages_lib
 from adavit_jax.models.actions import Actions
 from adavit_jax.train import system as system_lib
@@ -139,20 +141,38 @@ def cascade():
   return cascade_classifier.CascadeClassifier(system, state, max_batch_size=3)
 
 
-def test_each_stage_of_a_cascade(cascade, tmp_path):
-  paths = deploy.export_stages(cascade, tmp_path / 'a', platforms=CPU)
-  assert [path.name for path in paths] == ['stage_0', 'stage_1']
-  first, second = map(_read, paths)
+@pytest.fixture(scope='module')
+def small():
+  """Images of the cascade's size."""
   rng = np.random.default_rng(0)
-  images = rng.integers(0, 256, (3, 16, 16, 1), dtype=np.uint8)
-  want = jax.jit(stages_lib.exit_logits, static_argnums=0)(
-      cascade.system.model, cascade.params['vit'],
-      cascade.system.normalize(images))
-  carry, logits = first.call(images)
-  np.testing.assert_allclose(logits, want[0], **CLOSE)
-  np.testing.assert_allclose(second.call(images, carry)[1], want[1], **CLOSE)
-  assert np.abs(want[1] - want[0]).max() > 0.01
-  about = json.loads((tmp_path / 'a/stage_1.json').read_text())
+  return rng.integers(0, 256, (5, 16, 16, 1), dtype=np.uint8)
+
+
+@pytest.fixture(scope='module')
+def at_exits(cascade, small):
+  """[E, B, K] logits."""
+  run = jax.jit(stages_lib.exit_logits, static_argnums=0)
+  return np.asarray(run(cascade.system.model, cascade.params['vit'],
+                        cascade.system.normalize(small)))
+
+
+@pytest.fixture(scope='module')
+def stages(cascade, at_exits, tmp_path_factory):
+  """The directory of a cascade that 2 of 5 images leave early."""
+  first = np.sort(confidence_lib.negative_entropy(at_exits[0]))
+  cascade.thresholds = float(first[2:4].mean())
+  path = tmp_path_factory.mktemp('stages')
+  deploy.export_stages(cascade, path, platforms=CPU)
+  return path
+
+
+def test_each_stage_of_a_cascade(stages, small, at_exits):
+  first, second = (_read(stages / f'stage_{i}') for i in range(2))
+  carry, logits = first.call(small)
+  np.testing.assert_allclose(logits, at_exits[0], **CLOSE)
+  np.testing.assert_allclose(second.call(small, carry)[1], at_exits[1], **CLOSE)
+  assert np.abs(at_exits[1] - at_exits[0]).max() > 0.01
+  about = json.loads((stages / 'stage_1.json').read_text())
   assert (about['stage'], about['num_stages'], about['rule']) == (
       1, 2, 'entropy')
   assert about['images']['size'] == 16
@@ -186,6 +206,43 @@ def test_the_example_runs_it_without_the_models_code(clf, cond, tmp_path):
   assert line == (f'{path}: {name} ({got.logits.max():.3f}), {share} of the '
                   f'adaptive layers ran')
   assert modules == '[]'
+
+
+@functools.cache
+def _example():
+  return runpy.run_path(f'{tiny.ROOT}/examples/run_exported.py')
+
+
+@pytest.mark.parametrize('batch_size', [None, 2])
+def test_the_example_stops_at_the_exit_that_is_sure(
+    cascade, stages, small, at_exits, tmp_path, capsys, batch_size):
+  if batch_size:
+    stages = tmp_path / 'a'
+    deploy.export_stages(
+        cascade, stages, batch_size=batch_size, platforms=CPU)
+  files = [str(tmp_path / f'{i}.png') for i in range(5)]
+  for file, image in zip(files, small):
+    Image.fromarray(image[..., 0]).save(file)
+  _example()['main'](str(stages), *files)
+  confidence = confidence_lib.confidences(
+      confidence_lib.RULES['entropy'], at_exits)
+  chosen = confidence_lib.choose(confidence, cascade.thresholds)
+  assert chosen.sum() == 3
+  macs = np.cumsum(cascade.system.cost.stages)
+  assert capsys.readouterr().out.splitlines() == [
+      f'{file}: {y[k].argmax()} ({y[k].max():.3f}), exit {k + 1} of 2, '
+      f'{macs[k]:.3g} MACs'
+      for file, y, k in zip(files, at_exits.swapaxes(0, 1), chosen)]
+
+
+@pytest.mark.parametrize('name', confidence_lib.RULES)
+def test_the_example_knows_every_rule(name):
+  logits = np.random.default_rng(4).normal(size=(3, 20, 3)).astype(np.float32)
+  want = confidence_lib.confidences(confidence_lib.RULES[name], logits)
+  memory = None
+  for y, row in zip(logits, want):
+    got, memory = _example()['confidence'](name, y, memory)
+    np.testing.assert_allclose(got, row, **CLOSE)
 
 
 def test_what_lies_beside_an_artefact(cond):

@@ -35,7 +35,7 @@ def evaluate(confidences, correct, stage_macs, thresholds):
     confidences: [E, n], larger is surer.
     correct: [E, n] bool, or any score of which more is better: minus the
       absolute error for regression.
-    stage_macs: [E], MACs of each stage alone.
+    stage_macs: [E], MACs of each stage alone; [E, n] where images differ.
     thresholds: [E - 1], or one number for all exits.
 
   Returns:
@@ -53,9 +53,9 @@ def calibrate(confidences, correct, stage_macs, *, max_macs=None,
               min_accuracy=None, same_accuracy=False):
   """Finds the best thresholds for one target.
 
-  With two exits they are the best there are. With more, each threshold is the
-  best there is given the others, from the two nearest points of the frontier
-  that prices on a MAC trace; between equals the first found counts.
+  With two exits they are the best there are, with three too up to 5000 images.
+  With more, they are the best of a frontier that a local search found, and each
+  threshold is the best there is given the others. Seconds with 5000 images.
 
   Args:
     confidences: see `evaluate`.
@@ -80,10 +80,11 @@ def calibrate(confidences, correct, stage_macs, *, max_macs=None,
         f'max_macs={max_macs}, min_accuracy={min_accuracy}, same_accuracy='
         f'{same_accuracy}: give exactly one target')
   if max_macs is not None:
-    if not max_macs >= images.macs[0]:
+    least = _least_macs(images)
+    if not max_macs >= least:
       raise ValueError(
-          f'max_macs={max_macs:g} cannot be met: an image that leaves at the '
-          f'first exit costs {images.macs[0]:g} MACs')
+          f'max_macs={max_macs:g} cannot be met: images that leave as soon as '
+          f'they can cost {least:g} MACs')
     objective = search.at_most(max_macs * images.num)
   else:
     if same_accuracy:
@@ -116,12 +117,18 @@ def curve(confidences, correct, stage_macs, *, num=50):
   images = search.Images(confidences, correct, stage_macs)
   frontier = search.frontier(images)
   points = []
-  for budget in np.linspace(images.macs[0], images.macs[-1], num):
+  for budget in np.linspace(_least_macs(images), images.macs[-1].mean(), num):
     best = search.search(images, frontier, search.at_most(budget * images.num))
     point = _calibration(images, best)
     if not points or point.accuracy > points[-1].accuracy:
       points.append(point)
   return [p.as_dict() for p in points]
+
+
+def _least_macs(images):
+  """Mean MACs of an image if all leave at the first exit that lets them."""
+  always = np.full(images.num_exits - 1, confidence_lib.ALWAYS)
+  return images.totals(always)[1] / images.num
 
 
 def _calibration(images, thresholds):

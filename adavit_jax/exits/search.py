@@ -1,4 +1,8 @@
-"""The search for thresholds: one exit after the other, each exactly."""
+"""The search for thresholds: the frontier of MACs and score, then a target.
+
+A sweep tries every useful threshold of one exit while the others stay. Up to
+three exits can be searched exhaustively; more are improved sweep by sweep.
+"""
 
 import numpy as np
 
@@ -9,6 +13,13 @@ from adavit_jax.exits import confidence as confidence_lib
 _PRICES = np.geomspace(1e-3, 1e2, 32)
 # Passes over the exits at most; each raises the objective, and few are needed.
 _PASSES = 20
+# Three exits are exhausted up to this many first thresholds times images, which
+# take 2 seconds: 5000 images.
+_EXHAUSTIVE = 3e7
+# With more, thresholds spread evenly over the frontier are swept in rounds.
+_SPREAD, _ROUNDS = 64, 20
+# Points at which the dominated ones are dropped, which bounds the memory.
+_MANY = 200_000
 
 
 class Images:
@@ -17,13 +28,16 @@ class Images:
   def __init__(self, confidences, correct, stage_macs):
     self.confidences = np.asarray(confidences, np.float64)
     self.scores = np.asarray(correct, np.float64)
-    self.macs = np.cumsum(np.asarray(stage_macs, np.float64))
+    macs = np.asarray(stage_macs, np.float64)
     shape = self.confidences.shape
     if (len(shape) != 2 or not self.confidences.size
-        or self.scores.shape != shape or self.macs.shape != shape[:1]):
+        or self.scores.shape != shape or macs.shape not in (shape, shape[:1])):
       raise ValueError(
           f'confidences {shape}, correct {self.scores.shape} and stage_macs '
-          f'{self.macs.shape} must be [E, n], [E, n] and [E], n > 0')
+          f'{macs.shape} must be [E, n], [E, n] and [E] or [E, n], n > 0')
+    macs = macs if macs.ndim == 2 else macs[:, None]
+    # MACs of each image up to each exit.
+    self.macs = np.broadcast_to(np.cumsum(macs, 0), shape)
     if np.isnan(self.confidences).any() or np.isnan(self.scores).any():
       raise ValueError('confidences and correct must hold no NaN; evaluate a '
                        'model that has not diverged')
@@ -33,8 +47,9 @@ class Images:
   def totals(self, thresholds):
     """(score, MACs) summed over the images."""
     chosen = confidence_lib.choose(self.confidences, thresholds)
-    return (self.scores[chosen, np.arange(self.num)].sum(),
-            self.macs[chosen].sum())
+    images = np.arange(self.num)
+    return (self.scores[chosen, images].sum(),
+            self.macs[chosen, images].sum())
 
   def sweep(self, thresholds, exit_index):
     """Every useful threshold of one exit, the others as they are.
@@ -53,9 +68,9 @@ class Images:
     rows = rows[~gone[rows]
                 & (self.confidences[exit_index, rows] > confidence_lib.ALWAYS)]
     images = np.arange(self.num)
-    score, macs = self.scores[other, images], self.macs[other]
+    score, macs = self.scores[other, images], self.macs[other, images]
     more = self.scores[exit_index, rows] - score[rows]
-    less = self.macs[exit_index] - macs[rows]
+    less = self.macs[exit_index, rows] - macs[rows]
     values = self.confidences[exit_index, rows]
     # A candidate after every image; images of one confidence leave together.
     last = np.append(values[1:] < values[:-1], [True] * bool(len(rows)))
@@ -119,25 +134,104 @@ def _ascend(images, thresholds, objective):
   return thresholds, best
 
 
-def frontier(images):
-  """Thresholds that are best for a price of a MAC, for rising prices.
-
-  Returns:
-    (thresholds [p, E - 1], total score [p], total MACs [p]).
-  """
+def _priced_points(images):
+  """List of thresholds [E - 1] that ascent finds best for a price of a MAC."""
   worth = np.ptp(images.scores) * images.num or 1.
-  saved = (images.macs[-1] - images.macs[0]) * images.num or 1.
+  saved = (images.macs[-1] - images.macs[0]).sum() or 1.
   found = []
   for start, prices in ((confidence_lib.NEVER, _PRICES),
                         (confidence_lib.ALWAYS, _PRICES[::-1])):
-    thresholds = np.full(images.num_exits - 1, start)
-    found.append(thresholds)
+    found.append(np.full(images.num_exits - 1, start))
     for price in prices:
-      thresholds, _ = _ascend(
-          images, thresholds, _priced(price * worth / saved))
-      found.append(thresholds)
-  totals = np.array([images.totals(t) for t in found])
-  return np.array(found), totals[:, 0], totals[:, 1]
+      found.append(_ascend(
+          images, found[-1], _priced(price * worth / saved))[0])
+  return found
+
+
+def _undominated(points):
+  """The points that score more than every cheaper one, ascending in MACs.
+
+  Args:
+    points: list of (thresholds [p, E - 1], score [p], MACs [p]).
+
+  Returns:
+    One such tuple; of equal points the first.
+  """
+  thresholds, score, macs = map(np.concatenate, zip(*points))
+  order = np.lexsort((-score, macs))
+  order = order[_records(score[order])]
+  return thresholds[order], score[order], macs[order]
+
+
+def _records(values):
+  """Where a sequence exceeds all that was before, [c] bool."""
+  before = np.maximum.accumulate(np.append(-np.inf, values[:-1]))
+  return values > before
+
+
+def _extend(images, points, starts, exits):
+  """Adds to a list of points what sweeps of some exits find.
+
+  Args:
+    images: `Images`.
+    points: list, see `_undominated`.
+    starts: list of thresholds [E - 1] to sweep from.
+    exits: which to sweep.
+
+  Returns:
+    Those of all these points that are not dominated.
+  """
+  points, num = list(points), 0
+  for thresholds in starts:
+    for e in exits:
+      # MACs fall along a sweep.
+      values, score, macs = (x[::-1] for x in images.sweep(thresholds, e))
+      rows = _records(score)
+      moved = np.repeat(thresholds[None], rows.sum(), 0)
+      moved[:, e] = values[rows]
+      points.append((moved, score[rows], macs[rows]))
+      num += len(moved)
+      if num > _MANY:
+        points, num = [_undominated(points)], 0
+  return _undominated(points)
+
+
+def frontier(images):
+  """Thresholds that nothing found scores more than for as few MACs.
+
+  For two exits they are the true frontier, for three up to `_EXHAUSTIVE`. Else
+  the search starts from good thresholds for each price of a MAC, and sweeps
+  every exit from points spread over the frontier until that moves none of them.
+
+  Returns:
+    (thresholds [p, E - 1], total score [p], total MACs [p]), ascending in
+    score and in MACs.
+  """
+  exits = range(images.num_exits - 1)
+  never = np.full(len(exits), confidence_lib.NEVER)
+  starts = np.array([never])
+  if len(exits) == 2:
+    first = images.sweep(never, 0)[0]
+    starts = np.stack([first, np.full_like(first, confidence_lib.NEVER)], 1)
+  if len(exits) <= 2 and len(starts) * images.num <= _EXHAUSTIVE:
+    return _extend(images, [_point(images, never)], starts, exits[-1:])
+  points = _undominated([_point(images, t) for t in _priced_points(images)])
+  swept = set()
+  for _ in range(_ROUNDS):
+    thresholds, _, macs = points
+    even = np.linspace(macs[0], macs[-1], _SPREAD)
+    starts = [t for t in thresholds[np.unique(np.searchsorted(macs, even))]
+              if t.tobytes() not in swept]
+    if not starts:
+      break
+    swept.update(t.tobytes() for t in starts)
+    points = _extend(images, [points], starts, exits)
+  return points
+
+
+def _point(images, thresholds):
+  score, macs = images.totals(thresholds)
+  return thresholds[None], np.array([score]), np.array([macs])
 
 
 def search(images, points, objective):
