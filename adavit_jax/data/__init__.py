@@ -6,15 +6,17 @@ from adavit_jax.data.batches import batch_indices
 from adavit_jax.data.batches import eval_batches
 from adavit_jax.data.batches import train_batches
 from adavit_jax.data.config import check_augmentation
+from adavit_jax.data.config import check_regression
 from adavit_jax.data.config import default_config
 from adavit_jax.data.decode import CorruptImageError
 from adavit_jax.data.sources import load
 from adavit_jax.data.splits import ArraySplit
 from adavit_jax.data.splits import Dataset
 from adavit_jax.data.splits import Split
+from adavit_jax.data.splits import Target
 
 __all__ = [
-    'ArraySplit', 'CorruptImageError', 'Dataset', 'Split', 'augment',
-    'batch_indices', 'check_augmentation', 'default_config', 'eval_batches',
-    'load', 'normalize', 'train_batches',
+    'ArraySplit', 'CorruptImageError', 'Dataset', 'Split', 'Target', 'augment',
+    'batch_indices', 'check_augmentation', 'check_regression',
+    'default_config', 'eval_batches', 'load', 'normalize', 'train_batches',
 ]

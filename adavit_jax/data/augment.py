@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from adavit_jax.data import config as config_lib
 from adavit_jax.data import mixing
+from adavit_jax.data import splits
 
 _LOG_ASPECT = 0.28768207  # log(4/3), the most a resized crop is stretched
 
@@ -19,6 +20,7 @@ def augment(
     mean,
     std,
     image_size: int,
+    target: splits.Target | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Crops, flips, normalises and mixes a training batch, as the config says.
 
@@ -28,21 +30,26 @@ def augment(
   Args:
     key: of this step.
     images: uint8 [B, H, W, C].
-    labels: int [B] in 0..K-1.
+    labels: int [B] in 0..K-1, or the numbers [B] of a regression.
     config_data: crop_padding, flip, resized_crop, mixup, cutmix and
       label_smoothing are used.
-    num_classes: K.
+    num_classes: K; not used for regression.
     mean: C floats in 0..1 units.
     std: C floats in 0..1 units.
     image_size: S, pixels a side of the result.
+    target: of a regression, static under `jit`; None for classification.
 
   Returns:
-    Images float32 [B, S, S, C] and targets float32 [B, K] that sum to 1.
+    Images float32 [B, S, S, C] and targets float32 [B, K] that sum to 1; for
+    regression targets [B, 1], the labels normalised with `target`.
 
   Raises:
-    ValueError: a field is out of its range, or the images are too small.
+    ValueError: a field is out of its range or not for regression, or the
+      images are too small.
   """
   config_lib.check_augmentation(config_data)
+  if target is not None:
+    config_lib.check_regression(config_data)
   _check_images(images)
   crop_key, flip_key, mix_key = jax.random.split(key, 3)
   if config_data.resized_crop:
@@ -56,6 +63,8 @@ def augment(
   if config_data.flip:
     images = random_flip(flip_key, images)
   images = normalize(images, mean, std)
+  if target is not None:
+    return images, mixing.standardize(labels, target)
   targets = mixing.smooth_one_hot(
       labels, num_classes=num_classes, smoothing=config_data.label_smoothing
   )

@@ -5,7 +5,7 @@ import math
 import ml_collections
 from ml_collections import config_dict
 
-SOURCES = ('digits', 'digit_scenes', 'folder', 'tfds:NAME')
+SOURCES = ('digits', 'digit_scenes', 'rotated_digits', 'folder', 'tfds:NAME')
 INTERPOLATIONS = ('bicubic', 'bilinear')
 # What belongs to a model's parameters: they expect images prepared like this.
 PREPROCESSING = ('mean', 'std', 'interpolation', 'crop')
@@ -14,7 +14,7 @@ PREPROCESSING = ('mean', 'std', 'interpolation', 'crop')
 def default_config() -> ml_collections.ConfigDict:
   """Returns `config.data` for scikit-learn's digits, all augmentation off."""
   return ml_collections.ConfigDict(dict(
-      name='digits',  # 'digits' | 'digit_scenes' | 'folder' | 'tfds:NAME'
+      name='digits',  # one of `SOURCES`
       data_dir='',  # folder: holds train/ and test/ or val/; tfds: its data_dir
       cache_dir='',  # '' = $ADAVIT_CACHE, else ~/.cache/adavit_jax
       image_size=8,  # pixels a side that the model is fed
@@ -27,6 +27,7 @@ def default_config() -> ml_collections.ConfigDict:
       holdout=0.1,  # share of the training split for calibration and choice
       on_corrupt='error',  # 'error' | 'skip'
       scenes=dict(kind='mix', num_train=30_000, num_test=4_000),
+      rotations=dict(num_train=20_000, num_test=2_000, noise=0.5),
       crop_padding=0,  # zero pixels around the image before the random crop
       flip=False,  # mirror half of the images left to right
       resized_crop=0.0,  # smallest share of the area kept; 0 = off
@@ -51,7 +52,7 @@ def interpolation(config_data) -> str:
 def check_source(config_data) -> None:
   """Raises ValueError for a field of the data source that cannot work."""
   name = config_data.name
-  if name not in SOURCES[:3] and not (
+  if name not in SOURCES[:-1] and not (
       name.startswith('tfds:') and len(name) > len('tfds:')
   ):
     raise ValueError(f'config.data.name={name!r}: give one of {SOURCES}.')
@@ -125,4 +126,21 @@ def check_augmentation(config_data) -> None:
       raise ValueError(
           f'config.data.{field}={config_data[field]} must lie in'
           f' {low}..{high} (0 = off).'
+      )
+
+
+def check_regression(config_data) -> None:
+  """Raises ValueError for what changes or mixes the meaning of a number.
+
+  A mirrored or stretched image has another angle than its label says, two
+  images' blend has none, and label smoothing is for classes.
+  """
+  for field, off in (
+      ('flip', False), ('resized_crop', 0), ('mixup', 0), ('cutmix', 0),
+      ('label_smoothing', 0),
+  ):
+    if config_data[field]:
+      raise ValueError(
+          f'config.data.{field}={config_data[field]} is for classification, and'
+          f' the labels of {config_data.name!r} are numbers: set it to {off}.'
       )

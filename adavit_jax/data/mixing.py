@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from adavit_jax.data import splits
+
 
 def smooth_one_hot(
     labels: jax.Array, *, num_classes: int, smoothing: float = 0.0
@@ -12,6 +14,11 @@ def smooth_one_hot(
   if smoothing:
     targets = targets * (1 - smoothing) + smoothing / num_classes
   return targets
+
+
+def standardize(labels: jax.Array, target: splits.Target) -> jax.Array:
+  """Returns targets float32 [B, 1] of a regression's labels [B]."""
+  return ((jnp.float32(labels) - target.mean) / target.std)[:, None]
 
 
 def mix(

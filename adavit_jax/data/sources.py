@@ -4,6 +4,7 @@ from adavit_jax.data import config as config_lib
 from adavit_jax.data import digit_scenes
 from adavit_jax.data import digits
 from adavit_jax.data import folder
+from adavit_jax.data import rotated_digits
 from adavit_jax.data import splits
 from adavit_jax.data import tfds
 
@@ -11,6 +12,7 @@ _SOURCES = {
     'digits': digits.load,
     'digit_scenes': digit_scenes.load,
     'folder': folder.load,
+    'rotated_digits': rotated_digits.load,
 }
 
 
@@ -19,8 +21,8 @@ def load(config_data, *, seed: int = 0) -> splits.Dataset:
 
   Args:
     config_data: as `default_config` returns.
-    seed: decides which training images are held out, and the training scenes.
-      The test split is the same for every seed.
+    seed: decides which training images are held out, and how those that are
+      composed look. The test split is the same for every seed.
 
   Raises:
     ValueError: a field of the config, or the data, cannot work; the message

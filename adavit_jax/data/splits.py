@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+from typing import NamedTuple
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +12,7 @@ class Split(Protocol):
   """n labelled images, in memory or decoded when they are asked for.
 
   Attributes:
-    labels: int32 [n].
+    labels: int32 [n]; for regression float32 [n], in the target's unit.
     meta: arrays [n] that a report may group by, e.g. 'hard' (bool).
     lazy: whether `images` takes long enough to be worth a thread.
   """
@@ -28,7 +29,10 @@ class Split(Protocol):
 
 
 class ArraySplit:
-  """A split that lies in memory: images uint8 [n, H, W, C], labels [n]."""
+  """A split that lies in memory: images uint8 [n, H, W, C], labels [n].
+
+  Floating labels are those of a regression and become float32, others int32.
+  """
 
   lazy = False
 
@@ -39,7 +43,9 @@ class ArraySplit:
       meta: Mapping[str, np.ndarray] | None = None,
   ):
     self._images = images
-    self.labels = np.asarray(labels, np.int32)
+    labels = np.asarray(labels)
+    floating = np.issubdtype(labels.dtype, np.floating)
+    self.labels = labels.astype(np.float32 if floating else np.int32)
     self.meta = dict(meta or {})
 
   def __len__(self) -> int:
@@ -48,6 +54,20 @@ class ArraySplit:
   def images(self, indices: np.ndarray) -> np.ndarray:
     """Returns uint8 [b, H, W, C] for int indices [b]."""
     return self._images[indices]
+
+
+class Target(NamedTuple):
+  """What the labels of a regression are normalised with.
+
+  Attributes:
+    mean: of the training labels.
+    std: their standard deviation, not 0.
+    unit: that labels and errors are measured in, e.g. 'degrees'.
+  """
+
+  mean: float
+  std: float
+  unit: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +79,14 @@ class Dataset:
     holdout: kept out of `train`, to calibrate thresholds and choose models;
       empty with `config.data.holdout=0`.
     test: not to be looked at before the end; the same for every seed.
-    num_classes: K.
+    num_classes: K; 0 for regression.
     class_names: K names.
     channels: C, 1 or 3.
     image_size: pixels a side that the model is fed; the splits' images may be
       larger (`config.data.load_size`).
     mean: C floats, the images' mean on a scale of 0..1.
     std: C floats, the images' standard deviation on the same scale.
+    target: what the labels are normalised with; None for classification.
   """
 
   train: Split
@@ -77,6 +98,7 @@ class Dataset:
   image_size: int
   mean: tuple[float, ...]
   std: tuple[float, ...]
+  target: Target | None = None
 
 
 def stratified_split(

@@ -1,0 +1,22 @@
+"""Regression with early exits: by how much is a digit turned? No download.
+
+  python train.py --config=configs/rotated_digits_exits.py --workdir=runs/angle
+  python eval.py --workdir=runs/angle
+"""
+
+from adavit_jax.train import config as base
+
+
+def get_config(variant=''):
+  """Returns the schedule: backbone and exits learn together."""
+  if variant:
+    raise ValueError(f'unknown variant {variant!r}; this config has none')
+  config = base.default_config()
+  config.phases = ('exits',)
+  config.mac_target = 0.5
+  config.data.update(name='rotated_digits', image_size=16)
+  config.model.name = 'vit_scenes_patch4_16'
+  config.model.exits = ((1, 'mlp'), (2, 'mlp'), (4, 'mlp'))
+  config.exits.update(
+      steps=2000, learning_rate=2e-3, rule='agreement', slack=0.2)
+  return config
