@@ -3,7 +3,8 @@
 One orientation for every measure: larger is surer, and an image leaves at the
 first exit whose confidence is strictly above that exit's threshold. Entropy is
 therefore negated: the paper's threshold of 0.05 is -0.05 here, and its 0, at
-which no image leaves early, is 0.
+which no image leaves early, is 0. So is the difference of two exits' outputs,
+which regression goes by: minus the tolerance is its threshold.
 """
 
 from typing import Any, Callable
@@ -21,7 +22,8 @@ ALWAYS = -NEVER
 # it needs it: (logits [B, K], memory) -> (confidence [B], memory), pure, each
 # row on its own. The memory is a pytree with a leading batch axis, None before
 # the first exit; whoever runs the stages carries it along with the image.
-# Minus infinity is the confidence of an image that cannot leave yet.
+# Minus infinity is the confidence of an image that cannot leave yet. For
+# regression the logits are outputs in the target's unit.
 Rule = Callable[[jax.Array, Any], tuple[jax.Array, Any]]
 
 
@@ -70,11 +72,85 @@ def _memoryless(measure):
   return lambda logits, memory: (measure(logits), None)
 
 
+def patience(logits, memory):
+  """How many exits in a row, this one included, give the same class.
+
+  An image leaves once k exits agree with a threshold of k - 0.5. The counter
+  of PABEE (Zhou et al., 2020) is one less: it starts at 0.
+
+  Args:
+    logits: [B, K].
+    memory: (class [B], count [B]) of the exit before, None at the first.
+
+  Returns:
+    (count [B] float32, 1 at the first exit, and the memory of this exit).
+  """
+  label = logits.argmax(-1)
+  count = jnp.ones(label.shape, jnp.float32)
+  if memory is not None:
+    label_before, count_before = memory
+    count += jnp.where(label == label_before, count_before, 0.)
+  return count, (label, count)
+
+
+def agreement(outputs, memory):
+  """Minus the largest difference to the exit before, for regression.
+
+  With minus the tolerance as the threshold an image leaves once two exits in
+  a row agree to better than that: PABEE's criterion for regression (Zhou et
+  al., 2020) with a patience of 1.
+
+  Args:
+    outputs: [B, K], in the target's unit.
+    memory: outputs of the exit before, None at the first.
+
+  Returns:
+    (confidence [B] float32, minus infinity at the first exit, and the memory
+    of this exit).
+  """
+  outputs = outputs.astype(jnp.float32)
+  if memory is None:
+    return jnp.full(outputs.shape[:-1], -jnp.inf, jnp.float32), outputs
+  return -jnp.abs(outputs - memory).max(-1), outputs
+
+
 RULES = {
     'entropy': _memoryless(negative_entropy),
     'max_probability': _memoryless(max_probability),
     'margin': _memoryless(margin),
+    'patience': patience,
+    'agreement': agreement,
 }
+# The other rules ask for the probabilities of classes, or for the best one.
+REGRESSION_RULES = ('agreement',)
+
+
+# The confidences that a rule can give.
+_RANGES = {'entropy': (ALWAYS, 0.), 'max_probability': (0., 1.),
+           'margin': (0., 1.), 'patience': (0., NEVER),
+           'agreement': (ALWAYS, 0.)}
+
+
+def check_range(rule, thresholds):
+  """Raises a ValueError for thresholds that a rule's confidence cannot reach.
+
+  Args:
+    rule: name of one of `RULES`.
+    thresholds: [E - 1], or one number; `NEVER` and `ALWAYS` fit every rule.
+  """
+  low, high = _RANGES[rule]
+  for x in np.ravel(thresholds):
+    if not (low <= x <= high or x in (NEVER, ALWAYS)):
+      hint = (f': its confidence is negated, give {-x:g} for {x:g}'
+              if high == 0 else '')
+      raise ValueError(f'threshold {x:g} is out of the range of the rule '
+                       f'{rule!r}, {low:.4g} to {high:.4g}{hint}')
+
+
+def rules_for(regression):
+  """Names of the `RULES` for regression, or else those for classification."""
+  return tuple(
+      name for name in RULES if (name in REGRESSION_RULES) == regression)
 
 
 def confidences(rule, logits):
