@@ -103,7 +103,7 @@ def vit(model, policy=None):
   """
   n, d = model.num_tokens, model.width
   grid = model.image_size // model.patch_size
-  msa, mlp = _encoder(n, d, model.mlp_dim)
+  msa, mlp = encoder(n, d, model.mlp_dim)
   return Cost(
       stem=_stem(model, grid),
       msa=msa,
@@ -148,11 +148,12 @@ def ravit_paper(model):
   """
   return StageCost(tuple(
       model.layers[i] * sum(
-          _encoder(model.branch_tokens(i), model.width, model.mlp_dim))
+          encoder(model.branch_tokens(i), model.width, model.mlp_dim))
       for i in model.branches))
 
 
-def _encoder(n, d, mlp_dim):
+def encoder(n, d, mlp_dim):
+  """MACs of one encoder over N tokens of width D: (MSA, MLP)."""
   return 4 * n * d * d + 2 * n * n * d, 2 * n * d * mlp_dim
 
 

@@ -5,6 +5,7 @@ import math
 
 import jax.numpy as jnp
 
+from adavit_jax.models import multi_exit
 from adavit_jax.models import ravit
 from adavit_jax.models.vit import ViT
 
@@ -75,10 +76,10 @@ def create(name, **overrides):
   Args:
     name: one of `names()`.
     **overrides: attributes of `ViT`, or of `RAViT` for its names; `dtype` may
-      be a string.
+      be a string. With `exits` a ViT gets early exits: see `MultiExit`.
 
   Returns:
-    A `ViT` or `RAViT` module; `adavit_jax.init_params(model, key)` makes its
+    A `ViT`, `RAViT` or `MultiExit` module; `adavit_jax.init_params(model, key)` makes its
     parameters.
 
   Raises:
@@ -92,6 +93,8 @@ def create(name, **overrides):
   family, check = (
       (ravit.RAViT, ravit.check) if name in _RAVITS else (ViT, _check))
   fields = set(family.__dataclass_fields__) - {'parent', 'name'}
+  if family is ViT:
+    fields.add('exits')
   for key in overrides:
     if key not in fields:
       raise ValueError(
@@ -100,11 +103,20 @@ def create(name, **overrides):
   if 'dtype' in values:
     values['dtype'] = jnp.dtype(values['dtype'])
   # JSON has no tuples, and modules are hashed.
-  values = {k: tuple(v) if isinstance(v, list) else v
-            for k, v in values.items()}
+  values = {k: _tuples(v) for k, v in values.items()}
+  exits = values.pop('exits', ())
   model = family(**values)
   check(model)
+  if exits:
+    model = multi_exit.MultiExit(model, exits)
+    multi_exit.check(model)
   return model
+
+
+def _tuples(value):
+  if isinstance(value, (list, tuple)):
+    return tuple(map(_tuples, value))
+  return value
 
 
 def _check(m):

@@ -130,12 +130,33 @@ class ViT(nn.Module):
     dist = self.head_dist(x[..., 1, :]) if self.distillation else None
     return Logits(self.head(x[..., 0, :]), dist)
 
+  def encode(self, x, start=0, stop=None, *, unroll=1, remat=False):
+    """Runs some of the N encoders, fixed and adaptive counted together.
+
+    Args:
+      x: tokens [B, N, D].
+      start: number of the first encoder, from 0.
+      stop: one past the last; None for all that are left.
+      unroll: encoders unrolled into one step of a scan.
+      remat: recompute the encoders in the backward pass.
+
+    Returns:
+      [B, N, D].
+    """
+    stop = self.depth if stop is None else stop
+    run = lambda x, p: (self.encoder.apply({'params': p}, x), None)
+    run = jax.checkpoint(run) if remat else run
+    m = self.num_fixed
+    for stack, first, last in ((self.fixed, start, min(stop, m)),
+                               (self.adaptive, max(start - m, 0), stop - m)):
+      if first < last:
+        stack = jax.tree.map(lambda leaf: leaf[first:last], stack)
+        x, _ = jax.lax.scan(run, x, stack, unroll=unroll)
+    return x
+
   def __call__(self, images):
     """All encoders: the plain ViT, [B, S, S, C] -> `Logits`."""
-    x = self.embed(images)
-    run = lambda x, p: (self.encoder.apply({'params': p}, x), None)
-    x, _ = jax.lax.scan(run, x, self.fixed)
-    x, _ = jax.lax.scan(run, x, self.adaptive)
+    x = self.encode(self.embed(images))
     return self.classify(x[:, :self.num_prefix])
 
 

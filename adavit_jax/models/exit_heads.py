@@ -1,0 +1,248 @@
+"""The seven exit heads of Multi-Exit ViT (BMVC 2021, arXiv 2106.15183).
+
+Each reads the tokens that leave an encoder and gives an early answer. The
+paper's names, layers and hidden widths are followed; ours are the choices that
+it leaves open or that a pre-LN backbone asks for: the LayerNorm, the
+initialisation, no dropout, the mean over prefix tokens. A pre-LN backbone hands
+on tokens that nothing has normalised, so a head normalises what it reads, with
+a LayerNorm of its own, and shares no parameters with any other.
+"""
+
+import difflib
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from adavit_jax.models.encoder import Encoder
+from adavit_jax.models.encoder import gelu
+
+FILTERS = 16  # of the 3x3 convolution in the CNN heads
+
+
+class ExitHead(nn.Module):
+  """What the heads have in common: attributes, check and last linear layer.
+
+  A subclass gives `features`. "The class token" of a model with a distillation
+  token is the mean of both, normalised before it is taken.
+
+  Attributes:
+    width: token width D.
+    num_prefix: P, tokens before the patches.
+    grid: (gh, gw), patches per column and row; n = gh * gw.
+    num_outputs: K, classes, or 1 for regression.
+    num_heads: of the 'vit' head's encoder; divides `width`.
+    mlp_dim: hidden width of the 'vit' head's MLP.
+    dtype: compute dtype; parameters, last layer and logits are float32.
+  """
+  width: int
+  num_prefix: int
+  grid: tuple[int, int]
+  num_outputs: int
+  num_heads: int
+  mlp_dim: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, tokens):
+    """Tokens [B, P + n, D], patches row-major, to [B, K] float32.
+
+    Raises:
+      ValueError: if the tokens are not as many or as wide as the head expects.
+    """
+    gh, gw = self.grid
+    shape = (self.num_prefix + gh * gw, self.width)
+    if tokens.ndim != 3 or tokens.shape[1:] != shape:
+      raise ValueError(
+          f'tokens have shape {tuple(tokens.shape)}, the head takes '
+          f'[B, {shape[0]}, {shape[1]}]: {self.num_prefix} prefix tokens and '
+          f'{gh} x {gw} patches; give all tokens of the model it was made for')
+    x = self.features(tokens).astype(jnp.float32)
+    return nn.Dense(self.num_outputs, name='head',
+                    kernel_init=nn.initializers.truncated_normal(0.02))(x)
+
+  def features(self, tokens):
+    """[B, P + n, D] to the [B, F] that the last linear layer reads."""
+    raise NotImplementedError
+
+  def norm(self, name='norm'):
+    return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=name)
+
+  def class_token(self, tokens):
+    """[B, P + n, D] -> [B, D]."""
+    return tokens[:, :self.num_prefix].mean(1)
+
+
+class MlpHead(ExitHead):
+  """MLP-EE: the class token alone, D -> 4 D -> D -> K with GELU."""
+
+  def features(self, tokens):
+    x = self.class_token(self.norm()(tokens[:, :self.num_prefix]))
+    return gelu(Mlp(4 * self.width, self.width, self.dtype, name='mlp')(x))
+
+
+class CnnIgnoreHead(ExitHead):
+  """CNN-Ignore-EE: the patches as an image, without the class token.
+
+  3x3 convolution to 16 channels, ELU, 2x2 max pooling, one linear layer over
+  what remains. An odd row or column of the grid is pooled with itself.
+  """
+
+  def features(self, tokens):
+    x = self.norm()(tokens)
+    x = self.read(self.class_token(x)[:, None], x[:, self.num_prefix:])
+    x = x.reshape(-1, *self.grid, self.width)  # [B, gh, gw, D]
+    x = nn.Conv(FILTERS, (3, 3), dtype=self.dtype, name='conv')(x)
+    x = nn.max_pool(nn.elu(x), (2, 2), (2, 2), padding='SAME')
+    return x.reshape(x.shape[0], -1)
+
+  def read(self, cls, patches):
+    """Class token [B, 1, D] and patches [B, n, D] to new patches [B, n, D]."""
+    del cls
+    return patches
+
+
+class CnnAddHead(CnnIgnoreHead):
+  """CNN-Add-EE: CNN-Ignore-EE with the class token added to every patch."""
+
+  def read(self, cls, patches):
+    return patches + cls
+
+
+class CnnProjectHead(CnnIgnoreHead):
+  """CNN-Project-EE: CNN-Ignore-EE with the class token projected in.
+
+  Every patch with the class token beside it goes through 2 D -> D and GELU, the
+  operator of that name in DPT (arXiv 2103.13413).
+  """
+
+  def read(self, cls, patches):
+    x = jnp.concatenate(
+        [patches, jnp.broadcast_to(cls, patches.shape)], axis=-1)
+    return gelu(_dense(self.width, self.dtype, 'project')(x))
+
+
+class VitHead(ExitHead):
+  """ViT-EE: one more encoder, then the class token as in the backbone.
+
+  The opening LayerNorm is that of the encoder.
+  """
+
+  def features(self, tokens):
+    x = Encoder(self.width, self.num_heads, self.mlp_dim, self.dtype,
+                name='encoder')(tokens)
+    return self.class_token(self.norm()(x[:, :self.num_prefix]))
+
+
+class MlpMixerHead(ExitHead):
+  """MLP-Mixer-EE: one Mixer block over all tokens, then the class token.
+
+  Both MLPs are 4 D wide, that over the N = P + n tokens too: dearer than an
+  encoder of the backbone where N < 2 D.
+  """
+
+  def features(self, tokens):
+    hidden, num_tokens = 4 * self.width, tokens.shape[1]
+    y = self.norm('norm1')(tokens).swapaxes(1, 2)  # [B, D, N]
+    y = Mlp(hidden, num_tokens, self.dtype, name='token_mlp')(y)
+    x = tokens + y.swapaxes(1, 2)
+    y = self.norm('norm2')(x)
+    x = x + Mlp(hidden, self.width, self.dtype, name='channel_mlp')(y)
+    return self.class_token(self.norm()(x[:, :self.num_prefix]))
+
+
+class ResMlpHead(ExitHead):
+  """ResMLP-EE: one ResMLP block (arXiv 2105.03404) and the mean over patches.
+
+  The block is that of its paper: an affine map of the channels where others
+  have a LayerNorm, one n x n layer over the patches, an MLP 4 D wide, both with
+  LayerScale, which starts at 0.1 as in the paper's shallow networks.
+  """
+
+  def features(self, tokens):
+    x = tokens[:, self.num_prefix:]
+    y = self.affine('affine1', x).swapaxes(1, 2)  # [B, D, n]
+    y = _dense(y.shape[-1], self.dtype, 'patch_mix')(y)
+    x = x + self.scale('scale1', 0.1) * y.swapaxes(1, 2)
+    y = self.affine('affine2', x)
+    y = Mlp(4 * self.width, self.width, self.dtype, name='channel_mlp')(y)
+    x = x + self.scale('scale2', 0.1) * y
+    return self.affine('affine', x).mean(1)
+
+  def affine(self, name, x):
+    shift = self.param(
+        f'{name}_shift', nn.initializers.zeros, (self.width,))
+    return self.scale(f'{name}_scale', 1.) * x + shift.astype(self.dtype)
+
+  def scale(self, name, value):
+    init = nn.initializers.constant(value)
+    return self.param(name, init, (self.width,)).astype(self.dtype)
+
+
+class Mlp(nn.Module):
+  """Linear, GELU, linear over the last axis.
+
+  Attributes:
+    hidden: width between the layers.
+    width: output width.
+    dtype: compute dtype; parameters are float32.
+  """
+  hidden: int
+  width: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    """[..., F] -> [..., width]."""
+    x = gelu(_dense(self.hidden, self.dtype, 'fc1')(x))
+    return _dense(self.width, self.dtype, 'fc2')(x)
+
+
+def _dense(features, dtype, name):
+  return nn.Dense(features, dtype=dtype, name=name,
+                  kernel_init=nn.initializers.xavier_uniform())
+
+
+HEADS = {
+    'mlp': MlpHead,
+    'cnn_ignore': CnnIgnoreHead,
+    'cnn_add': CnnAddHead,
+    'cnn_project': CnnProjectHead,
+    'vit': VitHead,
+    'mlp_mixer': MlpMixerHead,
+    'resmlp': ResMlpHead,
+}
+
+
+def check_name(head):
+  """Raises a ValueError unless `head` is a name in `HEADS`."""
+  if head not in HEADS:
+    close = difflib.get_close_matches(str(head), HEADS, n=1)
+    hint = f'did you mean {close[0]!r}?' if close else f'known: {list(HEADS)}'
+    raise ValueError(f'unknown exit head {head!r}; {hint}')
+
+
+def create(head, vit, num_outputs, *, name=None):
+  """Creates an exit head for the tokens of a `ViT`.
+
+  Made in a module's `setup` or compact method it is a submodule of it.
+
+  Args:
+    head: one of `HEADS`.
+    vit: the `ViT`.
+    num_outputs: K, classes, or 1 for regression.
+    name: of the submodule, as in Flax.
+
+  Returns:
+    `ExitHead`.
+
+  Raises:
+    ValueError: for another head, or fewer than one output.
+  """
+  check_name(head)
+  if num_outputs < 1:
+    raise ValueError(f'num_outputs={num_outputs} must be at least 1')
+  side = vit.image_size // vit.patch_size
+  return HEADS[head](
+      width=vit.width, num_prefix=vit.num_prefix, grid=(side, side),
+      num_outputs=num_outputs, num_heads=vit.num_heads, mlp_dim=vit.mlp_dim,
+      dtype=vit.dtype, name=name)
