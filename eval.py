@@ -25,6 +25,9 @@ _THRESHOLD = flags.DEFINE_float(
     'of the confidence at every exit: higher lets fewer images leave (entropy '
     'is negated: -0.05 for 0.05). Default: calibrated on held-out data to the '
     "config's mac_target.")
+_RULE = flags.DEFINE_string(
+    'rule', None, "When an image leaves, one of exits.confidence.RULES; by "
+    "default the config's exits.rule.")
 _BEST = flags.DEFINE_bool(
     'best', False, 'The best checkpoint of the last phase, not its end.')
 _STATIC = flags.DEFINE_bool(
@@ -40,7 +43,7 @@ def main(argv):
   try:
     result = report.evaluate(
         _WORKDIR.value, threshold=_THRESHOLD.value, best=_BEST.value,
-        static=_STATIC.value, data_dir=_DATA_DIR.value)
+        static=_STATIC.value, data_dir=_DATA_DIR.value, rule=_RULE.value)
   except (ValueError, guards.NonFiniteError) as error:
     logging.debug('where it came from', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error

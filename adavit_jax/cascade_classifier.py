@@ -1,12 +1,9 @@
 """A trained model with exits as a Python function that stops early."""
 
-import functools
-
 import numpy as np
 
 from adavit_jax import models
 from adavit_jax.exits import confidence
-from adavit_jax.models import stages as stages_lib
 from adavit_jax.runtime import cascade
 from adavit_jax.train import system as system_lib
 
@@ -17,7 +14,7 @@ class CascadeClassifier:
   Attributes:
     system: `StagedSystem`.
     class_names: K strings, or () where the run has none.
-    params: {'vit': ...}.
+    params: groups of parameters, see `StagedSystem`.
   """
 
   def __init__(self, system, state, *, thresholds=confidence.NEVER,
@@ -33,26 +30,31 @@ class CascadeClassifier:
         so many images wait for it.
     """
     self.system, self.class_names = system, tuple(class_names)
-    self.params = system_lib.final_params(state)
-    run = [functools.partial(_normalized, system.normalize, stage)
-           for stage in stages_lib.stages(
-               system.model, unroll=system.config.model.unroll)]
+    self.params = system.all_params(state, system_lib.final_params(state))
     sizes = [s for s in cascade.SIZES if s < max_batch_size] + [max_batch_size]
+    predict = None if system.target is None else lambda outputs: outputs[:, 0]
     self._cascade = cascade.Cascade(
-        run, self.params['vit'], system.rule, thresholds, system.cost.stages,
-        sizes=sizes)
+        system.programs(), self.params, system.rule, thresholds,
+        system.cost.stages, spent=system.spent if system.nets else None,
+        predict=predict, sizes=sizes)
+    self.thresholds = thresholds
 
   @property
   def thresholds(self):
     """[E - 1] float64: an image leaves above it. One number sets all of them.
 
     They are compared with the confidence of the config's `exits.rule`, entropy
-    negated. They may be changed at any time and recompile nothing.
+    and differences negated. They may be changed at any time and recompile
+    nothing.
+
+    Raises:
+      ValueError: for another number of them, or one out of the rule's range.
     """
     return self._cascade.thresholds
 
   @thresholds.setter
   def thresholds(self, value):
+    confidence.check_range(self.system.config.exits.rule, value)
     self._cascade.thresholds = value
 
   def __call__(self, images):
@@ -93,7 +95,3 @@ class CascadeClassifier:
       models.check_pixels(self.system.model, image[None])
       yield image
 
-
-def _normalized(normalize, stage, params, images, carry):
-  # In every stage anew: pixels are a quarter of what floats take to move.
-  return stage(params, normalize(images), carry)

@@ -18,7 +18,6 @@ import numpy as np
 from adavit_jax import classifier as classifier_lib
 from adavit_jax.cascade_classifier import CascadeClassifier
 from adavit_jax.data import config as data_config
-from adavit_jax.models import stages as stages_lib
 from adavit_jax.policies import fixed
 
 MODES = ('dense', 'static', 'cond', 'compact')
@@ -76,7 +75,8 @@ def export_stages(clf, directory, *, batch_size=None, platforms=_DEFAULT):
 
   The first is `images -> (carry, logits)`, the others `(images, carry) ->
   (carry, logits)`; images as in `export`. Which of them go on is for the caller
-  to say: the rule and the thresholds are in the JSON files.
+  to say: the rule and the thresholds are in the JSON files, and the MACs of
+  each stage where they are the same for every image.
 
   Args:
     clf: `CascadeClassifier`.
@@ -88,20 +88,27 @@ def export_stages(clf, directory, *, batch_size=None, platforms=_DEFAULT):
     The paths.
 
   Raises:
-    ValueError: for a model without stages, an unknown platform or a batch size
-      below 1.
+    ValueError: for a model without stages, an unknown platform, a batch size below 1, or none where a
+      policy drops layers.
   """
   _check_batch_size(batch_size)
   _check_platforms(platforms)
   system = clf.system
-  stages = stages_lib.stages(system.model)
-  run = [lambda params, images, carry, stage=stage: stage(
-      params, system.normalize(images), carry) for stage in stages]
+  if not isinstance(clf, CascadeClassifier):
+    raise ValueError('this model has no stages: it cannot stop early; export '
+                     'it as one program')
+  if system.nets is not None and batch_size is None:
+    raise ValueError('batch_size=None: with a policy that drops layers the '
+                     'stages need a fixed one')
+  stages = system.programs()
   artefacts = lower_stages(
-      run, clf.params['vit'], _image(system.model), batch_size, platforms)
+      stages, clf.params, _image(system.model), batch_size, platforms)
   about = dict(
       mode='stages', num_stages=len(stages), rule=system.config.exits.rule,
-      thresholds=[float(x) for x in clf.thresholds], **_about(clf))
+      thresholds=[float(x) for x in clf.thresholds],
+      # They differ from image to image where a policy drops layers.
+      stage_macs=None if system.nets else [int(x) for x in system.cost.stages],
+      unit=system.target.unit if system.target else None, **_about(clf))
   paths = [epath.Path(directory).expanduser() / f'stage_{i}'
            for i in range(len(stages))]
   for i, (path, artefact) in enumerate(zip(paths, artefacts)):

@@ -10,6 +10,7 @@ import numpy as np
 
 import adavit_jax
 from adavit_jax import data
+from adavit_jax import models
 from adavit_jax.models import stages
 from adavit_jax.policies import fixed
 from adavit_jax.train import mesh as mesh_lib
@@ -22,14 +23,15 @@ def rows(workdir, batches, *, repeats, threshold=None, data_dir=None):
 
   Both start from uint8 images in NumPy and end in NumPy. At batch 1 a round
   classifies 32 images one by one. The dense model of a policy runs all layers,
-  that of a cascade all stages in one program.
+  that of a multi-exit ViT is the ViT without exits, that of another cascade all
+  stages in one program.
 
   Args:
     workdir: directory of a run with a trained policy, or of a model with exits.
     batches: batch sizes.
     repeats: rounds; each sees other images.
-    threshold: the policy's or every exit's; None takes report.json's (of a
-      cascade the one for `mac_target`), else the config's.
+    threshold: the policy's or every exit's; None takes those of report.json,
+      of a cascade each in a row of its own, else the config's.
     data_dir: replaces the config's.
 
   Yields:
@@ -42,8 +44,11 @@ def rows(workdir, batches, *, repeats, threshold=None, data_dir=None):
     config.data.data_dir = data_dir
   clf = adavit_jax.load(workdir, max_batch_size=max(batches))
   cascade = isinstance(clf, adavit_jax.CascadeClassifier)
-  make = _cascade if cascade else _policy
-  dense, dense_macs, kept = make(clf, workdir, threshold, max(batches))
+  if cascade:
+    dense, dense_macs, kept, settings = _cascade(clf, workdir, threshold)
+  else:
+    dense, dense_macs, kept, settings = _policy(
+        clf, workdir, threshold, max(batches))
   test = data.load(config.data, seed=config.seed).test
   row = functools.partial(
       timing.row, os.path.basename(os.path.normpath(workdir)),
@@ -53,48 +58,66 @@ def rows(workdir, batches, *, repeats, threshold=None, data_dir=None):
     rng = np.random.default_rng(0)
     images = [test.images(rng.integers(0, len(test), count * batch))
               for _ in range(repeats + 1)]
-    def run(model):
-      return lambda i: [model(images[i][k * batch:(k + 1) * batch])
-                        for k in range(count)]
-    predictions = [p for i in range(1, repeats + 1) for p in run(clf)(i)]
-    keep = np.mean([kept(p) for p in predictions])
-    ratio = np.mean([p.macs.mean() for p in predictions]) / dense_macs
-    times = timing.alternate({'dense': run(dense), 'ours': run(clf)}, repeats)
+    def run(model, set_up=lambda: None):
+      def one_round(i):
+        set_up()
+        return [model(images[i][k * batch:(k + 1) * batch])
+                for k in range(count)]
+      return one_round
+    runs = {'dense': run(dense),
+            **{name: run(clf, set_up) for name, set_up in settings.items()}}
+    times = timing.alternate(runs, repeats)
     times = {k: t / count for k, t in times.items()}
-    mode = ('cascade' if cascade else
-            'policy, cond' if batch == 1 else 'policy, compact')
     yield row('dense', batch, 1, times['dense'], times['dense'], 1)
-    yield row(mode, batch, keep, times['ours'], times['dense'], ratio)
+    for name in settings:
+      predictions = [p for i in range(1, repeats + 1) for p in runs[name](i)]
+      keep = np.mean([kept(p) for p in predictions])
+      ratio = np.mean([p.macs.mean() for p in predictions]) / dense_macs
+      yield row(name, batch, keep, times[name], times['dense'], ratio)
 
 
 def _policy(clf, workdir, threshold, max_batch_size):
-  """Sets the threshold; (dense model, its MACs, Prediction -> share kept)."""
-  found = _reported(workdir, 'adaptive', 'threshold')
-  for value in (found, threshold):
-    if value is not None:
-      clf.threshold = value
+  """What is compared, as `rows` needs it.
+
+  Returns:
+    (dense model, its MACs, Prediction -> share kept, names of the settings and
+    functions that set them).
+  """
+  if threshold is None:
+    threshold = _reported(workdir, 'adaptive', 'threshold')
+  if threshold is not None:
+    clf.threshold = threshold
   system = clf.system
   state = restore.state(system, mesh_lib.make_mesh(1), workdir)
   dense = adavit_jax.Classifier(
       system, state.replace(params={'vit': state.teacher}, ema=None),
       actions=fixed.all_layers(system.model.num_adaptive),
       max_batch_size=max_batch_size)
-  return dense, system.plain_cost.dense, lambda p: p.actions.keep.mean()
+  return (dense, system.plain_cost.dense, lambda p: p.actions.keep.mean(),
+          {'policy': lambda: None})
 
 
-def _cascade(clf, workdir, threshold, max_batch_size):
+def _cascade(clf, workdir, threshold):
   """As `_policy`, for a `CascadeClassifier`."""
-  del max_batch_size
-  found = _reported(workdir, 'mac_target', 'thresholds')
-  for value in (found, threshold):
-    if value is not None:
-      clf.thresholds = value
+  found = {'threshold given': threshold}
+  if threshold is None:
+    found = {name: _reported(workdir, name, 'thresholds')
+             for name in ('same_accuracy', 'slack', 'mac_target')}
+  found = {k: v for k, v in found.items() if v is not None} or {
+      'as loaded': clf.thresholds}
+  settings = {f'cascade, {name}': functools.partial(
+      setattr, clf, 'thresholds', values) for name, values in found.items()}
   system, vit = clf.system, jax.device_put(clf.params['vit'])
-  every = jax.jit(lambda params, images: stages.exit_logits(
-      system.model, params, system.normalize(images))[-1])
+  if isinstance(system.model, models.MultiExit):
+    last = lambda params, images: system.backbone.apply(
+        {'params': params}, images).total
+  else:
+    last = lambda params, images: stages.exit_logits(
+        system.model, params, images)[-1]
+  every = jax.jit(lambda params, images: last(params, system.normalize(images)))
   dense = lambda images: np.asarray(every(vit, images))
-  num = system.model.num_stages
-  return dense, system.cost.dense, lambda p: (1 + p.exit.mean()) / num
+  num = system.num_exits
+  return dense, system.dense, lambda p: (1 + p.exit.mean()) / num, settings
 
 
 def _reported(workdir, row, field):

@@ -134,25 +134,25 @@ def test_report_has_what_it_promises(run, dataset, tiny_data, capsys):
   workdir, trainer, state = run
   result = report.evaluate(workdir)
   assert json.loads(json.dumps(result)) == result
-  vit = system_lib.final_params(state)['vit']
-  held, test = (trainer.evaluator(vit, split)
+  params = system_lib.final_params(state)
+  held, test = (trainer.evaluator(params, split)
                 for split in (dataset.holdout, dataset.test))
-  assert test.correct.shape == (2, len(dataset.test))
+  assert test.score.shape == (2, len(dataset.test))
   macs = trainer.system.cost.stages
   for i, row in enumerate(result['exits']):
-    assert row['accuracy'] == test.correct[i].mean()
+    assert row['accuracy'] == test.score[i].mean()
     assert row['macs'] == sum(macs[:i + 1])
     assert row['paper_flops'] == 2 * sum(
         trainer.system.paper_cost.stages[:i + 1])
   for name, target in (('same_accuracy', dict(same_accuracy=True)),
                        ('mac_target', dict(max_macs=0.6 * sum(macs)))):
-    found = calibrate.calibrate(held.confidence, held.correct, macs, **target)
+    found = calibrate.calibrate(held.confidence, held.score, macs, **target)
     want = calibrate.evaluate(
-        test.confidence, test.correct, macs, found.thresholds)
+        test.confidence, test.score, macs, found.thresholds)
     row = result[name]
     assert row['thresholds'] == found.thresholds.tolist()
     assert row['shares'] == want.shares.tolist()
-    assert row['accuracy'] == want.accuracy
+    assert row['accuracy'] == pytest.approx(want.accuracy)
     assert row['macs'] == pytest.approx(want.macs)
   macs = [row['macs'] for row in result['curve']]
   assert macs == sorted(macs)
@@ -211,13 +211,18 @@ def test_a_run_loads_as_a_cascade(run, dataset):
 
 @pytest.mark.parametrize('fields, message', [
     ({'phases': ('exits', 'joint')}, "phase 'joint' does not train 'ravit_cif"),
-    ({'phases': ('dense',)}, r"has exits; set config.phases to .*'exits'"),
+    ({'phases': ('dense',)}, r"has branches; set config.phases to .*'exits'"),
     ({'model.name': 'vit_digits_patch2_8', 'model.layers': None,
       'model.factors': None, 'model.depth': 4}, "'exits'.* has no exits"),
     ({'exits.weights': (1., 2., 3.)}, r'weights=\(1.0, 2.0, 3.0\) .* 2 exits'),
     ({'exits.weights': (1., -2.)}, 'must not be negative'),
     ({'exits.weights': (0.,)}, 'at least one of them positive'),
-    ({'exits.rule': 'entrpy'}, "rule='entrpy'; known: .*'entropy'"),
+    ({'exits.policy': True}, "'ravit_cifar_patch4_32' has branches"),
+    ({'phases': ('classifier_wise',), 'init.workdir': 'x',
+      'classifier_wise.batch_size': 8},
+     'has branches; set config.phases'),
+    ({'exits.rule': 'agreement'}, "known for class.*'patience'"),
+    ({'exits.rule': 'entrpy'}, "rule='entrpy'; known for class.*'entropy'"),
     ({'model.layers': (1, 1, 1)}, 'one number for each branch')])
 def test_what_does_not_fit_is_refused(dataset, tmp_path, fields, message):
   with pytest.raises(ValueError, match=message):
@@ -225,7 +230,7 @@ def test_what_does_not_fit_is_refused(dataset, tmp_path, fields, message):
 
 
 def test_parameters_of_another_kind_of_model(run, dataset, tmp_path):
-  with pytest.raises(ValueError, match="weights='vit.npz' is for a plain ViT"):
+  with pytest.raises(ValueError, match="weights='vit.npz' is for a ViT"):
     system_lib.create(_config(**{'init.weights': 'vit.npz'}), dataset)
   policies = tiny.get_config()
   policies.phases = ('policy',)

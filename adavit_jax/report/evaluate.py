@@ -20,7 +20,7 @@ _LABELS = (
 
 
 def evaluate(workdir, *, threshold=None, best=False, static=True,
-             data_dir=None):
+             data_dir=None, rule=None):
   """Evaluates a run on the test split; prints tables and draws pictures.
 
   Args:
@@ -31,19 +31,22 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
     best: the best checkpoint instead of the last.
     static: also tune static sub-networks for the same MACs as a policy's.
     data_dir: replaces the config's.
+    rule: replaces the config's `exits.rule`.
 
   Returns:
     The report as a dict that JSON can hold, or None if a signal stopped it.
 
   Raises:
-    ValueError: if there is no such run, its data is missing, or a policy's
-      threshold is outside (0, 1).
+    ValueError: if there is no such run, its data is missing, a policy's
+      threshold is outside (0, 1), or a rule is unknown or given for a policy.
   """
   info = restore.find(workdir, best=best)[2]
   config = config_dict.ConfigDict(info['config'])
   config.phases = tuple(config.phases)
   if data_dir is not None:
     config.data.data_dir = data_dir
+  if rule is not None:
+    config.exits.rule = rule
   trainer = loop.Trainer(config, workdir)
   about = dict(
       workdir=str(workdir), phase=info['phase'], seed=config.seed,
@@ -51,6 +54,9 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
       num_test=len(trainer.dataset.test))
   if isinstance(trainer.system, staged.StagedSystem):
     return exits.evaluate(trainer, about, threshold=threshold, best=best)
+  if rule is not None:
+    raise ValueError(f'--rule={rule} is for a model with exits, and {workdir} '
+                     f'holds a policy; leave it out')
   if threshold is not None and not 0 < threshold < 1:
     raise ValueError(f'--threshold={threshold} must be in (0, 1): it is the '
                      f"policy's")

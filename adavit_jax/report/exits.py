@@ -7,20 +7,14 @@ import numpy as np
 
 from adavit_jax.exits import calibrate
 from adavit_jax.exits import confidence
+from adavit_jax.models import MultiExit
 from adavit_jax.report import pictures
 from adavit_jax.report import table
 from adavit_jax.train import restore
 from adavit_jax.train import system as system_lib
 
-_COLUMNS = (
-    table.ACCURACY,
-    table.MACS,
-    ('of last', lambda r: f"{r['macs_ratio']:.3f}"),
-    ('MFLOPs, paper', lambda r: f"{r['paper_flops'] / 1e6:.2f}"),
-    ('left at each exit %', lambda r: ' '.join(
-        f'{100 * s:.1f}' for s in r['shares'])),
-)
 _TARGETS = (('same_accuracy', 'cascade, same accuracy'),
+            ('slack', 'cascade, slack'),
             ('mac_target', 'cascade, mac_target'),
             ('threshold', 'cascade, threshold given'))
 
@@ -28,9 +22,10 @@ _TARGETS = (('same_accuracy', 'cascade, same accuracy'),
 def evaluate(trainer, about, *, threshold=None, best=False):
   """Evaluates a run on the test split; prints a table and draws a picture.
 
-  Thresholds are calibrated on held-out images, for the accuracy of the last
-  exit and for the config's `mac_target` of its MACs; a target that cannot be
-  met is left out.
+  Thresholds are calibrated on held-out images: for the accuracy of the last
+  exit, for that less the config's `exits.slack`, and for the config's
+  `mac_target` of the MACs without exits. A target that cannot be met is left
+  out. For regression, accuracy is minus the mean absolute error.
 
   Args:
     trainer: `loop.Trainer` of the run, its system a `StagedSystem`.
@@ -39,79 +34,163 @@ def evaluate(trainer, about, *, threshold=None, best=False):
     best: the best checkpoint instead of the last.
 
   Returns:
-    `about` with exits (a row for each alone), same_accuracy, mac_target or
-    threshold (a row each), and curve: rows of rising MACs. A row has accuracy,
-    macs, macs_ratio (of the last exit's MACs), paper_flops, shares [E] and,
-    for a cascade, thresholds [E - 1].
+    `about` with exits (a row for each alone), same_accuracy, slack and
+    mac_target or threshold (a row each), and curve: rows of rising MACs. A row
+    has accuracy, or mae and rmse, macs, macs_ratio (of the MACs without exits),
+    shares [E], of a RAViT paper_flops and, for a cascade, thresholds [E - 1];
+    that of an exit of a `MultiExit` also layer, head, head_macs and
+    head_params.
 
   Raises:
     ValueError: if no images were held out and no threshold is given, a
-      threshold is given for a single exit, or the run is of another model.
+      threshold is out of its rule's range or given for a single exit, or the
+      run is of another model.
   """
   system, workdir = trainer.system, about['workdir']
-  num_exits, holdout = system.model.num_stages, trainer.dataset.holdout
+  num_exits, holdout = system.num_exits, trainer.dataset.holdout
+  if threshold is not None:
+    if num_exits == 1:
+      raise ValueError(f'--threshold={threshold} has no use: the model in '
+                       f'{workdir} has a single exit; leave it out')
+    confidence.check_range(system.config.exits.rule, threshold)
   calibrated = threshold is None and num_exits > 1
-  if (system.config.exits.rule == 'entropy' and threshold is not None
-      and 0 < threshold < confidence.NEVER):
-    raise ValueError(f'--threshold={threshold}: the confidence is the negated '
-                     f'entropy, give {-threshold} for an entropy of {threshold}')
-  if threshold is not None and num_exits == 1:
-    raise ValueError(f'--threshold={threshold} has no use: the model in '
-                     f'{workdir} has a single exit; leave it out')
   if calibrated and not len(holdout):
     raise ValueError('no images were held out to calibrate thresholds on; give '
                      '--threshold, or train with --config.data.holdout=0.1')
-  vit = system_lib.final_params(restore.state(
-      system, trainer.mesh, workdir, best=best))['vit']
-  test = trainer.evaluator(vit, trainer.dataset.test)
-  result = dict(about, exits=[
-      _row(system, test.correct[i].mean(), np.eye(num_exits)[i])
-      for i in range(num_exits)])
+  state = restore.state(system, trainer.mesh, workdir, best=best)
+  params = system.all_params(state, system_lib.final_params(state))
+  test = trainer.evaluator(params, trainer.dataset.test)
+  rows = _Rows(trainer, test)
+  result = dict(about, rule=system.config.exits.rule,
+                exits=[rows.exit(i, params) for i in range(num_exits)])
   if threshold is not None:
-    result['threshold'] = _cascade(system, test, threshold)
+    result['threshold'] = rows.cascade(threshold)
   if calibrated:
-    held = trainer.evaluator(vit, holdout)
-    images = held.confidence, held.correct, system.cost.stages
-    limit = trainer.config.mac_target * system.cost.dense
-    for name, target in (('same_accuracy', dict(same_accuracy=True)),
-                         ('mac_target', dict(max_macs=limit))):
+    held = trainer.evaluator(params, holdout)
+    images = held.confidence, held.score, held.macs
+    last = held.score[-1].mean()
+    targets = dict(
+        same_accuracy=dict(min_accuracy=last),
+        slack=dict(min_accuracy=last - system.config.exits.slack),
+        mac_target=dict(max_macs=trainer.config.mac_target * system.dense))
+    for name, target in targets.items():
       try:
         found = calibrate.calibrate(*images, **target)
       except ValueError as error:
         logging.warning('no row %s: %s', name, error)
       else:
-        result[name] = _cascade(system, test, found.thresholds)
+        result[name] = rows.cascade(found.thresholds)
     # Calibrated on held-out images, where the order of the MACs can be another.
     result['curve'] = sorted(
-        (_cascade(system, test, point['thresholds'])
+        (rows.cascade(point['thresholds'])
          for point in calibrate.curve(*images)), key=lambda row: row['macs'])
   if jax.process_index() == 0:
-    _show(result)
+    _show(result, system)
     pictures.exits(result, epath.Path(workdir) / 'exits.png')
   return result
 
 
-def _cascade(system, outputs, thresholds):
-  found = calibrate.evaluate(
-      outputs.confidence, outputs.correct, system.cost.stages, thresholds)
-  row = _row(system, found.accuracy, found.shares)
-  return dict(row, thresholds=found.thresholds.tolist())
+class _Rows:
+  """Makes rows of a report from the outputs on the test split."""
+
+  def __init__(self, trainer, test):
+    self._trainer, self._system, self._test = trainer, trainer.system, test
+
+  def cascade(self, thresholds):
+    num = self._system.num_exits
+    thresholds = confidence.check_thresholds(thresholds, num)
+    chosen = confidence.choose(self._test.confidence, thresholds)
+    return dict(self._row(chosen), thresholds=thresholds.tolist())
+
+  def exit(self, index, params):
+    """One exit for all images; its MACs hold no other head."""
+    model = self._system.model
+    row = self._row(np.full(self._test.score.shape[1], index))
+    if not isinstance(model, MultiExit):
+      return row
+    heads = self._system.head_macs
+    macs = row['macs'] - sum(heads[:index])
+    row.update(macs=macs, macs_ratio=macs / self._system.dense)
+    if index < len(model.exits):
+      layer, head = model.exits[index]
+      leaves = jax.tree.leaves(params['heads'][f'exit_{index}'])
+      row.update(layer=layer, head=head, head_macs=heads[index],
+                 head_params=sum(x.size for x in leaves))
+    return row
+
+  def _row(self, chosen):
+    system, test = self._system, self._test
+    images = np.arange(len(chosen))
+    macs = float(np.cumsum(test.macs.astype(np.float64), 0)[chosen, images]
+                 .mean())
+    shares = np.bincount(chosen, minlength=system.num_exits) / len(chosen)
+    found = self._trainer.evaluator.metrics(test.score[chosen, images])
+    row = dict({k: float(v) for k, v in found.items()}, macs=macs,
+               macs_ratio=macs / system.dense, shares=shares.tolist())
+    if system.paper_cost is not None:
+      row['paper_flops'] = 2 * system.paper_cost.mean(shares)
+    return row
 
 
-def _row(system, accuracy, shares):
-  macs = system.cost.mean(shares)
-  return dict(
-      accuracy=float(accuracy), macs=macs, macs_ratio=macs / system.cost.dense,
-      paper_flops=2 * system.paper_cost.mean(shares),
-      shares=np.asarray(shares).tolist())
-
-
-def _show(result):
+def _show(result, system):
+  multi = isinstance(system.model, MultiExit)
+  columns = [*_scores(system.target), table.MACS,
+             ('of dense' if multi else 'of last',
+              lambda r: f"{r['macs_ratio']:.3f}")]
+  if system.paper_cost is not None:
+    columns.append(
+        ('MFLOPs, paper', lambda r: f"{r['paper_flops'] / 1e6:.2f}"))
+  shares = ('left at each exit %', lambda r: ' '.join(
+      f'{100 * s:.1f}' for s in r['shares']))
   print(f"\n{result['num_test']} test images, seed {result['seed']}, "
-        f"{result['device']}\n")
-  rows = [(f'exit {i} alone', row) for i, row in enumerate(result['exits'])]
+        f"{result['device']}, rule {result['rule']}\n")
+  rows = [(_label(i, row), row) for i, row in enumerate(result['exits'])]
+  extra = _HEAD_COLUMNS if multi else ()
+  print(table.format_rows(rows, (*columns, *extra)))
+  for line in best_heads(result['exits']) if multi else ():
+    print(line)
   cascades = [(label, result[key]) for key, label in _TARGETS if key in result]
-  print(table.format_rows(rows + cascades, _COLUMNS))
+  if cascades:
+    print()
+    print(table.format_rows(cascades, (*columns, shares)))
   for label, row in cascades:
     print(f'\nthresholds of the {label}: '
           + ' '.join(f'{t:.5g}' for t in row['thresholds']))
+
+
+_HEAD_COLUMNS = (
+    ('head MACs', lambda r: f"{r['head_macs']:,}" if 'head_macs' in r else '-'),
+    ('head params',
+     lambda r: f"{r['head_params']:,}" if 'head_params' in r else '-'),
+)
+
+
+def _scores(target):
+  if target is None:
+    return [table.ACCURACY]
+  return [(f'{key.upper()}, {target.unit}', lambda r, key=key: f'{r[key]:.3f}')
+          for key in ('mae', 'rmse')]
+
+
+def _label(index, row):
+  where = f", layer {row['layer']}, {row['head']}" if 'layer' in row else ''
+  return f'exit {index} alone{where}'
+
+
+def best_heads(rows):
+  """A line for each depth that has several heads: the best of them.
+
+  Args:
+    rows: of the exits, as in the report.
+
+  Returns:
+    List of strings.
+  """
+  better = lambda row: row['accuracy'] if 'accuracy' in row else -row['mae']
+  lines = []
+  for layer in sorted({row['layer'] for row in rows if 'layer' in row}):
+    here = [row for row in rows if row.get('layer') == layer]
+    if len(here) > 1:
+      best = max(here, key=better)
+      lines.append(f"best head after layer {layer}: {best['head']}")
+  return lines

@@ -70,17 +70,20 @@ def exits(report, path):
   """
   figure = Figure(figsize=(6, 4), layout='constrained')
   axes = figure.subplots()
+  classes = 'accuracy' in report['exits'][0]
+  score = (lambda r: 100 * r['accuracy']) if classes else (lambda r: r['mae'])
   def draw(rows, style, label):
-    axes.plot([r['macs'] / 1e6 for r in rows],
-              [100 * r['accuracy'] for r in rows], style, label=label)
+    axes.plot([r['macs'] / 1e6 for r in rows], [score(r) for r in rows], style,
+              label=label)
   draw(report['exits'], 'k^:', 'exits alone; between them: chosen at random')
   if 'curve' in report:
     draw(report['curve'], 'C0-', 'cascade, thresholds swept')
-  for name, style in (('same_accuracy', 'C0o'), ('mac_target', 'C0s'),
-                      ('threshold', 'C0D')):
+  for name, style in (('same_accuracy', 'C0o'), ('slack', 'C0v'),
+                      ('mac_target', 'C0s'), ('threshold', 'C0D')):
     if name in report:
       draw([report[name]], style, 'cascade, ' + name.replace('_', ' '))
-  axes.set(xlabel='million MACs per image', ylabel='test accuracy, %')
+  axes.set(xlabel='million MACs per image',
+           ylabel='test accuracy, %' if classes else 'mean absolute error')
   axes.grid(alpha=0.3)
   axes.legend(fontsize=8)
   _save(figure, path)

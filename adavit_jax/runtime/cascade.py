@@ -22,7 +22,8 @@ class Prediction(NamedTuple):
 
   Attributes:
     logits: [n, K] float32, at the exit that the image left at.
-    labels: [n] int, the class of the largest logit.
+    labels: [n], what `predict` makes of them: by default int, the class of the
+      largest logit.
     exit: [n] int, 0 for the first exit.
     macs: [n], MACs of all stages that the image went through.
   """
@@ -36,7 +37,7 @@ class Cascade:
   """Runs each stage on the images that no exit before was sure of."""
 
   def __init__(self, stages, params, rule, thresholds, stage_macs, *,
-               sizes=SIZES):
+               spent=None, predict=None, sizes=SIZES):
     """Makes a runner; programs are compiled when first used, or by `warm_up`.
 
     Args:
@@ -44,7 +45,10 @@ class Cascade:
       params: parameters of the model.
       rule: one of `exits.confidence.RULES`, or any other `Rule`.
       thresholds: see the property of that name.
-      stage_macs: [E], MACs of each stage for one image.
+      stage_macs: [E], MACs of each stage for one image, at most.
+      spent: MACs of a stage for each image where they differ, a function
+        (number of the stage, its new carry) -> [B]; None: `stage_macs`.
+      predict: logits [n, K] to labels [n], NumPy; None for the largest logit.
       sizes: batch sizes to compile for, 1 among them. A larger batch is run in
         pieces of the largest. A stream runs a stage when that many images wait
         for it, and holds at most E times as many on the device.
@@ -59,9 +63,11 @@ class Cascade:
       raise ValueError(f'stage_macs={stage_macs} must have one number for each '
                        f'of the {len(stages)} stages')
     self._params = jax.device_put(params)
-    self._programs = [_program(stage, rule) for stage in stages]
+    self._programs = [_program(stage, rule, spent, k)
+                      for k, stage in enumerate(stages)]
     self._plans = [slots_lib.plans(sizes, macs) for macs in stage_macs]
-    self._macs = np.cumsum(stage_macs)
+    self._stage_macs = np.asarray(stage_macs)
+    self._label = predict or (lambda logits: logits.argmax(-1))
     self._sizes, self._batch_size = sizes, sizes[-1]
     self._slots = None
     self.thresholds = thresholds
@@ -105,26 +111,32 @@ class Cascade:
 
   def _one(self, images):
     """RAViT's algorithm 1."""
-    state = None
+    state, macs = None, 0
     for k, program in enumerate(self._programs):
-      state, logits, confidence = program(self._params, images, state)
+      state, logits, confidence, *spent = program(self._params, images, state)
+      macs += self._spent(k, 1, spent)
       if self._leave(k, np.asarray(confidence))[0]:
-        return self._predict(np.asarray(logits), np.array([k]))
+        return self._predict(np.asarray(logits), np.array([k]), macs)
 
   def _batch(self, images):
     slots = np.arange(len(images))
     self._slots.admit(images, slots, self._plans[0][len(slots)])
     exits = np.zeros(len(images), int)
-    logits = None
+    logits, macs = None, 0
     for k in range(len(self._programs)):
-      y, confidence = self._slots.run(k, slots, self._plans[k][len(slots)])
-      logits = y if logits is None else logits
+      y, confidence, *spent = self._slots.run(
+          k, slots, self._plans[k][len(slots)])
+      spent = self._spent(k, len(slots), spent)
+      if logits is None:
+        logits, macs = y, spent
+      else:
+        macs[slots] += spent
       leave = self._leave(k, confidence)
       logits[slots[leave]], exits[slots[leave]] = y[leave], k
       slots = slots[~leave]
       if not len(slots):
         break
-    return self._predict(logits, exits)
+    return self._predict(logits, exits, macs)
 
   def stream(self, images, *, window=None):
     """Classifies images one after the other, each stage in full batches.
@@ -152,6 +164,7 @@ class Cascade:
     source = _Source(images)
     queues = [collections.deque() for _ in self._programs]
     slots, free, numbers, done = None, [], {}, {}
+    macs = np.zeros(0)  # of the images in the slots so far
     first = 0  # the oldest image that has not been yielded
     while True:
       k = max((k for k, queue in enumerate(queues) if len(queue) >= size),
@@ -163,6 +176,7 @@ class Cascade:
           if slots is None:
             slots = self._make_slots(batch, streams=True)
             free = list(range(slots.capacity))
+            macs = np.zeros(slots.capacity, self._spent(0, 0, ()).dtype)
           taken = [free.pop() for _ in batch]
           numbers.update(zip(taken, range(start, source.read)))
           slots.admit(batch, np.array(taken), self._plans[0][len(taken)])
@@ -178,11 +192,14 @@ class Cascade:
                 key=lambda k: numbers[queues[k][0]])
       queue = queues[k]
       rows = np.array([queue.popleft() for _ in range(min(size, len(queue)))])
-      logits, confidence = slots.run(k, rows, self._plans[k][len(rows)])
+      logits, confidence, *spent = slots.run(
+          k, rows, self._plans[k][len(rows)])
+      macs[rows] = (macs[rows] if k else 0) + self._spent(k, len(rows), spent)
       leave = self._leave(k, confidence)
       gone = rows[leave].tolist()
       free.extend(gone)
-      found = self._predict(logits[leave], np.full(len(gone), k))
+      found = self._predict(
+          logits[leave], np.full(len(gone), k), macs[rows[leave]])
       done.update(zip((numbers.pop(i) for i in gone), zip(*found)))
       if k + 1 < len(queues):
         queues[k + 1].extend(rows[~leave].tolist())
@@ -215,8 +232,14 @@ class Cascade:
       return np.ones(len(confidence), bool)
     return confidence.astype(np.float64) > self._thresholds[k]
 
-  def _predict(self, logits, exits):
-    return Prediction(logits, logits.argmax(-1), exits, self._macs[exits])
+  def _spent(self, k, num, outputs):
+    """MACs of a stage, [num], from what its program returned of them."""
+    if outputs:
+      return np.asarray(outputs[0], np.float64)
+    return np.full(num, self._stage_macs[k])
+
+  def _predict(self, logits, exits, macs):
+    return Prediction(logits, self._label(logits), exits, macs)
 
 
 class _Source:
@@ -239,11 +262,15 @@ class _Source:
     return group
 
 
-def _program(stage, rule):
-  """A stage and its exit: (params, images, state) -> (state, logits, [B])."""
+def _program(stage, rule, spent, k):
+  """A stage and its exit: (params, images, state) -> (state, logits, ...).
+
+  The others are the confidence [B] and, with `spent`, MACs [B].
+  """
   def run(params, images, state):
     carry, memory = state or (None, None)
     carry, logits = stage(params, images, carry)
     confidence, memory = rule(logits, memory)
-    return (carry, memory), logits, confidence
+    more = () if spent is None else (spent(k, carry),)
+    return ((carry, memory), logits, confidence, *more)
   return jax.jit(run)

@@ -44,6 +44,24 @@ def fixed(model, params, images):
   return x
 
 
+def segment(model, params, start, stop):
+  """The adaptive encoders start to stop alone, as every mode takes them.
+
+  Args:
+    model: a `ViT`.
+    params: its parameters.
+    start: number of the first, from 0 over the adaptive encoders.
+    stop: one past the last.
+
+  Returns:
+    (a `ViT` with stop - start adaptive encoders, its parameters); tokens go
+    into the first of them instead of z1.
+  """
+  part = model.clone(depth=model.num_fixed + stop - start)
+  adaptive = jax.tree.map(lambda leaf: leaf[start:stop], params['adaptive'])
+  return part, {**params, 'adaptive': adaptive}
+
+
 def masked(model, params, x, gates, *, unroll=1, remat=False):
   """Runs every adaptive branch and scales its output by a gate.
 

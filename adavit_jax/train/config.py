@@ -5,11 +5,15 @@ import difflib
 from ml_collections import config_dict
 
 from adavit_jax import data
+from adavit_jax.policies import learned
 from adavit_jax.train import optimizer
 
-PHASES = ('dense', 'warm_start', 'policy', 'joint', 'static', 'exits')
-# The others start from a trained model, and see one true class an image.
-FROM_SCRATCH = ('dense', 'exits')
+PHASES = ('dense', 'warm_start', 'policy', 'joint', 'static', 'exits',
+          'last_exit', 'classifier_wise', 'layer_wise')
+# The others start from a trained model.
+FROM_SCRATCH = ('dense', 'exits', 'last_exit', 'layer_wise')
+# These learn from the dense model too, and see one true class an image.
+TAUGHT = ('warm_start', 'policy', 'joint', 'static')
 
 
 def default_config():
@@ -60,21 +64,36 @@ def default_config():
       optim, learning_rate=5e-4, policy='table_1', number=4, which='first',
       survival=0.5, keep='', **path))
   config.exits = config_dict.ConfigDict(dict(
-      optim, weights=(1.,),  # of the exits' losses; one number for all
-      rule='entropy'))  # see exits.confidence.RULES
+      optim, weights=config_dict.placeholder(tuple),  # see staged.weights
+      rule='entropy',  # see exits.confidence.RULES
+      slack=0.005,  # accuracy that a cascade may lose; or the target's unit
+      policy=False))  # a trained policy drops layers too
+  config.last_exit = config_dict.ConfigDict(optim)
+  config.classifier_wise = config_dict.ConfigDict(optim)
+  config.layer_wise = config_dict.ConfigDict(optim)
   return config
 
 
 _MODEL_FIELDS = dict(
     image_size=int, patch_size=int, width=int, depth=int, num_heads=int,
     num_fixed=int, mlp_ratio=float, stem=str, distillation=bool,
-    layers=tuple, factors=tuple, shared_stem=bool)  # the last three: RAViT
+    layers=tuple, factors=tuple, shared_stem=bool,  # RAViT
+    exits=tuple)  # of a ViT: see MultiExit
 
 
 def model_overrides(config):
   """The attributes of the model that the config sets itself."""
   return {field: config.model[field] for field in _MODEL_FIELDS
           if config.model[field] is not None}
+
+
+def policy_nets(config, model):
+  """`PolicyNets` of the config for a `ViT`."""
+  c = config.nets
+  return learned.PolicyNets(
+      num_layers=model.num_adaptive, num_classes=model.num_classes,
+      tokens=c.tokens, aux=c.aux, hidden=c.hidden, bias=c.bias,
+      num_candidates=3 * (2 * model.num_adaptive + 1))
 
 
 def check(config):

@@ -5,9 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from adavit_jax.exits import confidence as confidence_lib
 from adavit_jax.train import evaluate
 from adavit_jax.train import mesh as mesh_lib
 
@@ -16,19 +14,18 @@ class ExitOutputs(NamedTuple):
   """Results of E exits on n images, NumPy.
 
   Attributes:
-    prediction: class of the largest logit, [E, n].
-    correct: [E, n] bool.
-    loss: cross-entropy, [E, n].
+    prediction: class of the largest logit, or number in the target's unit,
+      [E, n].
+    score: 1 where the class is right, or minus the absolute error, [E, n].
+    loss: of the task, without smoothing, [E, n].
     confidence: under the config's rule, larger is surer, [E, n].
+    macs: of each stage alone, [E, n]; what a policy drops is not counted.
   """
   prediction: np.ndarray
-  correct: np.ndarray
+  score: np.ndarray
   loss: np.ndarray
   confidence: np.ndarray
-
-  def means(self):
-    """Accuracy and loss of every exit, a dict of arrays [E]."""
-    return dict(accuracy=self.correct.mean(1), loss=self.loss.mean(1))
+  macs: np.ndarray
 
 
 class ExitEvaluator:
@@ -50,18 +47,30 @@ class ExitEvaluator:
     self._run = jax.jit(
         self._outputs, out_shardings=mesh_lib.replicated(mesh))
 
-  def __call__(self, vit, split):
-    """`ExitOutputs` of the model with parameters `vit` on a `Split`."""
+  def __call__(self, params, split):
+    """`ExitOutputs` on a `Split`; `params` from `StagedSystem.all_params`."""
     parts = evaluate.collect(
-        split, lambda images, labels, rows: self._run(vit, images, labels),
+        split, lambda images, labels, rows: self._run(params, images, labels),
         self._mesh, self._batch_size)
     return ExitOutputs(*(x.T for x in parts))
 
-  def _outputs(self, vit, images, labels):
-    logits = self._system.exit_logits(vit, self._system.normalize(images))
-    confidence = confidence_lib.confidences(self._system.rule, logits)
-    prediction = logits.argmax(-1)
-    loss = optax.softmax_cross_entropy_with_integer_labels(
-        logits, jnp.broadcast_to(labels, prediction.shape))
+  def metrics(self, score):
+    """Names and values [...] of what the task measures by scores [..., n]."""
+    found = self._system.task.metrics(score)
+    return {k: np.asarray(v) for k, v in found.items()}
+
+  def _outputs(self, params, images, labels):
+    system, task = self._system, self._system.task
+    images = system.normalize(images)
+    carry, memory, rows = None, None, []
+    for k, stage in enumerate(system.stages()):
+      carry, outputs = stage(params, images, carry)
+      loss = task.loss_of_labels(outputs, labels)
+      outputs = task.denormalize(outputs)
+      confidence, memory = system.rule(outputs, memory)
+      prediction = task.predict(outputs)
+      macs = jnp.broadcast_to(system.spent(k, carry), labels.shape)
+      rows.append((prediction, task.score(prediction, labels), loss,
+                   confidence, macs))
     # Images first, as they are collected.
-    return [x.T for x in (prediction, prediction == labels, loss, confidence)]
+    return [jnp.stack(x, axis=1) for x in zip(*rows)]

@@ -105,7 +105,7 @@ class Trainer:
         config=self.config.to_dict(),
         dataset=dict(num_classes=d.num_classes, channels=d.channels,
                      mean=list(map(float, d.mean)), std=list(map(float, d.std)),
-                     class_names=list(d.class_names)))
+                     class_names=list(d.class_names), target=d.target))
 
   def train(self):
     """Runs what is left of the config's phases.
@@ -181,7 +181,7 @@ class Trainer:
 
   def enter(self, state, phase):
     """The state with which a phase begins: teacher, masks, price, optimizer."""
-    if phase not in config_lib.FROM_SCRATCH and state.teacher is None:
+    if phase in config_lib.TAUGHT and state.teacher is None:
       state = self.prepare_policy(state)
     elif phase == 'dense':
       state = state.replace(teacher=None)
@@ -274,11 +274,7 @@ class Trainer:
       return None
     params = system_lib.final_params(state)
     if self._staged:
-      means = self.evaluator(params['vit'], split).means()
-      metrics.write(step, {f'holdout/{k}': v for k, v in means.items()})
-      logging.info('%s, step %d: held-out accuracy of the exits %s', phase,
-                   step, np.round(means['accuracy'], 4))
-      return float(means['accuracy'][-1])
+      return self._validate_exits(state, split, phase, step, metrics)
     if phase == 'dense':
       out = self.evaluator.dense(params['vit'], split)
       ratio = 1.
@@ -298,6 +294,19 @@ class Trainer:
     logging.info('%s, step %d: held-out accuracy %.4f at %.3f of the MACs',
                  phase, step, out.accuracy, ratio)
     return out.accuracy - max(0., ratio - self.config.mac_target)
+
+
+  def _validate_exits(self, state, split, phase, step, metrics):
+    """As `validate`; the score is the mean over the exits."""
+    state = state.replace(params=system_lib.final_params(state))
+    out = self.evaluator(self.system.all_params(state), split)
+    means = self.evaluator.metrics(out.score)
+    metrics.write(step, {'holdout/loss': out.loss.mean(1),
+                         **{f'holdout/{k}': v for k, v in means.items()}})
+    name, values = next(iter(means.items()))
+    logging.info('%s, step %d: held-out %s of the exits %s', phase, step, name,
+                 np.round(values, 4))
+    return float(out.score.mean())
 
 
 def _mean(rows):

@@ -83,16 +83,17 @@ def load(system):
   """Reads `config.init.weights`.
 
   Args:
-    system: `System`.
+    system: `System`, or `StagedSystem` of a `MultiExit`.
 
   Returns:
     Parameters of its ViT; the head is new if the file has other classes.
 
   Raises:
-    ValueError: as `weights.load`; and if the head would be new where no dense
-      phase trains it.
+    ValueError: as `weights.load`; and if the head would be new where no phase
+      trains it.
   """
   config = system.config
   key = jax.random.fold_in(jax.random.key(config.seed), 1)
-  return weights.load(system.model, config.init.weights, key,
-                      new_head='dense' in config.phases)
+  trained = {'dense', 'last_exit', 'exits', 'layer_wise'}
+  return weights.load(system.backbone, config.init.weights, key,
+                      new_head=bool(trained.intersection(config.phases)))

@@ -3,8 +3,11 @@
 import json
 import types
 
+import jax
 from ml_collections import config_dict
 
+from adavit_jax import data
+from adavit_jax.models import MultiExit
 from adavit_jax.train import checkpoints
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import mesh as mesh_lib
@@ -60,8 +63,11 @@ def _merge(defaults, values):
 
 def system(info):
   """The `System` that a checkpoint's info describes."""
+  dataset = {'target': None, **info['dataset']}
+  if dataset['target'] is not None:
+    dataset['target'] = data.Target(*dataset['target'])
   return system_lib.create(config_dict.ConfigDict(info['config']),
-                           types.SimpleNamespace(**info['dataset']))
+                           types.SimpleNamespace(**dataset))
 
 
 def state(wanted, mesh, workdir, *, phase='', best=False):
@@ -82,30 +88,45 @@ def state(wanted, mesh, workdir, *, phase='', best=False):
   """
   kind, step, info = find(workdir, phase=phase, best=best)
   saved = system(info)
-  if type(saved) is not type(wanted):
+  groups = _common_groups(saved, wanted, info['phase'])
+  if not groups:
     raise ValueError(
         f"{workdir!r} holds a run of {info['config']['model']['name']!r}, "
         f'which has nothing to give to {wanted.config.model.name!r}: one of '
         f'them has exits and the other has not; give another init.workdir')
   like = step_lib.abstract_state(saved, info['phase'])
-  shapes = mesh_lib.put_shapes(
-      step_lib.abstract_state(wanted, info['phase']), mesh)
+  fresh = system_lib.init_state(wanted, wanted.config.seed)
+  shapes = mesh_lib.put_shapes(jax.eval_shape(lambda: fresh), mesh)
+  params = {group: shapes.params[group] for group in groups}
+  fields = dict(params=params, key=shapes.key, step=shapes.step)
   # Whether there is an average is the checkpoint's affair, not the model's.
-  ema = None
-  if like.ema is not None:
-    ema = {group: shapes.params[group] for group in like.ema}
-  params = shapes.params
-  if info['phase'] == 'dense':
-    # The policy has not been trained: another one may take its place.
-    params = {'vit': params['vit']}
-  fields = dict(params=params, ema=ema, stats=shapes.stats,
-                candidates=shapes.candidates, log_price=shapes.log_price,
-                teacher=shapes.teacher, key=shapes.key, step=shapes.step)
-  if info['phase'] == 'dense':
-    fields = {k: fields[k] for k in ('params', 'ema', 'step', 'key')}
+  averaged = groups.intersection(like.ema or ())
+  if averaged:
+    fields['ema'] = {group: shapes.params[group] for group in averaged}
+  if 'policy' in groups:
+    fields['stats'] = shapes.stats
+    if type(saved) is type(wanted):
+      fields.update(candidates=shapes.candidates, log_price=shapes.log_price,
+                    teacher=like.teacher and shapes.params['vit'])
   fields = {k: v for k, v in fields.items() if v is not None}
   with checkpoints.Checkpoints(workdir, read_only=True) as ckpts:
     found = ckpts.restore(fields, step, kind, partial=True)
-  fresh = system_lib.init_state(wanted, wanted.config.seed)
   found['params'] = {**fresh.params, **found['params']}
   return fresh.replace(**found)
+
+
+def _common_groups(saved, wanted, phase):
+  """Names of the parameter groups that a run can give to a system."""
+  multi = isinstance(wanted.model, MultiExit)
+  if not multi and type(saved.model) is not type(wanted.model):
+    return set()
+  if multi and not isinstance(saved.backbone, type(wanted.backbone)):
+    return set()
+  groups = {'vit'}
+  if multi and saved.model == wanted.model:
+    groups.add('heads')
+  # Before its first phase a policy has learned nothing: another one may take
+  # its place.
+  if saved.nets and wanted.nets and phase != 'dense':
+    groups.add('policy')
+  return groups

@@ -35,7 +35,7 @@ def begin_phase(system, state, phase):
   c = system.config[phase]
   params = system_lib.final_params(state)
   trained = _trained(params, phase)
-  tx, _ = optimizer.make_optimizer(c, c.steps)
+  tx, _ = optimizer.make_optimizer(c, c.steps // phases.rounds(phase, system))
   # Copies, since a step donates the state and may not see a buffer twice.
   ema = jax.tree.map(jnp.copy, trained) if c.ema else None
   return state.replace(params=params, opt_state=tx.init(trained), ema=ema)
@@ -45,7 +45,7 @@ def abstract_state(system, phase):
   """Shapes of the state during a phase, to restore a checkpoint into."""
   def build():
     state = system_lib.init_state(system, 0)
-    if phase not in config_lib.FROM_SCRATCH:
+    if phase in config_lib.TAUGHT:
       state = state.replace(teacher=state.params['vit'])
     return begin_phase(system, state, phase)
   return jax.eval_shape(build)
@@ -65,11 +65,13 @@ def make_step(system, phase, start):
     comes from the state's key and step.
   """
   c, module = system.config[phase], phases.MODULES[phase]
-  tx, schedule = optimizer.make_optimizer(c, c.steps)
+  num_rounds = phases.rounds(phase, system)
+  length = c.steps // num_rounds
+  tx, schedule = optimizer.make_optimizer(c, length)
   prepare = functools.partial(
       data.augment, config_data=_augmentation(system.config.data, phase),
-      num_classes=system.model.num_classes, mean=system.mean, std=system.std,
-      image_size=system.model.image_size)
+      num_classes=system.model.num_classes, target=system.target,
+      mean=system.mean, std=system.std, image_size=system.model.image_size)
 
   def step(state, images, labels):
     augment_key, loss_key = jax.random.split(
@@ -84,7 +86,16 @@ def make_step(system, phase, start):
 
     grads, (metrics, updates) = jax.grad(loss, has_aux=True)(trained)
     grad_norm = optax.tree.norm(grads)
-    changes, opt_state = tx.update(grads, state.opt_state, trained)
+    since = done - length * jnp.minimum(done // length, num_rounds - 1)
+    opt_state = state.opt_state
+    if num_rounds > 1:
+      opt_state = jax.tree.map(
+          lambda fresh, old: jnp.where(since == 0, fresh, old),
+          tx.init(trained), opt_state)
+    changes, opt_state = tx.update(grads, opt_state, trained)
+    if phase == 'layer_wise':
+      changes = module.only(
+          system.model, changes, module.stage_of(system, done))
     if phase == 'joint':
       changes['policy'] = jax.tree.map(
           lambda u: c.policy_lr_factor * u, changes['policy'])
@@ -92,7 +103,7 @@ def make_step(system, phase, start):
     ema = state.ema
     if c.ema:
       ema = optimizer.ema_update(ema, trained, c.ema, step=done)
-    metrics = {**metrics, 'learning_rate': schedule(done),
+    metrics = {**metrics, 'learning_rate': schedule(since),
                'grad_norm': grad_norm}
     state = state.replace(
         step=state.step + 1, params={**state.params, **trained},
@@ -103,12 +114,14 @@ def make_step(system, phase, start):
 
 
 def _augmentation(config_data, phase):
-  """Mixes no images after the first phases: a reward needs one true class."""
+  """Mixes no images where a reward or a teacher needs one true class."""
   config_data = config_data.copy_and_resolve_references()
-  if phase not in config_lib.FROM_SCRATCH:
+  if phase in config_lib.TAUGHT:
     config_data.mixup = config_data.cutmix = 0.
   return config_data
 
 
 def _trained(params, phase):
-  return {group: params[group] for group in phases.MODULES[phase].TRAINS}
+  # A model with branches has no heads of its own.
+  return {group: params[group] for group in phases.MODULES[phase].TRAINS
+          if group in params}

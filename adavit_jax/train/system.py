@@ -14,8 +14,9 @@ from adavit_jax import data
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import learned
 from adavit_jax.runtime import modes
+from adavit_jax.train import config as config_lib
 from adavit_jax.train import staged
-from adavit_jax.train.config import model_overrides
+from adavit_jax.train import tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,7 @@ class System:
   plain_cost: cost.Cost
   mean: tuple[float, ...]
   std: tuple[float, ...]
+  target = None  # regression is for a `StagedSystem`
 
   def normalize(self, images):
     """uint8 [B, H, W, C] to the model's float32 input [B, S, S, C]."""
@@ -63,9 +65,9 @@ class System:
                            stats, method='features')
 
   @property
-  def num_candidates(self):
-    """C, the masks that the warm start chooses from."""
-    return self.nets.num_candidates
+  def backbone(self):
+    """The model itself, as a `StagedSystem` names its ViT."""
+    return self.model
 
 
 def create(config, dataset):
@@ -79,8 +81,8 @@ def create(config, dataset):
     ValueError: if model and data do not fit together.
   """
   model = models.create(
-      config.model.name, **model_overrides(config), dtype=config.dtype,
-      num_classes=dataset.num_classes, channels=dataset.channels)
+      config.model.name, **config_lib.model_overrides(config),
+      dtype=config.dtype, num_classes=tasks.create(dataset).num_outputs, channels=dataset.channels)
   if config.data.image_size != model.image_size:
     raise ValueError(
         f'data.image_size={config.data.image_size} but the model '
@@ -93,12 +95,12 @@ def create(config, dataset):
     raise ValueError(f'data.mean={mean} and data.std={std} must have one value '
                      f'for each of the {model.channels} channels of the images')
   if hasattr(model, 'num_stages'):
-    return staged.create(config, model, mean, std)
-  p = config.nets
-  nets = learned.PolicyNets(
-      num_layers=model.num_adaptive, num_classes=dataset.num_classes,
-      tokens=p.tokens, aux=p.aux, hidden=p.hidden, bias=p.bias,
-      num_candidates=3 * (2 * model.num_adaptive + 1))
+    return staged.create(config, model, dataset, mean, std)
+  if dataset.target is not None:
+    raise ValueError(f'{config.data.name!r} is a regression, which takes a '
+                     f"model with exits; set for example --config.model.exits="
+                     f"\"((2,'mlp'),)\" and --config.phases=\"('exits',)\"")
+  nets = config_lib.policy_nets(config, model)
   return System(config, model, nets, cost.vit(model, nets), cost.vit(model),
                 mean, std)
 
@@ -109,8 +111,8 @@ class State:
 
   Attributes:
     step: steps taken over all phases, [] int32.
-    params: {'vit': ..., 'policy': ...}; of a `StagedSystem` no policy, and the
-      fields that serve one are None.
+    params: {'vit': ..., 'policy': ...}; of a `StagedSystem` see there. Fields
+      that a system has no use for are None.
     opt_state: of the current phase.
     ema: averaged parameters of the groups the phase trains; None if off.
     log_price: log μ of the MAC controller, [].
@@ -134,25 +136,24 @@ class State:
 def init_state(system, seed):
   """The state before the first phase, with no optimizer yet."""
   key, vit_key, policy_key = jax.random.split(jax.random.key(seed), 3)
-  model = system.model
-  if isinstance(system, staged.StagedSystem):
-    return State(
-        step=jnp.zeros((), jnp.int32),
-        params={'vit': models.init_params(model, vit_key)}, opt_state=None,
-        ema=None, log_price=None, stats=None, candidates=None, teacher=None,
-        key=key)
-  nets = system.nets
-  num_features = nets.num_features(model)
-  stats = learned.Stats(jnp.zeros(num_features), jnp.ones(num_features))
-  z1 = jnp.zeros((1, model.num_tokens, model.width))
-  shape = (system.num_candidates, model.num_adaptive)
-  return State(
-      step=jnp.zeros((), jnp.int32),
-      params={'vit': models.init_params(model, vit_key),
-              'policy': jax.jit(nets.init)(policy_key, z1, stats)['params']},
-      opt_state=None, ema=None, log_price=jnp.zeros(()), stats=stats,
-      candidates=Actions(jnp.ones(shape), jnp.ones(shape)), teacher=None,
-      key=key)
+  model, nets = system.model, system.nets
+  params = models.init_params(model, vit_key)
+  # A model with exit heads names its groups itself.
+  params = params if 'heads' in params else {'vit': params}
+  fields = dict.fromkeys(
+      ('opt_state', 'ema', 'log_price', 'stats', 'candidates', 'teacher'))
+  if nets is not None:
+    vit = system.backbone
+    num_features = nets.num_features(vit)
+    stats = learned.Stats(jnp.zeros(num_features), jnp.ones(num_features))
+    z1 = jnp.zeros((1, vit.num_tokens, vit.width))
+    params['policy'] = jax.jit(nets.init)(policy_key, z1, stats)['params']
+    fields['stats'] = stats
+  if not isinstance(system, staged.StagedSystem):
+    shape = (nets.num_candidates, model.num_adaptive)
+    fields['candidates'] = Actions(jnp.ones(shape), jnp.ones(shape))
+    fields['log_price'] = jnp.zeros(())
+  return State(step=jnp.zeros((), jnp.int32), params=params, key=key, **fields)
 
 
 def final_params(state):

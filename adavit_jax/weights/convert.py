@@ -40,7 +40,8 @@ def init_params(model, key):
   """Float32 parameters of `model`: read from `model.weights`, or initialised.
 
   Args:
-    model: any of `models.create`; only a `ViT` can have weights.
+    model: any of `models.create`; only a `ViT` can have weights, with exits
+      or without.
     key: for the initialisation; with weights, for a head of other classes.
 
   Raises:
@@ -48,7 +49,10 @@ def init_params(model, key):
   """
   if getattr(model, 'weights', ''):
     return load(model, model.weights, key)
-  return models.init_params(model, key)
+  params = models.init_params(model, key)
+  if isinstance(model, models.MultiExit) and model.vit.weights:
+    params['vit'] = load(model.vit, model.vit.weights, key)
+  return params
 
 
 def load(model, path, key, *, new_head=True):

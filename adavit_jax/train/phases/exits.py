@@ -1,23 +1,17 @@
-"""The one phase of a model that can stop early: all exits learn at once."""
+"""All exits and the backbone learn at once: end-to-end training."""
 
-import jax.numpy as jnp
+from adavit_jax.train.phases import exit_losses
 
-from adavit_jax.train import losses
-
-TRAINS = ('vit',)
+TRAINS = ('vit', 'heads')
 
 
 def loss(system, params, state, batch, key, progress):
-  """Weighted sum of the exits' cross-entropies (RAViT, equation 1).
+  """Weighted sum of the exits' losses (RAViT, equation 1).
 
   Arguments and result are as in `dense.loss`, the system is a `StagedSystem`.
   """
-  del state, key, progress
-  logits = system.exit_logits(params['vit'], batch.images)  # [E, B, K]
-  each = jnp.stack([losses.cross_entropy(y, batch.targets) for y in logits])
-  total = (system.weights * each).sum()
-  metrics = {'loss': total}
-  for i, y in enumerate(logits):
-    metrics[f'loss_{i}'] = each[i]
-    metrics[f'accuracy_{i}'] = (y.argmax(-1) == batch.labels).mean()
-  return total, (metrics, {})
+  del key, progress
+  outputs = system.outputs(system.all_params(state, params), batch.images)
+  each = exit_losses.each(system, outputs, batch)
+  total = sum(w * x for w, x in zip(system.weights, each))
+  return total, (exit_losses.metrics(system, total, outputs, each, batch), {})

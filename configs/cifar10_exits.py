@@ -1,0 +1,47 @@
+"""Multi-Exit ViT on CIFAR-10: early exits on a frozen backbone.
+
+  python train.py --config=configs/cifar10_exits.py:cpu --workdir=runs/exits \\
+      --config.data.data_dir=DIR --config.init.workdir=runs/cifar10
+  python eval.py --workdir=runs/exits
+
+DIR is the data_dir of a set that tfds prepared as array_record, runs/cifar10 a
+run of cifar10_policy.py:cpu, whose dense phase is the backbone.
+"""
+
+from adavit_jax.models.exit_heads import HEADS
+from adavit_jax.train import config as base
+
+_LAYERS = (2, 4, 6)
+
+
+def get_config(variant=''):
+  """Returns the full schedule, or for CPU cores 'cpu' and 'cpu_heads'.
+
+  'cpu_heads' puts all seven heads after each depth, to compare them.
+  """
+  config = base.default_config()
+  config.mac_target = 0.5
+  config.data.update(
+      name='tfds:cifar10', image_size=32, crop_padding=4, flip=True,
+      holdout=0.1)
+  if variant in ('cpu', 'cpu_heads'):
+    config.phases = ('classifier_wise',)
+    config.init.phase = 'dense'
+    config.model.name = 'vit_cifar_conv8_32'
+    config.model.update(num_fixed=1, remat=False)
+    config.classifier_wise.update(
+        steps=1200, batch_size=64, learning_rate=2e-3)
+  elif not variant:
+    config.phases = ('last_exit', 'classifier_wise')
+    config.dtype = 'bfloat16'
+    config.model.name = 'vit_cifar_patch4_32'
+    config.model.remat = False
+    config.data.update(mixup=0.2, cutmix=1.0, label_smoothing=0.1)
+    config.last_exit.update(steps=52_500, batch_size=256, ema=0.999)
+    config.classifier_wise.update(steps=9000, batch_size=256)
+  else:
+    raise ValueError(f"unknown variant {variant!r}; known: 'cpu', 'cpu_heads', "
+                     f"or none")
+  names = HEADS if variant == 'cpu_heads' else ('mlp',)
+  config.model.exits = tuple((n, head) for n in _LAYERS for head in names)
+  return config
