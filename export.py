@@ -4,7 +4,8 @@
   python examples/run_exported.py FILE IMAGE...
 
 The file runs with jax alone, on every platform it was lowered for. Of a model
-with exits --mode=stages writes a file for each stage into the directory FILE.
+with exits --mode=stages writes a file for each stage into the directory FILE,
+which run_exported.py takes too.
 """
 
 from absl import app
@@ -32,6 +33,9 @@ _PLATFORMS = flags.DEFINE_list(
     f'Where the file shall run: some of {",".join(deploy.PLATFORMS)}.')
 _PHASE = flags.DEFINE_string(
     'phase', '', 'The end of this phase. Default: the newest checkpoint.')
+_RULE = flags.DEFINE_string(
+    'rule', None, "Of a model with exits: when an image leaves, as eval.py "
+    "--rule. Default: the config's exits.rule.")
 _BEST = flags.DEFINE_bool(
     'best', False, 'The best checkpoint of the last phase, not its end.')
 _THRESHOLD = flags.DEFINE_list(
@@ -45,13 +49,15 @@ def main(argv):
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   try:
     thresholds = [float(x) for x in _THRESHOLD.value or ()]
-    clf = adavit_jax.load(_WORKDIR.value, phase=_PHASE.value, best=_BEST.value)
+    clf = adavit_jax.load(_WORKDIR.value, phase=_PHASE.value, best=_BEST.value,
+                          rule=_RULE.value)
     how = dict(batch_size=_BATCH_SIZE.value, platforms=_PLATFORMS.value)
     if _MODE.value == 'stages':
       if thresholds:
         clf.thresholds = thresholds
       paths = deploy.export_stages(clf, _OUTPUT.value, **how)
       print(*(f'wrote {path} and {path}.json' for path in paths), sep='\n')
+      _hint()
       return
     if thresholds:
       clf.threshold, = thresholds
@@ -61,8 +67,12 @@ def main(argv):
   except ValueError as error:
     logging.debug('where it came from', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error
-  print(f'wrote {_OUTPUT.value} and {_OUTPUT.value}.json; now: python '
-        f'examples/run_exported.py {_OUTPUT.value} IMAGE...')
+  print(f'wrote {_OUTPUT.value} and {_OUTPUT.value}.json')
+  _hint()
+
+
+def _hint():
+  print(f'now: python examples/run_exported.py {_OUTPUT.value} IMAGE...')
 
 
 if __name__ == '__main__':

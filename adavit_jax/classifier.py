@@ -108,13 +108,14 @@ class Classifier:
                       self._cost.adaptive(actions))
 
 
-def load(workdir, *, phase='', best=False, max_batch_size=256):
+def load(workdir, *, phase='', best=False, rule=None, max_batch_size=256):
   """Makes a `Classifier` of a trained run.
 
   Args:
     workdir: directory of the run.
     phase: end of this phase; '' for the newest checkpoint.
     best: the best checkpoint of the last phase instead.
+    rule: replaces the config's `exits.rule`, of a model with exits.
     max_batch_size: images that run at once; larger batches are split.
 
   Returns:
@@ -126,9 +127,11 @@ def load(workdir, *, phase='', best=False, max_batch_size=256):
     eval.py prints.
 
   Raises:
-    ValueError: if there is no such run.
+    ValueError: if there is no such run, or a rule is unknown or of no use.
   """
   info = restore.find(workdir, phase=phase, best=best)[2]
+  if rule is not None:
+    info['config']['exits']['rule'] = rule
   system = restore.system(info)
   state = restore.state(system, mesh_lib.make_mesh(1), workdir, phase=phase,
                         best=best)
@@ -136,6 +139,9 @@ def load(workdir, *, phase='', best=False, max_batch_size=256):
   if isinstance(system, staged.StagedSystem):
     return CascadeClassifier(system, state, class_names=class_names,
                              max_batch_size=max_batch_size)
+  if rule is not None:
+    raise ValueError(f'rule={rule!r} is for a model with exits, and {workdir} '
+                     f'holds none; leave it out')
   num, actions = system.model.num_adaptive, None
   if info['phase'] == 'static' and system.config.static.policy != 'stochastic':
     actions = static.actions(system.config.static, num, 1, key=None)

@@ -88,8 +88,8 @@ def export_stages(clf, directory, *, batch_size=None, platforms=_DEFAULT):
     The paths.
 
   Raises:
-    ValueError: for a model without stages, an unknown platform, a batch size below 1, or none where a
-      policy drops layers.
+    ValueError: for a model without stages, an unknown platform, a batch size
+      below 1, or none where a policy drops layers.
   """
   _check_batch_size(batch_size)
   _check_platforms(platforms)

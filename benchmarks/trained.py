@@ -42,7 +42,9 @@ def rows(workdir, batches, *, repeats, threshold=None, data_dir=None):
   config = config_dict.ConfigDict(info['config'])
   if data_dir:
     config.data.data_dir = data_dir
-  clf = adavit_jax.load(workdir, max_batch_size=max(batches))
+  # Thresholds are of the rule that eval.py was given.
+  rule = _report(workdir).get('rule') if threshold is None else None
+  clf = adavit_jax.load(workdir, rule=rule, max_batch_size=max(batches))
   cascade = isinstance(clf, adavit_jax.CascadeClassifier)
   if cascade:
     dense, dense_macs, kept, settings = _cascade(clf, workdir, threshold)
@@ -84,7 +86,7 @@ def _policy(clf, workdir, threshold, max_batch_size):
     functions that set them).
   """
   if threshold is None:
-    threshold = _reported(workdir, 'adaptive', 'threshold')
+    threshold = _report(workdir).get('adaptive', {}).get('threshold')
   if threshold is not None:
     clf.threshold = threshold
   system = clf.system
@@ -101,7 +103,8 @@ def _cascade(clf, workdir, threshold):
   """As `_policy`, for a `CascadeClassifier`."""
   found = {'threshold given': threshold}
   if threshold is None:
-    found = {name: _reported(workdir, name, 'thresholds')
+    report = _report(workdir)
+    found = {name: report.get(name, {}).get('thresholds')
              for name in ('same_accuracy', 'slack', 'mac_target')}
   found = {k: v for k, v in found.items() if v is not None} or {
       'as loaded': clf.thresholds}
@@ -120,9 +123,10 @@ def _cascade(clf, workdir, threshold):
   return dense, system.dense, lambda p: (1 + p.exit.mean()) / num, settings
 
 
-def _reported(workdir, row, field):
+def _report(workdir):
+  """What eval.py wrote of a run; {} where it has not been run."""
   path = os.path.join(workdir, 'report.json')
   if not os.path.exists(path):
-    return None
+    return {}
   with open(path, encoding='utf-8') as f:
-    return json.load(f).get(row, {}).get(field)
+    return json.load(f)

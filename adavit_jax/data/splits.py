@@ -100,6 +100,15 @@ class Dataset:
   std: tuple[float, ...]
   target: Target | None = None
 
+  def __post_init__(self):
+    for split in (self.train, self.holdout, self.test):
+      floating = np.issubdtype(split.labels.dtype, np.floating)
+      if len(split) and floating != (self.target is not None):
+        raise ValueError(
+            f'labels are {split.labels.dtype} and target={self.target}: classes'
+            ' are integers, and the numbers of a regression need a Target.'
+        )
+
 
 def stratified_split(
     labels: np.ndarray, count: int, *, seed: int

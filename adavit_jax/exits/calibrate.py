@@ -93,8 +93,9 @@ def calibrate(confidences, correct, stage_macs, *, max_macs=None,
   frontier = search.frontier(images)
   best = search.search(images, frontier, objective)
   if best is None:
-    most = _calibration(images, 
-        search.search(images, frontier, search.at_most(np.inf))).accuracy
+    most = _calibration(
+        images, search.search(images, frontier, search.at_most(np.inf))
+    ).accuracy
     raise ValueError(
         f'min_accuracy={min_accuracy:g} cannot be met: the best found with '
         f'these exits is {most:g}')

@@ -1,11 +1,14 @@
 """The seven exit heads of Multi-Exit ViT (BMVC 2021, arXiv 2106.15183).
 
-Each reads the tokens that leave an encoder and gives an early answer. The
-paper's names, layers and hidden widths are followed; ours are the choices that
-it leaves open or that a pre-LN backbone asks for: the LayerNorm, the
-initialisation, no dropout, the mean over prefix tokens. A pre-LN backbone hands
-on tokens that nothing has normalised, so a head normalises what it reads, with
-a LayerNorm of its own, and shares no parameters with any other.
+Each reads the tokens that leave an encoder and gives an early answer. The seven
+names are the paper's; its official code could not be read, and layers and
+widths are those on which public ports agree. Where they do not agree, the form
+that defines the name is taken: DPT's read-out for CNN-Project (a port convolves
+2 D channels at once), ResMLP's layer over the patches (a port has none), one
+linear layer after the convolutions (a port has an MLP). Ours are the LayerNorm
+that each head opens with, since a pre-LN backbone hands on tokens that nothing
+has normalised, no dropout, and the mean over prefix tokens. Heads share no
+parameters.
 """
 
 import difflib
@@ -136,8 +139,10 @@ class VitHead(ExitHead):
 class MlpMixerHead(ExitHead):
   """MLP-Mixer-EE: one Mixer block over all tokens, then the class token.
 
-  Both MLPs are 4 D wide, that over the N = P + n tokens too: dearer than an
-  encoder of the backbone where N < 2 D.
+  Both MLPs are 4 D wide, that over the N = P + n tokens too, as in the one port
+  that has it; the Mixer's own is D / 2. It is dearer than an encoder with an MLP
+  of 4 D where N < 2 D, and GELU of its 4 D x D hidden units costs more time than
+  its MACs tell.
   """
 
   def features(self, tokens):

@@ -57,15 +57,14 @@ class MultiExit(nn.Module):
       return self.heads(x, index)
     return self.vit.classify(x[:, :self.vit.num_prefix]).total
 
-  def stage(self, images, x, index, *, unroll=1, remat=False):
+  def stage(self, images, x, index, **options):
     """Runs one stage; see `stages.stages`.
 
     Args:
       images: [B, S, S, C]; only the first stage looks at them.
       x: tokens of the stage before, [B, N, D]; None before the first.
       index: 0 to E - 1.
-      unroll: encoders unrolled into one step of the scan.
-      remat: recompute the encoders in the backward pass.
+      **options: see `ViT.encode`.
 
     Returns:
       (tokens [B, N, D], logits [B, K] float32).
@@ -74,7 +73,7 @@ class MultiExit(nn.Module):
       ValueError: if the images are not of the model's size.
     """
     x = self.vit.embed(images) if x is None else x
-    x = self.vit.encode(x, *self.span(index), unroll=unroll, remat=remat)
+    x = self.vit.encode(x, *self.span(index), **options)
     return x, self.exit(x, index)
 
   def __call__(self, images):
@@ -101,9 +100,12 @@ class _Heads(nn.Module):
 
 def check(m):
   """Raises a ValueError if the exits do not fit the ViT of a `MultiExit`."""
+  if not isinstance(m.exits, tuple):
+    raise ValueError(f'exits={m.exits!r} must be a tuple of (layer, head)')
   for entry in m.exits:
     if (not isinstance(entry, tuple) or len(entry) != 2
-        or not isinstance(entry[0], int) or entry[1] not in exit_heads.HEADS):
+        or type(entry[0]) is not int
+        or entry[1] not in list(exit_heads.HEADS)):
       raise ValueError(
           f'exits={m.exits}: {entry!r} must be (layer, head), head one of '
           f'{sorted(exit_heads.HEADS)}')

@@ -79,8 +79,8 @@ def create(name, **overrides):
       be a string. With `exits` a ViT gets early exits: see `MultiExit`.
 
   Returns:
-    A `ViT`, `RAViT` or `MultiExit` module; `adavit_jax.init_params(model, key)` makes its
-    parameters.
+    A `ViT`, `RAViT` or `MultiExit` module; `adavit_jax.init_params(model, key)`
+    makes its parameters.
 
   Raises:
     ValueError: for an unknown name or attribute, or values that do not fit

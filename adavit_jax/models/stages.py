@@ -1,8 +1,8 @@
 """A model that can stop early, as a list of pure functions.
 
 Such a model is a Flax module with `num_stages` and a method
-`stage(images, carry, index, *, unroll, remat) -> (carry, logits)`; whoever
-runs, calibrates or prices it needs no more. It knows nothing of confidence:
+`stage(images, carry, index, **options) -> (carry, logits)`; whoever runs,
+calibrates or prices it needs no more. It knows nothing of confidence:
 whether an image goes on is for the caller to say.
 """
 
@@ -11,13 +11,12 @@ import functools
 import jax.numpy as jnp
 
 
-def stages(model, *, unroll=1, remat=False):
+def stages(model, **options):
   """The stages of a model, from the first to the last.
 
   Args:
-    model: a module with `num_stages` and `stage`, for example a `RAViT`.
-    unroll: encoders unrolled into one step of a scan.
-    remat: recompute the encoders in the backward pass.
+    model: a module with `num_stages` and `stage`, a `RAViT` or `MultiExit`.
+    **options: how its encoders run: unroll, remat, see the model's `stage`.
 
   Returns:
     E functions `(params, images, carry) -> (carry, logits)`: images
@@ -32,31 +31,29 @@ def stages(model, *, unroll=1, remat=False):
   if not hasattr(model, 'num_stages'):
     raise ValueError(f'{type(model).__name__} has no stages: it cannot stop '
                      f'early; use a model with exits, such as RAViT')
-  scan = dict(unroll=unroll, remat=remat)
-  return [functools.partial(_stage, model, i, scan)
+  return [functools.partial(_stage, model, i, options)
           for i in range(model.num_stages)]
 
 
-def _stage(model, index, scan, params, images, carry):
-  return model.apply({'params': params}, images, carry, index, **scan,
+def _stage(model, index, options, params, images, carry):
+  return model.apply({'params': params}, images, carry, index, **options,
                      method='stage')
 
 
-def exit_logits(model, params, images, *, unroll=1, remat=False):
+def exit_logits(model, params, images, **options):
   """Runs every stage.
 
   Args:
     model: see `stages`.
     params: its parameters.
     images: [B, S, S, C], normalised.
-    unroll: see `stages`.
-    remat: see `stages`.
+    **options: see `stages`.
 
   Returns:
     [E, B, K] float32, the logits at every exit.
   """
   carry, logits = None, []
-  for stage in stages(model, unroll=unroll, remat=remat):
+  for stage in stages(model, **options):
     carry, y = stage(params, images, carry)
     logits.append(y)
   return jnp.stack(logits)

@@ -130,7 +130,8 @@ class ViT(nn.Module):
     dist = self.head_dist(x[..., 1, :]) if self.distillation else None
     return Logits(self.head(x[..., 0, :]), dist)
 
-  def encode(self, x, start=0, stop=None, *, unroll=1, remat=False):
+  def encode(self, x, start=0, stop=None, *, unroll=1, remat=False,
+             inference=False):
     """Runs some of the N encoders, fixed and adaptive counted together.
 
     Args:
@@ -139,6 +140,8 @@ class ViT(nn.Module):
       stop: one past the last; None for all that are left.
       unroll: encoders unrolled into one step of a scan.
       remat: recompute the encoders in the backward pass.
+      inference: read the weights of each encoder where they lie, instead of
+        copying those of all encoders that run; a gradient would be dearer.
 
     Returns:
       [B, N, D].
@@ -149,7 +152,13 @@ class ViT(nn.Module):
     m = self.num_fixed
     for stack, first, last in ((self.fixed, start, min(stop, m)),
                                (self.adaptive, max(start - m, 0), stop - m)):
-      if first < last:
+      if first >= last:
+        continue
+      if inference:
+        layer = lambda x, i, stack=stack: run(
+            x, jax.tree.map(lambda leaf: leaf[i], stack))
+        x, _ = jax.lax.scan(layer, x, jnp.arange(first, last), unroll=unroll)
+      else:
         stack = jax.tree.map(lambda leaf: leaf[first:last], stack)
         x, _ = jax.lax.scan(run, x, stack, unroll=unroll)
     return x

@@ -34,8 +34,9 @@ def evaluate(trainer, about, *, threshold=None, best=False):
     best: the best checkpoint instead of the last.
 
   Returns:
-    `about` with exits (a row for each alone), same_accuracy, slack and
-    mac_target or threshold (a row each), and curve: rows of rising MACs. A row
+    `about` with exits (a row for each alone), best_heads (see there),
+    same_accuracy, slack and mac_target or threshold (a row each), and curve:
+    rows of rising MACs; no cascade where heads share a depth. A row
     has accuracy, or mae and rmse, macs, macs_ratio (of the MACs without exits),
     shares [E], of a RAViT paper_flops and, for a cascade, thresholds [E - 1];
     that of an exit of a `MultiExit` also layer, head, head_macs and
@@ -53,7 +54,10 @@ def evaluate(trainer, about, *, threshold=None, best=False):
       raise ValueError(f'--threshold={threshold} has no use: the model in '
                        f'{workdir} has a single exit; leave it out')
     confidence.check_range(system.config.exits.rule, threshold)
-  calibrated = threshold is None and num_exits > 1
+  # Where several heads lie at one depth, every image would pay for all.
+  layers = [layer for layer, _ in getattr(system.model, 'exits', ())]
+  calibrated = (threshold is None and num_exits > 1
+                and len(set(layers)) == len(layers))
   if calibrated and not len(holdout):
     raise ValueError('no images were held out to calibrate thresholds on; give '
                      '--threshold, or train with --config.data.holdout=0.1')
@@ -65,10 +69,12 @@ def evaluate(trainer, about, *, threshold=None, best=False):
                 exits=[rows.exit(i, params) for i in range(num_exits)])
   if threshold is not None:
     result['threshold'] = rows.cascade(threshold)
-  if calibrated:
+  if len(holdout):
     held = trainer.evaluator(params, holdout)
+    result['best_heads'] = best_heads(result['exits'], held.score.mean(1))
+  if calibrated:
     images = held.confidence, held.score, held.macs
-    last = held.score[-1].mean()
+    last = held.score[-1].mean(dtype=np.float64)
     targets = dict(
         same_accuracy=dict(min_accuracy=last),
         slack=dict(min_accuracy=last - system.config.exits.slack),
@@ -147,8 +153,10 @@ def _show(result, system):
   rows = [(_label(i, row), row) for i, row in enumerate(result['exits'])]
   extra = _HEAD_COLUMNS if multi else ()
   print(table.format_rows(rows, (*columns, *extra)))
-  for line in best_heads(result['exits']) if multi else ():
-    print(line)
+  for found in result.get('best_heads', ()):
+    print(f"after layer {found['layer']}: mean of the heads' scores "
+          f"{found['mean']:.4f}, best {found['head']} {found['score']:.4f} "
+          f"(held-out images)")
   cascades = [(label, result[key]) for key, label in _TARGETS if key in result]
   if cascades:
     print()
@@ -177,20 +185,22 @@ def _label(index, row):
   return f'exit {index} alone{where}'
 
 
-def best_heads(rows):
-  """A line for each depth that has several heads: the best of them.
+def best_heads(rows, scores):
+  """The best of several heads at each depth that has them.
 
   Args:
     rows: of the exits, as in the report.
+    scores: [E], mean score of each on held-out images.
 
   Returns:
-    List of strings.
+    List of dicts: layer, head, its score, and mean, that of all heads there.
   """
-  better = lambda row: row['accuracy'] if 'accuracy' in row else -row['mae']
-  lines = []
+  found = []
   for layer in sorted({row['layer'] for row in rows if 'layer' in row}):
-    here = [row for row in rows if row.get('layer') == layer]
+    here = [i for i, row in enumerate(rows) if row.get('layer') == layer]
     if len(here) > 1:
-      best = max(here, key=better)
-      lines.append(f"best head after layer {layer}: {best['head']}")
-  return lines
+      best = max(here, key=lambda i: scores[i])
+      found.append(dict(layer=layer, head=rows[best]['head'],
+                        score=float(scores[best]),
+                        mean=float(np.mean(scores[here]))))
+  return found

@@ -8,6 +8,9 @@ from adavit_jax.models.actions import Actions
 from adavit_jax.runtime import modes
 
 
+_MODES = {'masked': modes.masked, 'cond': modes.cond, 'compact': modes.compact}
+
+
 def stages(model, decide, mode=None, *, unroll=1, remat=False):
   """The stages of a `MultiExit` under per-image actions.
 
@@ -18,7 +21,8 @@ def stages(model, decide, mode=None, *, unroll=1, remat=False):
   Args:
     model: a `MultiExit` with no exit before the M-th encoder.
     decide: (params, z1 [B, N, D]) -> `Actions` [B, L].
-    mode: see `modes`; None for 'cond' on one image and 'compact' on more.
+    mode: 'masked', 'cond' or 'compact', see `modes`; None for 'cond' on one
+      image and 'compact' on more.
     unroll: encoders unrolled into one step of a scan, in 'masked'.
     remat: recompute the branches in the backward pass, in 'masked'.
 
@@ -35,14 +39,14 @@ def stages(model, decide, mode=None, *, unroll=1, remat=False):
     raise ValueError(
         f'exits={model.exits}: the policy decides after num_fixed='
         f'{model.vit.num_fixed} encoders, no exit may lie before')
-  if mode is not None and mode not in modes.MODES:
-    raise ValueError(f'unknown mode {mode!r}; known: {sorted(modes.MODES)}')
-  masked = functools.partial(_masked, unroll=unroll, remat=remat)
-  return [functools.partial(_stage, model, decide, mode, masked, i)
+  if mode not in (None, *_MODES):
+    raise ValueError(f'unknown mode {mode!r}; known: {sorted(_MODES)}')
+  scan = dict(unroll=unroll, remat=remat)
+  return [functools.partial(_stage, model, decide, mode, scan, i)
           for i in range(model.num_stages)]
 
 
-def _stage(model, decide, mode, masked, index, params, images, carry):
+def _stage(model, decide, mode, scan, index, params, images, carry):
   vit = model.vit
   if carry is None:
     x = modes.fixed(vit, params['vit'], images)
@@ -50,11 +54,14 @@ def _stage(model, decide, mode, masked, index, params, images, carry):
   else:
     x, keep = carry
   mode = mode or ('cond' if x.shape[0] == 1 else 'compact')
-  run = masked if mode == 'masked' else modes.MODES[mode]
   start, stop = adaptive_span(model, index)
   if start < stop:
     actions = Actions(*(a[:, start:stop] for a in Actions.from_keep(keep)))
-    x = run(*modes.segment(vit, params['vit'], start, stop), x, actions)
+    if mode == 'masked':
+      part = modes.segment(vit, params['vit'], start, stop)
+      x, _ = modes.masked(*part, x, actions, **scan)
+    else:
+      x = _MODES[mode](vit, params['vit'], x, actions, start=start)
   logits = model.apply(
       {'params': {k: params[k] for k in ('vit', 'heads')}}, x, index,
       method='exit')
@@ -73,6 +80,3 @@ def dropped(model, index, keep):
   return Actions(*(jnp.sum(1 - a[:, start:stop], -1)
                    for a in Actions.from_keep(keep)))
 
-
-def _masked(model, params, x, actions, **scan):
-  return modes.masked(model, params, x, actions, **scan)[0]

@@ -45,7 +45,7 @@ def fixed(model, params, images):
 
 
 def segment(model, params, start, stop):
-  """The adaptive encoders start to stop alone, as every mode takes them.
+  """The adaptive encoders start to stop alone, as `masked` takes them.
 
   Args:
     model: a `ViT`.
@@ -118,7 +118,7 @@ def static(model, params, x, actions):
   return x
 
 
-def cond(model, params, x, actions):
+def cond(model, params, x, actions, *, start=0):
   """Skips dropped branches at run time, one decision for the whole batch.
 
   Args:
@@ -126,6 +126,8 @@ def cond(model, params, x, actions):
     params: its parameters.
     x: z1 [B, N, D].
     actions: `Actions` of [L], or [1, L] when B is 1.
+    start: number of the first adaptive encoder, where actions are given for
+      some encoders in a row.
 
   Returns:
     x [B, N, D].
@@ -151,11 +153,11 @@ def cond(model, params, x, actions):
       x = jax.lax.cond(keep > 0, run(branch), skip, params['adaptive'], x, i)
     return x, None
 
-  xs = (jnp.arange(model.num_adaptive), *map(jnp.asarray, actions))
-  return jax.lax.scan(step, x, xs)[0]
+  keeps = [jnp.asarray(a) for a in actions]
+  return jax.lax.scan(step, x, (start + jnp.arange(len(keeps[0])), *keeps))[0]
 
 
-def compact(model, params, x, actions, *, chunk=None):
+def compact(model, params, x, actions, *, chunk=None, start=0):
   """Runs each branch on the images that keep it, packed together.
 
   For inference: there is no reverse-mode gradient, since the number of passes
@@ -168,6 +170,7 @@ def compact(model, params, x, actions, *, chunk=None):
     actions: `Actions` of [B, L], or [L].
     chunk: images in one pass; None chooses it for the default backend, also
       where the program is exported for another. See `compact.residual`.
+    start: as in `cond`.
 
   Returns:
     x [B, N, D].
@@ -178,15 +181,16 @@ def compact(model, params, x, actions, *, chunk=None):
   msa, mlp = _branches(model)
 
   def step(x, layer):
-    p, keep_msa, keep_mlp = layer  # keep_*: [B]
+    i, keep_msa, keep_mlp = layer  # keep_*: [B]
+    p = jax.tree.map(lambda leaf: leaf[i], params['adaptive'])
     for branch, keep in ((msa, keep_msa), (mlp, keep_mlp)):
       run = functools.partial(branch, p)
       x = compact_lib.residual(run, x, keep, chunk)
     return x, None
 
-  layers = lambda a: jnp.broadcast_to(a, (x.shape[0], model.num_adaptive)).T
-  xs = (params['adaptive'], layers(actions.msa), layers(actions.mlp))
-  return jax.lax.scan(step, x, xs)[0]
+  keeps = [jnp.broadcast_to(a, (x.shape[0], np.shape(a)[-1])).T
+           for a in actions]
+  return jax.lax.scan(step, x, (start + jnp.arange(len(keeps[0])), *keeps))[0]
 
 
 def adaptive(model, params, x, actions, mode, *, chunk=None):

@@ -64,12 +64,13 @@ def default_config():
       optim, learning_rate=5e-4, policy='table_1', number=4, which='first',
       survival=0.5, keep='', **path))
   config.exits = config_dict.ConfigDict(dict(
-      optim, weights=config_dict.placeholder(tuple),  # see staged.weights
+      optim, weights=(1.,),  # of the exits' losses, see staged.weights
       rule='entropy',  # see exits.confidence.RULES
       slack=0.005,  # accuracy that a cascade may lose; or the target's unit
       policy=False))  # a trained policy drops layers too
   config.last_exit = config_dict.ConfigDict(optim)
-  config.classifier_wise = config_dict.ConfigDict(optim)
+  # Clipped by a common norm, the heads would learn from one another.
+  config.classifier_wise = config_dict.ConfigDict(dict(optim, clip_norm=0.0))
   config.layer_wise = config_dict.ConfigDict(optim)
   return config
 
@@ -148,6 +149,13 @@ def check(config):
   if not 0 < config.mac_target <= 1:
     raise ValueError(f'mac_target={config.mac_target} must be in (0, 1]: it is '
                      f"a share of the dense model's MACs")
+  if config.exits.slack < 0:
+    raise ValueError(f'exits.slack={config.exits.slack} must not be negative: '
+                     f'it is what a cascade may lose')
+  if 'layer_wise' in config.phases and config.layer_wise.ema:
+    raise ValueError(f'layer_wise.ema={config.layer_wise.ema} must be 0: every '
+                     f'stage is trained on the ones that are frozen, and not '
+                     f'on their average')
   if not 0 < config.nets.threshold < 1:
     raise ValueError(f'nets.threshold={config.nets.threshold} must be in '
                      f'(0, 1)')
@@ -160,7 +168,7 @@ def check(config):
       and not (init.workdir or init.weights)):
     raise ValueError(f'phase {config.phases[0]!r} starts from a trained model; '
                      f'set --config.init.workdir=DIR or --config.init.weights='
-                     f'FILE, or begin with the dense phase')
+                     f'FILE, or begin with one of the phases {FROM_SCRATCH}')
 
 
 def _choice(name, value, known):

@@ -60,7 +60,7 @@ class Trainer:
     self.dataset = dataset or data.load(config.data, seed=config.seed)
     self._check_sizes()
     self.system = system_lib.create(config, self.dataset)
-    phases.check(config.phases, self.system.model, config.model.name)
+    phases.check(config, self.system.model)
     self._staged = isinstance(self.system, staged.StagedSystem)
     if not self._staged:
       self._check_budget()
@@ -272,9 +272,9 @@ class Trainer:
     split = self.dataset.holdout
     if not len(split):
       return None
-    params = system_lib.final_params(state)
     if self._staged:
       return self._validate_exits(state, split, phase, step, metrics)
+    params = system_lib.final_params(state)
     if phase == 'dense':
       out = self.evaluator.dense(params['vit'], split)
       ratio = 1.
@@ -295,18 +295,23 @@ class Trainer:
                  phase, step, out.accuracy, ratio)
     return out.accuracy - max(0., ratio - self.config.mac_target)
 
-
   def _validate_exits(self, state, split, phase, step, metrics):
-    """As `validate`; the score is the mean over the exits."""
-    state = state.replace(params=system_lib.final_params(state))
-    out = self.evaluator(self.system.all_params(state), split)
+    """As `validate`; the score is the mean over the exits that learn.
+
+    Of a model with branches it is the last exit's, as without exits.
+    """
+    params = self.system.all_params(state, system_lib.final_params(state))
+    out = self.evaluator(params, split)
     means = self.evaluator.metrics(out.score)
     metrics.write(step, {'holdout/loss': out.loss.mean(1),
                          **{f'holdout/{k}': v for k, v in means.items()}})
     name, values = next(iter(means.items()))
     logging.info('%s, step %d: held-out %s of the exits %s', phase, step, name,
                  np.round(values, 4))
-    return float(out.score.mean())
+    scores = out.score.mean(1)
+    if phase == 'last_exit' or self.system.paper_cost is not None:
+      return float(scores[-1])
+    return float(scores[:-1 if phase == 'classifier_wise' else None].mean())
 
 
 def _mean(rows):

@@ -13,6 +13,7 @@ import jax
 from adavit_jax import weights
 from adavit_jax.data import config as data_config
 from adavit_jax.train import checkpoints
+from adavit_jax.train import config as config_lib
 from adavit_jax.train import restore
 
 
@@ -94,6 +95,6 @@ def load(system):
   """
   config = system.config
   key = jax.random.fold_in(jax.random.key(config.seed), 1)
-  trained = {'dense', 'last_exit', 'exits', 'layer_wise'}
+  trained = set(config_lib.FROM_SCRATCH)  # also the last exit
   return weights.load(system.backbone, config.init.weights, key,
                       new_head=bool(trained.intersection(config.phases)))

@@ -7,10 +7,10 @@ import jax
 from ml_collections import config_dict
 
 from adavit_jax import data
-from adavit_jax.models import MultiExit
 from adavit_jax.train import checkpoints
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import staged
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
 
@@ -93,7 +93,12 @@ def state(wanted, mesh, workdir, *, phase='', best=False):
     raise ValueError(
         f"{workdir!r} holds a run of {info['config']['model']['name']!r}, "
         f'which has nothing to give to {wanted.config.model.name!r}: one of '
-        f'them has exits and the other has not; give another init.workdir')
+        f'them has branches and the other has not; give another init.workdir')
+  if isinstance(wanted, staged.StagedSystem) and (
+      wanted.nets is not None and 'policy' not in groups):
+    raise ValueError(f"{workdir!r} has no trained policy at the end of its "
+                     f"phase {info['phase']!r}, which exits.policy=True needs; "
+                     f'set --config.init.phase=joint, or another init.workdir')
   like = step_lib.abstract_state(saved, info['phase'])
   fresh = system_lib.init_state(wanted, wanted.config.seed)
   shapes = mesh_lib.put_shapes(jax.eval_shape(lambda: fresh), mesh)
@@ -117,13 +122,11 @@ def state(wanted, mesh, workdir, *, phase='', best=False):
 
 def _common_groups(saved, wanted, phase):
   """Names of the parameter groups that a run can give to a system."""
-  multi = isinstance(wanted.model, MultiExit)
-  if not multi and type(saved.model) is not type(wanted.model):
-    return set()
-  if multi and not isinstance(saved.backbone, type(wanted.backbone)):
+  if type(saved.backbone) is not type(wanted.backbone):
     return set()
   groups = {'vit'}
-  if multi and saved.model == wanted.model:
+  exits = [getattr(x.model, 'exits', None) for x in (saved, wanted)]
+  if exits[0] and exits[0] == exits[1]:
     groups.add('heads')
   # Before its first phase a policy has learned nothing: another one may take
   # its place.

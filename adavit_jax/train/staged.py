@@ -73,15 +73,16 @@ class StagedSystem:
 
   @property
   def weights(self):
-    """Weight of each exit in the loss, [E].
+    """Weight of each exit in end-to-end training, [E].
 
-    By default that of a multi-exit ViT's last exit is 2 and all others are 1.
+    One number in the config is for all of them, but for the last exit of a
+    multi-exit ViT, which counts double.
     """
-    weights = self.config.exits.weights
-    if weights is None:
-      weights = np.ones(self.num_exits)
-      weights[-1] += isinstance(self.model, models.MultiExit)
-    return np.broadcast_to(np.asarray(weights, np.float32), self.num_exits)
+    given = self.config.exits.weights
+    weights = np.full(self.num_exits, given, np.float32)
+    if len(given) == 1 and isinstance(self.model, models.MultiExit):
+      weights[-1] *= 2
+    return weights
 
   def normalize(self, images):
     """uint8 [B, H, W, C] to the model's float32 input [B, S, S, C]."""
@@ -97,7 +98,8 @@ class StagedSystem:
     """E functions (params, normalised images, carry) -> (carry, outputs).
 
     Args:
-      mode: of layers that a policy drops; see `exit_stages.stages`.
+      mode: how layers run that a policy may drop, see `exit_stages.stages`;
+        None is for inference.
 
     Returns:
       As `models.stages.stages`; params with all groups, outputs [B, K]
@@ -106,11 +108,12 @@ class StagedSystem:
     scan = dict(unroll=self.config.model.unroll, remat=self.config.model.remat)
     if self.nets is not None:
       return exit_stages.stages(self.model, self._decide, mode, **scan)
-    found = stages_lib.stages(self.model, **scan)
     if isinstance(self.model, models.MultiExit):
+      found = stages_lib.stages(self.model, inference=mode is None, **scan)
       keys = ('vit', 'heads')
       own = lambda params: {key: params[key] for key in keys}
     else:
+      found = stages_lib.stages(self.model, **scan)
       own = lambda params: params['vit']
     return [functools.partial(_of_own, own, stage) for stage in found]
 
@@ -133,7 +136,7 @@ class StagedSystem:
       return float(self.cost.stages[index])
     dropped = exit_stages.dropped(self.model, index, carry[1])
     vit = cost.vit(self.model.vit)
-    return (self.cost.stages[index] - dropped.msa * float(vit.msa)
+    return (float(self.cost.stages[index]) - dropped.msa * float(vit.msa)
             - dropped.mlp * float(vit.mlp))
 
   def _decide(self, params, z1):
@@ -171,11 +174,10 @@ def create(config, model, dataset, mean, std):
   if config.init.weights and not multi:
     raise ValueError(f'init.weights={config.init.weights!r} is for a ViT and '
                      f'{config.model.name!r} has branches; unset it')
-  if c.policy and not multi:
-    raise ValueError(f'exits.policy=True drops layers of a ViT with '
-                     f'model.exits, and {config.model.name!r} has branches')
-  _check_weights(c.weights, model, config.model.name)
   regression = dataset.target is not None
+  if c.policy:
+    _check_policy(config, multi, regression)
+  _check_weights(c.weights, model, config.model.name)
   rules = confidence.rules_for(regression)
   if c.rule not in rules:
     raise ValueError(
@@ -194,9 +196,23 @@ def create(config, model, dataset, mean, std):
                       nets, *costs, mean, std)
 
 
+def _check_policy(config, multi, regression):
+  if not multi:
+    raise ValueError(f'exits.policy=True drops layers of a ViT with '
+                     f'model.exits, and {config.model.name!r} has branches')
+  if regression:
+    raise ValueError(f'exits.policy=True is for classification, and the labels '
+                     f'of {config.data.name!r} are numbers')
+  if tuple(config.phases) != ('classifier_wise',):
+    raise ValueError(f"exits.policy=True takes phases=('classifier_wise',), "
+                     f'not {tuple(config.phases)}: the policy would no longer '
+                     f'fit a ViT that changes')
+  if not config.init.workdir:
+    raise ValueError('exits.policy=True needs --config.init.workdir=DIR, a run '
+                     'that trained a policy')
+
+
 def _check_weights(weights, model, name):
-  if weights is None:
-    return
   if len(weights) not in (1, model.num_stages):
     raise ValueError(
         f'exits.weights={tuple(weights)} must have one number for each of the '

@@ -19,8 +19,9 @@ class Batch(NamedTuple):
 
   Attributes:
     images: augmented and normalised, float32 [B, S, S, C].
-    targets: class distributions, float32 [B, K].
-    labels: [B] int32, before mixing.
+    targets: class distributions, float32 [B, K]; of a regression the
+      normalised labels [B, 1].
+    labels: [B] int32, before mixing; of a regression float32, in its unit.
   """
   images: jax.Array
   targets: jax.Array

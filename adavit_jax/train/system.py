@@ -75,14 +75,15 @@ def create(config, dataset):
 
   Args:
     config: see `train.config.default_config`.
-    dataset: anything with num_classes, channels, mean and std.
+    dataset: anything with num_classes, channels, mean, std and target.
 
   Raises:
     ValueError: if model and data do not fit together.
   """
   model = models.create(
       config.model.name, **config_lib.model_overrides(config),
-      dtype=config.dtype, num_classes=tasks.create(dataset).num_outputs, channels=dataset.channels)
+      dtype=config.dtype, num_classes=tasks.create(dataset).num_outputs,
+      channels=dataset.channels)
   if config.data.image_size != model.image_size:
     raise ValueError(
         f'data.image_size={config.data.image_size} but the model '

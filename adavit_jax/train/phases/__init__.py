@@ -21,14 +21,14 @@ STAGED = ('exits', 'last_exit', 'classifier_wise', 'layer_wise')
 _ANY_STAGED = ('exits',)
 
 
-def check(names, model, model_name):
+def check(config, model):
   """Raises a ValueError for phases that do not train this kind of model.
 
   Args:
-    names: of the phases.
+    config: see `train.config.default_config`.
     model: from `models.create`.
-    model_name: as the config gives it.
   """
+  names, model_name = list(config.phases), config.model.name
   if isinstance(model, MultiExit):
     fits, kind = STAGED, 'has exit heads'
   elif hasattr(model, 'num_stages'):
@@ -41,6 +41,18 @@ def check(names, model, model_name):
       raise ValueError(
           f'phase {name!r} does not train {model_name!r}, which {kind}; set '
           f'config.phases to some of {list(fits)}, or another model')
+  weights = tuple(config.exits.weights)
+  if fits != _ANY_STAGED and 'exits' not in names and weights != (1.,):
+    raise ValueError(f"exits.weights={weights} is for the phase 'exits' and "
+                     f'not for {tuple(names)}; leave it out')
+  heads = [n for n in names if 'heads' in MODULES[n].TRAINS]
+  if heads and 'last_exit' in names[names.index(heads[0]):]:
+    raise ValueError(f"config.phases={tuple(names)}: 'last_exit' would change "
+                     f'the backbone under heads that {heads[0]!r} trained; put '
+                     f'it first')
+  if 'layer_wise' in names and config.layer_wise.steps < model.num_stages:
+    raise ValueError(f'layer_wise.steps={config.layer_wise.steps} must be at '
+                     f'least {model.num_stages}, the number of exits')
 
 
 def rounds(phase, system):
