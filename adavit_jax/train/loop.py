@@ -25,6 +25,7 @@ from adavit_jax.train import restore
 from adavit_jax.train import staged
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
+from adavit_jax.train import validate
 from adavit_jax.train import writer
 from adavit_jax.train.phases import static
 
@@ -253,7 +254,7 @@ class Trainer:
           progress.update(step, step * c.batch_size, values)
         score = None
         if validating:
-          score = self.validate(state, phase, step, metrics)
+          score = self._validate(state, phase, step, metrics)
         if saving:
           ckpts.save(step, state, self.info(phase, start, last), pin=last,
                      metric=score if scored else None)
@@ -267,51 +268,17 @@ class Trainer:
       batches.close()
     return state
 
-  def validate(self, state, phase, step, metrics):
-    """Evaluates on held-out data; the score prefers runs within the budget."""
+  def _validate(self, state, phase, step, metrics):
+    """Evaluates on held-out data, where there is any; returns the score."""
     split = self.dataset.holdout
     if not len(split):
       return None
-    if self._staged:
-      return self._validate_exits(state, split, phase, step, metrics)
-    params = system_lib.final_params(state)
-    if phase == 'dense':
-      out = self.evaluator.dense(params['vit'], split)
-      ratio = 1.
-    elif phase == 'static':
-      chosen = static.actions(
-          self.config.static, self.system.model.num_adaptive, len(split),
-          jax.random.key(self.config.seed))
-      out = self.evaluator.given(params['vit'], split, np.asarray(chosen.keep))
-      ratio = float(self.system.plain_cost.ratio(out.actions).mean())
-    else:
-      out = self.evaluator.adaptive(
-          params, state.stats, split, threshold=self.config.nets.threshold)
-      ratio = float(self.system.cost.ratio(out.actions).mean())
-    metrics.write(step, {'holdout/accuracy': out.accuracy,
-                         'holdout/loss': float(out.loss.mean()),
-                         'holdout/macs_ratio': ratio})
-    logging.info('%s, step %d: held-out accuracy %.4f at %.3f of the MACs',
-                 phase, step, out.accuracy, ratio)
-    return out.accuracy - max(0., ratio - self.config.mac_target)
-
-  def _validate_exits(self, state, split, phase, step, metrics):
-    """As `validate`; the score is the mean over the exits that learn.
-
-    Of a model with branches it is the last exit's, as without exits.
-    """
-    params = self.system.all_params(state, system_lib.final_params(state))
-    out = self.evaluator(params, split)
-    means = self.evaluator.metrics(out.score)
-    metrics.write(step, {'holdout/loss': out.loss.mean(1),
-                         **{f'holdout/{k}': v for k, v in means.items()}})
-    name, values = next(iter(means.items()))
-    logging.info('%s, step %d: held-out %s of the exits %s', phase, step, name,
-                 np.round(values, 4))
-    scores = out.score.mean(1)
-    if phase == 'last_exit' or self.system.paper_cost is not None:
-      return float(scores[-1])
-    return float(scores[:-1 if phase == 'classifier_wise' else None].mean())
+    score, values = validate.validate(
+        self.system, self.evaluator, state, split, phase)
+    metrics.write(step, {f'holdout/{k}': v for k, v in values.items()})
+    logging.info('%s, step %d, held out: %s', phase, step, ', '.join(
+        f'{k} {np.round(v, 4)}' for k, v in values.items()))
+    return score
 
 
 def _mean(rows):
