@@ -1,5 +1,6 @@
 """Vision transformer with M fixed and L = N - M adaptive encoders."""
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -171,8 +172,14 @@ class ViT(nn.Module):
 
 def init_params(model, key):
   """Initialises the float32 parameter tree of `model`; reads no weights."""
+  return _init(model, key)
+
+
+# Jitted once for all calls: a model is asked for its parameters' shapes often.
+@functools.partial(jax.jit, static_argnums=0)
+def _init(model, key):
   shape = (1, model.image_size, model.image_size, model.channels)
-  return jax.jit(model.init)(key, jnp.zeros(shape))['params']
+  return model.init(key, jnp.zeros(shape))['params']
 
 
 def check_images(model, images):

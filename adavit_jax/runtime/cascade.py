@@ -67,6 +67,7 @@ class Cascade:
                       for k, stage in enumerate(stages)]
     self._plans = [slots_lib.plans(sizes, macs) for macs in stage_macs]
     self._stage_macs = np.asarray(stage_macs)
+    self._macs_dtype = self._stage_macs.dtype if spent is None else np.float64
     self._label = predict or (lambda logits: logits.argmax(-1))
     self._sizes, self._batch_size = sizes, sizes[-1]
     self._slots = None
@@ -176,7 +177,7 @@ class Cascade:
           if slots is None:
             slots = self._make_slots(batch, streams=True)
             free = list(range(slots.capacity))
-            macs = np.zeros(slots.capacity, self._spent(0, 0, ()).dtype)
+            macs = np.zeros(slots.capacity, self._macs_dtype)
           taken = [free.pop() for _ in batch]
           numbers.update(zip(taken, range(start, source.read)))
           slots.admit(batch, np.array(taken), self._plans[0][len(taken)])
@@ -235,7 +236,7 @@ class Cascade:
   def _spent(self, k, num, outputs):
     """MACs of a stage, [num], from what its program returned of them."""
     if outputs:
-      return np.asarray(outputs[0], np.float64)
+      return np.asarray(outputs[0], self._macs_dtype)
     return np.full(num, self._stage_macs[k])
 
   def _predict(self, logits, exits, macs):

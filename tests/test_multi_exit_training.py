@@ -1,0 +1,423 @@
+"""A ViT with exits from its config to a report and a classifier."""
+
+import dataclasses
+
+import adavit_jax
+from adavit_jax import data
+from adavit_jax import models
+from adavit_jax.data import splits
+from adavit_jax.exits import confidence as confidence_lib
+from adavit_jax.report import exits as exits_report
+from adavit_jax.train import loop
+from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import phases
+from adavit_jax.train import preemption
+from adavit_jax.train import restore
+from adavit_jax.train import step as step_lib
+from adavit_jax.train import system as system_lib
+from adavit_jax.train.phases import layer_wise
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_loop import _bits
+from test_loop import _copy
+from test_loop import _differ
+from test_loop import _same
+from test_loop import compile_once  # a fixture
+import tiny
+
+EXITS = ((1, 'mlp'), (3, 'mlp'))
+
+
+def _config(phase, **fields):
+  config = tiny.get_config()
+  config.phases = (phase,)
+  config.model.exits = EXITS
+  config.data.crop_padding = 0
+  for name in phases.STAGED:
+    config[name].update(steps=2, batch_size=8, learning_rate=1e-2)
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_device():
+  """Compiles faster; test_sharding has several."""
+  make_mesh = mesh_lib.make_mesh
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(mesh_lib, 'make_mesh', lambda num=1: make_mesh(num))
+    yield
+
+
+def _without_holdout(dataset):
+  """A run on it compiles no evaluation."""
+  nothing = data.ArraySplit(np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0, int))
+  return dataclasses.replace(dataset, holdout=nothing)
+
+
+@pytest.fixture(scope='module')
+def dataset():
+  return tiny.dataset()
+
+
+@pytest.fixture(scope='module')
+def train(dataset, tmp_path_factory):
+  """A function: config to (work directory, trainer, final state)."""
+  def run(config):
+    workdir = str(tmp_path_factory.mktemp(config.phases[-1]))
+    trainer = loop.Trainer(config, workdir, _without_holdout(dataset))
+    return workdir, trainer, trainer.train()
+  return run
+
+
+def _noise(system, phase, start):
+  """In place of a training step: adds noise."""
+  del system, start
+  def step(state, images, labels):
+    del images, labels
+    groups = phases.MODULES[phase].TRAINS
+    flat, tree = jax.tree.flatten({k: state.params[k] for k in groups})
+    key = jax.random.fold_in(state.key, state.step)
+    noise = jax.random.normal(key, (max(x.size for x in flat),)) / 5
+    moved = tree.unflatten(
+        [x + noise[:x.size].reshape(x.shape) for x in flat])
+    ema = state.ema and jax.tree.map(lambda x: 2 * x, moved)
+    return state.replace(step=state.step + 1, ema=ema,
+                         params={**state.params, **moved}), {'loss': 0.}
+  return step
+
+
+@pytest.fixture(scope='module')
+def policies(train):
+  """Of a plain ViT: its dense phase, then a policy; both learn nothing."""
+  config = tiny.get_config()
+  config.phases = ('dense', 'policy')
+  config.dense.steps = config.policy.steps = 1
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(step_lib, 'make_step', _noise)
+    return train(config)
+
+
+@pytest.fixture(scope='module')
+def last_exit(train):
+  return train(_config('last_exit'))
+
+
+def _fresh(trainer):
+  """Parameters before the first step."""
+  return system_lib.init_state(trainer.system, trainer.config.seed).params
+
+
+def test_last_exit_trains_the_backbone_alone(last_exit):
+  _, trainer, state = last_exit
+  before = _fresh(trainer)
+  assert _same(state.params['heads'], before['heads'])
+  changed = _differ(state.params['vit'], before['vit'])
+  for group in before['vit']:
+    assert any(path.startswith(f"['{group}']") for path in changed), group
+
+
+def test_other_exits_on_the_backbone_of_a_run(layers, dataset):
+  workdir, trainer, state = layers
+  config = _config('classifier_wise', **{'model.exits': ((2, 'mlp'),)})
+  other = system_lib.create(config, dataset)
+  found = restore.state(other, trainer.mesh, workdir).params
+  assert _same(found['vit'], state.params['vit'])
+  fresh = system_lib.init_state(other, config.seed).params
+  assert _same(found['heads'], fresh['heads'])
+  # With the same exits their heads come along.
+  same = restore.state(trainer.system, trainer.mesh, workdir).params
+  assert _same(same, state.params)
+
+
+def test_exits_on_the_backbone_of_a_plain_run(policies, train, monkeypatch):
+  workdir, plain, _ = policies
+  monkeypatch.setattr(step_lib, 'make_step', _noise)
+  _, trainer, state = train(_config('classifier_wise', **{
+      'init.workdir': workdir, 'init.phase': 'dense'}))
+  assert trainer.system.nets is None and int(state.step) == 2
+  dense = restore.state(plain.system, plain.mesh, workdir, phase='dense')
+  assert dense.ema is not None
+  assert _same(state.params['vit'], system_lib.final_params(dense)['vit'])
+
+
+def test_a_policy_that_nothing_has_trained(policies, train):
+  with pytest.raises(ValueError, match="no trained policy .* phase 'dense'"):
+    train(_config('classifier_wise', **{
+        'init.workdir': policies[0], 'init.phase': 'dense',
+        'exits.policy': True}))
+
+
+def test_exits_learn_on_a_frozen_backbone_with_a_policy(
+    policies, dataset, tmp_path):
+  workdir, plain, trained = policies
+  config = _config('classifier_wise', **{
+      'init.workdir': workdir, 'exits.policy': True})
+  trainer = loop.Trainer(config, str(tmp_path), dataset)
+  state = trainer.train()
+  assert _same(state.stats, trained.stats)
+  for group in ('vit', 'policy'):
+    assert _same(state.params[group], trained.params[group])
+  changed = _differ(state.params['heads'], _fresh(trainer)['heads'])
+  assert len(changed) == len(jax.tree.leaves(state.params['heads']))
+
+  test = dataset.test
+  want = trainer.evaluator(trainer.system.all_params(state), test)
+  assert len(np.unique(want.macs)) > 3
+  limit = np.float64(trainer.system.cost.stages)[:, None]
+  assert (want.macs <= limit).all() and (want.macs[0] == limit[0]).all()
+  clf = adavit_jax.load(str(tmp_path), max_batch_size=16)
+  clf.thresholds = thresholds = [
+      _between(want.confidence[0], 10), _between(want.confidence[1], 8)]
+  chosen = confidence_lib.choose(want.confidence, thresholds)
+  assert set(chosen) == {0, 1, 2}
+  rows = np.arange(len(test))
+  got = clf(test.images(rows))
+  np.testing.assert_array_equal(got.exit, chosen)
+  np.testing.assert_array_equal(got.labels, want.prediction[chosen, rows])
+  np.testing.assert_array_equal(got.macs, want.macs.cumsum(0)[chosen, rows])
+
+
+def _between(values, num):
+  """A number that so many of the values are below."""
+  return np.sort(np.float64(values))[num - 1:num + 1].mean()
+
+
+def _pieces(model, tree):
+  """What each stage of exits after 1 and 3 of 4 encoders owns, by hand."""
+  vit, heads = tree['vit'], tree['heads']
+  stacks = vit['fixed'], vit['adaptive']
+  m = model.vit.num_fixed
+  def encoders(numbers):
+    return [jax.tree.map(lambda leaf: leaf[i - m if i >= m else i],
+                         stacks[i >= m]) for i in numbers]
+  start = ('patch_embed', 'cls', 'dist', 'pos_embedding')
+  end = ('norm', 'head', 'head_dist')
+  pick = lambda names: [vit[name] for name in names if name in vit]
+  found = [[pick(start), encoders([0]), heads['exit_0']],
+           [encoders([1, 2]), heads['exit_1']],
+           [encoders([3]), pick(end)]]
+  count = lambda tree: sum(np.size(x) for x in jax.tree.leaves(tree))
+  assert count(found) == count(tree), 'every number has one owner'
+  return found
+
+
+def test_changes_of_one_stage_only():
+  model = tiny.model(num_fixed=2, exits=EXITS, distillation=True)
+  ones = jax.tree.map(np.ones_like, tiny.params(model))
+  only = jax.jit(lambda *args: layer_wise.only(model, *args))
+  for stage in range(3):
+    got = only(ones, stage)
+    assert jax.tree.map(np.shape, got) == jax.tree.map(np.shape, ones)
+    for owner, piece in enumerate(_pieces(model, jax.device_get(got))):
+      for leaf in jax.tree.leaves(piece):
+        np.testing.assert_array_equal(leaf, float(owner == stage))
+
+
+LAYER_WISE = {'layer_wise.steps': 7,  # one more than three rounds of 2
+              'checkpoint_every': 100}
+
+
+@pytest.fixture(scope='module')
+def layers(train):
+  return train(_config('layer_wise', **LAYER_WISE))
+
+
+@pytest.fixture(scope='module')
+def stepwise(layers, dataset):
+  """(step function, batches, 7 + 1 states, metrics) of seven steps."""
+  _, trainer, _ = layers
+  step = jax.jit(step_lib.make_step(trainer.system, 'layer_wise', 0),
+                 donate_argnums=0,
+                 out_shardings=mesh_lib.replicated(trainer.mesh))
+  state = trainer._replicate(system_lib.init_state(trainer.system, 0))
+  state = trainer.enter(state, 'layer_wise')
+  states, metrics, batches = [_copy(state)], [], []
+  for i in range(7):
+    rows = np.arange(8) + 4 * i
+    batches.append(mesh_lib.shard_batch(
+        (dataset.train.images(rows), dataset.train.labels[rows]),
+        trainer.mesh))
+    state, m = step(state, *batches[-1])
+    states.append(_copy(state))
+    metrics.append(jax.device_get(m))
+  return step, batches, states, metrics
+
+
+def test_one_stage_learns_at_a_time(layers, stepwise):
+  _, trainer, _ = layers
+  _, _, states, metrics = stepwise
+  pieces = [_pieces(trainer.system.model, s.params) for s in states]
+  for i, learning in enumerate([0, 0, 1, 1, 2, 2, 2]):
+    assert metrics[i]['stage'] == learning
+    for k in range(3):
+      same = _same(pieces[i][k], pieces[i + 1][k])
+      assert same == (k != learning), (i, k)
+
+
+def test_the_loss_of_a_round_is_that_of_its_exit(layers, stepwise):
+  _, trainer, _ = layers
+  _, batches, states, metrics = stepwise
+  system = trainer.system
+  run = jax.jit(lambda params, images: jnp.stack(
+      system.outputs(params, system.normalize(images))))
+  for i, stage in ((1, 0), (3, 1), (6, 2)):
+    images, labels = batches[i]
+    log_p = np.asarray(jax.nn.log_softmax(run(states[i].params, images)))
+    want = -log_p[:, np.arange(8), np.asarray(labels)].mean(1)
+    np.testing.assert_allclose(metrics[i]['loss'], want[stage], rtol=1e-4)
+    assert np.abs(want - want[stage])[np.arange(3) != stage].min() > 1e-3
+
+
+def test_every_round_has_a_fresh_optimizer(layers, stepwise):
+  _, trainer, _ = layers
+  step, batches, states, metrics = stepwise
+  rates = [float(m['learning_rate']) for m in metrics]
+  assert rates[0] == rates[2] == rates[4] == np.float32(1e-2)
+  assert rates[1] == rates[3] == rates[5] < rates[0]
+  # What is left over goes on at the end of the last round's schedule.
+  np.testing.assert_allclose(rates[6], 1e-2 * 0.01, rtol=1e-5)
+  counts = [{int(x) for x in jax.tree.leaves(s.opt_state)
+             if x.dtype == jnp.int32} for s in states]
+  assert counts == [{0}, {1}, {2}, {1}, {2}, {1}, {2}, {3}]
+  # The first step of a round does not see what the round before left.
+  for i, fresh in ((2, True), (3, False)):
+    state = _copy(states[i])
+    spoilt = trainer._replicate(jax.tree.map(
+        lambda x: np.asarray(x) + 1, state.opt_state))
+    again, _ = step(state.replace(opt_state=spoilt), *batches[i])
+    assert _same(again.params, states[i + 1].params) == fresh
+
+
+def test_resumed_in_a_round_equals_the_uninterrupted_one(
+    layers, tmp_path, monkeypatch):
+  workdir, trainer, whole = layers
+  monkeypatch.setattr(trainer, 'workdir', str(tmp_path))
+  asked = iter(range(1, 8))
+  monkeypatch.setattr(preemption.GracefulStop, 'should_stop',
+                      lambda self: next(asked) == 3)
+  assert trainer.train() is None
+  again = trainer.train()
+  assert int(again.step) == 7 and _same(again, whole)
+
+
+def _regression():
+  """The label of an image is how bright it is, in degrees."""
+  rng = np.random.default_rng(0)
+  def split(n):
+    labels = rng.uniform(-40, 40, n).astype(np.float32)
+    images = rng.integers(0, 60, (n, 8, 8, 1)) + np.rint(
+        labels + 60).astype(int)[:, None, None, None]
+    return data.ArraySplit(images.astype(np.uint8), labels)
+  train, holdout, test = split(40), split(16), split(16)
+  mean, std = splits.channel_stats(train)
+  return data.Dataset(
+      train, holdout, test, num_classes=0, class_names=(), channels=1,
+      image_size=8, mean=mean, std=std, target=data.Target(
+          float(train.labels.mean()), float(train.labels.std()), 'degrees'))
+
+
+@pytest.fixture(scope='module')
+def regression(tmp_path_factory):
+  """(work directory, trainer, final state)."""
+  workdir, dataset = str(tmp_path_factory.mktemp('degrees')), _regression()
+  trainer = loop.Trainer(
+      _config('exits', **{'exits.rule': 'agreement', 'exits.steps': 3,
+                          'mac_target': 0.99}),
+      workdir, dataset)
+  return workdir, trainer, trainer.train()
+
+
+def _about(workdir):
+  return dict(workdir=workdir, num_test=16, seed=0, device='')
+
+
+def test_regression_end_to_end(regression, capsys):
+  workdir, trainer, state = regression
+  dataset = trainer.dataset
+  before = _fresh(trainer)
+  for group in ('vit', 'heads'):
+    assert not _same(state.params[group], before[group])
+  system, test = trainer.system, dataset.test
+  np.testing.assert_array_equal(system.weights, [1, 1, 2])
+
+  images = test.images(np.arange(16))
+  found = trainer.evaluator(state.params, test)
+  degrees = found.prediction
+  errors = degrees - test.labels
+  # The loss is that of the normalised outputs.
+  np.testing.assert_allclose(
+      found.loss, (errors / dataset.target.std)**2, rtol=1e-3)
+
+  result = exits_report.evaluate(trainer, _about(workdir))
+  stages = system.cost.stages
+  for i, row in enumerate(result['exits']):
+    assert 'accuracy' not in row
+    np.testing.assert_allclose(row['mae'], np.abs(errors[i]).mean(), rtol=1e-4)
+    np.testing.assert_allclose(
+        row['rmse'], np.sqrt((errors[i]**2).mean()), rtol=1e-4)
+    assert row['macs'] == sum(stages[:i + 1]) - sum(system.head_macs[:i])
+  assert [row.get('layer') for row in result['exits']] == [1, 3, None]
+  rows = [result[key] for key in ('same_accuracy', 'slack', 'mac_target')]
+  for row in rows + result['curve']:
+    assert len(row['thresholds']) == 2
+    chosen = confidence_lib.choose(
+        confidence_lib.confidences(system.rule, degrees[..., None]),
+        row['thresholds'])
+    found = errors[chosen, np.arange(16)]
+    np.testing.assert_allclose(row['mae'], np.abs(found).mean(), rtol=1e-4)
+    assert row['shares'][0] == 0  # nothing to agree with
+  out = capsys.readouterr().out
+  assert 'MAE, degrees' in out and 'exit 1 alone, layer 3, mlp' in out
+
+  clf = adavit_jax.load(workdir, max_batch_size=16)
+  gaps = np.abs(degrees[1] - degrees[0])
+  clf.thresholds = -_between(gaps, 8)
+  got = clf(images)
+  leaves = np.where(gaps < _between(gaps, 8), 1, 2)
+  np.testing.assert_array_equal(got.exit, leaves)
+  assert got.labels.shape == (16,)
+  np.testing.assert_allclose(
+      got.labels, degrees[leaves, np.arange(16)], rtol=1e-4, atol=1e-3)
+  np.testing.assert_array_equal(got.macs, np.cumsum(stages)[leaves])
+
+
+def test_the_last_exit_meets_its_own_accuracy(regression, monkeypatch):
+  """Also where its mean score rounds up in float32 and no exit is better."""
+  workdir, trainer, state = regression
+  found = trainer.evaluator(state.params, trainer.dataset.test)
+  scores = -np.random.default_rng(0).uniform(size=(100, 16))
+  last = next(x for x in scores.astype(np.float32)
+              if x.mean() > x.mean(dtype=np.float64) * (1 - 3e-8))
+  found = found._replace(score=np.stack([last - 2, last - 1, last]))
+  monkeypatch.setattr(
+      type(trainer.evaluator), '__call__', lambda *args: found)
+  row = exits_report.evaluate(trainer, _about(workdir))['same_accuracy']
+  assert row['shares'] == [0, 0, 1]
+
+
+@pytest.mark.parametrize('kind, fields, message', [
+    ('degrees', {'data.flip': True, 'exits.rule': 'agreement'},
+     "data.flip=True is for classification"),
+    ('degrees', {}, "rule='entropy'; known for regression: .*'agreement'"),
+    ('degrees', {'model.exits': None, 'phases': ('dense',)},
+     'is a regression, which takes a model with exits'),
+    ('classes', {'exits.rule': 'agreement'},
+     "rule='agreement'; known for classification: .*'entropy'"),
+    ('classes', {'phases': ('exits', 'dense')},
+     "'dense' does not train .* which has exit heads"),
+    ('classes', {'phases': ('layer_wise',)},  # of 2 steps
+     'layer_wise.steps=2 must be at least 3'),
+    ('classes', {'exits.policy': True},
+     r"takes phases=\('classifier_wise',\), not \('exits',\)"),
+    ('classes', {'exits.policy': True, 'phases': ('classifier_wise',),
+                 'init.workdir': 'x', 'model.num_fixed': 2},
+     'decides after num_fixed=2 encoders'),
+    ('degrees', {'exits.policy': True}, "exits.policy=True is for class"),
+    ('classes', {'phases': ('classifier_wise',)}, 'starts from a trained')])
+def test_what_does_not_fit_is_refused(
+    dataset, tmp_path, kind, fields, message):
+  dataset = dataset if kind == 'classes' else _regression()
+  with pytest.raises(ValueError, match=message):
+    loop.Trainer(_config('exits', **fields), str(tmp_path), dataset)
