@@ -157,7 +157,7 @@ class ViT(nn.Module):
         continue
       if inference:
         layer = lambda x, i, stack=stack: run(
-            x, jax.tree.map(lambda leaf: leaf[i], stack))
+            x, jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], stack))
         x, _ = jax.lax.scan(layer, x, jnp.arange(first, last), unroll=unroll)
       else:
         stack = jax.tree.map(lambda leaf: leaf[first:last], stack)

@@ -182,7 +182,7 @@ def compact(model, params, x, actions, *, chunk=None, start=0):
 
   def step(x, layer):
     i, keep_msa, keep_mlp = layer  # keep_*: [B]
-    p = jax.tree.map(lambda leaf: leaf[i], params['adaptive'])
+    p = jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], params['adaptive'])
     for branch, keep in ((msa, keep_msa), (mlp, keep_mlp)):
       run = functools.partial(branch, p)
       x = compact_lib.residual(run, x, keep, chunk)

@@ -1,0 +1,41 @@
+"""Accuracy against MACs of several runs with exits, in one picture:
+
+  python benchmarks/curves.py --output=FILE.png LABEL=DIR LABEL=DIR ...
+
+Each DIR holds the report.json of eval.py.
+"""
+
+import json
+import os
+import sys
+
+from matplotlib.figure import Figure
+
+
+def main(output, *runs):
+  """Draws the curve and the exits alone of each LABEL=DIR into a PNG file."""
+  figure = Figure(figsize=(6, 4), layout='constrained')
+  axes = figure.subplots()
+  for i, run in enumerate(runs):
+    label, _, directory = run.partition('=')
+    with open(os.path.join(directory, 'report.json'), encoding='utf-8') as f:
+      report = json.load(f)
+    classes = 'accuracy' in report['exits'][0]
+    score = lambda r: 100 * r['accuracy'] if classes else r['mae']
+    for key, style, name in (('curve', '-', label),
+                             ('exits', '^', f'{label}: exits alone')):
+      rows = report[key]
+      axes.plot([r['macs_ratio'] for r in rows], [score(r) for r in rows],
+                f'C{i}{style}', label=name)
+  axes.set(xlabel='MACs as a share of the model without exits',
+           ylabel='test accuracy, %' if classes else 'mean absolute error')
+  axes.grid(alpha=0.3)
+  axes.legend(fontsize=8)
+  figure.savefig(output, dpi=130)
+
+
+if __name__ == '__main__':
+  flag, *labelled = sys.argv[1:] or ['']
+  if not flag.startswith('--output=') or not labelled:
+    sys.exit(__doc__)
+  main(flag.removeprefix('--output='), *labelled)
