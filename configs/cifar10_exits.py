@@ -5,7 +5,14 @@
   python eval.py --workdir=runs/exits
 
 DIR is the data_dir of a set that tfds prepared as array_record, runs/cifar10 a
-run of cifar10_policy.py:cpu, whose dense phase is the backbone.
+run of cifar10_policy.py:cpu, whose dense phase is the backbone. Both take 2
+minutes on one core of an AMD EPYC (`:cpu_heads`: 10). Test accuracy, seed 0:
+last exit 69.6 %; cascade 69.4 % at 41 % of the MACs.
+
+With layer dropping: --config.exits.policy=True --config.init.phase=joint.
+
+Without a variant: backbone and exits for one GPU, with no run before. It has
+not been run; time and accuracy are not known.
 """
 
 from adavit_jax.models.exit_heads import HEADS

@@ -2,6 +2,9 @@
 
   python train.py --config=configs/rotated_digits_exits.py --workdir=runs/angle
   python eval.py --workdir=runs/angle
+
+One core of an AMD EPYC: 3 minutes for both. Mean absolute error on the test
+images, seed 0: last exit 3.5 degrees; cascade 3.8 at 42 % of the MACs.
 """
 
 from adavit_jax.train import config as base
