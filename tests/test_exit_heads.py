@@ -6,6 +6,7 @@ import math
 from adavit_jax import exit_cost
 from adavit_jax import models
 from adavit_jax.models import exit_heads
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -226,17 +227,20 @@ def test_macs_are_the_programs_own(name, model):
 
 @pytest.mark.parametrize('name', exit_heads.HEADS)
 def test_xla_counts_the_same_flops(name):
-  """XLA leaves out products with padding and counts elementwise work.
+  """But for products with padding, which XLA leaves out, and the LayerNorm.
 
-  That is 3 % where one small convolution is all there is.
+  A small convolution is so cheap that its LayerNorm is 3 % of it.
   """
   vit = models.create('vit_base_patch16_224')
-  flops = test_cost._flops(*_abstract(name, vit, 10))
+  function, params, tokens = _abstract(name, vit, 10)
+  flops = test_cost._flops(function, params, tokens)
   want = exit_cost.head_macs(name, vit, 10)
   if name.startswith('cnn'):
+    flops -= test_cost._flops(
+        lambda p, x: nn.LayerNorm(epsilon=1e-6).apply({'params': p}, x),
+        params['norm'], tokens)
     want -= (9 * 14 ** 2 - (3 * 14 - 2) ** 2) * 768 * exit_heads.FILTERS
-  small = name in ('cnn_ignore', 'cnn_add')
-  np.testing.assert_allclose(flops / 2, want, rtol=0.035 if small else 0.02)
+  np.testing.assert_allclose(flops / 2, want, rtol=0.02)
 
 
 @pytest.mark.parametrize('name, mmacs', [
