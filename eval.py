@@ -20,10 +20,10 @@ from adavit_jax.train import guards
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a run.',
                                required=True)
-_THRESHOLD = flags.DEFINE_float(
+_THRESHOLD = flags.DEFINE_list(
     'threshold', None, 'Threshold of the policy, 0 to 1: higher drops more; or '
-    'of the confidence at every exit: higher lets fewer images leave (entropy '
-    'is negated: -0.05 for 0.05). Default: calibrated on held-out data to the '
+    'of the confidence, for all exits or one for each but the last: higher lets '
+    'fewer images leave (entropy is negated: -0.05 for 0.05). Default: calibrated on held-out data to the '
     "config's mac_target.")
 _RULE = flags.DEFINE_string(
     'rule', None, "When an image leaves, one of exits.confidence.RULES; by "
@@ -41,8 +41,11 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   try:
+    threshold = _THRESHOLD.value and [float(x) for x in _THRESHOLD.value]
+    if threshold and len(threshold) == 1:
+      threshold, = threshold
     result = report.evaluate(
-        _WORKDIR.value, threshold=_THRESHOLD.value, best=_BEST.value,
+        _WORKDIR.value, threshold=threshold, best=_BEST.value,
         static=_STATIC.value, data_dir=_DATA_DIR.value, rule=_RULE.value)
   except (ValueError, guards.NonFiniteError) as error:
     logging.debug('where it came from', exc_info=True)  # shown with -v=1

@@ -16,6 +16,8 @@ class CascadeClassifier:
     class_names: K strings, or () where the run has none.
     params: groups of parameters, see `StagedSystem`.
   """
+  # A mistyped attribute, `threshold` for one, is an error.
+  __slots__ = ('system', 'class_names', 'params', '_cascade')
 
   def __init__(self, system, state, *, thresholds=confidence.NEVER,
                class_names=(), max_batch_size=256):
@@ -44,8 +46,9 @@ class CascadeClassifier:
     """[E - 1] float64: an image leaves above it. One number sets all of them.
 
     They are compared with the confidence of the config's `exits.rule`, entropy
-    and differences negated. They may be changed at any time and recompile
-    nothing.
+    and differences negated. They may be changed at any time and no program
+    depends on them; but a late stage is compiled for a number of images when it
+    first meets it, unless `warm_up` came before.
 
     Raises:
       ValueError: for another number of them, or one out of the rule's range.
@@ -72,6 +75,12 @@ class CascadeClassifier:
     images = np.asarray(images)
     models.check_pixels(self.system.model, images)
     return self._cascade(images)
+
+  def warm_up(self):
+    """Compiles every stage for every batch size, so that no call has to."""
+    model = self.system.model
+    self._cascade.warm_up(np.zeros(
+        (1, model.image_size, model.image_size, model.channels), np.uint8))
 
   def stream(self, images, *, window=None):
     """Classifies images one after the other, each stage in full batches.

@@ -9,6 +9,7 @@ import numpy as np
 
 from adavit_jax import models
 from adavit_jax.cascade_classifier import CascadeClassifier
+from adavit_jax.exits import confidence
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 from adavit_jax.policies import learned
@@ -52,6 +53,9 @@ class Classifier:
     stats: `learned.Stats` of the policy's features.
     actions: `Actions` [L] that every image gets, or None: the policy decides.
   """
+  # A mistyped attribute, `thresholds` for one, is an error.
+  __slots__ = ('system', 'class_names', 'threshold', 'params', 'stats',
+               'actions', '_sizes', '_cost', '_run')
 
   def __init__(self, system, state, *, actions=None, class_names=(),
                max_batch_size=256):
@@ -108,7 +112,8 @@ class Classifier:
                       self._cost.adaptive(actions))
 
 
-def load(workdir, *, phase='', best=False, rule=None, max_batch_size=256):
+def load(workdir, *, phase='', best=False, rule=None, thresholds=None,
+         max_batch_size=256):
   """Makes a `Classifier` of a trained run.
 
   Args:
@@ -116,18 +121,20 @@ def load(workdir, *, phase='', best=False, rule=None, max_batch_size=256):
     phase: end of this phase; '' for the newest checkpoint.
     best: the best checkpoint of the last phase instead.
     rule: replaces the config's `exits.rule`, of a model with exits.
+    thresholds: of a model with exits, see `CascadeClassifier.thresholds`; None
+      lets no image leave early.
     max_batch_size: images that run at once; larger batches are split.
 
   Returns:
     A `Classifier`: of the learned policy after the phases warm_start, policy
     and joint, of the mask of a static phase, else of all layers. Its threshold
     is the config's `nets.threshold`; eval.py prints one calibrated to the
-    config's `mac_target`. Of a model with exits a `CascadeClassifier`: no image
-    leaves early until its `thresholds` are set, for instance to those that
-    eval.py prints.
+    config's `mac_target`. Of a model with exits a `CascadeClassifier`; eval.py
+    prints thresholds for it and writes them to report.json.
 
   Raises:
-    ValueError: if there is no such run, or a rule is unknown or of no use.
+    ValueError: if there is no such run, a rule is unknown, thresholds do not
+      fit it, or the model has no exits to use them.
   """
   info = restore.find(workdir, phase=phase, best=best)[2]
   if rule is not None:
@@ -137,11 +144,15 @@ def load(workdir, *, phase='', best=False, rule=None, max_batch_size=256):
                         best=best)
   class_names = info['dataset']['class_names']
   if isinstance(system, staged.StagedSystem):
-    return CascadeClassifier(system, state, class_names=class_names,
-                             max_batch_size=max_batch_size)
-  if rule is not None:
-    raise ValueError(f'rule={rule!r} is for a model with exits, and {workdir} '
-                     f'holds none; leave it out')
+    if thresholds is None:
+      thresholds = confidence.NEVER
+    return CascadeClassifier(
+        system, state, thresholds=thresholds, class_names=class_names,
+        max_batch_size=max_batch_size)
+  if rule is not None or thresholds is not None:
+    raise ValueError(f'rule={rule!r} and thresholds={thresholds} are for a '
+                     f'model with exits, and {workdir} holds none; leave them '
+                     f'out')
   num, actions = system.model.num_adaptive, None
   if info['phase'] == 'static' and system.config.static.policy != 'stochastic':
     actions = static.actions(system.config.static, num, 1, key=None)

@@ -80,7 +80,7 @@ def run_stages(path, about, images):
       y, k = left[i]
       macs = about.get('stage_macs')
       spent = f', {sum(macs[:k + 1]):.3g} MACs' if macs else ''
-      yield y, f'exit {k + 1} of {len(calls)}{spent}'
+      yield y, f'exit {k} of 0 to {len(calls) - 1}{spent}'
 
 
 def confidence(rule, logits, memory):

@@ -230,7 +230,7 @@ def test_the_example_stops_at_the_exit_that_is_sure(
   assert chosen.sum() == 3
   macs = np.cumsum(cascade.system.cost.stages)
   assert capsys.readouterr().out.splitlines() == [
-      f'{file}: {y[k].argmax()} ({y[k].max():.3f}), exit {k + 1} of 2, '
+      f'{file}: {y[k].argmax()} ({y[k].max():.3f}), exit {k} of 0 to 1, '
       f'{macs[k]:.3g} MACs'
       for file, y, k in zip(files, at_exits.swapaxes(0, 1), chosen)]
 

@@ -139,7 +139,7 @@ def check_range(rule, thresholds):
     thresholds: [E - 1], or one number; `NEVER` and `ALWAYS` fit every rule.
   """
   low, high = _RANGES[rule]
-  for x in np.ravel(thresholds):
+  for x in np.clip(np.ravel(thresholds), ALWAYS, NEVER):
     if not (low <= x <= high or x in (NEVER, ALWAYS)):
       hint = (f': its confidence is negated, give {-x:g} for {x:g}'
               if high == 0 else '')
@@ -194,6 +194,8 @@ def choose(confidence, thresholds):
 def check_thresholds(thresholds, num_exits):
   """Thresholds as a float64 array [E - 1]; one number stands for all exits.
 
+  Infinite ones become `NEVER` and `ALWAYS`.
+
   Raises:
     ValueError: for another number of thresholds, or one that is not a number.
   """
@@ -204,6 +206,6 @@ def check_thresholds(thresholds, num_exits):
         f'thresholds={thresholds} has shape {array.shape}; {num_exits} exits '
         f'take {num_exits - 1}, for all but the last, or one number for all')
   if np.isnan(array).any():
-    raise ValueError(f'thresholds={thresholds} must be numbers; {NEVER:.3g} '
-                     f'lets no image leave, {ALWAYS:.3g} every image')
-  return np.broadcast_to(array, wanted).copy()
+    raise ValueError(f'thresholds={thresholds} must be numbers; inf lets no '
+                     f'image leave, -inf every image')
+  return np.broadcast_to(np.clip(array, ALWAYS, NEVER), wanted).copy()

@@ -3,6 +3,7 @@
 from etils import epath
 import jax
 from ml_collections import config_dict
+import numpy as np
 
 from adavit_jax.report import baselines
 from adavit_jax.report import exits
@@ -57,7 +58,8 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
   if rule is not None:
     raise ValueError(f'--rule={rule} is for a model with exits, and {workdir} '
                      f'holds a policy; leave it out')
-  if threshold is not None and not 0 < threshold < 1:
+  if threshold is not None and not (np.ndim(threshold) == 0
+                                    and 0 < threshold < 1):
     raise ValueError(f'--threshold={threshold} must be in (0, 1): it is the '
                      f"policy's")
   report = baselines.Report(trainer, workdir, best=best)

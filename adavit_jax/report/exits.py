@@ -30,7 +30,8 @@ def evaluate(trainer, about, *, threshold=None, best=False):
   Args:
     trainer: `loop.Trainer` of the run, its system a `StagedSystem`.
     about: dict of what a report says of a run, 'workdir' among it.
-    threshold: of every exit's confidence, to use instead of calibrated ones.
+    threshold: of every exit's confidence, or [E - 1] of them, to use instead of
+      calibrated ones.
     best: the best checkpoint instead of the last.
 
   Returns:
@@ -149,7 +150,8 @@ def _show(result, system):
   shares = ('left at each exit %', lambda r: ' '.join(
       f'{100 * s:.1f}' for s in r['shares']))
   print(f"\n{result['num_test']} test images, seed {result['seed']}, "
-        f"{result['device']}, rule {result['rule']}\n")
+        f"{result['device']}, rule {result['rule']}"
+        + (', a policy drops layers' if system.nets else '') + '\n')
   rows = [(_label(i, row), row) for i, row in enumerate(result['exits'])]
   extra = _HEAD_COLUMNS if multi else ()
   print(table.format_rows(rows, (*columns, *extra)))
@@ -162,8 +164,14 @@ def _show(result, system):
     print()
     print(table.format_rows(cascades, (*columns, shares)))
   for label, row in cascades:
-    print(f'\nthresholds of the {label}: '
-          + ' '.join(f'{t:.5g}' for t in row['thresholds']))
+    print(f'\n{label}: --threshold=' + ','.join(
+        _threshold(t) for t in row['thresholds']))
+
+
+def _threshold(value):
+  if abs(value) == confidence.NEVER:
+    return 'inf' if value > 0 else '-inf'
+  return f'{value:.5g}'
 
 
 _HEAD_COLUMNS = (
