@@ -272,3 +272,12 @@ def test_wrong_images(cascade, images):
     cascade(images[:0])
   with pytest.raises(ValueError, match='window=15 must be at least'):
     next(cascade.stream(images, window=15))
+
+
+def test_a_stage_is_given_what_it_reads(cascade, params, images):
+  cascade(images[:4])
+  for i, program in enumerate(cascade._programs):
+    own = [x for name, group in params.items() for x in jax.tree.leaves(group)
+           if name.endswith(f'_{i}') or (name == 'cls' and i == 0)]
+    assert len(own) < len(jax.tree.leaves(params)) / 2
+    assert len(program._leaves) == len(own)

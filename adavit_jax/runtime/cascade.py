@@ -13,6 +13,7 @@ import numpy as np
 
 from adavit_jax.exits import confidence as confidence_lib
 from adavit_jax.runtime import slots as slots_lib
+from adavit_jax.runtime import stage_program
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -62,9 +63,10 @@ class Cascade:
     if len(stage_macs) != len(stages):
       raise ValueError(f'stage_macs={stage_macs} must have one number for each '
                        f'of the {len(stages)} stages')
-    self._params = jax.device_put(params)
-    self._programs = [_program(stage, rule, spent, k)
-                      for k, stage in enumerate(stages)]
+    params = jax.device_put(params)
+    self._programs = [
+        stage_program.StageProgram(_program(stage, rule, spent, k), params)
+        for k, stage in enumerate(stages)]
     self._plans = [slots_lib.plans(sizes, macs) for macs in stage_macs]
     self._stage_macs = np.asarray(stage_macs)
     self._macs_dtype = self._stage_macs.dtype if spent is None else np.float64
@@ -114,7 +116,7 @@ class Cascade:
     """RAViT's algorithm 1."""
     state, macs = None, 0
     for k, program in enumerate(self._programs):
-      state, logits, confidence, *spent = program(self._params, images, state)
+      state, logits, confidence, *spent = program(images, state)
       macs += self._spent(k, 1, spent)
       if self._leave(k, np.asarray(confidence))[0]:
         return self._predict(np.asarray(logits), np.array([k]), macs)
@@ -226,7 +228,7 @@ class Cascade:
   def _make_slots(self, images, streams):
     # In a stream fewer than a batch wait at every stage but the one that runs.
     capacity = self._batch_size * (len(self._programs) if streams else 1)
-    return slots_lib.Slots(self._programs, self._params, images, capacity)
+    return slots_lib.Slots(self._programs, images, capacity)
 
   def _leave(self, k, confidence):
     if k == len(self._thresholds):
@@ -274,4 +276,4 @@ def _program(stage, rule, spent, k):
     confidence, memory = rule(logits, memory)
     more = () if spent is None else (spent(k, carry),)
     return ((carry, memory), logits, confidence, *more)
-  return jax.jit(run)
+  return run

@@ -50,13 +50,12 @@ class Slots:
     capacity: number of slots.
   """
 
-  def __init__(self, programs, params, images, capacity):
+  def __init__(self, programs, images, capacity):
     """Reserves the memory.
 
     Args:
-      programs: E functions `(params, images, state) -> (state, ...)` of one
-        batch; the state None before the first.
-      params: their parameters.
+      programs: E functions `(images, state) -> (state, ...)` of one batch; the
+        state None before the first.
       images: an array with a leading batch axis, for its shape and type.
       capacity: number of slots.
 
@@ -64,12 +63,12 @@ class Slots:
       ValueError: if the programs do not take such images.
     """
     self.capacity = capacity
-    self._programs, self._params = programs, params
+    self._programs = programs
     row = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
     states = []
     for program in programs[:-1]:
       before = states[-1] if states else None
-      states.append(jax.eval_shape(program, params, row, before)[0])
+      states.append(jax.eval_shape(program, row, before)[0])
     # Stages whose states look alike share one array: an image has one state.
     self._home = [states.index(state) for state in states]
     self._pools = {k: self._zeros(states[k]) for k in set(self._home)}
@@ -111,7 +110,7 @@ class Slots:
       images = _take(self._images, rows)
       state = (_take(self._pools[self._home[stage - 1]], rows) if stage else
                None)
-      state, *output = self._programs[stage](self._params, images, state)
+      state, *output = self._programs[stage](images, state)
       if stage < len(self._home):
         home = self._home[stage]
         self._pools[home] = _put(self._pools[home], rows, state)

@@ -1,0 +1,51 @@
+"""A stage of a cascade as a compiled program."""
+
+import jax
+from jax.extend import core
+
+
+class StageProgram:
+  """Calls a function of parameters with those alone that it reads.
+
+  A call takes time for every array that it is given, used or not: 65 of them
+  cost 0.06 ms on CPU, where all stages of a small model take 1 ms.
+  """
+
+  def __init__(self, run, params):
+    """Nothing is traced before the first call.
+
+    Args:
+      run: (params, images, state) -> outputs; which parameters it reads must
+        not depend on the batch size.
+      params: pytree of arrays.
+    """
+    self._run = run
+    self._leaves, self._tree = jax.tree.flatten(params)
+    self._program = None
+
+  def __call__(self, images, state):
+    """Runs the function on images [B, ...] and the state of the stage before.
+    """
+    if self._program is None:
+      self._compile(images, state)
+    return self._program(self._leaves, images, state)
+
+  def _compile(self, images, state):
+    shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+    shapes, args = jax.tree.map(shape, (self._leaves, (images, state)))
+    rebuild = lambda leaves: jax.tree.unflatten(self._tree, leaves)
+    jaxpr = jax.make_jaxpr(lambda leaves, *args: self._run(
+        rebuild(leaves), *args))(shapes, *args).jaxpr
+    read = {v for eqn in jaxpr.eqns for v in eqn.invars
+            if isinstance(v, core.Var)}.union(
+                v for v in jaxpr.outvars if isinstance(v, core.Var))
+    rows = [i for i, v in enumerate(jaxpr.invars[:len(shapes)]) if v in read]
+    self._leaves = [self._leaves[i] for i in rows]
+
+    def program(leaves, images, state):
+      every = list(shapes)  # what is not read needs a shape and no value
+      for i, leaf in zip(rows, leaves):
+        every[i] = leaf
+      return self._run(rebuild(every), images, state)
+
+    self._program = jax.jit(program)
