@@ -250,7 +250,7 @@ def test_one_stage_learns_at_a_time(layers, stepwise):
   _, _, states, metrics = stepwise
   pieces = [_pieces(trainer.system.model, s.params) for s in states]
   for i, learning in enumerate([0, 0, 1, 1, 2, 2, 2]):
-    assert metrics[i]['stage'] == learning
+    assert metrics[i]['exit'] == learning
     for k in range(3):
       same = _same(pieces[i][k], pieces[i + 1][k])
       assert same == (k != learning), (i, k)

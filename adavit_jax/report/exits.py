@@ -160,6 +160,9 @@ def _show(result, system):
           f"{found['mean']:.4f}, best {found['head']} {found['score']:.4f} "
           f"(held-out images)")
   cascades = [(label, result[key]) for key, label in _TARGETS if key in result]
+  if system.target is not None:
+    cascades = [(label.replace('accuracy', 'error'), row)
+                for label, row in cascades]
   if cascades:
     print()
     print(table.format_rows(cascades, (*columns, shares)))

@@ -49,7 +49,7 @@ def loss(system, params, state, batch, key, progress):
               for i in range(system.num_exits)], params)
   # Which exit it is changes with the step, and so would the names.
   return total, ({**{k.removesuffix('_0'): v for k, v in metrics.items()},
-                  'stage': stage}, {})
+                  'exit': stage}, {})
 
 
 def only(model, changes, stage):
