@@ -3,9 +3,9 @@
   python train.py --config=configs/digits_exits.py --workdir=runs/digits_exits
   python eval.py --workdir=runs/digits_exits
 
-2 free cores of an AMD EPYC: 71 seconds for both. Test accuracy, seed 0: last exit
-93.8 %; cascade for the same accuracy 92.6 % at 56 % of the MACs. `:end_to_end`
-trains all at once, `:layer_wise` one stage after the other.
+2 free cores of an AMD EPYC: 71 seconds for both. Test accuracy, seed 0: last
+exit 93.8 %; cascade for the same accuracy 92.6 % at 56 % of the MACs.
+`:end_to_end` trains all at once, `:layer_wise` one stage after the other.
 """
 
 from adavit_jax.train import config as base
