@@ -140,9 +140,9 @@ class MlpMixerHead(ExitHead):
   """MLP-Mixer-EE: one Mixer block over all tokens, then the class token.
 
   Both MLPs are 4 D wide, that over the N = P + n tokens too, as in the one port
-  that has it; the Mixer's own is D / 2. It is dearer than an encoder with an MLP
-  of 4 D where N < 2 D, and GELU of its 4 D x D hidden units costs more time than
-  its MACs tell.
+  that has it; the Mixer's own is D / 2. It is dearer than an encoder with an
+  MLP of 4 D where N < 2 D, and GELU of its 4 D x D hidden units costs more time
+  than its MACs tell.
   """
 
   def features(self, tokens):
