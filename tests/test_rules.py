@@ -5,6 +5,7 @@ from adavit_jax.exits import confidence as confidence_lib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 E, B = 6, 40
 patience = confidence_lib.RULES['patience']
@@ -104,3 +105,14 @@ def test_rules_are_for_classification_or_for_regression():
   assert confidence_lib.rules_for(regression=True) == ('agreement',)
   assert confidence_lib.rules_for(regression=False) == (
       'entropy', 'max_probability', 'margin', 'patience')
+
+
+def test_thresholds_out_of_the_range_of_a_rule():
+  confidence_lib.check_range('entropy', [-0.3, np.inf, -np.inf])
+  with pytest.raises(ValueError, match='negated, give -0.3 for 0.3'):
+    confidence_lib.check_range('entropy', 0.3)
+  with pytest.raises(ValueError, match="range of the rule 'margin', 0 to 1"):
+    confidence_lib.check_range('margin', [0.5, -0.5])
+  confidence_lib.check_range('margin', np.nan)
+  with pytest.raises(ValueError, match='must be numbers'):
+    confidence_lib.check_thresholds(np.nan, 3)

@@ -136,10 +136,12 @@ def check_range(rule, thresholds):
 
   Args:
     rule: name of one of `RULES`.
-    thresholds: [E - 1], or one number; `NEVER` and `ALWAYS` fit every rule.
+    thresholds: [E - 1], or one number; `NEVER` and `ALWAYS` fit every rule. One
+      that is no number is for `check_thresholds` to refuse.
   """
   low, high = _RANGES[rule]
-  for x in np.clip(np.ravel(thresholds), ALWAYS, NEVER):
+  values = np.ravel(np.asarray(thresholds, np.float64))
+  for x in np.clip(values[~np.isnan(values)], ALWAYS, NEVER):
     if not (low <= x <= high or x in (NEVER, ALWAYS)):
       hint = (f': its confidence is negated, give {-x:g} for {x:g}'
               if high == 0 else '')
