@@ -41,6 +41,23 @@ def main(argv):
     print(f'done; now: python eval.py --workdir={_WORKDIR.value}')
 
 
+def _parse(argv):
+  """Parses the flags; a mistake in them ends in one sentence."""
+  try:
+    rest = flags.FLAGS(argv)
+    _CONFIG.value.phases  # here a file that is not there becomes an error
+    return rest
+  except (AttributeError, KeyError) as error:  # of ml_collections
+    cause = error.args[0]
+    text = cause.args[0] if isinstance(cause, KeyError) else cause
+    raise SystemExit('error: unknown field of the config: '
+                     + '. '.join(str(text).splitlines())) from error
+  except (flags.Error, OSError) as error:
+    # The last line is the cause; those above it, where it came from.
+    raise SystemExit(
+        f'error: {str(error).strip().splitlines()[-1].strip()}') from error
+
+
 if __name__ == '__main__':
   logging.set_verbosity(logging.INFO)
-  app.run(main)
+  app.run(main, flags_parser=_parse)

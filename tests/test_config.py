@@ -10,12 +10,19 @@ import pytest
 import tiny
 
 
-def test_unknown_fields_of_the_config_are_refused(tmp_path):
-  process = subprocess.run(**tiny.command(
-      'train.py', '--config=configs/digits_policy.py',
-      f'--workdir={tmp_path}/run', '--config.dense.lrr=1'), timeout=120)
+@pytest.mark.parametrize('flag, message', [
+    ('--config.dense.stps=1', "unknown field of the config: 'stps'. Did you "
+     'mean "steps"'),
+    ('--config=configs/none.py', "No such file or directory: 'configs/none.py'"),
+    ('--config=configs/cifar10_policy.py:gpu', "unknown variant 'gpu'; known")])
+def test_mistaken_flags_end_in_one_sentence(flag, message, tmp_path):
+  flags = ['--config=configs/digits_policy.py', f'--workdir={tmp_path}/run']
+  process = subprocess.run(
+      **tiny.command('train.py', *flags, flag), timeout=120)
   assert process.returncode != 0
-  assert 'lrr' in process.stderr
+  last = process.stderr.splitlines()[-1]
+  assert last.startswith('error: ') and message in last
+  assert 'Traceback' not in process.stderr
   assert not (tmp_path / 'run').exists()
 
 
