@@ -1,4 +1,4 @@
-"""The optimizer against AdamW written out in NumPy."""
+"""The optimizer against AdamW and Muon written out in NumPy."""
 
 from adavit_jax.train import optimizer
 import jax
@@ -10,7 +10,7 @@ import pytest
 
 def _config(**changes):
   return ml_collections.ConfigDict(dict(
-      learning_rate=0.1, warmup=0.25, end_lr_factor=0.1, weight_decay=0.3,
+      optimizer='adamw', learning_rate=0.1, warmup=0.25, end_lr_factor=0.1, weight_decay=0.3,
       clip_norm=1.0, b1=0.9, b2=0.99) | changes)
 
 
@@ -63,6 +63,40 @@ def test_three_steps_against_numpy(clip_norm):
       np.testing.assert_allclose(v, want[k], rtol=1e-5, atol=1e-6, err_msg=k)
 
 
+def test_muon_orthogonalises_each_kernel_by_itself():
+  tx, _ = optimizer.make_optimizer(
+      _config(optimizer='muon', warmup=0., clip_norm=0), 8)
+  rng = np.random.default_rng(0)
+  params = {'encoder': {'kernel': rng.normal(size=(2, 6, 4)),
+                        'bias': rng.normal(size=(2, 4))},
+            'stem': {'kernel': rng.normal(size=(3, 3, 1, 5))},
+            'head': {'kernel': rng.normal(size=(4, 3))},
+            'cls': rng.normal(size=(1, 1, 4))}
+  params = jax.tree.map(jnp.float32, params)
+  grads = jax.tree.map(lambda p: jnp.cos(7 * p), params)
+  updates, _ = tx.update(grads, tx.init(params), params)
+  got, flat = _flat(updates), _flat(params)
+  for name, matrices, gradients in (
+      ('encoder/kernel', [(0,), (1,)], grads['encoder']['kernel']),
+      ('stem/kernel', [()], grads['stem']['kernel'])):
+    for i in matrices:
+      g = np.asarray(gradients[i], np.float64)
+      g = g.reshape(-1, g.shape[-1])
+      x = g / np.linalg.norm(g)
+      for _ in range(5):  # Newton-Schulz, coefficients of Jordan et al.
+        b = x @ x.T
+        x = 3.4445 * x + (-4.775 * b + 2.0315 * b @ b) @ x
+      want = -0.1 * (0.2 * max(g.shape) ** 0.5 * x
+                     + 0.3 * np.asarray(flat[name][i]).reshape(g.shape))
+      np.testing.assert_allclose(
+          np.asarray(got[name][i]).reshape(g.shape), want, atol=2e-4)
+  # AdamW's first step without decay: Nesterov's momentum, then the sign.
+  for name in ('encoder/bias', 'head/kernel', 'cls'):
+    g = np.asarray(_flat(grads)[name])
+    m = (0.9 * 0.1 / (1 - 0.9 ** 2) + 0.1 / (1 - 0.9)) * g
+    np.testing.assert_allclose(got[name], -0.1 * m / abs(g), rtol=1e-4)
+
+
 def _flat(tree):
   return {jax.tree_util.keystr(p, simple=True, separator='/'): v
           for p, v in jax.tree_util.tree_leaves_with_path(tree)}
@@ -94,7 +128,8 @@ def test_schedule_without_warmup_and_of_one_step():
     ({'learning_rate': 0.}, 'learning_rate=0.0'), ({'warmup': 1.}, 'warmup=1'),
     ({'warmup': -0.1}, 'warmup=-0.1'), ({'end_lr_factor': 2.}, 'end_lr_factor'),
     ({'clip_norm': -1.}, 'clip_norm=-1'), ({'b2': 1.}, 'b2=1'),
-    ({'weight_decay': -1.}, 'weight_decay')])
+    ({'weight_decay': -1.}, 'weight_decay'),
+    ({'optimizer': 'sgd'}, "optimizer='sgd'; known")])
 def test_bad_numbers_are_named(change, words):
   with pytest.raises(ValueError, match=words):
     optimizer.make_optimizer(_config(**change), 8)

@@ -73,6 +73,7 @@ def get_config():
   config.nets.bias = 0.  # so that both actions occur
   config.policy.samples = config.joint.samples = 2
   config.dense.ema = 0.5
+  config.dense.optimizer = 'muon'  # the other phases: adamw
   return config
 
 

@@ -43,8 +43,8 @@ def default_config():
   config.eval_batch_size = 256
 
   optim = dict(
-      steps=1000, batch_size=128, learning_rate=1e-3, warmup=0.05,
-      end_lr_factor=0.01, weight_decay=0.05, clip_norm=1.0, b1=0.9, b2=0.999,
+      optimizer='adamw', steps=1000, batch_size=128, learning_rate=1e-3,
+      warmup=0.05, end_lr_factor=0.01, weight_decay=0.05, clip_norm=1.0, b1=0.9, b2=0.999,
       ema=0.0)
   config.dense = config_dict.ConfigDict(dict(
       optim, drop_path=0.1, nested=0.5, random_masks=0.5, mask_weight=0.5))

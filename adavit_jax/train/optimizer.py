@@ -1,8 +1,11 @@
-"""AdamW with warm-up, cosine decay and clipping; the average of parameters."""
+"""AdamW or Muon with warm-up, cosine decay, clipping; parameters averaged."""
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
+
+OPTIMIZERS = ('adamw', 'muon')
 
 
 def make_optimizer(config, steps: int
@@ -11,12 +14,16 @@ def make_optimizer(config, steps: int
 
   Args:
     config: ConfigDict with
+      optimizer: one of `OPTIMIZERS`. 'muon' orthogonalises the momentum of the
+        kernels of encoders and convolutions (Jordan et al., 2024), scaled to
+        the size of AdamW's updates (Liu et al., 2025, arXiv:2502.16982); heads,
+        embeddings, biases and scales stay with AdamW, without decay.
       learning_rate: the peak.
       warmup: share of the steps with a linear rise from 0, in [0, 1).
       end_lr_factor: the last rate as a share of the peak, in [0, 1].
       weight_decay: decoupled decay of the kernels, times the rate.
       clip_norm: the largest global norm of the gradient; 0 clips nothing.
-      b1, b2: decay of Adam's two moments, in [0, 1).
+      b1, b2: decay of Adam's two moments, in [0, 1); Muon's own is 0.95.
     steps: optimizer steps of the phase.
 
   Returns:
@@ -30,9 +37,15 @@ def make_optimizer(config, steps: int
   schedule = make_schedule(config, steps)
   clip = ([optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm
           else [])
-  adamw = optax.adamw(schedule, b1=config.b1, b2=config.b2,
-                      weight_decay=config.weight_decay, mask=decay_mask)
-  return optax.chain(*clip, adamw), schedule
+  if config.optimizer == 'muon':
+    update = contrib.muon(
+        schedule, weight_decay=config.weight_decay, consistent_rms=0.2,
+        adam_b1=config.b1, adam_b2=config.b2,
+        muon_weight_dimension_numbers=_matrices)
+  else:
+    update = optax.adamw(schedule, b1=config.b1, b2=config.b2,
+                         weight_decay=config.weight_decay, mask=decay_mask)
+  return optax.chain(*clip, update), schedule
 
 
 def make_schedule(config, steps: int) -> optax.Schedule:
@@ -63,6 +76,18 @@ def decay_mask(params):
     return jax.tree_util.keystr(path[-1:], simple=True) == 'kernel'
 
   return jax.tree_util.tree_map_with_path(is_kernel, params)
+
+
+def _matrices(params):
+  """Axes of the matrices that Muon trains; None for leaves that it does not.
+
+  Stacked kernels [L, in, out] are L matrices, those of a convolution
+  [h, w, in, out] one.
+  """
+  axes = {3: contrib.MuonDimensionNumbers(1, 2),
+          4: contrib.MuonDimensionNumbers((0, 1, 2), 3)}
+  return jax.tree.map(lambda kernel, leaf: axes.get(leaf.ndim) if kernel
+                      else None, decay_mask(params), params)
 
 
 def ema_update(ema, params, decay: float, *, step=None):
@@ -96,6 +121,8 @@ def ema_update(ema, params, decay: float, *, step=None):
 def _check(config, steps):
   if steps < 1:
     raise ValueError(f'steps={steps} must be at least 1')
+  if config.optimizer not in OPTIMIZERS:
+    raise ValueError(f'optimizer={config.optimizer!r}; known: {OPTIMIZERS}')
   rules = (
       ('learning_rate', lambda x: x > 0, 'must be above 0'),
       ('warmup', lambda x: 0 <= x < 1,
