@@ -132,4 +132,7 @@ def main(path, *files):
 if __name__ == '__main__':
   if len(sys.argv) < 3:
     sys.exit(__doc__)
-  main(*sys.argv[1:])
+  try:
+    main(*sys.argv[1:])
+  except OSError as error:
+    sys.exit(f'error: {error}')

@@ -84,6 +84,9 @@ def test_report_has_what_it_promises(run, tiny_data, capsys):
       'macs_ratio'] - 0.05
   assert len(result['one_set_of_weights']['chain']) == 2 * L + 1
   assert result['num_test'] == len(dataset.test)
+  steps = tiny.STEPS * len(tiny.PHASES)
+  assert (result['phase'], result['step'], result['best']) == (
+      'joint', steps, False)
   for picture in ('keep_rate', 'accuracy_macs', 'easy_hard'):
     with open(f'{workdir}/{picture}.png', 'rb') as f:
       assert f.read(8) == b'\x89PNG\r\n\x1a\n'

@@ -41,7 +41,7 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
     ValueError: if there is no such run, its data is missing, a policy's
       threshold is outside (0, 1), or a rule is unknown or given for a policy.
   """
-  info = restore.find(workdir, best=best)[2]
+  _, step, info = restore.find(workdir, best=best)
   config = config_dict.ConfigDict(info['config'])
   config.phases = tuple(config.phases)
   if data_dir is not None:
@@ -50,7 +50,8 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
     config.exits.rule = rule
   trainer = loop.Trainer(config, workdir)
   about = dict(
-      workdir=str(workdir), phase=info['phase'], seed=config.seed,
+      workdir=str(workdir), phase=info['phase'], step=int(step), best=best,
+      seed=config.seed,
       device=f'{jax.device_count()} x {jax.devices()[0].device_kind}',
       num_test=len(trainer.dataset.test))
   if isinstance(trainer.system, staged.StagedSystem):
