@@ -17,24 +17,27 @@ from adavit_jax.train import config as base
 
 
 def get_config(variant=''):
-  """Returns the full schedule, or with 'cpu' one for two CPU cores."""
+  """Returns the full schedule, or one for two CPU cores."""
   config = base.default_config()
-  config.mac_target = 0.5 if variant == 'cpu' else 0.6
   config.data.update(
       name='tfds:cifar10', image_size=32, crop_padding=4, flip=True,
       holdout=0.1)
   config.nets.tokens = 'all'
-  if variant == 'cpu':
+  if variant in ('cpu', 'cpu_patch'):
+    config.mac_target = 0.4
     config.model.name = 'vit_cifar_conv8_32'
     config.model.update(num_fixed=1, unroll=7, remat=False)
-    # Without the nested depths' loss: with it, the first encoders alone learn
-    # nearly all there is to learn in so few epochs, and none is left to drop.
-    config.dense.update(steps=4000, learning_rate=1.5e-3, drop_path=0.0,
-                        nested=0.0)
-    config.warm_start.update(steps=1000)
+    # Without the nested depths' loss: with it, two or three encoders alone
+    # learn nearly all there is to learn, and nothing is left to choose.
+    config.dense.update(optimizer='muon', steps=3000, learning_rate=5e-3,
+                        drop_path=0.0, nested=0.0)
+    config.warm_start.update(steps=800)
     config.policy.update(steps=400)
     config.joint.update(steps=500)
+    if variant == 'cpu_patch':
+      config.model.update(stem='patch', num_fixed=2, unroll=6)
   elif not variant:
+    config.mac_target = 0.6
     config.dtype = 'bfloat16'
     config.model.name = 'vit_cifar_patch4_32'
     config.model.remat = False
@@ -44,5 +47,6 @@ def get_config(variant=''):
     config.policy.update(steps=3000, batch_size=256)
     config.joint.update(steps=10_500, batch_size=256)
   else:
-    raise ValueError(f"unknown variant {variant!r}; known: 'cpu', or none")
+    raise ValueError(
+        f"unknown variant {variant!r}; known: 'cpu', 'cpu_patch', or none")
   return config
