@@ -22,9 +22,9 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a run.',
                                required=True)
 _THRESHOLD = flags.DEFINE_list(
     'threshold', None, 'Threshold of the policy, 0 to 1: higher drops more; or '
-    'of the confidence, for all exits or one for each but the last: higher lets '
-    'fewer images leave (entropy is negated: -0.05 for 0.05). Default: calibrated on held-out data to the '
-    "config's mac_target.")
+    'of the confidence, for all exits or one for each but the last: higher '
+    'lets fewer images leave (entropy is negated: -0.05 for 0.05). Default: '
+    "calibrated on held-out data to the config's mac_target.")
 _RULE = flags.DEFINE_string(
     'rule', None, "When an image leaves, one of exits.confidence.RULES; by "
     "default the config's exits.rule.")

@@ -6,6 +6,9 @@ A second call with the same arguments resumes. `--config.x=y` overrides any
 field of the config.
 """
 
+import re
+import traceback
+
 from absl import app
 from absl import flags
 from absl import logging
@@ -47,15 +50,21 @@ def _parse(argv):
     rest = flags.FLAGS(argv)
     _CONFIG.value.phases  # here a file that is not there becomes an error
     return rest
-  except (AttributeError, KeyError) as error:  # of ml_collections
+  except (AttributeError, IndexError, KeyError) as error:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    if 'ml_collections' not in frame.filename:
+      raise  # a mistake in the config file itself
     cause = error.args[0]
     text = cause.args[0] if isinstance(cause, KeyError) else cause
     raise SystemExit('error: unknown field of the config: '
                      + '. '.join(str(text).splitlines())) from error
   except (flags.Error, OSError) as error:
-    # The last line is the cause; those above it, where it came from.
-    raise SystemExit(
-        f'error: {str(error).strip().splitlines()[-1].strip()}') from error
+    # Above the exception that a config file raised stands where it came from.
+    *_, text = re.split(r'\n *(?=\w+Error: )', str(error))
+    text = text.split('\n\nPass --help')[0].strip()
+    if isinstance(error, OSError):
+      text = text.splitlines()[-1].strip()
+    raise SystemExit(f'error: {text}') from error
 
 
 if __name__ == '__main__':

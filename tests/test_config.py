@@ -13,8 +13,10 @@ import tiny
 @pytest.mark.parametrize('flag, message', [
     ('--config.dense.stps=1', "unknown field of the config: 'stps'. Did you "
      'mean "steps"'),
+    ('--config.dense.weights[3]=1', 'unknown field of the config: '),
     ('--config=configs/none.py', "No such file or directory: 'configs/none.py'"),
-    ('--config=configs/cifar10_policy.py:gpu', "unknown variant 'gpu'; known")])
+    ('--config=configs/cifar10_policy.py:gpu',
+     "error: ValueError: unknown variant 'gpu'; known")])
 def test_mistaken_flags_end_in_one_sentence(flag, message, tmp_path):
   flags = ['--config=configs/digits_policy.py', f'--workdir={tmp_path}/run']
   process = subprocess.run(
@@ -44,6 +46,7 @@ def test_mistaken_flags_end_in_one_sentence(flag, message, tmp_path):
     ({'dense.ema': 1.}, r'dense.ema=1.0 must be in \[0, 1\)'),
     ({'policy.samples': 1}, 'policy.samples=1: the leave_one_out baseline'),
     ({'policy.bound': 0.5}, r'policy.bound=0.5 must be in \(0.5, 1\]'),
+    ({'policy.optimizer': 'muon'}, "policy.optimizer='muon' is for encoders"),
     ({'joint.reward': 'mac'}, "joint.reward='mac'; known"),
     ({'policy.baseline': 'mean'}, "policy.baseline='mean'; known"),
     ({'nets.tokens': 'cls'}, "nets.tokens='cls'; known"),

@@ -18,7 +18,6 @@ from adavit_jax.train import preemption
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -28,14 +27,8 @@ END = len(tiny.PHASES) * tiny.STEPS
 
 
 @pytest.fixture(scope='module', autouse=True)
-def compile_once(tmp_path_factory):
-  """Compiles each step once, carelessly, for all runs and processes here."""
-  directory = str(tmp_path_factory.mktemp('programs'))
-  options = dict(jax_disable_most_optimizations=True,
-                 jax_compilation_cache_dir=directory,
-                 jax_persistent_cache_min_compile_time_secs=0,
-                 jax_persistent_cache_min_entry_size_bytes=-1)
-  before = {name: jax.config.values[name] for name in options}
+def trace_once():
+  """Makes each step once for all runs here."""
   make, made = step_lib.make_step, {}
 
   def make_once(system, phase, start):
@@ -46,14 +39,7 @@ def compile_once(tmp_path_factory):
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(step_lib, 'make_step', make_once)
-    for name, value in options.items():
-      jax.config.update(name, value)
-      patch.setenv(name.upper(), str(value))
-    compilation_cache.reset_cache()
     yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope='module')

@@ -10,8 +10,8 @@ import pytest
 
 def _config(**changes):
   return ml_collections.ConfigDict(dict(
-      optimizer='adamw', learning_rate=0.1, warmup=0.25, end_lr_factor=0.1, weight_decay=0.3,
-      clip_norm=1.0, b1=0.9, b2=0.99) | changes)
+      optimizer='adamw', learning_rate=0.1, warmup=0.25, end_lr_factor=0.1,
+      weight_decay=0.3, clip_norm=1.0, b1=0.9, b2=0.99) | changes)
 
 
 def _params():
@@ -73,28 +73,40 @@ def test_muon_orthogonalises_each_kernel_by_itself():
             'head': {'kernel': rng.normal(size=(4, 3))},
             'cls': rng.normal(size=(1, 1, 4))}
   params = jax.tree.map(jnp.float32, params)
-  grads = jax.tree.map(lambda p: jnp.cos(7 * p), params)
-  updates, _ = tx.update(grads, tx.init(params), params)
-  got, flat = _flat(updates), _flat(params)
-  for name, matrices, gradients in (
-      ('encoder/kernel', [(0,), (1,)], grads['encoder']['kernel']),
-      ('stem/kernel', [()], grads['stem']['kernel'])):
-    for i in matrices:
-      g = np.asarray(gradients[i], np.float64)
-      g = g.reshape(-1, g.shape[-1])
+  state, history = tx.init(params), []
+  for t in (1, 2):
+    grads = jax.tree.map(lambda p, t=t: jnp.cos(7 * t * p), params)
+    history.append({k: np.asarray(g, np.float64)
+                    for k, g in _flat(grads).items()})
+    updates, state = tx.update(grads, state, params)
+  got = {k: np.asarray(u) for k, u in _flat(updates).items()}
+  rate, flat = _lr(1, warmup=0), _flat(params)
+
+  for name in ('encoder/kernel', 'stem/kernel'):
+    first, second = (h[name] for h in history)
+    # The mean of gradients, bias-corrected, with Nesterov's look ahead.
+    mean = 0.05 * (0.95 * first + second)
+    momentum = (0.95 * mean / (1 - 0.95 ** 3)
+                + 0.05 * second / (1 - 0.95 ** 2))
+    shape = (-1, *momentum.shape[-2:]) if name[0] == 'e' else (
+        1, -1, momentum.shape[-1])
+    for g, p, u in zip(momentum.reshape(shape),
+                       np.asarray(flat[name]).reshape(shape),
+                       got[name].reshape(shape)):
       x = g / np.linalg.norm(g)
       for _ in range(5):  # Newton-Schulz, coefficients of Jordan et al.
         b = x @ x.T
         x = 3.4445 * x + (-4.775 * b + 2.0315 * b @ b) @ x
-      want = -0.1 * (0.2 * max(g.shape) ** 0.5 * x
-                     + 0.3 * np.asarray(flat[name][i]).reshape(g.shape))
-      np.testing.assert_allclose(
-          np.asarray(got[name][i]).reshape(g.shape), want, atol=2e-4)
-  # AdamW's first step without decay: Nesterov's momentum, then the sign.
-  for name in ('encoder/bias', 'head/kernel', 'cls'):
-    g = np.asarray(_flat(grads)[name])
-    m = (0.9 * 0.1 / (1 - 0.9 ** 2) + 0.1 / (1 - 0.9)) * g
-    np.testing.assert_allclose(got[name], -0.1 * m / abs(g), rtol=1e-4)
+      want = -rate * (0.2 * max(g.shape) ** 0.5 * x + 0.3 * p)
+      np.testing.assert_allclose(u, want, atol=2e-4)
+
+  for name in ('encoder/bias', 'head/kernel', 'cls'):  # Adam, no decay
+    first, second = (h[name] for h in history)
+    mean = 0.1 * (0.9 * first + second)
+    momentum = 0.9 * mean / (1 - 0.9 ** 3) + 0.1 * second / (1 - 0.9 ** 2)
+    square = 0.01 * (0.99 * first ** 2 + second ** 2) / (1 - 0.99 ** 2)
+    np.testing.assert_allclose(
+        got[name], -rate * momentum / np.sqrt(square), rtol=1e-4, atol=1e-6)
 
 
 def _flat(tree):

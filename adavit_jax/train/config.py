@@ -12,6 +12,7 @@ PHASES = ('dense', 'warm_start', 'policy', 'joint', 'static', 'exits',
           'last_exit', 'classifier_wise', 'layer_wise')
 # The others start from a trained model.
 FROM_SCRATCH = ('dense', 'exits', 'last_exit', 'layer_wise')
+WITHOUT_ENCODERS = ('warm_start', 'policy', 'classifier_wise')
 # These learn from the dense model too, and see one true class an image.
 TAUGHT = ('warm_start', 'policy', 'joint', 'static')
 
@@ -44,8 +45,8 @@ def default_config():
 
   optim = dict(
       optimizer='adamw', steps=1000, batch_size=128, learning_rate=1e-3,
-      warmup=0.05, end_lr_factor=0.01, weight_decay=0.05, clip_norm=1.0, b1=0.9, b2=0.999,
-      ema=0.0)
+      warmup=0.05, end_lr_factor=0.01, weight_decay=0.05, clip_norm=1.0, b1=0.9,
+      b2=0.999, ema=0.0)
   config.dense = config_dict.ConfigDict(dict(
       optim, drop_path=0.1, nested=0.5, random_masks=0.5, mask_weight=0.5))
   config.warm_start = config_dict.ConfigDict(dict(
@@ -111,6 +112,9 @@ def check(config):
     if not 0 <= c.ema < 1:
       raise ValueError(f'{phase}.ema={c.ema} must be in [0, 1)')
     optimizer.make_optimizer(c, c.steps)
+    if c.optimizer == 'muon' and phase in WITHOUT_ENCODERS:
+      raise ValueError(f"{phase}.optimizer='muon' is for encoders, and this "
+                       f"phase trains none; set {phase}.optimizer=adamw")
   if len(set(config.phases)) < len(config.phases):
     raise ValueError(f'config.phases={config.phases} names a phase twice')
   data.check_augmentation(config.data)

@@ -14,16 +14,18 @@ def make_optimizer(config, steps: int
 
   Args:
     config: ConfigDict with
-      optimizer: one of `OPTIMIZERS`. 'muon' orthogonalises the momentum of the
-        kernels of encoders and convolutions (Jordan et al., 2024), scaled to
-        the size of AdamW's updates (Liu et al., 2025, arXiv:2502.16982); heads,
-        embeddings, biases and scales stay with AdamW, without decay.
+      optimizer: one of `OPTIMIZERS`. 'muon' orthogonalises the momentum of
+        every kernel of a stack of encoders [L, in, out] (queries, keys and
+        values as one matrix) and of every convolution [h, w, in, out] (Jordan
+        et al., 2024), scaled to the size of Adam's updates (Liu et al., 2025,
+        arXiv:2502.16982). All other leaves get Adam with Nesterov momentum,
+        without decay.
       learning_rate: the peak.
       warmup: share of the steps with a linear rise from 0, in [0, 1).
       end_lr_factor: the last rate as a share of the peak, in [0, 1].
       weight_decay: decoupled decay of the kernels, times the rate.
       clip_norm: the largest global norm of the gradient; 0 clips nothing.
-      b1, b2: decay of Adam's two moments, in [0, 1); Muon's own is 0.95.
+      b1, b2: decay of Adam's two moments, in [0, 1); Muon's one is 0.95.
     steps: optimizer steps of the phase.
 
   Returns:
@@ -31,7 +33,7 @@ def make_optimizer(config, steps: int
     follows `count` updates.
 
   Raises:
-    ValueError: a number is out of its range.
+    ValueError: a number is out of its range, or the optimizer is unknown.
   """
   _check(config, steps)
   schedule = make_schedule(config, steps)
@@ -39,8 +41,8 @@ def make_optimizer(config, steps: int
           else [])
   if config.optimizer == 'muon':
     update = contrib.muon(
-        schedule, weight_decay=config.weight_decay, consistent_rms=0.2,
-        adam_b1=config.b1, adam_b2=config.b2,
+        schedule, beta=0.95, weight_decay=config.weight_decay,
+        consistent_rms=0.2, adam_b1=config.b1, adam_b2=config.b2,
         muon_weight_dimension_numbers=_matrices)
   else:
     update = optax.adamw(schedule, b1=config.b1, b2=config.b2,
