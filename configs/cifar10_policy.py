@@ -20,8 +20,8 @@ def get_config(variant=''):
   """Returns the full schedule, or one for two CPU cores."""
   config = base.default_config()
   config.data.update(
-      name='tfds:cifar10', image_size=32, crop_padding=4, flip=True,
-      holdout=0.1)
+      name='tfds:cifar10', image_size=32, crop_padding=4,
+      policy_crop_padding=0, flip=True, holdout=0.1)
   config.nets.tokens = 'all'
   if variant in ('cpu', 'cpu_patch'):
     config.mac_target = 0.4

@@ -97,6 +97,15 @@ def test_images_are_mixed_where_no_reward_needs_one_class():
   assert mixup == [0.4, 0.4, 0]
 
 
+def test_a_policy_sees_images_cropped_as_at_inference():
+  for policy_padding, want in ((0, [2, 0, 0]), (None, [2, 2, 2])):
+    config = _config(**{'data.crop_padding': 2,
+                        'data.policy_crop_padding': policy_padding})
+    padding = [step_lib._augmentation(config.data, phase).crop_padding
+               for phase in ('dense', 'warm_start', 'static')]
+    assert padding == want
+
+
 def test_metrics_of_a_run(run):
   workdir, _, state = run
   assert int(state.step) == STEPS

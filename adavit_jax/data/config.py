@@ -29,6 +29,9 @@ def default_config() -> ml_collections.ConfigDict:
       scenes=dict(kind='mix', num_train=30_000, num_test=4_000),
       rotations=dict(num_train=20_000, num_test=2_000, noise=0.5),
       crop_padding=0,  # zero pixels around the image before the random crop
+      # The same after the dense phase; None: as before. A policy that reads
+      # every token would decide on borders that inference never shows.
+      policy_crop_padding=config_dict.placeholder(int),
       flip=False,  # mirror half of the images left to right
       resized_crop=0.0,  # smallest share of the area kept; 0 = off
       mixup=0.0,  # alpha of Beta(alpha, alpha); 0 = off
@@ -107,11 +110,12 @@ def _check_preprocessing(config_data) -> None:
 
 def check_augmentation(config_data) -> None:
   """Raises ValueError for an augmentation field out of its range."""
-  if config_data.crop_padding < 0:
-    raise ValueError(
-        f'config.data.crop_padding={config_data.crop_padding} is negative:'
-        ' give 0 for none.'
-    )
+  for field in ('crop_padding', 'policy_crop_padding'):
+    if (config_data[field] or 0) < 0:
+      raise ValueError(
+          f'config.data.{field}={config_data[field]} is negative:'
+          ' give 0 for none.'
+      )
   if config_data.crop_padding and config_data.resized_crop:
     raise ValueError(
         f'config.data.crop_padding={config_data.crop_padding} and'

@@ -115,10 +115,15 @@ def make_step(system, phase, start):
 
 
 def _augmentation(config_data, phase):
-  """Mixes no images where a reward or a teacher needs one true class."""
+  """The augmentation of a phase.
+
+  No images are mixed where a reward or a teacher needs one true class.
+  """
   config_data = config_data.copy_and_resolve_references()
   if phase in config_lib.TAUGHT:
     config_data.mixup = config_data.cutmix = 0.
+    if config_data.policy_crop_padding is not None:
+      config_data.crop_padding = config_data.policy_crop_padding
   return config_data
 
 
