@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import pytest
 from test_loop import _same
-from test_loop import compile_once  # a fixture
+from test_loop import trace_once  # a fixture
 import tiny
 
 STEPS = 6

@@ -24,7 +24,7 @@ from test_loop import _bits
 from test_loop import _copy
 from test_loop import _differ
 from test_loop import _same
-from test_loop import compile_once  # a fixture
+from test_loop import trace_once  # a fixture
 import tiny
 
 EXITS = ((1, 'mlp'), (3, 'mlp'))
