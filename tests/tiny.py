@@ -70,10 +70,10 @@ def get_config():
   for phase in (*PHASES, 'static'):
     config[phase].steps = STEPS
     config[phase].batch_size = 8
+  config.static.optimizer = 'muon'  # the other phases: adamw
   config.nets.bias = 0.  # so that both actions occur
   config.policy.samples = config.joint.samples = 2
   config.dense.ema = 0.5
-  config.dense.optimizer = 'muon'  # the other phases: adamw
   return config
 
 
