@@ -116,12 +116,12 @@ def check_augmentation(config_data) -> None:
           f'config.data.{field}={config_data[field]} is negative:'
           ' give 0 for none.'
       )
-  if config_data.crop_padding and config_data.resized_crop:
-    raise ValueError(
-        f'config.data.crop_padding={config_data.crop_padding} and'
-        f' resized_crop={config_data.resized_crop} are both on: they are two'
-        ' kinds of crop, set one of them to 0.'
-    )
+    if config_data[field] and config_data.resized_crop:
+      raise ValueError(
+          f'config.data.{field}={config_data[field]} and'
+          f' resized_crop={config_data.resized_crop} are both on: they are two'
+          ' kinds of crop, set one of them to 0.'
+      )
   for field, low, high in (
       ('resized_crop', 0, 1), ('label_smoothing', 0, 1),
       ('mixup', 0, float('inf')), ('cutmix', 0, float('inf')),

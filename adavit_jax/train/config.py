@@ -12,6 +12,7 @@ PHASES = ('dense', 'warm_start', 'policy', 'joint', 'static', 'exits',
           'last_exit', 'classifier_wise', 'layer_wise')
 # The others start from a trained model.
 FROM_SCRATCH = ('dense', 'exits', 'last_exit', 'layer_wise')
+# These train policies or heads alone.
 WITHOUT_ENCODERS = ('warm_start', 'policy', 'classifier_wise')
 # These learn from the dense model too, and see one true class an image.
 TAUGHT = ('warm_start', 'policy', 'joint', 'static')
