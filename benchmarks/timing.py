@@ -10,9 +10,12 @@ import numpy as np
 # after their work, and would take the processor from ours.
 _REST = 0.05
 
-# Seconds that one turn of a function lasts at least: a single call of a
-# millisecond would show how threads wake up.
-_TURN = 0.05
+# Seconds of calls that are not timed: after a rest, a processor's second core
+# wakes up late, and the first calls run on one.
+_WARM_UP = 0.15
+
+# Seconds that the timed calls of one turn last at least.
+_TURN = 0.15
 
 COLUMNS = ('model', 'mode', 'batch', 'keep', 'time_ms', 'images_per_s',
            'time_ratio', 'mac_ratio', 'efficiency', 'compile_s', 'temp_mb')
@@ -37,8 +40,8 @@ def compile_jit(function, *args):
 def alternate(functions, repeats):
   """Times functions in turn, so that all of them see the same machine.
 
-  A turn is one call that is not timed and as many as last `_TURN` seconds. The
-  order of the turns rotates from round to round.
+  A turn is a rest, calls that are not timed, and calls that are. The order of
+  the turns rotates from round to round.
 
   Args:
     functions: {name: function of the number of the round}; what it returns is
@@ -49,22 +52,27 @@ def alternate(functions, repeats):
     {name: seconds of a call in each round, [repeats]}.
   """
   times = {name: [] for name in functions}
-  calls = {}
+  names = list(functions)
   for i in range(repeats + 1):
-    first = i % len(functions)
-    names = list(functions)
+    first = i % len(names)
     for name in names[first:] + names[:first]:
       run = lambda: jax.block_until_ready(functions[name](i))
       time.sleep(_REST)
-      run()
-      start = time.perf_counter()
-      for _ in range(calls.get(name, 1)):
-        run()
-      seconds = (time.perf_counter() - start) / calls.get(name, 1)
+      _seconds_per_call(run, _WARM_UP)
+      seconds = _seconds_per_call(run, _TURN)
       if i:
         times[name].append(seconds)
-      calls[name] = max(1, round(_TURN / seconds))
   return {name: np.array(t) for name, t in times.items()}
+
+
+def _seconds_per_call(run, at_least):
+  """Mean over as many calls as last `at_least` seconds."""
+  start, calls, passed = time.perf_counter(), 0, 0.
+  while not calls or passed < at_least:
+    run()
+    calls += 1
+    passed = time.perf_counter() - start
+  return passed / calls
 
 
 def num_cores():
