@@ -1,13 +1,11 @@
-"""A ViT with exits from its config to a report and a classifier."""
+"""Exits trained on a backbone, and layer by layer."""
 
 import dataclasses
 
 import adavit_jax
 from adavit_jax import data
 from adavit_jax import models
-from adavit_jax.data import splits
 from adavit_jax.exits import confidence as confidence_lib
-from adavit_jax.report import exits as exits_report
 from adavit_jax.train import loop
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
@@ -300,124 +298,3 @@ def test_resumed_in_a_round_equals_the_uninterrupted_one(
   assert trainer.train() is None
   again = trainer.train()
   assert int(again.step) == 7 and _same(again, whole)
-
-
-def _regression():
-  """The label of an image is how bright it is, in degrees."""
-  rng = np.random.default_rng(0)
-  def split(n):
-    labels = rng.uniform(-40, 40, n).astype(np.float32)
-    images = rng.integers(0, 60, (n, 8, 8, 1)) + np.rint(
-        labels + 60).astype(int)[:, None, None, None]
-    return data.ArraySplit(images.astype(np.uint8), labels)
-  train, holdout, test = split(40), split(16), split(16)
-  mean, std = splits.channel_stats(train)
-  return data.Dataset(
-      train, holdout, test, num_classes=0, class_names=(), channels=1,
-      image_size=8, mean=mean, std=std, target=data.Target(
-          float(train.labels.mean()), float(train.labels.std()), 'degrees'))
-
-
-@pytest.fixture(scope='module')
-def regression(tmp_path_factory):
-  """(work directory, trainer, final state)."""
-  workdir, dataset = str(tmp_path_factory.mktemp('degrees')), _regression()
-  trainer = loop.Trainer(
-      _config('exits', **{'exits.rule': 'agreement', 'exits.steps': 3,
-                          'mac_target': 0.99}),
-      workdir, dataset)
-  return workdir, trainer, trainer.train()
-
-
-def _about(workdir):
-  return dict(workdir=workdir, num_test=16, seed=0, device='')
-
-
-def test_regression_end_to_end(regression, capsys):
-  workdir, trainer, state = regression
-  dataset = trainer.dataset
-  before = _fresh(trainer)
-  for group in ('vit', 'heads'):
-    assert not _same(state.params[group], before[group])
-  system, test = trainer.system, dataset.test
-  np.testing.assert_array_equal(system.weights, [1, 1, 2])
-
-  images = test.images(np.arange(16))
-  found = trainer.evaluator(state.params, test)
-  degrees = found.prediction
-  errors = degrees - test.labels
-  # The loss is that of the normalised outputs.
-  np.testing.assert_allclose(
-      found.loss, (errors / dataset.target.std)**2, rtol=1e-3)
-
-  result = exits_report.evaluate(trainer, _about(workdir))
-  stages = system.cost.stages
-  for i, row in enumerate(result['exits']):
-    assert 'accuracy' not in row
-    np.testing.assert_allclose(row['mae'], np.abs(errors[i]).mean(), rtol=1e-4)
-    np.testing.assert_allclose(
-        row['rmse'], np.sqrt((errors[i]**2).mean()), rtol=1e-4)
-    assert row['macs'] == sum(stages[:i + 1]) - sum(system.head_macs[:i])
-  assert [row.get('layer') for row in result['exits']] == [1, 3, None]
-  rows = [result[key] for key in ('same_accuracy', 'slack', 'mac_target')]
-  for row in rows + result['curve']:
-    assert len(row['thresholds']) == 2
-    chosen = confidence_lib.choose(
-        confidence_lib.confidences(system.rule, degrees[..., None]),
-        row['thresholds'])
-    found = errors[chosen, np.arange(16)]
-    np.testing.assert_allclose(row['mae'], np.abs(found).mean(), rtol=1e-4)
-    assert row['shares'][0] == 0  # nothing to agree with
-  out = capsys.readouterr().out
-  assert 'MAE, degrees' in out and 'exit 1 alone, layer 3, mlp' in out
-
-  clf = adavit_jax.load(workdir, max_batch_size=16)
-  gaps = np.abs(degrees[1] - degrees[0])
-  clf.thresholds = -_between(gaps, 8)
-  got = clf(images)
-  leaves = np.where(gaps < _between(gaps, 8), 1, 2)
-  np.testing.assert_array_equal(got.exit, leaves)
-  assert got.labels.shape == (16,)
-  np.testing.assert_allclose(
-      got.labels, degrees[leaves, np.arange(16)], rtol=1e-4, atol=1e-3)
-  np.testing.assert_array_equal(got.macs, np.cumsum(stages)[leaves])
-
-
-def test_the_last_exit_meets_its_own_accuracy(regression, monkeypatch):
-  """Also where its mean score rounds up in float32 and no exit is better."""
-  workdir, trainer, state = regression
-  found = trainer.evaluator(state.params, trainer.dataset.test)
-  scores = -np.random.default_rng(0).uniform(size=(100, 16))
-  last = next(x for x in scores.astype(np.float32)
-              if x.mean() > x.mean(dtype=np.float64) * (1 - 3e-8))
-  found = found._replace(score=np.stack([last - 2, last - 1, last]))
-  monkeypatch.setattr(
-      type(trainer.evaluator), '__call__', lambda *args: found)
-  row = exits_report.evaluate(trainer, _about(workdir))['same_accuracy']
-  assert row['shares'] == [0, 0, 1]
-
-
-@pytest.mark.parametrize('kind, fields, message', [
-    ('degrees', {'data.flip': True, 'exits.rule': 'agreement'},
-     "data.flip=True is for classification"),
-    ('degrees', {}, "rule='entropy'; known for regression: .*'agreement'"),
-    ('degrees', {'model.exits': None, 'phases': ('dense',)},
-     'is a regression, which takes a model with exits'),
-    ('classes', {'exits.rule': 'agreement'},
-     "rule='agreement'; known for classification: .*'entropy'"),
-    ('classes', {'phases': ('exits', 'dense')},
-     "'dense' does not train .* which has exit heads"),
-    ('classes', {'phases': ('layer_wise',)},  # of 2 steps
-     'layer_wise.steps=2 must be at least 3'),
-    ('classes', {'exits.policy': True},
-     r"takes phases=\('classifier_wise',\), not \('exits',\)"),
-    ('classes', {'exits.policy': True, 'phases': ('classifier_wise',),
-                 'init.workdir': 'x', 'model.num_fixed': 2},
-     'decides after num_fixed=2 encoders'),
-    ('degrees', {'exits.policy': True}, "exits.policy=True is for class"),
-    ('classes', {'phases': ('classifier_wise',)}, 'starts from a trained')])
-def test_what_does_not_fit_is_refused(
-    dataset, tmp_path, kind, fields, message):
-  dataset = dataset if kind == 'classes' else _regression()
-  with pytest.raises(ValueError, match=message):
-    loop.Trainer(_config('exits', **fields), str(tmp_path), dataset)
