@@ -6,13 +6,9 @@ import time
 import jax
 import numpy as np
 
-# Seconds between two functions: another library's idle threads spin for a while
-# after their work, and would take the processor from ours.
-_REST = 0.05
-
-# Seconds of calls that are not timed: after a rest, a processor's second core
-# wakes up late, and the first calls run on one.
-_WARM_UP = 0.15
+# Seconds of calls that are not timed, at the start of a turn: idle threads of
+# the function before spin for a while, and a second core wakes up late.
+_WARM_UP = 0.2
 
 # Seconds that the timed calls of one turn last at least.
 _TURN = 0.15
@@ -40,12 +36,13 @@ def compile_jit(function, *args):
 def alternate(functions, repeats):
   """Times functions in turn, so that all of them see the same machine.
 
-  A turn is a rest, calls that are not timed, and calls that are. The order of
-  the turns rotates from round to round.
+  A turn is calls that are not timed and calls that are. The order of the turns
+  rotates, and is reversed in every other round.
 
   Args:
     functions: {name: function of the number of the round}; what it returns is
-      waited for.
+      waited for. It is called several times with the same number and must do
+      the same work each time, of 0.1 ms or more.
     repeats: rounds; one more, not timed, comes first.
 
   Returns:
@@ -55,9 +52,9 @@ def alternate(functions, repeats):
   names = list(functions)
   for i in range(repeats + 1):
     first = i % len(names)
-    for name in names[first:] + names[:first]:
+    order = names[first:] + names[:first]
+    for name in order[::-1] if i % 2 else order:
       run = lambda: jax.block_until_ready(functions[name](i))
-      time.sleep(_REST)
       _seconds_per_call(run, _WARM_UP)
       seconds = _seconds_per_call(run, _TURN)
       if i:

@@ -1,10 +1,11 @@
 """timm's ViT in a process of its own; `timm_rows` starts it.
 
-  python timm_worker.py NAME DIRECTORY DTYPE CORES eager|compile
+  python timm_worker.py NAME DIRECTORY DTYPE DEVICE CORES eager|compile
 
-reads model.safetensors and images.npy [B, C, S, S] from DIRECTORY, writes
-logits.npy [B, K] there and prints `ready`; then it runs the model once for each
-line on its input and answers each with a line.
+reads model.safetensors and images.npy [B, C, S, S] from DIRECTORY, writes the
+logits [B, K] there as eager.npy or compile.npy, and prints `ready`, or `unknown`
+if timm lacks the model. Then it runs the model once for each line on its input
+and answers each with `done`.
 """
 
 import os
@@ -16,16 +17,24 @@ import timm
 import torch
 
 
-def main(name, directory, dtype, cores, how):
+def main(name, directory, dtype, device, cores, how):
+  # Whatever the libraries print goes where errors go.
+  answers = os.fdopen(os.dup(1), 'w')
+  os.dup2(2, 1)
+  answer = lambda word: print(word, file=answers, flush=True)
+  if not timm.is_model(name):
+    answer('unknown')
+    return
+
   torch.set_num_threads(int(cores))
   # JAX's default on a GPU; without effect on a CPU.
   torch.set_float32_matmul_precision('high')
-  device = 'cuda' if torch.cuda.is_available() else 'cpu'
   weights = safetensors.torch.load_file(
       os.path.join(directory, 'model.safetensors'))
   model = timm.create_model(
       name, num_classes=len(weights['head.bias'])).eval()
   model.load_state_dict(weights)
+  del weights
   model = model.to(device, getattr(torch, dtype))
   if how == 'compile':
     model = torch.compile(model, dynamic=False)
@@ -39,11 +48,11 @@ def main(name, directory, dtype, cores, how):
       torch.cuda.synchronize()
     return logits
 
-  np.save(os.path.join(directory, 'logits.npy'), run().float().cpu().numpy())
-  print('ready', flush=True)
+  np.save(os.path.join(directory, f'{how}.npy'), run().float().cpu().numpy())
+  answer('ready')
   for _ in sys.stdin:
     run()
-    print('done', flush=True)
+    answer('done')
 
 
 if __name__ == '__main__':
