@@ -20,6 +20,7 @@ from adavit_jax import weights
 import timing
 
 _WORKER = os.path.join(os.path.dirname(__file__), 'timm_worker.py')
+_DEVICES = {'cpu': 'cpu', 'gpu': 'cuda'}  # JAX's and torch's names
 _LABELS = {'eager': 'timm, eager', 'compile': 'timm, torch.compile'}
 
 
@@ -44,6 +45,9 @@ def rows(name, model, params, images, run_dense, repeats):
              if not importlib.util.find_spec(m)]
   if missing:
     print(f'(for timm in this table: pip install {" ".join(missing)})')
+    return
+  if jax.default_backend() not in _DEVICES:
+    print(f'(timm is not timed on a {jax.default_backend()})')
     return
   dtype = str(np.dtype(model.dtype))
   want = np.asarray(run_dense(0), np.float32)
@@ -73,9 +77,8 @@ def rows(name, model, params, images, run_dense, repeats):
 @contextlib.contextmanager
 def _worker(name, directory, dtype, how):
   """Starts timm; yields a function that sends text and returns the answer."""
-  device = {'gpu': 'cuda'}.get(jax.default_backend(), 'cpu')
-  command = [sys.executable, _WORKER, name, directory, dtype, device,
-             str(timing.num_cores()), how]
+  command = [sys.executable, _WORKER, name, directory, dtype,
+             _DEVICES[jax.default_backend()], str(timing.num_cores()), how]
   with subprocess.Popen(command, stdin=subprocess.PIPE,
                         stdout=subprocess.PIPE) as process:
 

@@ -4,7 +4,6 @@ import dataclasses
 
 import adavit_jax
 from adavit_jax import data
-from adavit_jax import models
 from adavit_jax.exits import confidence as confidence_lib
 from adavit_jax.train import loop
 from adavit_jax.train import mesh as mesh_lib
@@ -18,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_loop import _bits
 from test_loop import _copy
 from test_loop import _differ
 from test_loop import _same

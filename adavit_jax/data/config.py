@@ -29,8 +29,8 @@ def default_config() -> ml_collections.ConfigDict:
       scenes=dict(kind='mix', num_train=30_000, num_test=4_000),
       rotations=dict(num_train=20_000, num_test=2_000, noise=0.5),
       crop_padding=0,  # zero pixels around the image before the random crop
-      # The same after the dense phase; None: as before. A policy that reads
-      # every token would decide on borders that inference never shows.
+      # The same after the dense phase; None: as before. A policy would decide
+      # on borders that inference never shows.
       policy_crop_padding=config_dict.placeholder(int),
       flip=False,  # mirror half of the images left to right
       resized_crop=0.0,  # smallest share of the area kept; 0 = off
