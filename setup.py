@@ -35,7 +35,7 @@ setup(
         'importlib_resources',
     ],
     extras_require={
-        'test': ['pytest>=8', 'pytest-xdist>=3.5'],
+        'test': ['pytest>=8', 'pytest-xdist>=3.8'],
         'hub': ['huggingface_hub>=0.25'],
         'torch': ['torch>=2.6'],  # reads .pth files
         'tensorboard': ['tensorboardX>=2.6'],

@@ -18,3 +18,12 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
 _FLAG = '--xla_force_host_platform_device_count'
 if _FLAG not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_FLAG}=8'
+
+
+# First, so that no worker is left with one of them at the end.
+_LONG = ('test_loop.py', 'test_report.py', 'test_multi_exit_training.py',
+         'test_multi_exit_policy.py', 'test_exits_training.py')
+
+
+def pytest_collection_modifyitems(items):
+  items.sort(key=lambda item: item.path.name not in _LONG)
