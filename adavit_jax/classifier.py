@@ -181,7 +181,7 @@ def predict(system, given, params, stats, images, valid, threshold):
   model = system.model
   z1 = modes.fixed(model, params['vit'], system.normalize(images))
   if given is None:
-    features = system.features(params['policy'], z1, stats)
+    features = system.features(params, z1, stats)
     actions = learned.greedy(
         system.nets, params['policy'], features, threshold=threshold)
     actions = Actions(*(a * valid[:, None] for a in actions))

@@ -180,6 +180,9 @@ def _policy(model, policy):
   if policy.aux:
     macs += features * model.num_classes
     inputs += model.num_classes + 3
+  if policy.head:
+    macs += model.num_prefix * model.width * model.num_classes
+    inputs += model.num_classes + 3
   if policy.hidden:
     macs += inputs * policy.hidden
     inputs += policy.hidden

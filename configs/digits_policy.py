@@ -32,7 +32,7 @@ def _patent(config):
   # ViT frozen, then R (equation 12) with the losses of figure 3B.
   config.phases = ('dense', 'policy', 'joint')
   config.model.distillation = True
-  config.nets.aux = False
+  config.nets.update(aux=False, head=False)
   config.dense.update(nested=0.0, mask_weight=0.0)
   rl = dict(baseline='greedy', samples=1, alpha=3.0, bound=0.95, entropy=0.01,
             normalize=False)

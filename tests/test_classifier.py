@@ -55,7 +55,7 @@ def oracle(made):
     vit, policy = state.params['vit'], state.params['policy']
     z1 = modes.fixed(system.model, vit, system.normalize(images))
     actions = learned.greedy(
-        system.nets, policy, system.features(policy, z1, state.stats),
+        system.nets, policy, system.features(state.params, z1, state.stats),
         threshold=threshold)
     logits = modes.adaptive(system.model, vit, z1, actions, 'masked').total
     return logits, actions

@@ -87,20 +87,22 @@ def test_xla_counts_the_same_flops(name):
 
 @pytest.mark.parametrize('kwargs', [
     dict(), dict(tokens='pooled'), dict(aux=False), dict(hidden=7),
+    dict(head=True), dict(aux=False, head=True),
     dict(aux=False, hidden=7)])
 def test_policy_networks(kwargs):
   model = tiny.model(distillation=True)
   nets = learned.PolicyNets(
       num_layers=model.num_adaptive, num_classes=model.num_classes,
       num_candidates=9, **kwargs)
-  width = nets.num_features(model)
   z1 = jnp.zeros((1, model.num_tokens, model.width))
-  stats = learned.Stats(jnp.zeros(width), jnp.ones(width))
-  params = jax.eval_shape(nets.init, jax.random.key(0), z1, stats)['params']
+  policy, stats = jax.eval_shape(
+      lambda key: learned.init_params(nets, model, key), jax.random.key(0))
+  vit = jax.eval_shape(lambda: models.init_params(model, jax.random.key(0)))
+  params = {'vit': vit, 'policy': policy, 'stats': stats}
 
   def decide(params, z1):
-    features = nets.apply({'params': params}, z1, stats, method='features')
-    return learned.greedy(nets, params, features)
+    features = learned.features(nets, model, params, z1, params['stats'])
+    return learned.greedy(nets, params['policy'], features)
 
   spend = cost.vit(model, nets)
   assert _products(decide, params, z1) == spend.policy

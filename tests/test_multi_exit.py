@@ -177,19 +177,15 @@ def test_macs_with_a_policy_are_the_programs_own():
   model = tiny.model(exits=STEERED)
   nets = _nets(model)
   vit = model.vit
-  z1 = jnp.zeros((1, vit.num_tokens, vit.width))
-  width = nets.num_features(vit)
-  stats = learned.Stats(jnp.zeros(width), jnp.ones(width))
 
   def build():
-    params = models.init_params(model, jax.random.key(0))
-    return {**params, 'policy': nets.init(
-        jax.random.key(0), z1, stats)['params']}
+    policy, stats = learned.init_params(nets, vit, jax.random.key(0))
+    return {**models.init_params(model, jax.random.key(0)),
+            'policy': policy, 'stats': stats}
 
   def decide(params, z1):
-    p = params['policy']
-    features = nets.apply({'params': p}, z1, stats, method='features')
-    return learned.greedy(nets, p, features)
+    features = learned.features(nets, vit, params, z1, params['stats'])
+    return learned.greedy(nets, params['policy'], features)
 
   stages = exit_stages.stages(model, decide, 'masked')
   spend = exit_cost.multi_exit(model, nets)

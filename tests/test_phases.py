@@ -272,13 +272,14 @@ def test_policy_gradient_image_by_image(
       'policy.samples': 3, 'policy.entropy': 0., 'policy.aux': 0.})
   c, nets = system.config.policy, system.nets
   free = jnp.float32([0, 1, 1])
-  features_of = lambda p: system.features(p, z1, state.stats)
+  features_of = lambda p: system.features(
+      {'vit': state.params['vit'], 'policy': p}, z1, state.stats)
 
   def loss(params):
     vit, p = params['vit'], params['policy']
     z1 = modes.fixed(system.model, vit, batch.images)
     return policy.policy_gradient(
-        system, c, p, vit, z1, system.features(p, z1, state.stats),
+        system, c, p, vit, z1, system.features(params, z1, state.stats),
         state.log_price, batch, KEY, free)
 
   grads, (metrics, updates) = jax.jit(

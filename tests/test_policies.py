@@ -6,6 +6,7 @@ from adavit_jax import cost
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 from adavit_jax.policies import learned
+from adavit_jax.runtime import modes
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,7 +95,8 @@ def _nets(seed=0, **kwargs):
   z1 = rng.normal(size=(B, N, D)).astype(np.float32)
   width = D * (N if nets.tokens == 'all' else 2)
   stats = learned.Stats(*rng.uniform(0.5, 1, (2, width)).astype(np.float32))
-  shapes = jax.eval_shape(nets.init, jax.random.key(0), z1, stats)['params']
+  shapes = jax.eval_shape(
+      nets.init, jax.random.key(0), z1, stats, jnp.zeros((B, K)))['params']
   params = jax.tree.map(
       lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
   return nets, params, z1, stats
@@ -113,22 +115,30 @@ def _tokens(z1, tokens):
   return x.reshape(B, -1)
 
 
-@pytest.mark.parametrize('tokens', ['all', 'pooled'])
-def test_features_and_equations_6_to_10(tokens):
-  nets, params, z1, stats = _nets(tokens=tokens, num_candidates=5)
-  features = _apply(nets, params, z1, stats, method='features')
+def _difficulty(logits):
+  p = np.exp(logits.astype(np.float64))
+  p /= p.sum(-1, keepdims=True)
+  log_p = np.log(p)
+  ranked = np.sort(p, -1)
+  entropy = -(p * log_p).sum(-1, keepdims=True) / np.log(K)
+  return np.concatenate([
+      np.tanh((log_p - log_p.mean(-1, keepdims=True)) / 4), ranked[:, -1:],
+      entropy, ranked[:, -1:] - ranked[:, -2:-1]], -1)
+
+
+@pytest.mark.parametrize('tokens, head', [
+    ('all', False), ('pooled', False), ('pooled', True)])
+def test_features_and_equations_6_to_10(tokens, head):
+  nets, params, z1, stats = _nets(tokens=tokens, head=head, num_candidates=5)
+  answer = np.random.default_rng(2).normal(size=(B, K)).astype(np.float32)
+  features = _apply(nets, params, z1, stats, answer, method='features')
 
   p = jax.tree.map(lambda x: x.astype(np.float64), params)
   dense = lambda name, x: x @ p[name]['kernel'] + p[name]['bias']
   x = (_tokens(z1, tokens) - stats.mean) / stats.std
   aux = dense('aux_head', x)
-  probs = np.exp(aux) / np.exp(aux).sum(-1, keepdims=True)
-  log_p = np.log(probs)
-  ranked = np.sort(probs, -1)
-  entropy = -(probs * log_p).sum(-1, keepdims=True) / np.log(K)
-  inputs = np.concatenate([
-      x * np.sqrt(0.03), np.tanh((log_p - log_p.mean(-1, keepdims=True)) / 4),
-      ranked[:, -1:], entropy, ranked[:, -1:] - ranked[:, -2:-1]], -1)
+  inputs = np.concatenate([x * np.sqrt(0.03), _difficulty(aux)]
+                          + [_difficulty(answer)] * head, -1)
   np.testing.assert_allclose(features.aux_logits, aux, **CLOSE)
   np.testing.assert_allclose(features.inputs, inputs, **CLOSE)
 
@@ -263,3 +273,29 @@ def test_gradients_stop_at_z1_and_at_the_classifier():
   policy, tokens = of_classifier((params, z1))
   np.testing.assert_array_equal(tokens, 0)
   assert np.abs(policy['aux_head']['kernel']).max() > 0
+
+
+def test_features_of_a_vit_show_what_its_head_says_of_z1():
+  model = tiny.model(distillation=True)
+  nets = learned.PolicyNets(
+      num_layers=model.num_adaptive, num_classes=4, head=True)
+  policy, stats = learned.init_params(nets, model, jax.random.key(0))
+  params = {'policy': policy, 'vit': tiny.params(model)}
+  z1 = np.random.default_rng(0).normal(
+      size=(B, model.num_tokens, model.width)).astype(np.float32)
+
+  @jax.jit
+  @jax.grad
+  def gradient(both):
+    params, z1 = both
+    return learned.features(nets, model, params, z1, stats).inputs.sum()
+
+  got = jax.jit(lambda p, z1: learned.features(nets, model, p, z1, stats))(
+      params, z1).inputs
+  none = np.zeros(model.num_adaptive, np.float32)
+  answer = jax.jit(lambda p, z1: modes.adaptive(
+      model, p, z1, Actions(none, none), 'masked').total)(params['vit'], z1)
+  np.testing.assert_allclose(
+      got[:, -7:], _difficulty(np.asarray(answer)), **CLOSE)
+  for leaf in jax.tree.leaves(gradient((params, z1))):
+    np.testing.assert_array_equal(leaf, 0)

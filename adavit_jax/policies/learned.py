@@ -38,15 +38,18 @@ class Features(NamedTuple):
 class PolicyNets(nn.Module):
   """One dense layer from z1 to MSA actions, one from (z1, a1) to MLP actions.
 
-  With `aux`, a linear classifier on z1 shows both networks how sure an early
-  answer would be: its log-probabilities, largest probability, entropy and
-  margin are inputs beside z1. Gradients stop at z1.
+  Two early answers may show both networks how hard an image is, by their
+  log-probabilities, largest probability, entropy and margin beside z1: with
+  `aux` that of a linear classifier on z1, which tells how hard the image is for
+  any model; with `head` that of the ViT's own head, put on z1, which tells what
+  this model would say if it dropped everything. Gradients stop at z1.
 
   Attributes:
     num_layers: L.
     num_classes: K.
     tokens: 'all' (flattened) or 'pooled' (class token, mean of the others).
     aux: adds the auxiliary classifier.
+    head: adds the answer of the ViT's head.
     hidden: width of a hidden layer beside the direct path; 0 for the patent's
       single dense layer.
     bias: initial bias; positive values start by keeping most layers.
@@ -56,6 +59,7 @@ class PolicyNets(nn.Module):
   num_classes: int
   tokens: str = 'all'
   aux: bool = True
+  head: bool = False
   hidden: int = 0
   bias: float = 2.0
   num_candidates: int = 0
@@ -76,14 +80,14 @@ class PolicyNets(nn.Module):
     if self.num_candidates:
       self.value_head = nn.Dense(self.num_candidates, kernel_init=init)
 
-  def features(self, z1, stats):
-    """z1 [B, N, D] and `Stats` [F] to `Features`."""
+  def features(self, z1, stats, head_logits=None):
+    """z1 [B, N, D], `Stats` [F] and logits [B, K] for `head` to `Features`."""
     x = token_features(z1, self.tokens)
     x = jax.lax.stop_gradient((x - stats.mean) / stats.std)
     aux_logits = self.aux_head(x) if self.aux else None
-    x = x * _TOKEN_SCALE
-    if self.aux:
-      x = jnp.concatenate([x, difficulty(aux_logits)], axis=-1)
+    answers = [aux_logits] * self.aux + [head_logits] * self.head
+    x = jnp.concatenate(
+        [x * _TOKEN_SCALE, *map(difficulty, answers)], axis=-1)
     if self.hidden:
       x = jnp.concatenate([x, nn.gelu(self.hidden_layer(x))], axis=-1)
     return Features(x, aux_logits)
@@ -101,12 +105,47 @@ class PolicyNets(nn.Module):
     """Logits [B, C] that the ViT is right under each candidate mask."""
     return self.value_head(features.inputs)
 
-  def __call__(self, z1, stats):
-    features = self.features(z1, stats)
+  def __call__(self, z1, stats, head_logits=None):
+    features = self.features(z1, stats, head_logits)
     msa = self.msa(features)
     mlp = self.mlp(features, (msa > 0).astype(jnp.float32))
     value = self.value(features) if self.num_candidates else None
     return msa, mlp, value
+
+
+def init_params(nets, model, key):
+  """Parameters of the networks for a `ViT`, and the `Stats` that change nothing.
+
+  Returns:
+    (parameter tree, `Stats` [F] of mean 0 and deviation 1).
+  """
+  width = nets.num_features(model)
+  stats = Stats(jnp.zeros(width), jnp.ones(width))
+  z1 = jnp.zeros((1, model.num_tokens, model.width))
+  logits = jnp.zeros((1, nets.num_classes))
+  return jax.jit(nets.init)(key, z1, stats, logits)['params'], stats
+
+
+def features(nets, model, params, z1, stats):
+  """What the networks see of z1; the gradient stops at z1 and at the ViT.
+
+  Args:
+    nets: `PolicyNets`.
+    model: the `ViT` that they steer.
+    params: {'policy': their parameters, 'vit': the ViT's}.
+    z1: output of the fixed encoders, [B, N, D].
+    stats: `Stats` [F].
+
+  Returns:
+    `Features` of B images.
+  """
+  z1, vit = jax.lax.stop_gradient((z1, params['vit']))
+  logits = None
+  if nets.head:
+    logits = model.apply(
+        {'params': vit}, z1[:, :model.num_prefix], method='classify').total
+  return nets.apply({'params': params['policy']}, z1, stats, logits,
+                    method='features')
 
 
 def token_features(z1, tokens):

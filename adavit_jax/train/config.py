@@ -33,7 +33,7 @@ def default_config():
     config.model[field] = config_dict.placeholder(kind)
 
   config.nets = config_dict.ConfigDict(dict(
-      tokens='all', aux=True, hidden=0, bias=2.0, threshold=0.5))
+      tokens='all', aux=True, head=True, hidden=0, bias=2.0, threshold=0.5))
 
   config.init = config_dict.ConfigDict(dict(
       workdir='', phase='',  # start from another run; '' phase: its newest
@@ -97,7 +97,7 @@ def policy_nets(config, model):
   c = config.nets
   return learned.PolicyNets(
       num_layers=model.num_adaptive, num_classes=model.num_classes,
-      tokens=c.tokens, aux=c.aux, hidden=c.hidden, bias=c.bias,
+      tokens=c.tokens, aux=c.aux, head=c.head, hidden=c.hidden, bias=c.bias,
       num_candidates=3 * (2 * model.num_adaptive + 1))
 
 

@@ -134,7 +134,7 @@ class Evaluator:
 
   def _decide(self, params, stats, images, threshold):
     z1 = self._run_z1(params['vit'], images)
-    features = self._system.features(params['policy'], z1, stats)
+    features = self._system.features(params, z1, stats)
     return z1, learned.greedy(self._system.nets, params['policy'], features,
                               threshold=threshold)
 

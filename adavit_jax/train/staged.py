@@ -140,8 +140,8 @@ class StagedSystem:
             - dropped.mlp * float(vit.mlp))
 
   def _decide(self, params, z1):
-    features = self.nets.apply(
-        {'params': params['policy']}, z1, params['stats'], method='features')
+    features = learned.features(
+        self.nets, self.backbone, params, z1, params['stats'])
     return learned.greedy(self.nets, params['policy'], features,
                           threshold=self.config.nets.threshold)
 

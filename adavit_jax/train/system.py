@@ -59,10 +59,9 @@ class System:
     prefix = x[:, :self.model.num_prefix]
     return self.model.apply({'params': params}, prefix, method='classify')
 
-  def features(self, policy_params, z1, stats):
-    """`learned.Features` of z1; gradients stop at z1."""
-    return self.nets.apply({'params': policy_params}, jax.lax.stop_gradient(z1),
-                           stats, method='features')
+  def features(self, params, z1, stats):
+    """`learned.features` of z1; params with the groups 'vit' and 'policy'."""
+    return learned.features(self.nets, self.model, params, z1, stats)
 
   @property
   def backbone(self):
@@ -144,12 +143,8 @@ def init_state(system, seed):
   fields = dict.fromkeys(
       ('opt_state', 'ema', 'log_price', 'stats', 'candidates', 'teacher'))
   if nets is not None:
-    vit = system.backbone
-    num_features = nets.num_features(vit)
-    stats = learned.Stats(jnp.zeros(num_features), jnp.ones(num_features))
-    z1 = jnp.zeros((1, vit.num_tokens, vit.width))
-    params['policy'] = jax.jit(nets.init)(policy_key, z1, stats)['params']
-    fields['stats'] = stats
+    params['policy'], fields['stats'] = learned.init_params(
+        nets, system.backbone, policy_key)
   if not isinstance(system, staged.StagedSystem):
     shape = (nets.num_candidates, model.num_adaptive)
     fields['candidates'] = Actions(jnp.ones(shape), jnp.ones(shape))

@@ -25,7 +25,7 @@ def loss(system, params, state, batch, key, progress):
   vit, policy = params['vit'], params['policy']
   rl_key, sample_key, coin_key = jax.random.split(key, 3)
   z1 = modes.fixed(system.model, vit, batch.images)
-  features = system.features(policy, z1, state.stats)
+  features = system.features(params, z1, state.stats)
   rl, (metrics, updates) = policy_gradient(
       system, c, policy, vit, z1, features, state.log_price, batch, rl_key,
       jnp.ones(num))

@@ -18,7 +18,8 @@ def loss(system, params, state, batch, key, progress):
   z1 = jax.lax.stop_gradient(modes.fixed(system.model, vit, batch.images))
   free = reinforce.curriculum(
       progress, system.model.num_adaptive, c.curriculum)
-  features = system.features(params['policy'], z1, state.stats)
+  features = system.features(
+      {'vit': vit, 'policy': params['policy']}, z1, state.stats)
   return policy_gradient(
       system, c, params['policy'], vit, z1, features, state.log_price, batch,
       key, free)

@@ -24,7 +24,7 @@ def loss(system, params, state, batch, key, progress):
   c, nets = system.config.warm_start, system.nets
   policy, vit = params['policy'], state.params['vit']
   z1 = jax.lax.stop_gradient(modes.fixed(system.model, vit, batch.images))
-  features = system.features(policy, z1, state.stats)
+  features = system.features({'vit': vit, 'policy': policy}, z1, state.stats)
   value = nets.apply({'params': policy}, features, method='value')  # [B, C]
 
   size, num_masks = value.shape
