@@ -151,40 +151,6 @@ def test_nested_loss_is_the_mean_over_depths(state, batch, classify):
       total, metrics['loss'] + 0.5 * np.mean(depths), rtol=1e-5)
 
 
-def test_sorted_rates_follow_difficulty():
-  rates = jnp.float32([.9, .2, .5, .7, .3])
-  confidence = jnp.float32([-1., -3., -2., 0., 9.])
-  sort = lambda share: dense.sort_rates(rates, confidence, share)
-  # The surest of the first four draws the smallest of their rates.
-  np.testing.assert_array_equal(
-      sort(0.8), jnp.float32([.5, .9, .7, .2, .3]))
-  np.testing.assert_array_equal(sort(0.), rates)
-  np.testing.assert_array_equal(
-      sort(1.), jnp.float32([.5, .9, .7, .3, .2]))
-
-
-def test_masked_rows_are_sorted_by_what_z1_shows(
-    state, batch, classify, monkeypatch):
-  """At a rate of 0 or 1, what a masked row computes is known."""
-  seen = {}
-  def sort_rates(rates, surety, share):
-    seen.update(surety=surety, share=share)
-    return jnp.float32([0., 1., 0., 1.])
-  monkeypatch.setattr(dense, 'sort_rates', sort_rates)
-  system = _system(**{'dense.nested': 0., 'dense.drop_path': 0.,
-                      'dense.random_masks': 1., 'dense.sorted_masks': 0.8})
-  _, (metrics, _) = dense.loss(system, state.params, state, batch, KEY, 0.)
-  early, full = (classify(Actions(a, a)) for a in np.float32([[0] * 3, [1] * 3]))
-  log_p = _log_softmax(early)
-  np.testing.assert_allclose(
-      seen['surety'], (np.exp(log_p) * log_p).sum(-1), rtol=1e-4)
-  assert seen['share'] == 0.8
-  masked = jnp.where(jnp.array([[0], [1], [0], [1]]), full, early)
-  want = (losses.cross_entropy(masked, batch.targets)
-          + losses.distillation(masked, full)) / 2
-  np.testing.assert_allclose(metrics['masked_loss'], want, rtol=1e-4)
-
-
 def test_drop_path_gates_keep_the_mean():
   gates = dense.drop_path(jax.random.key(0), 40_000, 4, 0.4)
   survival = np.array([0.9, 0.8, 0.7, 0.6])

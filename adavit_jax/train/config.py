@@ -49,9 +49,7 @@ def default_config():
       warmup=0.05, end_lr_factor=0.01, weight_decay=0.05, clip_norm=1.0, b1=0.9,
       b2=0.999, ema=0.0)
   config.dense = config_dict.ConfigDict(dict(
-      optim, drop_path=0.1, nested=0.5, mask_weight=0.5,
-      random_masks=0.5,  # share of the batch that runs under a mask too
-      sorted_masks=0.0))  # of these, the share kept by difficulty
+      optim, drop_path=0.1, nested=0.5, random_masks=0.5, mask_weight=0.5))
   config.warm_start = config_dict.ConfigDict(dict(
       optim, learning_rate=3e-3, weight_decay=0.0, masks=4))
   rl = dict(reward='macs', alpha=2.5, samples=4, baseline='leave_one_out',
@@ -127,10 +125,9 @@ def check(config):
       raise ValueError(f'{field}={config[field]} must be at least 1')
   _choice('dtype', config.dtype, ('float32', 'bfloat16', 'float16'))
   dense = config.dense
-  for field in ('random_masks', 'sorted_masks'):
-    if not 0 <= dense[field] <= 1:
-      raise ValueError(f'dense.{field}={dense[field]} must be in [0, 1]: it is '
-                       f'a share of the batch')
+  if not 0 <= dense.random_masks <= 1:
+    raise ValueError(f'dense.random_masks={dense.random_masks} must be in '
+                     f'[0, 1]: it is a share of the batch')
   if not 0 <= dense.drop_path < 1:
     raise ValueError(f'dense.drop_path={dense.drop_path} must be in [0, 1)')
   _choice('nets.tokens', config.nets.tokens, ('all', 'pooled'))

@@ -8,7 +8,6 @@ supervised training of a ViT.
 import jax
 import jax.numpy as jnp
 
-from adavit_jax.exits import confidence
 from adavit_jax.models.actions import Actions
 from adavit_jax.runtime import modes
 from adavit_jax.train import losses
@@ -37,20 +36,18 @@ def loss(system, params, state, batch, key, progress):
   drop_key, mask_key, rate_key = jax.random.split(key, 3)
 
   z1 = modes.fixed(model, vit, batch.images)
-  classify = lambda x: model.apply({'params': vit}, x, method='classify')
   gates = drop_path(drop_key, size, num, c.drop_path)
   num_masked = int(c.random_masks * size) if c.mask_weight else 0
   if num_masked:
     # Every image draws its own budget, so that all budgets are met.
-    keep = jax.random.uniform(rate_key, (num_masked,), minval=0.1)
-    early = classify(z1[:num_masked, :model.num_prefix]).total
-    keep = sort_rates(keep, confidence.negative_entropy(early), c.sorted_masks)
-    masks = jax.random.bernoulli(mask_key, keep[:, None], (num_masked, 2 * num))
+    keep = jax.random.uniform(rate_key, (num_masked, 1), minval=0.1)
+    masks = jax.random.bernoulli(mask_key, keep, (num_masked, 2 * num))
     masks = Actions.from_keep(masks.astype(jnp.float32))
     gates = Actions(*map(lambda a, b: jnp.concatenate([a, b]), gates, masks))
   rows = jnp.concatenate([z1, z1[:num_masked]])
   _, prefix = system.masked(vit, rows, gates)  # [L, B', P, D]
   prefix = jnp.concatenate([rows[None, :, :model.num_prefix], prefix])
+  classify = lambda x: model.apply({'params': vit}, x, method='classify')
 
   full = classify(prefix[-1, :size])
   ce = losses.head_cross_entropy(full, batch.targets)
@@ -67,26 +64,6 @@ def loss(system, params, state, batch, key, progress):
     total += c.mask_weight * masked
     metrics['masked_loss'] = masked
   return total, (metrics, {})
-
-
-def sort_rates(rates, surety, share):
-  """Hands the larger keep rates to the images that look harder.
-
-  A policy gives hard images more layers, so masks that do so train the ViT on
-  what it will run (Han et al., 2022, weight the losses of exits to that end).
-  The other images train every sub-network on all kinds of images.
-
-  Args:
-    rates: keep rates [B], drawn without regard to the images.
-    surety: [B], how sure the ViT is of each image; larger is surer.
-    share: of the images, the first of which are handed rates by rank.
-
-  Returns:
-    [B], the same rates in another order.
-  """
-  num = int(share * rates.shape[0])
-  hardness = (-surety[:num]).argsort().argsort()
-  return rates.at[:num].set(jnp.sort(rates[:num])[hardness])
 
 
 def drop_path(key, batch_size, num_layers, rate):
