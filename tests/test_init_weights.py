@@ -147,12 +147,17 @@ def test_the_files_name_decides_before_the_models(tmp_path, name, file, mean):
   assert pretrained.with_preprocessing(config, None).data.mean[0] == mean
 
 
-def test_runs_older_than_a_field_have_its_default(tmp_path):
+def test_runs_older_than_a_field_have_what_they_did(tmp_path):
   trainer = _trainer(tmp_path)
   with trainer.config.unlocked():
     del trainer.config.static['keep'], trainer.config.init['phase']
+    del trainer.config.nets['head']
   trainer.train()
   found = restore.find(str(tmp_path))[2]['config']
   assert found['init']['phase'] == found['static']['keep'] == ''
   assert found['model']['width'] == 16
-  assert int(_trainer(tmp_path).train().step) == 2
+  # There was no such input then, and there is by default now.
+  assert found['nets']['head'] is False
+  with pytest.raises(ValueError, match='nets.head: False then, True now'):
+    _trainer(tmp_path).train()
+  assert int(_trainer(tmp_path, **{'nets.head': False}).train().step) == 2

@@ -25,7 +25,7 @@ def find(workdir, *, phase='', best=False):
 
   Returns:
     (kind, step, info). Fields of `info['config']` that are younger than the
-    run have their defaults.
+    run have their defaults, or what stands for what the run did.
 
   Raises:
     ValueError: if there is none.
@@ -48,10 +48,14 @@ def find(workdir, *, phase='', best=False):
     return kind, step, {**info, 'config': with_defaults(info['config'])}
 
 
+# What runs did before there was the field, where that is not the default.
+_BEFORE = {'nets': {'head': False}}
+
+
 def with_defaults(saved):
   """A saved config, a dict, with the fields that are younger than it."""
   defaults = json.dumps(config_lib.default_config().to_dict())
-  return _merge(json.loads(defaults), saved)
+  return _merge(_merge(json.loads(defaults), _BEFORE), saved)
 
 
 def _merge(defaults, values):
