@@ -50,7 +50,7 @@ class Classifier:
     threshold: the policy's, in (0, 1): higher drops more. It may be changed at
       any time and recompiles nothing.
     params: {'vit': ..., 'policy': ...}.
-    stats: `learned.Stats` of the policy's features.
+    stats: `inputs.Stats` of the policy's features.
     actions: `Actions` [L] that every image gets, or None: the policy decides.
   """
   # A mistyped attribute, `thresholds` for one, is an error.
@@ -170,7 +170,7 @@ def predict(system, given, params, stats, images, valid, threshold):
     system: `System`.
     given: `Actions` [L] of NumPy arrays, or None for the learned policy.
     params: {'vit': ..., 'policy': ...}.
-    stats: `learned.Stats`.
+    stats: `inputs.Stats`.
     images: uint8 [B, S, S, C].
     valid: [B] bool, False for padding.
     threshold: the policy's, [].

@@ -12,7 +12,8 @@ import sys
 
 import numpy as np
 
-_ROWS = ('dense', 'adaptive', 'static', 'static_last', 'random', 'shuffled')
+_ROWS = ('dense', 'adaptive', 'adaptive_at_static', 'static', 'static_last',
+         'random', 'shuffled')
 _POLICY = ('unique_actions', 'difficulty_correlation', 'kept_easy',
            'kept_hard', 'kept_std', 'agreement')
 
@@ -44,13 +45,19 @@ def _table(title, reports):
   print()
   for name in ('dense', 'static', 'random'):
     if all(name in r for r in reports):
-      gains = [r['adaptive']['accuracy'] - r[name]['accuracy'] for r in reports]
-      print(f'adaptive - {name}: {_spread(gains, 100, 2)} points')
+      _gain('adaptive', name, reports)
+  if all('adaptive_at_static' in r for r in reports):
+    _gain('adaptive_at_static', 'static', reports)
   for key in _POLICY:
     values = [r['adaptive'].get(key) for r in reports]
     if None not in values:
       print(f'{key}: {_spread(values, 1, 3)}')
   print()
+
+
+def _gain(name, other, reports):
+  gains = [r[name]['accuracy'] - r[other]['accuracy'] for r in reports]
+  print(f'{name} - {other}: {_spread(gains, 100, 2)} points')
 
 
 def _spread(values, scale, digits):

@@ -29,6 +29,7 @@ def get_config(variant=''):
   """
   config = base.default_config()
   config.mac_target = 0.5
+  config.nets.tokens = 'pooled'  # as cifar10_policy.py has it
   config.data.update(
       name='tfds:cifar10', image_size=32, crop_padding=4, flip=True,
       holdout=0.1)

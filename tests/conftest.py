@@ -20,7 +20,8 @@ if _FLAG not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_FLAG}=8'
 
 
-# First, so that no worker is left with one of them at the end.
+# First, so that no worker is left with one of them at the end; xdist keeps
+# this order under --no-loadscope-reorder.
 _LONG = ('test_loop.py', 'test_report.py', 'test_multi_exit_training.py',
          'test_multi_exit_policy.py', 'test_exits_training.py')
 

@@ -87,7 +87,7 @@ def test_xla_counts_the_same_flops(name):
 
 @pytest.mark.parametrize('kwargs', [
     dict(), dict(tokens='pooled'), dict(aux=False), dict(hidden=7),
-    dict(head=True), dict(aux=False, head=True),
+    dict(head=True, hidden=7), dict(aux=False, head=True),
     dict(aux=False, hidden=7)])
 def test_policy_networks(kwargs):
   model = tiny.model(distillation=True)
@@ -101,7 +101,7 @@ def test_policy_networks(kwargs):
   params = {'vit': vit, 'policy': policy, 'stats': stats}
 
   def decide(params, z1):
-    features = learned.features(nets, model, params, z1, params['stats'])
+    features = learned.observe(nets, model, params, z1, params['stats'])
     return learned.greedy(nets, params['policy'], features)
 
   spend = cost.vit(model, nets)

@@ -40,9 +40,10 @@ def cheap(monkeypatch, states):
   """Steps that only count, and states that are initialised once."""
   init_state = system_lib.init_state
   def copied(system, seed):
-    if system.model not in states:
-      states[system.model] = init_state(system, seed)
-    return _copy(states[system.model])
+    key = system.model, system.nets
+    if key not in states:
+      states[key] = init_state(system, seed)
+    return _copy(states[key])
   def make_step(system, phase, start):
     del system, phase, start
     return lambda state, images, labels: (
@@ -148,7 +149,7 @@ def test_the_files_name_decides_before_the_models(tmp_path, name, file, mean):
 
 
 def test_runs_older_than_a_field_have_what_they_did(tmp_path):
-  trainer = _trainer(tmp_path)
+  trainer = _trainer(tmp_path, **{'nets.head': False})
   with trainer.config.unlocked():
     del trainer.config.static['keep'], trainer.config.init['phase']
     del trainer.config.nets['head']
@@ -161,3 +162,17 @@ def test_runs_older_than_a_field_have_what_they_did(tmp_path):
   with pytest.raises(ValueError, match='nets.head: False then, True now'):
     _trainer(tmp_path).train()
   assert int(_trainer(tmp_path, **{'nets.head': False}).train().step) == 2
+
+
+def test_a_policy_of_other_inputs_is_named(tmp_path):
+  """Also where the shapes agree: one early answer in the other's place."""
+  given = str(tmp_path / 'given')
+  _trainer(given, **{'phases': ('dense', 'policy'), 'nets.head': False}).train()
+  for fields, flags in (
+      ({}, '--config.nets.head=False'),
+      ({'nets.aux': False},
+       '--config.nets.aux=True --config.nets.head=False')):
+    trainer = _trainer(tmp_path / 'other', **{
+        'phases': ('joint',), 'init.workdir': given, **fields})
+    with pytest.raises(ValueError, match=f'set {flags}, or begin without'):
+      trainer.train()

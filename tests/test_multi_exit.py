@@ -146,7 +146,7 @@ def test_images_of_another_size(model, params):
 def _nets(model):
   return learned.PolicyNets(
       num_layers=model.vit.num_adaptive, num_classes=model.num_classes,
-      num_candidates=9, hidden=7)
+      num_candidates=9, head=True, hidden=7)
 
 
 def _count(model, stages, params):
@@ -184,7 +184,7 @@ def test_macs_with_a_policy_are_the_programs_own():
             'policy': policy, 'stats': stats}
 
   def decide(params, z1):
-    features = learned.features(nets, vit, params, z1, params['stats'])
+    features = learned.observe(nets, vit, params, z1, params['stats'])
     return learned.greedy(nets, params['policy'], features)
 
   stages = exit_stages.stages(model, decide, 'masked')

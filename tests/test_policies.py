@@ -5,6 +5,7 @@ import itertools
 from adavit_jax import cost
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
+from adavit_jax.policies import inputs
 from adavit_jax.policies import learned
 from adavit_jax.runtime import modes
 import jax
@@ -94,7 +95,7 @@ def _nets(seed=0, **kwargs):
   rng = np.random.default_rng(seed)
   z1 = rng.normal(size=(B, N, D)).astype(np.float32)
   width = D * (N if nets.tokens == 'all' else 2)
-  stats = learned.Stats(*rng.uniform(0.5, 1, (2, width)).astype(np.float32))
+  stats = inputs.Stats(*rng.uniform(0.5, 1, (2, width)).astype(np.float32))
   shapes = jax.eval_shape(
       nets.init, jax.random.key(0), z1, stats, jnp.zeros((B, K)))['params']
   params = jax.tree.map(
@@ -288,9 +289,9 @@ def test_features_of_a_vit_show_what_its_head_says_of_z1():
   @jax.grad
   def gradient(both):
     params, z1 = both
-    return learned.features(nets, model, params, z1, stats).inputs.sum()
+    return learned.observe(nets, model, params, z1, stats).inputs.sum()
 
-  got = jax.jit(lambda p, z1: learned.features(nets, model, p, z1, stats))(
+  got = jax.jit(lambda p, z1: learned.observe(nets, model, p, z1, stats))(
       params, z1).inputs
   none = np.zeros(model.num_adaptive, np.float32)
   answer = jax.jit(lambda p, z1: modes.adaptive(

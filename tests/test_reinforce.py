@@ -3,6 +3,7 @@
 import itertools
 
 from adavit_jax.models.actions import Actions
+from adavit_jax.policies import inputs
 from adavit_jax.policies import learned
 from adavit_jax.policies import reinforce
 import jax
@@ -78,7 +79,7 @@ def toy():
   nets = learned.PolicyNets(num_layers=L, num_classes=2, aux=False)
   rng = np.random.default_rng(0)
   z1 = rng.normal(size=(B, N, D)).astype(np.float32)
-  stats = learned.Stats(np.zeros(N * D, np.float32), np.ones(N * D, np.float32))
+  stats = inputs.Stats(np.zeros(N * D, np.float32), np.ones(N * D, np.float32))
   shapes = jax.eval_shape(nets.init, jax.random.key(0), z1, stats)['params']
   params = jax.tree.map(
       lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)

@@ -95,6 +95,9 @@ def test_report_has_what_it_promises(run, reported):
   assert result['dense']['macs_ratio'] == 1
   assert result['static']['macs_ratio'] >= result['adaptive'][
       'macs_ratio'] - 0.05
+  # On 16 held-out images there may be no threshold that comes closer.
+  assert result['adaptive_at_static']['macs_ratio'] <= result['static'][
+      'macs_ratio'] + 0.1
   assert len(result['one_set_of_weights']['chain']) == 2 * L + 1
   assert result['num_test'] == len(dataset.test)
   steps = tiny.STEPS * len(tiny.PHASES)

@@ -5,34 +5,12 @@ Equations are those of US 12,394,190. The patent prints the likelihoods (5) and
 dropped layer too, without which it is no distribution.
 """
 
-from typing import NamedTuple
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from adavit_jax.models.actions import Actions
-
-# Scales standardised token features so that hundreds of them together do not
-# outweigh the handful of difficulty features.
-_TOKEN_SCALE = 0.03 ** 0.5
-
-
-class Stats(NamedTuple):
-  """Mean and deviation of the policy's features on the training set, [F]."""
-  mean: jax.Array
-  std: jax.Array
-
-
-class Features(NamedTuple):
-  """What both networks see.
-
-  Attributes:
-    inputs: [B, F'] policy features.
-    aux_logits: [B, K] of the auxiliary classifier, or None.
-  """
-  inputs: jax.Array
-  aux_logits: jax.Array | None
+from adavit_jax.policies import inputs
 
 
 class PolicyNets(nn.Module):
@@ -81,16 +59,25 @@ class PolicyNets(nn.Module):
       self.value_head = nn.Dense(self.num_candidates, kernel_init=init)
 
   def features(self, z1, stats, head_logits=None):
-    """z1 [B, N, D], `Stats` [F] and logits [B, K] for `head` to `Features`."""
-    x = token_features(z1, self.tokens)
+    """z1 [B, N, D], `Stats` [F] and logits [B, K] for `head` to `Features`.
+
+    Raises:
+      ValueError: if `head` is set and there are no logits.
+    """
+    if self.head and head_logits is None:
+      raise ValueError("head=True shows the networks what the ViT's head says "
+                       'of z1, and head_logits is None; use learned.observe')
+    x = inputs.token_features(z1, self.tokens)
     x = jax.lax.stop_gradient((x - stats.mean) / stats.std)
     aux_logits = self.aux_head(x) if self.aux else None
-    answers = [aux_logits] * self.aux + [head_logits] * self.head
-    x = jnp.concatenate(
-        [x * _TOKEN_SCALE, *map(difficulty, answers)], axis=-1)
+    x = x * inputs.TOKEN_SCALE
+    if self.aux:
+      x = jnp.concatenate([x, inputs.difficulty(aux_logits)], axis=-1)
+    if self.head:
+      x = jnp.concatenate([x, inputs.difficulty(head_logits)], axis=-1)
     if self.hidden:
       x = jnp.concatenate([x, nn.gelu(self.hidden_layer(x))], axis=-1)
-    return Features(x, aux_logits)
+    return inputs.Features(x, aux_logits)
 
   def msa(self, features):
     """Equation 6 before the sigmoid: MSA logits [B, L]."""
@@ -114,19 +101,24 @@ class PolicyNets(nn.Module):
 
 
 def init_params(nets, model, key):
-  """Parameters of the networks for a `ViT`, and the `Stats` that change nothing.
+  """Initialises the networks.
+
+  Args:
+    nets: `PolicyNets`.
+    model: the `ViT` that they steer.
+    key: PRNG key.
 
   Returns:
     (parameter tree, `Stats` [F] of mean 0 and deviation 1).
   """
   width = nets.num_features(model)
-  stats = Stats(jnp.zeros(width), jnp.ones(width))
+  stats = inputs.Stats(jnp.zeros(width), jnp.ones(width))
   z1 = jnp.zeros((1, model.num_tokens, model.width))
   logits = jnp.zeros((1, nets.num_classes))
   return jax.jit(nets.init)(key, z1, stats, logits)['params'], stats
 
 
-def features(nets, model, params, z1, stats):
+def observe(nets, model, params, z1, stats):
   """What the networks see of z1; the gradient stops at z1 and at the ViT.
 
   Args:
@@ -139,41 +131,14 @@ def features(nets, model, params, z1, stats):
   Returns:
     `Features` of B images.
   """
-  z1, vit = jax.lax.stop_gradient((z1, params['vit']))
+  z1 = jax.lax.stop_gradient(z1)
   logits = None
-  if nets.head:
+  if nets.head:  # `inputs.difficulty` stops the gradient of its logits.
+    prefix = z1[:, :model.num_prefix]
     logits = model.apply(
-        {'params': vit}, z1[:, :model.num_prefix], method='classify').total
+        {'params': params['vit']}, prefix, method='classify').total
   return nets.apply({'params': params['policy']}, z1, stats, logits,
                     method='features')
-
-
-def token_features(z1, tokens):
-  """z1 [B, N, D], each token normalised, to [B, F] float32."""
-  x = z1.astype(jnp.float32)
-  x = x - x.mean(-1, keepdims=True)
-  x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6)
-  if tokens == 'pooled':
-    return jnp.concatenate([x[:, 0], x[:, 1:].mean(1)], axis=-1)
-  return x.reshape(x.shape[0], -1)
-
-
-def difficulty(logits):
-  """How sure a classifier is: [B, K] to [B, K + 3].
-
-  The gradient stops here: the policy must not bend the classifier.
-
-  Returns:
-    Centred log-probabilities scaled to the size of one unit, largest
-    probability, entropy over log K, and margin of the two largest.
-  """
-  log_p = jax.lax.stop_gradient(jax.nn.log_softmax(logits))
-  p = jnp.exp(log_p)
-  top2 = jax.lax.top_k(p, 2)[0]
-  entropy = -(p * log_p).sum(-1, keepdims=True) / jnp.log(p.shape[-1])
-  shown = jnp.tanh((log_p - log_p.mean(-1, keepdims=True)) / 4)
-  margin = top2[:, :1] - top2[:, 1:]
-  return jnp.concatenate([shown, top2[:, :1], entropy, margin], axis=-1)
 
 
 def bounded(logits, bound):

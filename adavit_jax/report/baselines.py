@@ -121,6 +121,18 @@ class Report:
     """`policy_rows` of the run's last state."""
     return self.policy_rows(self._state, threshold)
 
+  def at(self, macs_ratio):
+    """Row of the run's last state, calibrated to spend `macs_ratio`.
+
+    A static mask spends what it spends, a policy any share: to compare the
+    two, the policy is the one to move.
+    """
+    threshold = self.calibrate(self._state, macs_ratio)
+    params = system_lib.final_params(self._state)
+    out = self._evaluator.adaptive(params, self._state.stats, self._data.test,
+                                   threshold=threshold)
+    return dict(compare.row(out, self._system.cost), threshold=threshold)
+
   def one_set_of_weights(self):
     """Adaptive against static on the frozen dense weights, no fine-tuning.
 

@@ -15,6 +15,7 @@ from adavit_jax.train import staged
 
 _LABELS = (
     ('dense', 'dense'), ('adaptive', 'adaptive'),
+    ('adaptive_at_static', 'adaptive, at the MACs below'),
     ('static', 'static, greedy, tuned alike'),
     ('static_last', 'static, last k, tuned alike'), ('random', 'random'),
     ('shuffled', 'adaptive, shuffled'))
@@ -74,6 +75,8 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
       result[name] = report.finetuned(actions)
       if result[name] is None:
         return None
+    if len(trainer.dataset.holdout):
+      result['adaptive_at_static'] = report.at(result['static']['macs_ratio'])
   result['sweep'] = report.sweep()
   result['one_set_of_weights'] = one
   if jax.process_index() == 0:

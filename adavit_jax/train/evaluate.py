@@ -88,7 +88,7 @@ class Evaluator:
 
     Args:
       params: {'vit': ..., 'policy': ...}.
-      stats: `learned.Stats`.
+      stats: `inputs.Stats`.
       split: `Split`.
       threshold: the policy's threshold in (0, 1); does not recompile.
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from adavit_jax import data
 from adavit_jax import models
+from adavit_jax.policies import inputs
 from adavit_jax.policies import learned
 from adavit_jax.policies import search
 from adavit_jax.train import checkpoints
@@ -154,8 +155,11 @@ class Trainer:
       return state, 0, 0
     kind, step = latest
     info = ckpts.info(step, kind)
-    _check_same(restore.with_defaults(info['config']),
-                json.loads(json.dumps(config.to_dict())), self.workdir)
+    saved, now = (restore.with_defaults(info['config']),
+                  json.loads(json.dumps(config.to_dict())))
+    if self.system.nets is None:  # Fields that say nothing of this run.
+      del saved['nets'], now['nets']
+    _check_same(saved, now, self.workdir)
     shapes = step_lib.abstract_state(self.system, info['phase'])
     state = ckpts.restore(
         mesh_lib.put_shapes(shapes, self.mesh), step, kind)
@@ -203,8 +207,8 @@ class Trainer:
     state = state.replace(params=system_lib.final_params(state), ema=None)
     vit = state.params['vit']
     z1, _ = self.evaluator.z1(vit, self.dataset.train, 5000)
-    features = learned.token_features(z1, self.system.nets.tokens)
-    stats = learned.Stats(features.mean(0), features.std(0) + 1e-2)
+    features = inputs.token_features(z1, self.system.nets.tokens)
+    stats = inputs.Stats(features.mean(0), features.std(0) + 1e-2)
     return state.replace(teacher=jax.tree.map(jnp.copy, vit), stats=stats)
 
   def search(self, vit):

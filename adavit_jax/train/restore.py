@@ -25,7 +25,7 @@ def find(workdir, *, phase='', best=False):
 
   Returns:
     (kind, step, info). Fields of `info['config']` that are younger than the
-    run have their defaults, or what stands for what the run did.
+    run have their defaults, or what the run did where that is another thing.
 
   Raises:
     ValueError: if there is none.
@@ -53,7 +53,10 @@ _BEFORE = {'nets': {'head': False}}
 
 
 def with_defaults(saved):
-  """A saved config, a dict, with the fields that are younger than it."""
+  """A saved config, a dict, with the fields that are younger than it.
+
+  They have their defaults, but for those of `_BEFORE`.
+  """
   defaults = json.dumps(config_lib.default_config().to_dict())
   return _merge(_merge(json.loads(defaults), _BEFORE), saved)
 
@@ -103,6 +106,8 @@ def state(wanted, mesh, workdir, *, phase='', best=False):
     raise ValueError(f"{workdir!r} has no trained policy at the end of its "
                      f"phase {info['phase']!r}, which exits.policy=True needs; "
                      f'set --config.init.phase=joint, or another init.workdir')
+  if 'policy' in groups:
+    _check_nets(saved.config.nets, wanted.config.nets, workdir)
   like = step_lib.abstract_state(saved, info['phase'])
   fresh = system_lib.init_state(wanted, wanted.config.seed)
   shapes = mesh_lib.put_shapes(jax.eval_shape(lambda: fresh), mesh)
@@ -122,6 +127,18 @@ def state(wanted, mesh, workdir, *, phase='', best=False):
     found = ckpts.restore(fields, step, kind, partial=True)
   found['params'] = {**fresh.params, **found['params']}
   return fresh.replace(**found)
+
+
+def _check_nets(saved, wanted, workdir):
+  """Inputs of other meaning may have the same shapes."""
+  differ = [field for field in ('tokens', 'aux', 'head', 'hidden')
+            if saved[field] != wanted[field]]
+  if differ:
+    flags = ' '.join(f'--config.nets.{field}={saved[field]}'
+                     for field in differ)
+    raise ValueError(f'{workdir!r} holds policy networks with other inputs '
+                     f'than the config; set {flags}, or begin without them: '
+                     f'--config.init.phase=dense')
 
 
 def _common_groups(saved, wanted, phase):

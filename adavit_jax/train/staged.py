@@ -140,7 +140,7 @@ class StagedSystem:
             - dropped.mlp * float(vit.mlp))
 
   def _decide(self, params, z1):
-    features = learned.features(
+    features = learned.observe(
         self.nets, self.backbone, params, z1, params['stats'])
     return learned.greedy(self.nets, params['policy'], features,
                           threshold=self.config.nets.threshold)

@@ -12,6 +12,7 @@ from adavit_jax import cost
 from adavit_jax import models
 from adavit_jax import data
 from adavit_jax.models.actions import Actions
+from adavit_jax.policies import inputs
 from adavit_jax.policies import learned
 from adavit_jax.runtime import modes
 from adavit_jax.train import config as config_lib
@@ -60,8 +61,8 @@ class System:
     return self.model.apply({'params': params}, prefix, method='classify')
 
   def features(self, params, z1, stats):
-    """`learned.features` of z1; params with the groups 'vit' and 'policy'."""
-    return learned.features(self.nets, self.model, params, z1, stats)
+    """`learned.observe` z1; params with the groups 'vit' and 'policy'."""
+    return learned.observe(self.nets, self.model, params, z1, stats)
 
   @property
   def backbone(self):
@@ -127,7 +128,7 @@ class State:
   opt_state: Any
   ema: Any
   log_price: jax.Array
-  stats: learned.Stats
+  stats: inputs.Stats
   candidates: Actions
   teacher: Any
   key: jax.Array

@@ -36,7 +36,7 @@ def policy_gradient(system, c, policy, vit, z1, features, log_price, batch, key,
     policy: parameters of the policy networks, the only ones with a gradient.
     vit: parameters of the ViT.
     z1: [B, N, D].
-    features: `learned.Features` of z1.
+    features: `inputs.Features` of z1.
     log_price: log μ, [].
     batch: `Batch`.
     key: PRNG key.
