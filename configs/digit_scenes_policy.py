@@ -3,9 +3,9 @@
   python train.py --config=configs/digit_scenes_policy.py --workdir=runs/scenes
   python eval.py --workdir=runs/scenes
 
-Pinned to one core of an AMD EPYC, beside another job: training takes 9 minutes
-(533 s, seed 0), evaluation with its static baselines 3 (204 s).
-Test accuracy, mean of seeds 0 to 2: dense 92.7 %, adaptive 90.9 % at 38 % of the
+Pinned to one core of an AMD EPYC, beside another job: training takes 9 to 12
+minutes (726, 567 and 537 s), evaluation with its static baselines 2 to 4.
+Test accuracy, mean of seeds 0 to 2: dense 92.7 %, adaptive 91.2 % at 38 % of the
 MACs. `:max` labels hard scenes by the largest digit instead of the brightest;
 it has not been run to its end.
 """
