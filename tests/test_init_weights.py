@@ -174,5 +174,5 @@ def test_a_policy_of_other_inputs_is_named(tmp_path):
        '--config.nets.aux=True --config.nets.head=False')):
     trainer = _trainer(tmp_path / 'other', **{
         'phases': ('joint',), 'init.workdir': given, **fields})
-    with pytest.raises(ValueError, match=f'set {flags}, or begin without'):
+    with pytest.raises(ValueError, match=f'set {flags}, or, for new networks'):
       trainer.train()

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import inputs
+from adavit_jax.runtime import modes
 
 
 class PolicyNets(nn.Module):
@@ -121,6 +122,8 @@ def init_params(nets, model, key):
 def observe(nets, model, params, z1, stats):
   """What the networks see of z1; the gradient stops at z1 and at the ViT.
 
+  The patent shows them z1 alone; the early answers are this library's.
+
   Args:
     nets: `PolicyNets`.
     model: the `ViT` that they steer.
@@ -134,9 +137,7 @@ def observe(nets, model, params, z1, stats):
   z1 = jax.lax.stop_gradient(z1)
   logits = None
   if nets.head:  # `inputs.difficulty` stops the gradient of its logits.
-    prefix = z1[:, :model.num_prefix]
-    logits = model.apply(
-        {'params': params['vit']}, prefix, method='classify').total
+    logits = modes.classify(model, params['vit'], z1).total
   return nets.apply({'params': params['policy']}, z1, stats, logits,
                     method='features')
 

@@ -80,8 +80,7 @@ def candidates(model, params, cost, z1, labels, *, progress=lambda i, n: None):
   if len(labels) < 2:
     raise ValueError(f'the search of masks needs 2 images, got {len(labels)}; '
                      f'set --config.data.holdout or num_search higher')
-  prefix = z1[:, :model.num_prefix]
-  logits = model.apply({'params': params}, prefix, method='classify').total
+  logits = modes.classify(model, params, z1).total
   p = jax.nn.softmax(logits)
   entropy = -(p * jnp.log(p + 1e-9)).sum(-1)
   rank = entropy.argsort().argsort()

@@ -126,6 +126,15 @@ class Report:
 
     A static mask spends what it spends, a policy any share: to compare the
     two, the policy is the one to move.
+
+    Args:
+      macs_ratio: MACs per image as a share of the dense model's.
+
+    Returns:
+      A row, with the threshold.
+
+    Raises:
+      ValueError: as `calibrate`.
     """
     threshold = self.calibrate(self._state, macs_ratio)
     params = system_lib.final_params(self._state)

@@ -217,7 +217,12 @@ def adaptive(model, params, x, actions, mode, *, chunk=None):
       raise ValueError(f'actions have shape {np.shape(a)}; the model has '
                        f'{model.num_adaptive} adaptive encoders')
   options = dict(chunk=chunk) if mode == 'compact' else {}
-  x = MODES[mode](model, params, x, actions, **options)
+  return classify(model, params,
+                  MODES[mode](model, params, x, actions, **options))
+
+
+def classify(model, params, x):
+  """The heads on an encoder's output: tokens [B, N, D] to `Logits` [B, K]."""
   prefix = x[:, :model.num_prefix]
   return model.apply({'params': params}, prefix, method='classify')
 

@@ -11,7 +11,6 @@ import numpy as np
 from adavit_jax import data
 from adavit_jax import models
 from adavit_jax.policies import inputs
-from adavit_jax.policies import learned
 from adavit_jax.policies import search
 from adavit_jax.train import checkpoints
 from adavit_jax.train import config as config_lib

@@ -137,7 +137,7 @@ def _check_nets(saved, wanted, workdir):
     flags = ' '.join(f'--config.nets.{field}={saved[field]}'
                      for field in differ)
     raise ValueError(f'{workdir!r} holds policy networks with other inputs '
-                     f'than the config; set {flags}, or begin without them: '
+                     f'than the config; set {flags}, or, for new networks, '
                      f'--config.init.phase=dense')
 
 

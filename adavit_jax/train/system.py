@@ -57,8 +57,7 @@ class System:
   def classify(self, params, z1, gates):
     """`Logits` of z1 [B, N, D] under gates [B, L] or [L], all in one pass."""
     x, _ = self.masked(params, z1, gates)
-    prefix = x[:, :self.model.num_prefix]
-    return self.model.apply({'params': params}, prefix, method='classify')
+    return modes.classify(self.model, params, x)
 
   def features(self, params, z1, stats):
     """`learned.observe` z1; params with the groups 'vit' and 'policy'."""
