@@ -8,7 +8,6 @@ import pathlib
 
 import numpy as np
 
-from adavit_jax.data import encoded as encoded_lib
 from adavit_jax.data import load_encoded
 from adavit_jax.data import splits
 
