@@ -1,7 +1,5 @@
 """The training loop: runs the phases of a config, resumable at any step."""
 
-import json
-
 from absl import logging
 from clu import parameter_overview
 import jax
@@ -9,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from adavit_jax import data
-from adavit_jax import models
 from adavit_jax.policies import inputs
 from adavit_jax.policies import search
 from adavit_jax.train import checkpoints
+from adavit_jax.train import checks
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import evaluate
 from adavit_jax.train import evaluate_exits
 from adavit_jax.train import guards
 from adavit_jax.train import mesh as mesh_lib
-from adavit_jax.train import preemption
 from adavit_jax.train import phases
+from adavit_jax.train import preemption
 from adavit_jax.train import pretrained
 from adavit_jax.train import restore
 from adavit_jax.train import staged
@@ -28,11 +26,6 @@ from adavit_jax.train import system as system_lib
 from adavit_jax.train import validate
 from adavit_jax.train import writer
 from adavit_jax.train.phases import static
-
-# What may differ between a run and its resumption.
-_FREE_FIELDS = ('log_every', 'eval_every', 'checkpoint_every',
-                'eval_batch_size', 'data.data_dir', 'data.cache_dir',
-                'init.workdir', 'init.weights')
 
 
 class Trainer:
@@ -59,12 +52,12 @@ class Trainer:
       mesh_lib.check_batch_size(
           config[phase].batch_size, self.mesh, f'{phase}.batch_size')
     self.dataset = dataset or data.load(config.data, seed=config.seed)
-    self._check_sizes()
+    checks.sizes(config, self.dataset)
     self.system = system_lib.create(config, self.dataset)
     phases.check(config, self.system.model)
     self._staged = isinstance(self.system, staged.StagedSystem)
     if not self._staged:
-      self._check_budget()
+      checks.budget(config, self.system)
     self._weights = None  # other people's, until the run begins
     if saved is None and config.init.weights:
       self._weights = pretrained.load(self.system)
@@ -74,29 +67,6 @@ class Trainer:
     evaluator = (evaluate_exits.ExitEvaluator if self._staged else
                  evaluate.Evaluator)
     self.evaluator = evaluator(self.system, self.mesh, config.eval_batch_size)
-
-  def _check_sizes(self):
-    for phase in self.config.phases:
-      size, available = self.config[phase].batch_size, len(self.dataset.train)
-      if size > available:
-        raise ValueError(f'{phase}.batch_size={size} is more than the '
-                         f'{available} training images; set it lower')
-    num = min(len(self.dataset.holdout), self.config.num_search)
-    if 'warm_start' in self.config.phases and num < 2:
-      raise ValueError(f'the warm start searches masks on held-out images and '
-                       f'has {num} of them; set --config.data.holdout=0.1 and '
-                       f'--config.num_search=1000')
-
-  def _check_budget(self):
-    none = jnp.zeros(self.system.model.num_adaptive)
-    floor = float(self.system.cost.ratio(models.Actions(none, none)))
-    learned_phases = {'warm_start', 'policy', 'joint'}
-    if (learned_phases.intersection(self.config.phases)
-        and self.config.mac_target <= floor):
-      raise ValueError(
-          f'mac_target={self.config.mac_target} cannot be met: stem, fixed '
-          f'encoders, heads and policy nets alone are {floor:.3f} of the dense '
-          f"model's MACs; set it higher, or num_fixed lower")
 
   def info(self, phase, start, finished):
     """What a checkpoint says of itself, JSON."""
@@ -154,11 +124,8 @@ class Trainer:
       return state, 0, 0
     kind, step = latest
     info = ckpts.info(step, kind)
-    saved, now = (restore.with_defaults(info['config']),
-                  json.loads(json.dumps(config.to_dict())))
-    if self.system.nets is None:  # Fields that say nothing of this run.
-      del saved['nets'], now['nets']
-    _check_same(saved, now, self.workdir)
+    checks.same_run(info['config'], config, self.workdir,
+                    nets=self.system.nets is not None)
     shapes = step_lib.abstract_state(self.system, info['phase'])
     state = ckpts.restore(
         mesh_lib.put_shapes(shapes, self.mesh), step, kind)
@@ -286,18 +253,3 @@ class Trainer:
 
 def _mean(rows):
   return {k: np.mean([r[k] for r in rows], axis=0) for k in rows[0]}
-
-
-def _check_same(saved, now, workdir):
-  differ = []
-  def compare(a, b, path):
-    if isinstance(a, dict) and isinstance(b, dict):
-      for k in sorted({*a, *b}):
-        compare(a.get(k), b.get(k), f'{path}.{k}' if path else k)
-    elif a != b and path not in _FREE_FIELDS:
-      differ.append(f'{path}: {a!r} then, {b!r} now')
-  compare(saved, now, '')
-  if differ:
-    raise ValueError(f'{workdir} holds a run of another config '
-                     f'({"; ".join(differ[:5])}); give another --workdir, or '
-                     f'the same config to resume')

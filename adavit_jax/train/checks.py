@@ -1,0 +1,88 @@
+"""Checks of a config against data, model and the run that it continues."""
+
+import json
+
+import jax.numpy as jnp
+
+from adavit_jax.models.actions import Actions
+from adavit_jax.train import restore
+
+# What may differ between a run and its resumption.
+_FREE_FIELDS = ('log_every', 'eval_every', 'checkpoint_every',
+                'eval_batch_size', 'data.data_dir', 'data.cache_dir',
+                'init.workdir', 'init.weights')
+
+
+def sizes(config, dataset):
+  """Checks that there are images enough.
+
+  Args:
+    config: see `train.config.default_config`.
+    dataset: `Dataset`.
+
+  Raises:
+    ValueError: if a batch is larger than the training split, or there are too
+      few held-out images for the warm start.
+  """
+  for phase in config.phases:
+    size, available = config[phase].batch_size, len(dataset.train)
+    if size > available:
+      raise ValueError(f'{phase}.batch_size={size} is more than the '
+                       f'{available} training images; set it lower')
+  num = min(len(dataset.holdout), config.num_search)
+  if 'warm_start' in config.phases and num < 2:
+    raise ValueError(f'the warm start searches masks on held-out images and '
+                     f'has {num} of them; set --config.data.holdout=0.1 and '
+                     f'--config.num_search=1000')
+
+
+def budget(config, system):
+  """Checks that the policy can meet its `mac_target` by dropping layers.
+
+  Args:
+    config: see `train.config.default_config`.
+    system: `System`.
+
+  Raises:
+    ValueError: if what always runs costs as much or more.
+  """
+  none = jnp.zeros(system.model.num_adaptive)
+  floor = float(system.cost.ratio(Actions(none, none)))
+  learned_phases = {'warm_start', 'policy', 'joint'}
+  if (learned_phases.intersection(config.phases)
+      and config.mac_target <= floor):
+    raise ValueError(
+        f'mac_target={config.mac_target} cannot be met: stem, fixed '
+        f'encoders, heads and policy nets alone are {floor:.3f} of the dense '
+        f"model's MACs; set it higher, or num_fixed lower")
+
+
+def same_run(saved, config, workdir, *, nets=True):
+  """Checks that a run is continued with the config that it began with.
+
+  Args:
+    saved: config of the checkpoint, a plain dict; fields that it lacks have
+      their defaults.
+    config: see `train.config.default_config`.
+    workdir: directory of the run.
+    nets: False where no policy network exists, whose config then says nothing.
+
+  Raises:
+    ValueError: names up to five fields that differ and may not.
+  """
+  saved = restore.with_defaults(saved)
+  now = json.loads(json.dumps(config.to_dict()))
+  if not nets:
+    del saved['nets'], now['nets']
+  differ = []
+  def compare(a, b, path):
+    if isinstance(a, dict) and isinstance(b, dict):
+      for k in sorted({*a, *b}):
+        compare(a.get(k), b.get(k), f'{path}.{k}' if path else k)
+    elif a != b and path not in _FREE_FIELDS:
+      differ.append(f'{path}: {a!r} then, {b!r} now')
+  compare(saved, now, '')
+  if differ:
+    raise ValueError(f'{workdir} holds a run of another config '
+                     f'({"; ".join(differ[:5])}); give another --workdir, or '
+                     f'the same config to resume')

@@ -1,0 +1,77 @@
+"""What a run refuses to begin with, and what it refuses to continue."""
+
+import dataclasses
+import json
+
+from adavit_jax import data
+from adavit_jax.train import checks
+from adavit_jax.train import system as system_lib
+import numpy as np
+import pytest
+import tiny
+
+
+def test_a_batch_larger_than_the_training_split_is_refused():
+  config, dataset = tiny.get_config(), tiny.dataset()
+  config.joint.batch_size = len(dataset.train)
+  checks.sizes(config, dataset)
+  config.joint.batch_size += 1
+  with pytest.raises(ValueError, match='joint.batch_size=41 is more than the '
+                     '40 training images; set it lower'):
+    checks.sizes(config, dataset)
+
+
+def test_a_warm_start_needs_two_held_out_images():
+  config, dataset = tiny.get_config(), tiny.dataset()
+  config.num_search = 2
+  checks.sizes(config, dataset)
+  config.num_search = 1
+  with pytest.raises(ValueError, match='on held-out images and has 1 of them; '
+                     'set --config.data.holdout'):
+    checks.sizes(config, dataset)
+  config.num_search = 2
+  none = dataclasses.replace(
+      dataset, holdout=data.ArraySplit(
+          np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0, int)))
+  with pytest.raises(ValueError, match='has 0 of them'):
+    checks.sizes(config, none)
+  config.phases = ('dense',)
+  checks.sizes(config, none)
+
+
+def test_a_budget_below_what_always_runs_is_refused():
+  config = tiny.get_config()
+  system = system_lib.create(config, tiny.dataset())
+  cost = system.cost
+  always = cost.stem + cost.msa + cost.mlp + cost.head + cost.policy
+  assert cost.num_fixed == 1
+  floor = always / cost.dense
+  config.mac_target = floor + 1e-3
+  checks.budget(config, system)
+  config.mac_target = floor - 1e-3
+  with pytest.raises(ValueError, match=f'cannot be met: .* alone are '
+                     f'{floor:.3f} of the dense'):
+    checks.budget(config, system)
+  config.phases = ('dense', 'static')
+  checks.budget(config, system)
+
+
+def test_only_what_changes_no_result_may_change_in_a_run():
+  config = tiny.get_config()
+  saved = json.loads(json.dumps(config.to_dict()))
+  config.log_every, config.data.data_dir = 7, 'elsewhere'
+  checks.same_run(saved, config, 'DIR')
+  config.dense.learning_rate, config.seed = 0.5, 3
+  with pytest.raises(ValueError, match='DIR holds a run of another config '
+                     r'\(dense.learning_rate: 0.001 then, 0.5 now; '
+                     r'seed: 0 then, 3 now\); give another --workdir'):
+    checks.same_run(saved, config, 'DIR')
+
+
+def test_policy_networks_are_compared_where_there_are_any():
+  config = tiny.get_config()
+  saved = json.loads(json.dumps(config.to_dict()))
+  config.nets.hidden = 8
+  checks.same_run(saved, config, 'DIR', nets=False)
+  with pytest.raises(ValueError, match='nets.hidden: 0 then, 8 now'):
+    checks.same_run(saved, config, 'DIR')
