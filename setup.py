@@ -37,6 +37,7 @@ setup(
     extras_require={
         'test': ['pytest>=8', 'pytest-xdist>=3.8'],
         'hub': ['huggingface_hub>=0.25'],
+        'gcs': ['gcsfs>=2024.6'],  # work directories gs://
         'torch': ['torch>=2.6'],  # reads .pth files
         'tensorboard': ['tensorboardX>=2.6'],
         'cuda': ['jax[cuda13]>=0.10'],

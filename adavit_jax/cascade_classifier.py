@@ -1,5 +1,7 @@
 """A trained model with exits as a Python function that stops early."""
 
+import numbers
+
 import numpy as np
 
 from adavit_jax import models
@@ -11,13 +13,13 @@ from adavit_jax.train import system as system_lib
 class CascadeClassifier:
   """Runs a `StagedSystem`: an image leaves at the first exit sure enough of it.
 
+  Threads may share it, as they may a `runtime.cascade.Cascade`.
+
   Attributes:
-    system: `StagedSystem`.
     class_names: K strings, or () where the run has none.
-    params: groups of parameters, see `StagedSystem`.
   """
   # A mistyped attribute, `threshold` for one, is an error.
-  __slots__ = ('system', 'class_names', 'params', '_cascade')
+  __slots__ = ('class_names', '_system', '_params', '_cascade')
 
   def __init__(self, system, state, *, thresholds=confidence.NEVER,
                class_names=(), max_batch_size=256):
@@ -30,16 +32,30 @@ class CascadeClassifier:
       class_names: K strings.
       max_batch_size: larger batches are split, and a stream runs a stage when
         so many images wait for it.
+
+    Raises:
+      ValueError: for thresholds that do not fit, or a max_batch_size below 1.
     """
-    self.system, self.class_names = system, tuple(class_names)
-    self.params = system.all_params(state, system_lib.final_params(state))
+    check_max_batch_size(max_batch_size)
+    self._system, self.class_names = system, tuple(class_names)
+    self._params = system.all_params(state, system_lib.final_params(state))
     sizes = [s for s in cascade.SIZES if s < max_batch_size] + [max_batch_size]
     predict = None if system.target is None else lambda outputs: outputs[:, 0]
     self._cascade = cascade.Cascade(
-        system.programs(), self.params, system.rule, thresholds,
+        system.programs(), self._params, system.rule, thresholds,
         system.cost.stages, spent=system.spent if system.nets else None,
         predict=predict, sizes=sizes)
     self.thresholds = thresholds
+
+  @property
+  def system(self):
+    """`StagedSystem`."""
+    return self._system
+
+  @property
+  def params(self):
+    """Groups of parameters, see `StagedSystem`."""
+    return self._params
 
   @property
   def thresholds(self):
@@ -104,3 +120,9 @@ class CascadeClassifier:
       models.check_pixels(self.system.model, image[None])
       yield image
 
+
+def check_max_batch_size(value):
+  """Raises a ValueError unless `value` is a whole number of at least 1."""
+  if not isinstance(value, numbers.Integral) or value < 1:
+    raise ValueError(f'max_batch_size={value!r} must be a whole number of at '
+                     f'least 1')

@@ -9,6 +9,7 @@ import numpy as np
 
 from adavit_jax import models
 from adavit_jax.cascade_classifier import CascadeClassifier
+from adavit_jax.cascade_classifier import check_max_batch_size
 from adavit_jax.exits import confidence
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
@@ -45,17 +46,15 @@ class Classifier:
   in for an image drops every adaptive layer.
 
   Attributes:
-    system: `System`.
     class_names: K strings, or () where the run has none.
     threshold: the policy's, in (0, 1): higher drops more. It may be changed at
       any time and recompiles nothing.
     params: {'vit': ..., 'policy': ...}.
     stats: `inputs.Stats` of the policy's features.
-    actions: `Actions` [L] that every image gets, or None: the policy decides.
   """
   # A mistyped attribute, `thresholds` for one, is an error.
-  __slots__ = ('system', 'class_names', 'threshold', 'params', 'stats',
-               'actions', '_sizes', '_cost', '_run')
+  __slots__ = ('class_names', 'threshold', 'params', 'stats', '_system',
+               '_actions', '_sizes', '_cost', '_run')
 
   def __init__(self, system, state, *, actions=None, class_names=(),
                max_batch_size=256):
@@ -68,14 +67,28 @@ class Classifier:
         the learned policy.
       class_names: K strings.
       max_batch_size: larger batches are split.
+
+    Raises:
+      ValueError: for a max_batch_size below 1.
     """
-    self.system, self.class_names = system, tuple(class_names)
+    check_max_batch_size(max_batch_size)
+    self._system, self.class_names = system, tuple(class_names)
     self.threshold = system.config.nets.threshold
     self.params = system_lib.final_params(state)
-    self.stats, self.actions = state.stats, actions
+    self.stats, self._actions = state.stats, actions
     self._sizes = batch_sizes(max_batch_size)
     self._cost = system.cost if actions is None else system.plain_cost
     self._run = jax.jit(functools.partial(predict, system, actions))
+
+  @property
+  def system(self):
+    """`System`."""
+    return self._system
+
+  @property
+  def actions(self):
+    """`Actions` [L] that every image gets, or None: the policy decides."""
+    return self._actions
 
   def __call__(self, images):
     """Classifies images.
@@ -134,7 +147,7 @@ def load(workdir, *, phase='', best=False, rule=None, thresholds=None,
 
   Raises:
     ValueError: if there is no such run, a rule is unknown, thresholds do not
-      fit it, or the model has no exits to use them.
+      fit it, the model has no exits to use them, or max_batch_size is below 1.
   """
   info = restore.find(workdir, phase=phase, best=best)[2]
   if rule is not None:

@@ -115,7 +115,7 @@ def make_system(config, num_classes):
   """The `System` of a config, for colour images that need not be there."""
   dataset = types.SimpleNamespace(
       num_classes=num_classes, channels=3, mean=folder.IMAGENET_MEAN,
-      std=folder.IMAGENET_STD)
+      std=folder.IMAGENET_STD, target=None)
   return system_lib.create(config, dataset)
 
 

@@ -27,6 +27,7 @@ import numpy as np
 
 import adavit_jax
 from adavit_jax import cost
+from adavit_jax import models
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 from adavit_jax.runtime import modes
@@ -66,12 +67,16 @@ def main(argv):
                          f' static')
   if not all(0 < k <= 1 for k in keeps) or min(batches) < 1:
     raise app.UsageError('--keeps lie in (0, 1], --batches are 1 or more')
+  try:
+    named = _named_models()
+  except ValueError as error:
+    raise SystemExit(f'error: {error}') from error
   print(f'{jax.devices()[0].device_kind}, {timing.num_cores()} CPU cores '
         f'({platform.machine()}), jax {jax.__version__}, medians of '
         f'{_REPEATS.value} rounds in alternation\n')
   print(timing.header())
   rows = []
-  for row in _rows(batches, keeps):
+  for row in _rows(named, batches, keeps):
     rows.append(row)
     print(timing.format_row(row), flush=True)
     if _OUTPUT.value:  # each time: nothing is lost of a run cut short
@@ -79,15 +84,28 @@ def main(argv):
         json.dump(rows, f, indent=1)
 
 
-def _rows(batches, keeps):
+def _named_models():
+  """{name: model} to time, or {} once the runs of --workdir are checked."""
   if _WORKDIR.value:
     for workdir in _WORKDIR.value:
-      yield from trained.rows(
-          workdir, batches, repeats=_REPEATS.value,
-          threshold=_THRESHOLD.value, data_dir=_DATA_DIR.value)
-    return
-  for name in _MODELS.value:
-    model = adavit_jax.create(name, dtype=_DTYPE.value)
+      trained.check(workdir)
+    return {}
+  named = {name: adavit_jax.create(name, dtype=_DTYPE.value)
+           for name in _MODELS.value}
+  for name, model in named.items():
+    if not isinstance(model, models.ViT):
+      raise ValueError(f'--models has {name!r}, which runs in stages and not '
+                       f'in these modes; name a ViT, or give a trained run of '
+                       f'it in --workdir')
+  return named
+
+
+def _rows(named, batches, keeps):
+  for workdir in _WORKDIR.value:
+    yield from trained.rows(
+        workdir, batches, repeats=_REPEATS.value,
+        threshold=_THRESHOLD.value, data_dir=_DATA_DIR.value)
+  for name, model in named.items():
     params = _random_params(model)
     for batch in batches:
       yield from model_rows(name, model, params, batch, keeps)

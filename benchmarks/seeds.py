@@ -23,8 +23,14 @@ def main(directories):
     raise SystemExit(__doc__)
   reports = []
   for directory in directories:
-    with open(os.path.join(directory, 'report.json'), encoding='utf-8') as f:
+    path = os.path.join(directory, 'report.json')
+    if not os.path.exists(path):
+      raise SystemExit(f'error: there is no {path}; run python eval.py '
+                       f'--workdir={directory} first')
+    with open(path, encoding='utf-8') as f:
       reports.append(json.load(f))
+    if 'adaptive' not in reports[-1]:
+      raise SystemExit(f'error: {path} is not of a run with a policy')
   print(f'{len(reports)} seeds: {[r["seed"] for r in reports]}\n')
   _table('tuned for the budget', reports)
   one = [r['one_set_of_weights'] for r in reports]

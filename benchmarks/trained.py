@@ -18,6 +18,20 @@ from adavit_jax.train import restore
 import timing
 
 
+def check(workdir):
+  """Returns the `info` of a run, see `restore.find`, that can be timed.
+
+  Raises:
+    ValueError: if there is no checkpoint, or it ends with the dense phase.
+  """
+  info = restore.find(workdir)[2]
+  if info['phase'] == 'dense':
+    raise ValueError(f'{workdir!r} has only its dense phase, and no policy to '
+                     f'time; train its other phases, or time its model with '
+                     f'--models')
+  return info
+
+
 def rows(workdir, batches, *, repeats, threshold=None, data_dir=None):
   """Times `adavit_jax.load(workdir)` on test images against its dense model.
 
@@ -37,8 +51,11 @@ def rows(workdir, batches, *, repeats, threshold=None, data_dir=None):
   Yields:
     dicts of `timing.row`; keep is the share of adaptive layers that ran, of a
     cascade the share of stages.
+
+  Raises:
+    ValueError: as `check`.
   """
-  info = restore.find(workdir)[2]
+  info = check(workdir)
   config = config_dict.ConfigDict(info['config'])
   if data_dir:
     config.data.data_dir = data_dir

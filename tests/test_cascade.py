@@ -1,10 +1,15 @@
 """The runner against running all stages and choosing afterwards."""
 
+import concurrent.futures
+import threading
+import time
+
 from adavit_jax import models
 from adavit_jax.exits import confidence as confidence_lib
 from adavit_jax.models import stages as stages_lib
 from adavit_jax.runtime import cascade as cascade_lib
 from adavit_jax.runtime import slots as slots_lib
+from adavit_jax.runtime import stage_program
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -225,6 +230,56 @@ def test_two_streams_and_a_batch_do_not_meet(
     assert a.exit == want.exit[i] and b.exit == want.exit[39 - i]
     if i == 20:
       _same(cascade(images[:40]), want)
+
+
+def _together(function, args):
+  """Calls the function with each argument in a thread of its own, at once."""
+  barrier = threading.Barrier(len(args))
+  def run(arg):
+    barrier.wait()
+    return function(arg)
+  with concurrent.futures.ThreadPoolExecutor(len(args)) as pool:
+    return list(pool.map(run, args))
+
+
+def test_threads_share_a_cascade(
+    cascade, images, logits, confidence, monkeypatch):
+  cascade.thresholds = thresholds = np.median(confidence[:-1], 1) + 1e-5
+  halves = np.split(np.arange(80), 2)
+  run = slots_lib.Slots.run
+  def slow(self, *args):  # so that another thread gets its turn in between
+    time.sleep(.01)
+    return run(self, *args)
+  monkeypatch.setattr(slots_lib.Slots, 'run', slow)
+  found = _together(lambda rows: cascade(images[rows]), halves)
+  for got, rows in zip(found, halves):
+    _same(got, _expected(logits, confidence, thresholds, rows))
+
+
+def test_threads_compile_a_stage_at_once():
+  def run(params, images, state):
+    time.sleep(.1)  # while it is traced, so that both of them do
+    return images * params['b']
+  program = stage_program.StageProgram(run, dict(a=jnp.ones(3), b=jnp.ones(1)))
+  for got in _together(lambda x: program(x, None), [np.ones(1)] * 2):
+    np.testing.assert_array_equal(got, 1)
+
+
+def test_an_interrupted_call_leaves_nothing_behind(
+    cascade, images, logits, confidence, monkeypatch):
+  cascade.thresholds = confidence_lib.NEVER
+  rows = np.arange(16)
+  want = _expected(logits, confidence, cascade.thresholds, rows)
+  cascade(images[rows])
+  put = slots_lib._put
+  def interrupted(*args):
+    put(*args)
+    raise KeyboardInterrupt
+  with monkeypatch.context() as patch:
+    patch.setattr(slots_lib, '_put', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+      cascade(images[rows])
+  _same(cascade(images[rows]), want)
 
 
 @pytest.mark.parametrize('kind', [jnp.asarray, np.float64])

@@ -100,7 +100,7 @@ def test_what_is_kept(tmp_path):
     for step, metric in enumerate([0.1, 0.9, float('nan'), 0.5, None], 1):
       kinds = ckpts.save(step, {'w': jnp.float32(step)}, {'at': step},
                          pin=step in (2, 5), metric=metric)
-      assert kinds == {1: ('last', 'best'), 2: ('phases', 'best'),
+      assert kinds == {1: ('best', 'last'), 2: ('best', 'phases'),
                        5: ('phases',)}.get(step, ('last',))
   with checkpoints.Checkpoints(tmp_path, keep=2) as ckpts:
     assert ckpts.steps('last') == (3, 4)
@@ -114,7 +114,7 @@ def test_what_is_kept(tmp_path):
     # The best so far is remembered over a restart.
     assert ckpts.save(6, {'w': jnp.float32(6)}, {}, metric=0.8) == ('last',)
     assert ckpts.save(7, {'w': jnp.float32(7)}, {}, metric=0.95) == (
-        'last', 'best')
+        'best', 'last')
     ckpts.wait()
     assert ckpts.steps('best') == (7,)
 

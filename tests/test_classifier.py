@@ -146,6 +146,18 @@ def test_wrong_threshold(made, images):
     clf(images)
 
 
+@pytest.mark.parametrize('size', [0, -1, 2.5, '8'])
+def test_wrong_batch_size(size):
+  with pytest.raises(ValueError, match=f'max_batch_size={size!r} must be'):
+    _make(max_batch_size=size)
+
+
+@pytest.mark.parametrize('name', ['actions', 'system', 'thresholds'])
+def test_what_calls_would_ignore_cannot_be_set(clf, name):
+  with pytest.raises(AttributeError):
+    setattr(clf, name, None)
+
+
 def test_no_run_to_load(tmp_path):
   with pytest.raises(ValueError, match='holds no checkpoint'):
     adavit_jax.load(str(tmp_path))

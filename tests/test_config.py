@@ -55,6 +55,15 @@ def test_mistaken_flags_end_in_one_sentence(flag, message, tmp_path):
     ({'static.temperature': 0.}, 'static.temperature=0.0 must be positive'),
     (dict(mac_target=55.), r'mac_target=55.0 must be in \(0, 1\]'),
     ({'static.policy': 'random'}, "static.policy='random'; known"),
+    ({'warm_start.masks': 0}, 'warm_start.masks=0 must be at least 1'),
+    ({'policy.price': 0.}, 'policy.price=0.0 must be positive'),
+    ({'joint.price': float('nan')}, 'joint.price=nan must be positive'),
+    ({'policy.curriculum': -1.}, r'policy.curriculum=-1.0 must be in \[0, 1\]'),
+    ({'joint.sampled': 30.}, r'joint.sampled=30.0 must be in \[0, 1\]: it is'),
+    ({'static.survival': 3.}, 'static.survival=3.0 must be in'),
+    ({'nets.hidden': -5}, 'nets.hidden=-5 must not be negative'),
+    ({'seed': -1}, 'seed=-1 must not be negative'),
+    ({'dtype': 'float16'}, "dtype='float16'; known"),
     ({'model.num_heads': 3}, 'num_heads=3 does not divide width=16'),
 ])
 def test_wrong_configs(tmp_path, fields, message):

@@ -1,7 +1,5 @@
 """Closed-form MACs against the program's own products, and by hand."""
 
-import math
-
 from adavit_jax import cost
 from adavit_jax import models
 from adavit_jax.models.actions import Actions
@@ -9,9 +7,9 @@ from adavit_jax.policies import fixed
 from adavit_jax.policies import learned
 from adavit_jax.runtime import modes
 import jax
-import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
+import products
 import pytest
 import tiny
 
@@ -29,28 +27,7 @@ def _forward(model, actions):
 
 
 def _products(function, *args):
-  """MACs of the matrix products and convolutions of a program, exactly.
-
-  Multiplications with the convolution's zero padding count, as in `cost`.
-  """
-  def count(jaxpr):
-    total = 0
-    for eqn in jaxpr.eqns:
-      out = math.prod(eqn.outvars[0].aval.shape)
-      if eqn.primitive.name == 'dot_general':
-        (contracted, _), _ = eqn.params['dimension_numbers']
-        shape = eqn.invars[0].aval.shape
-        total += out * math.prod(shape[i] for i in contracted)
-      elif eqn.primitive.name == 'conv_general_dilated':
-        kernel = eqn.invars[1].aval.shape
-        features = eqn.params['dimension_numbers'].rhs_spec[0]
-        total += out * math.prod(kernel) // kernel[features]
-      else:
-        assert eqn.primitive.name not in ('scan', 'while', 'cond')
-        for inner in jex.core.jaxprs_in_params(eqn.params):
-          total += count(inner)
-    return total
-  return count(jax.make_jaxpr(function)(*args).jaxpr)
+  return products.macs(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 @pytest.mark.parametrize('name', [

@@ -1,8 +1,10 @@
 """Digits, scenes, splits, statistics and the cache."""
 
 import os
+import time
 
 import numpy as np
+from PIL import Image
 import pytest
 
 from adavit_jax import data
@@ -79,6 +81,21 @@ def test_digits_can_be_resized(config):
   dataset = data.load(config)
   assert dataset.train.images([0, 5]).shape == (2, 12, 12, 1)
   assert dataset.image_size == 10 and len(dataset.holdout) == 0
+
+
+@pytest.mark.parametrize('interpolation', [None, 'bicubic', 'bilinear'])
+@pytest.mark.parametrize('name', ['digits', 'digit_scenes'])
+def test_resized_as_the_config_says(config, name, interpolation):
+  config.name, config.holdout = name, 0.1
+  config.scenes.num_train = config.scenes.num_test = 4
+  config.image_size = 8 if name == 'digits' else 16
+  before = data.load(config).test.images([0, 1, 2])[..., 0]
+  config.image_size, config.interpolation = 24, interpolation
+  after = data.load(config).test.images([0, 1, 2])[..., 0]
+  how = Image.Resampling[(interpolation or 'bicubic').upper()]
+  for small, large in zip(before, after):
+    np.testing.assert_array_equal(
+        large, Image.fromarray(small).resize((24, 24), how))
 
 
 @pytest.mark.parametrize('kind', ['mix', 'max'])
@@ -198,6 +215,32 @@ def test_failed_build_or_write_leaves_no_file(tmp_path, monkeypatch):
   array = cache.cached(str(tmp_path), 'a', {}, lambda: np.ones(3))
   np.testing.assert_array_equal(array, np.ones(3))
   assert not os.listdir(tmp_path)
+
+
+def test_partial_files_of_killed_builds_go_after_a_day(tmp_path):
+  key = (str(tmp_path), 'a', dict(x=1))
+  stem = cache.cache_path(*key).stem
+  old, new, other = (tmp_path / f'{name}.0123.partial'
+                     for name in (stem, f'{stem}.new', 'b-4567'))
+  ages = {old: 25, new: 23, other: 25}  # hours
+  for path, hours in ages.items():
+    path.write_bytes(b'cut short')
+    then = time.time() - hours * 3600
+    os.utime(path, (then, then))
+  cache.cached(*key, lambda: np.ones(3))
+  assert sorted(os.listdir(tmp_path)) == sorted(
+      [f'{stem}.npy', new.name, other.name])
+
+
+def test_an_address_is_no_cache(monkeypatch, config):
+  config.name, config.image_size = 'digit_scenes', 16
+  config.cache_dir = 'gs://bucket/cache'
+  with pytest.raises(ValueError, match="cache_dir='gs://bucket/cache' is not a "
+                     'local directory'):
+    data.load(config)
+  monkeypatch.setenv('ADAVIT_CACHE', 's3://b')
+  with pytest.raises(ValueError, match="^ADAVIT_CACHE='s3://b' is not a local"):
+    cache.cache_root('')
 
 
 def test_cache_root(monkeypatch, tmp_path):

@@ -119,6 +119,18 @@ def test_closing_lazy_batches_ends_the_thread():
 
 
 @pytest.mark.parametrize('lazy', [False, True])
+def test_labels_of_a_regression_stay_floats(lazy):
+  split = data.ArraySplit(np.zeros((3, 2, 2, 1), np.uint8), [0.5, 1.5, 2.5])
+  split.lazy = lazy
+  batch, = data.train_batches(
+      split, seed=0, start_step=0, stop_step=1, batch_size=3)
+  assert batch['label'].dtype == np.float32
+  _, labels, _, _ = list(data.eval_batches(split, 2))[1]
+  assert labels.dtype == np.float32
+  np.testing.assert_array_equal(labels, [2.5, 0])
+
+
+@pytest.mark.parametrize('lazy', [False, True])
 def test_eval_batches_cover_every_image_once(lazy):
   batches = list(data.eval_batches(toy_split(lazy=lazy), 4))
   assert len(batches) == 3

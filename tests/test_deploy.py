@@ -186,6 +186,19 @@ def test_a_cascade_and_a_classifier_are_exported_differently(
     deploy.export_stages(clf, tmp_path / 'a')
 
 
+@pytest.mark.parametrize('name', ['params', 'system', 'threshold'])
+def test_what_calls_of_a_cascade_would_ignore_cannot_be_set(cascade, name):
+  with pytest.raises(AttributeError):
+    setattr(cascade, name, None)
+
+
+@pytest.mark.parametrize('size', [0, -1, 2.5])
+def test_wrong_batch_size_of_a_cascade(cascade, size):
+  with pytest.raises(ValueError, match=f'max_batch_size={size} must be'):
+    cascade_classifier.CascadeClassifier(
+        cascade.system, None, max_batch_size=size)
+
+
 def test_the_example_runs_it_without_the_models_code(clf, cond, tmp_path):
   pixels = np.random.default_rng(2).integers(0, 256, (12, 9), dtype=np.uint8)
   path = tmp_path / 'a.png'

@@ -4,6 +4,7 @@ import functools
 import json
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -391,6 +392,29 @@ def test_a_run_begins_from_another_runs_parameters(
     # Found anew from the dense phase, or taken over: they are the same.
     for field in ('teacher', 'candidates'):
       assert _same(getattr(state, field), getattr(ends['policy'], field))
+
+
+def test_a_resumed_run_knows_what_it_began_from(
+    trainer, ends, whole, tmp_path, cheap_steps):
+  """The price that it took over must not be set anew."""
+  fields = {'phases': ('dense', 'policy'), 'init.workdir': whole[0],
+            'init.phase': 'policy', 'dense.steps': 1, 'policy.steps': 1}
+  _other(trainer, tmp_path, **fields).train()
+  for kind, step in (('phases', 2), ('best', 2)):
+    shutil.rmtree(tmp_path / 'checkpoints' / kind / str(step))
+  state = _other(trainer, tmp_path, **fields).train()
+  assert int(state.step) == 2
+  assert state.log_price == ends['policy'].log_price
+
+
+def test_a_finished_phase_is_pinned_by_the_next_run_if_need_be(
+    trainer, tmp_path, cheap_steps):
+  fields = {'phases': ('dense',), 'dense.steps': 1}
+  _other(trainer, tmp_path, **fields).train()
+  pinned = tmp_path / 'checkpoints' / 'phases' / '1'
+  shutil.rmtree(pinned)  # A kill between the best checkpoint and this one.
+  _other(trainer, tmp_path, **fields).train()
+  assert pinned.exists()
 
 
 def test_no_number_stops_the_run(trainer, tmp_path, cheap_steps):

@@ -64,6 +64,18 @@ def test_representation_is_relative(logits):
   np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
+def test_representation_is_computed_in_float32():
+  rng = np.random.default_rng(1)
+  teacher = rng.normal(size=(2, 3, 8))
+  tokens = [jnp.asarray(x, jnp.bfloat16)
+            for x in (teacher + 3e-2 * rng.normal(size=(2, 3, 8)), teacher)]
+  student, teacher = (np.asarray(x, np.float64) for x in tokens)
+  want = ((student - teacher)**2).mean() / (teacher**2).mean()
+  got = losses.representation(*tokens)
+  assert got.dtype == jnp.float32
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
 @pytest.mark.parametrize('loss', [losses.distillation, losses.representation])
 def test_teachers_get_no_gradient(logits, loss):
   student, teacher, _ = logits

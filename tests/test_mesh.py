@@ -21,6 +21,23 @@ def test_make_mesh():
     mesh_lib.make_mesh(9)
 
 
+def test_devices_lie_in_the_mesh_by_process(monkeypatch):
+  """As `shard_batch` lays the rows, whatever the order they are found in."""
+  devices = jax.devices()
+  monkeypatch.setattr(jax, 'devices', lambda: devices[::-1])
+  assert list(mesh_lib.make_mesh().devices) == devices
+
+
+def test_replicate_takes_keys_and_arrays():
+  mesh = mesh_lib.make_mesh(4)
+  tree = {'key': jax.random.key(7), 'x': np.arange(3.)}
+  got = mesh_lib.replicate(tree, mesh)
+  for x in jax.tree.leaves(got):
+    assert x.sharding.is_equivalent_to(mesh_lib.replicated(mesh), x.ndim)
+  assert jax.random.key_data(got['key']).tolist() == [0, 7]
+  assert got['x'].tolist() == [0, 1, 2]
+
+
 def test_check_batch_size():
   mesh = mesh_lib.make_mesh()
   assert mesh_lib.check_batch_size(24, mesh) == 24

@@ -190,10 +190,39 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
     (dict(stem='cnn'), "stem='cnn' must be 'patch' or 'conv'"),
     (dict(stem='conv', patch_size=6, image_size=12),
      'patch_size=6 must be a power of two'),
+    (dict(num_fixed=1.), 'num_fixed=1.0 must be'),
+    (dict(depth=0), 'depth=0 must be a whole number'),
+    (dict(depth='4'), "depth='4' must be a whole number"),
+    (dict(mlp_ratio=0), 'mlp_ratio=0 must be a number .* at width=48'),
+    (dict(mlp_ratio='4'), "mlp_ratio='4' must be a number"),
+    (dict(mlp_ratio=float('inf')), 'mlp_ratio=inf must be a number'),
 ])
 def test_wrong_attributes(overrides, message):
   with pytest.raises(ValueError, match=message):
     models.create('vit_digits_patch2_8', **overrides)
+
+
+_VIT, _RAVIT = 'vit_digits_patch2_8', 'ravit_cifar_patch4_32'
+
+
+@pytest.mark.parametrize('name, more', [
+    (_VIT, {}), (_VIT, dict(exits=((1, 'mlp'),))), (_RAVIT, {})])
+@pytest.mark.parametrize('key, value', [
+    *((key, 0) for key in ('image_size', 'patch_size', 'channels',
+                           'num_classes', 'width', 'num_heads')),
+    ('num_classes', -1), ('width', 48.), ('patch_size', [2, 2]),
+    *(('dtype', x) for x in ('float31', 'int32', 'float64', jnp.int8, None))])
+def test_wrong_numbers(name, more, key, value):
+  with pytest.raises(ValueError, match=rf'{key}=.* must be (a whole|one of)'):
+    models.create(name, **more, **{key: value})
+
+
+@pytest.mark.parametrize('name', [_VIT, _RAVIT])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
+def test_dtypes(name, dtype):
+  for given in (dtype, getattr(jnp, dtype), jnp.dtype(dtype)):
+    assert models.create(name, dtype=given).dtype == jnp.dtype(dtype)
+  assert models.create(name, num_classes=np.int64(3)).num_classes == 3
 
 
 def test_unknown_names():
@@ -208,3 +237,12 @@ def test_wrong_images(shape):
   model = tiny.model()
   with pytest.raises(ValueError, match=r'the model takes \[B, 8, 8, 1\]'):
     model.apply({'params': tiny.params(model)}, jnp.zeros(shape))
+
+
+@pytest.mark.parametrize('name', [_VIT, _RAVIT])
+def test_no_images(name):
+  model = models.create(name, width=8, num_heads=2)
+  images = jnp.zeros((0, model.image_size, model.image_size, model.channels))
+  run = lambda: model.init(jax.random.key(0), images)
+  with pytest.raises(ValueError, match=r'have shape \(0, .*give B >= 1'):
+    jax.eval_shape(run)

@@ -1,11 +1,13 @@
 """Four execution modes, one result."""
 
 import functools
+import re
 
 from adavit_jax.models.actions import Actions
 from adavit_jax.runtime import compact
 from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,6 +52,11 @@ def _random(seed, *shape):
   return Actions.from_keep(keep.astype(np.float32))
 
 
+def _tokens(model, size):
+  return np.random.default_rng(size).normal(
+      size=(size, model.num_tokens, model.width)).astype(np.float32)
+
+
 def _row(actions, i):
   return Actions(*(a[i:i + 1] for a in actions))
 
@@ -69,14 +76,36 @@ def test_modes_agree_on_actions_per_image(model, params, z1, run):
     np.testing.assert_allclose(got[i], want[i], **CLOSE)
 
 
-@pytest.mark.parametrize('seed', [0, 1])
-def test_modes_agree_on_shared_actions(model, params, z1, run, seed):
-  actions = _random(seed)
-  per_image = Actions(*(np.tile(a, (4, 1)) for a in actions))
+@pytest.mark.parametrize('size', [1, 4, 33])
+def test_modes_agree_on_shared_actions(model, params, run, size):
+  z1, actions = _tokens(model, size), _random(size)
+  per_image = Actions(*(np.tile(a, (size, 1)) for a in actions))
   want = run['masked'](params, z1, per_image)
-  static = modes.adaptive(model, params, z1, actions, 'static').total
+  static = jax.jit(lambda p, z1: modes.adaptive(
+      model, p, z1, actions, 'static').total)(params, z1)
   for got in (run['cond'](params, z1, actions), static,
-              run['compact'](params, z1, actions)):
+              run['compact'](params, z1, per_image)):
+    np.testing.assert_allclose(got, want, **CLOSE)
+  # Not shared, in the same program: passes of the library's own size.
+  actions = _random(size + 1, size)
+  np.testing.assert_allclose(run['compact'](params, z1, actions),
+                             run['masked'](params, z1, actions), **CLOSE)
+
+
+def test_compact_agrees_with_masked_at_every_batch_size(model, params):
+  """Batches of 1 to 33 images, each size a program of its own.
+
+  `masked` treats every image alone, so that rows of its batch of 33 are what
+  smaller batches are compared with. Passes of 1 image compile fastest; other
+  passes are tested at a few sizes here, at every size in test_compact.
+  """
+  z1 = _tokens(model, 33)
+  masked = jax.jit(lambda *args: modes.masked(model, *args)[0])
+  packed = jax.jit(lambda *args: modes.compact(model, *args, chunk=1))
+  for size in range(1, 34):
+    actions = _random(size, 33)
+    want = np.asarray(masked(params, z1, actions))[:size]
+    got = packed(params, z1[:size], Actions(*(a[:size] for a in actions)))
     np.testing.assert_allclose(got, want, **CLOSE)
 
 
@@ -170,8 +199,33 @@ def test_remat_and_unrolling_change_nothing(model, params, z1, plain_grad):
   actions = _random(0, 4)
   want = plain_grad(params, z1, actions)
   got = _value_and_grad(model, remat=True, unroll=L)(params, z1, actions)
-  close = functools.partial(np.testing.assert_allclose, **CLOSE)
-  jax.tree.map(close, got, want)
+  chex.assert_trees_all_close(got, want, **CLOSE)
+
+
+@pytest.mark.parametrize('mode', sorted(modes.MODES))
+def test_actions_are_for_the_images_and_encoders_given(
+    model, params, z1, mode):
+  """In every mode, before it computes: none broadcasts or takes a row."""
+  def wrong(x, msa, mlp, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+      modes.adaptive(model, params, x,
+                     Actions(np.ones(msa), np.ones(mlp)), mode)
+
+  fix = ('with 3 adaptive encoders and {0} images give both as (3,) or as '
+         '({0}, 3)')
+  wrong(z1[:1], (4, L), (4, L), 'shapes (4, 3) and (4, 3); ' + fix.format(1))
+  wrong(z1, (1, L), (1, L), 'shapes (1, 3) and (1, 3); ' + fix.format(4))
+  wrong(z1, (L,), (4, L), 'shapes (3,) and (4, 3); ' + fix.format(4))
+  wrong(z1, (L,), (L + 1,), 'shapes (3,) and (4,); ' + fix.format(4))
+
+
+@pytest.mark.parametrize('mode', sorted(modes.MODES))
+def test_lists_are_actions_too(model, params, z1, run, mode):
+  lists = Actions([1, 0, 1], [0, True, 1])
+  rows = Actions(*(np.tile(np.float32(a), (2, 1)) for a in lists))
+  got = jax.jit(lambda p, z1: modes.adaptive(
+      model, p, z1, lists, mode).total)(params, z1[:2])
+  np.testing.assert_allclose(got, run['masked'](params, z1[:2], rows), **CLOSE)
 
 
 def test_wrong_calls(model, params, z1):
@@ -181,6 +235,8 @@ def test_wrong_calls(model, params, z1):
     modes.adaptive(model, params, z1, _random(0), 'fast')
   with pytest.raises(ValueError, match="4 images; use 'compact'"):
     modes.adaptive(model, params, z1, _random(0, 4), 'cond')
+  with pytest.raises(ValueError, match=r"actions \(4, 3\) for 1 images; use"):
+    modes.cond(model, params, z1[:1], _random(0, 4))
   with pytest.raises(ValueError, match="'static' takes concrete actions"):
     modes.adaptive(model, params, z1, _random(0, 4), 'static')
   with pytest.raises(ValueError, match="'static' takes concrete actions"):
@@ -188,9 +244,12 @@ def test_wrong_calls(model, params, z1):
                    _random(0))
 
 
-@pytest.mark.parametrize('chunk', [1, 3, 8])
+@pytest.mark.parametrize('chunk', [3, 8])
 def test_passes_of_any_size_agree_with_masked(model, params, chunk):
-  """Every batch size from 1 to 33: padded, as a short batch is, to 33."""
+  """Every number of images in a batch that is padded to 33 and their actions.
+
+  What stands in for an image keeps nothing, as in `Classifier`.
+  """
   z1 = jax.random.normal(
       jax.random.key(3), (33, model.num_tokens, model.width))
   packed = jax.jit(lambda *args: modes.compact(model, *args, chunk=chunk))

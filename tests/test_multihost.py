@@ -68,13 +68,45 @@ def _worker(index, port, workdir):
 
   with checkpoints.Checkpoints(workdir) as ckpts:
     assert ckpts.save(3, {'grad': grad}, {'at': 3}, metric=0.5) == (
-        'last', 'best')
+        'best', 'last')
     ckpts.wait()
     assert ckpts.latest() == ('last', 3)
     abstract = {'grad': jax.ShapeDtypeStruct((D,), jnp.float32, sharding=whole)}
     for kind in ('last', 'best'):
       got = ckpts.restore(abstract, kind=kind)['grad']
       assert (mesh_lib.fetch(got) == mesh_lib.fetch(grad)).all()
+
+
+  _train(workdir + '/run')
+
+
+def _train(workdir):
+  """A whole run of one step, and a resumed one that finds it done."""
+  from adavit_jax.train import evaluate
+  from adavit_jax.train import loop
+  from adavit_jax.train import mesh as mesh_lib
+  import jax
+  import tiny
+  config = tiny.get_config()
+  config.phases, config.dense.steps = ('dense',), 1
+  dataset = tiny.dataset()
+  trainer = loop.Trainer(config, workdir, dataset)
+  state = trainer.train()
+  again = trainer.train()
+  for a, b in zip(*map(jax.tree.leaves, (state.params, again.params))):
+    assert (mesh_lib.fetch(a) == mesh_lib.fetch(b)).all()
+  total = sum(float(abs(mesh_lib.fetch(x)).sum())
+              for x in jax.tree.leaves(state.params))
+  print('TRAINED', total.hex())
+
+  # Every image with its own label and place, in the order of the split.
+  run = jax.jit(lambda images, labels, rows: (labels, images[:, 0, 0, 0], rows),
+                out_shardings=mesh_lib.replicated(trainer.mesh))
+  train = dataset.train
+  labels, pixels, rows = evaluate.collect(train, run, trainer.mesh, 16)
+  assert (labels == train.labels).all()
+  assert (rows == np.arange(len(train))).all()
+  assert (pixels == train.images(rows)[:, 0, 0, 0]).all()
 
 
 def test_two_processes(tmp_path):
@@ -92,7 +124,7 @@ def test_two_processes(tmp_path):
         processes.append(subprocess.Popen(
             [sys.executable, __file__, str(i), str(port), str(tmp_path)],
             env=env, stdout=f, stderr=subprocess.STDOUT))
-    until = time.monotonic() + 90
+    until = time.monotonic() + 150
     # One that fails leaves the other waiting at a barrier.
     while (any(p.poll() is None for p in processes)
            and not any(p.poll() for p in processes)
@@ -109,6 +141,9 @@ def test_two_processes(tmp_path):
   batch = {k: v.astype(np.float64) for k, v in _batch().items()}
   error = batch['x'] @ W - batch['y']
   want = [np.mean(error ** 2), *(2 * error @ batch['x'] / B)]
+  trained = [line for out in outputs for line in out.splitlines()
+             if line.startswith('TRAINED')]
+  assert len(trained) == 2 and trained[0] == trained[1]
   lines = [line for out in outputs for line in out.splitlines()
            if line.startswith('RESULT')]
   assert len(lines) == 2 and lines[0] == lines[1]

@@ -114,6 +114,16 @@ def test_a_run_without_a_policy_has_no_report(run, reported, tiny_data):
   static, *_ = pathlib.Path(run[0], 'static').iterdir()
   with pytest.raises(ValueError, match="ends with the phase 'static'"):
     report.evaluate(str(static))
+  # Its policy has learned nothing, so one with other inputs may begin from it.
+  config = tiny.get_config()
+  config.nets.tokens = 'pooled'
+  trainer = loop.Trainer(config, str(static) + '_of_another', run[1])
+  state = restore.state(trainer.system, trainer.mesh, str(static))
+  fresh = system_lib.init_state(trainer.system, config.seed)
+  same = lambda group: all(
+      (a == b).all() for a, b in zip(*(jax.tree.leaves(s.params[group])
+                                       for s in (state, fresh))))
+  assert same('policy') and not same('vit')
 
 
 def test_a_run_that_continues_another_has_a_report(run, tiny_data, tmp_path):
@@ -159,4 +169,8 @@ def test_the_calibrated_threshold_meets_the_budget_on_held_out_images(
     return trainer.system.cost.ratio(out.actions).mean()
   target = (spent(0.01) + spent(0.99)) / 2
   assert spent(0.99) < target < spent(0.01)
-  assert spent(maker.calibrate(state, target)) <= target
+  threshold = maker.calibrate(state, target)
+  assert spent(threshold) <= target
+  # The bisection ends 12 / 2^10 logits above a threshold that spends more.
+  logit = np.log(threshold / (1 - threshold))
+  assert spent(1 / (1 + np.exp(0.02 - logit))) > target

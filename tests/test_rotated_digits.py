@@ -110,6 +110,25 @@ def test_images_may_be_larger_than_the_model_takes(config):
   assert dataset.holdout.images(np.arange(0)).shape == (0, 11, 11, 1)
 
 
+def test_interpolation_is_the_configs(config):
+  config.rotations.noise = 0.
+  images = {}
+  for name in (None, 'bicubic', 'bilinear'):
+    config.interpolation = name
+    test = data.load(config).test
+    images[name] = test.images(np.arange(len(test)))[..., 0]
+  np.testing.assert_array_equal(images[None], images['bicubic'])
+  assert (images['bilinear'] != images[None]).any()
+  # A bilinear resize stays within the original's values, a bicubic one does
+  # not: an even square shows it.
+  square = np.full((1, 8, 8), 200, np.uint8)
+  square[:, :4] = 100
+  top = {name: rotated_digits.rotate(
+      square, count=20, size=16, noise=0., rng=np.random.default_rng(0),
+      interpolation=name).images.max() for name in ('bicubic', 'bilinear')}
+  assert top['bilinear'] == 200 < top['bicubic']
+
+
 def test_noise_has_a_strength_of_its_own_in_each_image():
   grey = np.full((1, 8, 8), 128, np.uint8)
   make = lambda noise: rotated_digits.rotate(

@@ -6,9 +6,9 @@ from adavit_jax import cost
 from adavit_jax import models
 from adavit_jax.models import stages as stages_lib
 import jax
-import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
+import products
 import pytest
 
 CIFAR = 'ravit_cifar_patch4_32'
@@ -23,27 +23,6 @@ def _flops(name, layers, unit):
   left = [0] * (len(spend.stages) - 1) + [10_000]
   assert spend.mean(left) == spend.dense
   return math.floor(2 * spend.dense / unit * 100) / 100
-
-
-def _products(jaxpr):
-  """MACs of the matrix products and convolutions of a program, exactly."""
-  total = 0
-  for eqn in jaxpr.eqns:
-    out = math.prod(eqn.outvars[0].aval.shape)
-    name, params = eqn.primitive.name, eqn.params
-    if name == 'dot_general':
-      (contracted, _), _ = params['dimension_numbers']
-      shape = eqn.invars[0].aval.shape
-      total += out * math.prod(shape[i] for i in contracted)
-    elif name == 'conv_general_dilated':
-      kernel = eqn.invars[1].aval.shape
-      total += out * math.prod(kernel) // kernel[
-          params['dimension_numbers'].rhs_spec[0]]
-    else:
-      assert name not in ('while', 'cond')
-      times = params['length'] if name == 'scan' else 1
-      total += times * sum(map(_products, jex.core.jaxprs_in_params(params)))
-  return total
 
 
 # Architecture and the columns FLOPs and percent of the reference, 'no EE'.
@@ -109,7 +88,7 @@ def test_macs_are_the_programs_own(name, overrides):
   for stage, macs in zip(stages_lib.stages(model), spend.stages, strict=True):
     program, (carry, _) = jax.make_jaxpr(stage, return_shape=True)(
         params, images, carry)
-    assert _products(program.jaxpr) == macs
+    assert products.macs(program.jaxpr) == macs
 
 
 @pytest.mark.parametrize('name, layers, more, more_first', [

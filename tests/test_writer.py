@@ -40,6 +40,22 @@ def test_resume_drops_later_lines(tmp_path, resume_step, kept):
   assert not (tmp_path / 'metrics.jsonl.tmp').exists()
 
 
+def test_where_nothing_can_be_appended_the_file_is_written_whole(
+    tmp_path, monkeypatch):
+  monkeypatch.setattr(writer, '_appends', lambda path: False)
+  for resume_step, steps in ((None, (1, 2, 3)), (2, (3, 4))):
+    with writer.MetricWriter(tmp_path, resume_step=resume_step) as w:
+      before = (tmp_path / 'metrics.jsonl').exists()
+      for step in steps:
+        w.write(step, {'loss': step / 10})
+      assert before == (tmp_path / 'metrics.jsonl').exists()
+  assert [x['step'] for x in _lines(tmp_path)] == [1, 2, 3, 4]
+  monkeypatch.setattr(writer, '_REWRITE_S', 0.)
+  with writer.MetricWriter(tmp_path) as w:
+    w.write(5, {'loss': 0.5})
+    assert len(_lines(tmp_path)) == 5
+
+
 def test_events_get_scalars(tmp_path, monkeypatch):
   events, closed = [], []
 

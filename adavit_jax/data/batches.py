@@ -74,7 +74,8 @@ def train_batches(
     process_count: the number P of slices.
 
   Yields:
-    image: uint8 [B / P, H, W, C]; label: int32 [B / P].
+    image: uint8 [B / P, H, W, C]; label: int32 [B / P], of a regression
+    float32.
 
   Raises:
     ValueError: at the call, if the batch is larger than the split or cannot be
@@ -112,9 +113,9 @@ def eval_batches(
     batch_size: B.
 
   Yields:
-    images uint8 [B, H, W, C], labels int32 [B], mask bool [B], indices int64
-    [B]. The last batch is padded with zero images of label 0 and index -1, on
-    which the mask is 0.
+    images uint8 [B, H, W, C], labels int32 [B] (of a regression float32), mask
+    bool [B], indices int64 [B]. The last batch is padded with zero images of
+    label 0 and index -1, on which the mask is 0.
 
   Raises:
     ValueError: at the call, if batch_size is not positive.

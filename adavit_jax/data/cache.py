@@ -1,11 +1,13 @@
 """Arrays on disk that cost too much to build twice."""
 
 from collections.abc import Callable, Mapping
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import re
+import time
 from typing import Any
 import uuid
 
@@ -15,10 +17,23 @@ import numpy as np
 # Raise it whenever the same key would give other content than before.
 FORMAT = 1
 
+# Seconds after which a file that is still partial is one of a killed process.
+_ABANDONED = 24 * 3600
+
 
 def cache_root(cache_dir: str = '') -> pathlib.Path:
-  """Returns `cache_dir`, else $ADAVIT_CACHE, else ~/.cache/adavit_jax."""
+  """Returns `cache_dir`, else $ADAVIT_CACHE, else ~/.cache/adavit_jax.
+
+  Raises:
+    ValueError: it is an address such as 'gs://...'.
+  """
   chosen = cache_dir or os.environ.get('ADAVIT_CACHE') or '~/.cache/adavit_jax'
+  if '://' in chosen:
+    name = 'config.data.cache_dir' if cache_dir else 'ADAVIT_CACHE'
+    raise ValueError(
+        f'{name}={chosen!r} is not a local directory: the cache is mapped into'
+        ' memory, so give a directory on this machine.'
+    )
   return pathlib.Path(chosen).expanduser()
 
 
@@ -82,6 +97,11 @@ def cached(
 
 def _store(path: pathlib.Path, array: np.ndarray) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
+  for old in path.parent.glob(f'{path.stem}.*.partial'):
+    # It may be another user's, or go while it is looked at.
+    with contextlib.suppress(OSError):
+      if old.stat().st_mtime < time.time() - _ABANDONED:
+        old.unlink()
   # Not tempfile, whose files only their owner may read: caches are shared.
   partial = path.with_name(f'{path.stem}.{uuid.uuid4().hex}.partial')
   try:

@@ -48,7 +48,7 @@ def load_size(config_data) -> int:
 
 
 def interpolation(config_data) -> str:
-  """Returns how image files are resized, one of `INTERPOLATIONS`."""
+  """Returns how images are resized, one of `INTERPOLATIONS`."""
   return config_data.interpolation or INTERPOLATIONS[0]
 
 

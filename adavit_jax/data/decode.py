@@ -93,11 +93,13 @@ def fit(
   return image
 
 
-def fit_arrays(images: np.ndarray, size: int) -> np.ndarray:
-  """Resizes uint8 [n, h, w] greys to uint8 [n, size, size, 1]."""
+def fit_arrays(
+    images: np.ndarray, size: int, interpolation: str = 'bicubic'
+) -> np.ndarray:
+  """Resizes uint8 [n, h, w] greys as `fit` does: uint8 [n, size, size, 1]."""
   if images.shape[1:] == (size, size):
     return images[..., None]
   fitted = np.empty((len(images), size, size, 1), np.uint8)
   for row, image in enumerate(images):
-    fitted[row, ..., 0] = fit(Image.fromarray(image), size)
+    fitted[row, ..., 0] = fit(Image.fromarray(image), size, interpolation)
   return fitted

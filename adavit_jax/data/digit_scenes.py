@@ -168,9 +168,11 @@ def _load_split(
           holdout=holdout, seed=seed,
       ), build,
   )
+  images = decode.fit_arrays(
+      np.array(records['image']), size, config_lib.interpolation(config_data)
+  )
   return splits.ArraySplit(
-      decode.fit_arrays(np.array(records['image']), size), records['label'],
-      dict(hard=np.array(records['hard'])),
+      images, records['label'], dict(hard=np.array(records['hard']))
   )
 
 

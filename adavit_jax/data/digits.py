@@ -44,7 +44,10 @@ def digit_rows(*, holdout: float, seed: int) -> dict[str, np.ndarray]:
 def load(config_data, *, seed: int) -> splits.Dataset:
   """Returns the digits: 1297 to train on and to hold out from, 500 to test."""
   images, labels = real_digits()
-  images = decode.fit_arrays(images, config_lib.load_size(config_data))
+  images = decode.fit_arrays(
+      images, config_lib.load_size(config_data),
+      config_lib.interpolation(config_data),
+  )
   parts = {
       name: splits.ArraySplit(images[rows], labels[rows])
       for name, rows in digit_rows(

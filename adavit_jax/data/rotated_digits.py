@@ -34,7 +34,7 @@ class Rotations(NamedTuple):
 
 def rotate(
     images: np.ndarray, *, count: int, size: int, noise: float,
-    rng: np.random.Generator
+    rng: np.random.Generator, interpolation: str = 'bicubic'
 ) -> Rotations:
   """Draws digits and angles, all equally likely.
 
@@ -45,6 +45,8 @@ def rotate(
     noise: largest deviation of an image's noise, white is 1; all up to it are
       equally likely.
     rng: decides everything.
+    interpolation: 'bicubic' or 'bilinear', of the digit as it is resized and
+      turned.
 
   Raises:
     ValueError: there is no digit.
@@ -53,21 +55,20 @@ def rotate(
     raise ValueError('There is no digit to rotate: raise config.data.holdout.')
   # The digit takes three quarters of a side, so that its corners, which are
   # mostly black, stay on the canvas but for a pixel.
+  resampling = Image.Resampling[interpolation.upper()]
   margin = round(size / 8)
   side = size - 2 * margin
   upright = []
   for image in images:
     canvas = Image.new('L', (size, size))
     digit = Image.fromarray(image)
-    canvas.paste(
-        digit.resize((side, side), Image.Resampling.BICUBIC), (margin, margin)
-    )
+    canvas.paste(digit.resize((side, side), resampling), (margin, margin))
     upright.append(canvas)
   members = rng.integers(len(images), size=count)
   angles = rng.uniform(-MAX_ANGLE, MAX_ANGLE, count).astype(np.float32)
   rotated = np.empty((count, size, size), np.uint8)
   for row, (member, angle) in enumerate(zip(members, angles.tolist())):
-    rotated[row] = upright[member].rotate(angle, Image.Resampling.BICUBIC)
+    rotated[row] = upright[member].rotate(angle, resampling)
   strength = rng.uniform(0, 255 * noise, (count, 1, 1)).astype(np.float32)
   added = strength * rng.standard_normal(rotated.shape, np.float32)
   rotated = np.clip(np.rint(rotated + added), 0, 255).astype(np.uint8)
@@ -119,6 +120,7 @@ def _load_split(
 ) -> splits.ArraySplit:
   size, holdout = config_lib.load_size(config_data), config_data.holdout
   noise = config_data.rotations.noise
+  interpolation = config_lib.interpolation(config_data)
   if name == 'test':
     seed = holdout = 0
 
@@ -128,7 +130,7 @@ def _load_split(
     stream = ('train', 'holdout', 'test').index(name)
     found = rotate(
         digits.real_digits()[0][rows], count=count, size=size, noise=noise,
-        rng=np.random.default_rng((seed, stream)),
+        rng=np.random.default_rng((seed, stream)), interpolation=interpolation,
     )
     records['image'], records['label'] = found.images, found.angles
     return records
@@ -141,7 +143,7 @@ def _load_split(
       config_data.cache_dir, f'rotations-{name}',
       dict(
           source='rotated_digits', split=name, count=count, size=size,
-          noise=noise, holdout=holdout, seed=seed,
+          noise=noise, holdout=holdout, seed=seed, interpolation=interpolation,
       ), build,
   )
   return splits.ArraySplit(

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import numbers
 
 import jax.numpy as jnp
 
@@ -64,6 +65,11 @@ _RAVITS = {
         num_heads=12, layers=(1, 1, 8), factors=(3.5, 1.75, 1)),
 }
 
+# Attributes of both families that count something.
+_COUNTS = ('image_size', 'patch_size', 'channels', 'num_classes', 'width',
+           'depth', 'num_heads')
+_DTYPES = ('float32', 'bfloat16', 'float16')
+
 
 def names():
   """Returns the sorted list of model names."""
@@ -101,11 +107,12 @@ def create(name, **overrides):
           f'unknown model attribute {key!r}; known: {sorted(fields)}')
   values = {**_MODELS, **_RAVITS}[name] | overrides
   if 'dtype' in values:
-    values['dtype'] = jnp.dtype(values['dtype'])
+    values['dtype'] = _dtype(values['dtype'])
   # JSON has no tuples, and modules are hashed.
   values = {k: _tuples(v) for k, v in values.items()}
   exits = values.pop('exits', ())
   model = family(**values)
+  _check_numbers(model)
   check(model)
   if exits:
     model = multi_exit.MultiExit(model, exits)
@@ -119,13 +126,35 @@ def _tuples(value):
   return value
 
 
+def _dtype(value):
+  try:
+    dtype = jnp.dtype(value)
+  except TypeError:
+    dtype = None
+  if str(dtype) not in _DTYPES:
+    raise ValueError(f'dtype={value!r} must be one of {_DTYPES}')
+  return dtype
+
+
+def _check_numbers(m):
+  for key in _COUNTS:
+    value = getattr(m, key, 1)  # a RAViT has no depth
+    if not isinstance(value, numbers.Integral) or value < 1:
+      raise ValueError(f'{key}={value!r} must be a whole number of at least 1')
+  if (not isinstance(m.mlp_ratio, numbers.Real)
+      or not 1 <= m.mlp_ratio * m.width < math.inf):
+    raise ValueError(f'mlp_ratio={m.mlp_ratio!r} must be a number that makes '
+                     f'the MLP at least 1 wide, at width={m.width}')
+
+
 def _check(m):
   if m.image_size % m.patch_size:
     raise ValueError(f'patch_size={m.patch_size} does not divide image_size='
                      f'{m.image_size}')
   if m.width % m.num_heads:
     raise ValueError(f'num_heads={m.num_heads} does not divide width={m.width}')
-  if m.num_fixed not in (1, 2, 3):
+  if (not isinstance(m.num_fixed, numbers.Integral)
+      or m.num_fixed not in (1, 2, 3)):
     raise ValueError(f'num_fixed={m.num_fixed} must be 1, 2 or 3')
   if m.num_fixed >= m.depth:
     raise ValueError(f'num_fixed={m.num_fixed} must be smaller than depth='

@@ -116,7 +116,7 @@ class ViT(nn.Module):
     """Images [B, S, S, C] to tokens [B, N, D], position embedding added.
 
     Raises:
-      ValueError: if the images are not of the model's size.
+      ValueError: if there are none, or they are not of the model's size.
     """
     check_images(self, images)
     x = self.patch_embed(images)
@@ -183,7 +183,8 @@ def _init(model, key):
 
 
 def check_images(model, images):
-  """Raises a ValueError unless `images` is [B, S, S, C] as `model` expects."""
+  """Raises a ValueError unless `model` takes `images`: [B, S, S, C], B >= 1.
+  """
   s, c = model.image_size, model.channels
   if images.ndim != 4 or images.shape[1:] != (s, s, c):
     raise ValueError(
@@ -192,13 +193,15 @@ def check_images(model, images):
         + ('give one image as image[None]' if images.ndim == 3 else
            f'resize them, or create the model with image_size='
            f'{images.shape[1] if images.ndim > 1 else s}'))
+  # Not len: the batch axis of an exported program may have no size.
+  if images.shape[0] == 0:
+    raise ValueError(f'images have shape {tuple(images.shape)}: give B >= 1 of '
+                     f'them')
 
 
 def check_pixels(model, images):
-  """Raises a ValueError unless `images` is uint8 [B, S, S, C] with B >= 1."""
+  """Raises a ValueError unless `images` are uint8 and `check_images` passes."""
   check_images(model, images)
-  if not len(images):
-    raise ValueError(f'images have shape {images.shape}: give B >= 1 of them')
   if images.dtype != np.uint8:
     raise ValueError(f'images are {images.dtype}; give uint8 pixels of 0 to '
                      f'255, they are normalised here')

@@ -27,7 +27,12 @@ def layer_reward(actions, correct, alpha):
 
 
 def split_rewards(actions, correct, alpha):
-  """Equations 15 and 16: one reward for each network, ([...], [...])."""
+  """Equations 15 and 16: one reward for each network, ([...], [...]).
+
+  The patent takes the accuracy under the MSA actions for one and under the MLP
+  actions for the other; here both have that of the path that was run, with the
+  actions of both, which costs one pass.
+  """
   msa, mlp = drop_reward(actions)
   return msa + alpha * correct, mlp + alpha * correct
 

@@ -148,9 +148,10 @@ class Report:
     Returns:
       Rows adaptive, random, shuffled of the policy phase's end, `static` read
       off the greedy chain's curve at the same MACs, and the whole `chain`; {}
-      where the run had no policy phase.
+      where the run had no policy phase, or held out no images.
     """
-    if 'policy' not in self.trainer.config.phases:
+    if ('policy' not in self.trainer.config.phases
+        or not len(self._data.holdout)):
       return {}
     rows, _ = self.policy_rows(self._restore(phase='policy'), None)
     chain = [
@@ -190,15 +191,24 @@ class Report:
     return rows
 
   def static_masks(self, macs_ratio):
-    """Static masks that spend at least `macs_ratio`: the greedy one, last k."""
+    """Static masks that spend at least `macs_ratio`.
+
+    Args:
+      macs_ratio: MACs per image as a share of the dense model's.
+
+    Returns:
+      Dict of `Actions` [L]: static, the greedy one, where images were held out
+      to find it on, and static_last, which drops the last layers.
+    """
     num, cost = self._system.model.num_adaptive, self._system.plain_cost
-    chain = self.chain()
     last = [fixed.drop(num, k + extra, k)
             for k in range(num) for extra in (0, 1)]
     last.append(fixed.drop(num, num, num))
     last = Actions(*map(np.stack, zip(*last)))
-    return {'static': search.nearest(chain, cost, macs_ratio),
-            'static_last': search.nearest(last, cost, macs_ratio)}
+    masks = {'static_last': search.nearest(last, cost, macs_ratio)}
+    if len(self._data.holdout):
+      masks['static'] = search.nearest(self.chain(), cost, macs_ratio)
+    return masks
 
   def finetuned(self, actions):
     """The ViT tuned for one mask as the joint phase tunes it for the policy.
@@ -213,11 +223,9 @@ class Report:
     """
     keep = ''.join(str(int(k)) for k in np.asarray(actions.keep))
     config = self.trainer.config.copy_and_resolve_references()
-    if 'dense' in config.phases:
-      config.init.update(workdir=self._workdir, phase='dense', weights='')
-    elif config.init.weights and 'policy' in config.phases:
-      # The policy's phase leaves the ViT as the file has it.
-      config.init.update(workdir=self._workdir, phase='policy', weights='')
+    before = config.phases[:config.phases.index('joint')]
+    if before:  # Up to the joint phase the ViT is the dense one.
+      config.init.update(workdir=self._workdir, phase=before[-1], weights='')
     config.phases = ('static',)
     for field in config.static:
       if field in config.joint:

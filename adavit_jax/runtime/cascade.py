@@ -6,6 +6,7 @@ on the host and are in no program: they can change at any time.
 
 import collections
 import itertools
+import threading
 from typing import NamedTuple
 
 import jax
@@ -35,7 +36,10 @@ class Prediction(NamedTuple):
 
 
 class Cascade:
-  """Runs each stage on the images that no exit before was sure of."""
+  """Runs each stage on the images that no exit before was sure of.
+
+  Threads may share it; their batches wait for each other.
+  """
 
   def __init__(self, stages, params, rule, thresholds, stage_macs, *,
                spent=None, predict=None, sizes=SIZES):
@@ -72,7 +76,7 @@ class Cascade:
     self._macs_dtype = self._stage_macs.dtype if spent is None else np.float64
     self._label = predict or (lambda logits: logits.argmax(-1))
     self._sizes, self._batch_size = sizes, sizes[-1]
-    self._slots = None
+    self._slots, self._lock = None, threading.Lock()
     self.thresholds = thresholds
 
   @property
@@ -107,9 +111,14 @@ class Cascade:
     if num == 1:
       return self._one(images)
     images = np.asarray(images)
-    if self._slots is None or not self._slots.fits(images):
-      self._slots = self._make_slots(images, streams=False)
-    parts = [self._batch(images[i:i + size]) for i in range(0, num, size)]
+    with self._lock:
+      if self._slots is None or not self._slots.fits(images):
+        self._slots = self._make_slots(images, streams=False)
+      # An exception may leave them with arrays that were donated.
+      slots, self._slots = self._slots, None
+      parts = [self._batch(slots, images[i:i + size])
+               for i in range(0, num, size)]
+      self._slots = slots
     return Prediction(*map(np.concatenate, zip(*parts)))
 
   def _one(self, images):
@@ -121,23 +130,22 @@ class Cascade:
       if self._leave(k, np.asarray(confidence))[0]:
         return self._predict(np.asarray(logits), np.array([k]), macs)
 
-  def _batch(self, images):
-    slots = np.arange(len(images))
-    self._slots.admit(images, slots, self._plans[0][len(slots)])
+  def _batch(self, slots, images):
+    rows = np.arange(len(images))
+    slots.admit(images, rows, self._plans[0][len(rows)])
     exits = np.zeros(len(images), int)
     logits, macs = None, 0
     for k in range(len(self._programs)):
-      y, confidence, *spent = self._slots.run(
-          k, slots, self._plans[k][len(slots)])
-      spent = self._spent(k, len(slots), spent)
+      y, confidence, *spent = slots.run(k, rows, self._plans[k][len(rows)])
+      spent = self._spent(k, len(rows), spent)
       if logits is None:
         logits, macs = y, spent
       else:
-        macs[slots] += spent
+        macs[rows] += spent
       leave = self._leave(k, confidence)
-      logits[slots[leave]], exits[slots[leave]] = y[leave], k
-      slots = slots[~leave]
-      if not len(slots):
+      logits[rows[leave]], exits[rows[leave]] = y[leave], k
+      rows = rows[~leave]
+      if not len(rows):
         break
     return self._predict(logits, exits, macs)
 
@@ -219,11 +227,13 @@ class Cascade:
     images = np.asarray(images[:1])
     nowhere = np.array([], int)
     for streams in (True, False):
-      self._slots = self._make_slots(images, streams)
+      slots = self._make_slots(images, streams)
       for size in self._sizes:
-        self._slots.admit(images[:0], nowhere, [size])
+        slots.admit(images[:0], nowhere, [size])
         for k in range(len(self._programs)):
-          self._slots.run(k, nowhere, [size])
+          slots.run(k, nowhere, [size])
+    with self._lock:
+      self._slots = slots
 
   def _make_slots(self, images, streams):
     # In a stream fewer than a batch wait at every stage but the one that runs.

@@ -136,10 +136,10 @@ def cond(model, params, x, actions, *, start=0):
     ValueError: if the actions are given per image and B is not 1.
   """
   if np.ndim(actions.msa) == 2:
-    if x.shape[0] != 1:
+    if not np.shape(actions.msa)[0] == x.shape[0] == 1:
       raise ValueError(f"mode='cond' takes one decision for the batch; got "
-                       f"per-image actions for {x.shape[0]} images; use "
-                       f"'compact', or batches of 1")
+                       f"actions {np.shape(actions.msa)} for {x.shape[0]} "
+                       f"images; use 'compact', or batches of 1")
     actions = Actions(*(a[0] for a in actions))
   skip = lambda stack, x, i: x
   def run(branch):
@@ -200,7 +200,8 @@ def adaptive(model, params, x, actions, mode, *, chunk=None):
     model: a `ViT`.
     params: its parameters.
     x: z1 [B, N, D].
-    actions: `Actions` of 0 and 1, of a shape that the mode takes.
+    actions: `Actions` of 0 and 1, [L] or [B, L] as the mode takes them; lists
+      will do.
     mode: 'masked', 'static', 'cond' or 'compact'.
     chunk: as `compact` takes it; the other modes have none.
 
@@ -208,14 +209,19 @@ def adaptive(model, params, x, actions, mode, *, chunk=None):
     `Logits`.
 
   Raises:
-    ValueError: for an unknown mode, or actions for another number of encoders.
+    ValueError: for an unknown mode, or actions for another number of images or
+      encoders.
   """
   if mode not in MODES:
     raise ValueError(f'unknown mode {mode!r}; known: {sorted(MODES)}')
-  for a in actions:
-    if np.shape(a)[-1:] != (model.num_adaptive,):
-      raise ValueError(f'actions have shape {np.shape(a)}; the model has '
-                       f'{model.num_adaptive} adaptive encoders')
+  actions = Actions(*(a if isinstance(a, jax.Array) else np.asarray(a)
+                      for a in actions))
+  batch, num = x.shape[0], model.num_adaptive
+  shapes = tuple(a.shape for a in actions)
+  if shapes not in [(known, known) for known in ((num,), (batch, num))]:
+    raise ValueError(f'actions have shapes {shapes[0]} and {shapes[1]}; with '
+                     f'{num} adaptive encoders and {batch} images give both '
+                     f'as ({num},) or as ({batch}, {num})')
   options = dict(chunk=chunk) if mode == 'compact' else {}
   return classify(model, params,
                   MODES[mode](model, params, x, actions, **options))

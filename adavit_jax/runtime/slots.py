@@ -44,7 +44,9 @@ class Slots:
   """A fixed number of images on the device, each with the state of its stage.
 
   Rows are taken from and put into arrays of fixed shapes, in place, so that
-  nothing is compiled for the number of images that happen to go on.
+  nothing is compiled for the number of images that happen to go on. For one
+  thread at a time, and not to be used again after an exception: the arrays that
+  it interrupted may be gone.
 
   Attributes:
     capacity: number of slots.

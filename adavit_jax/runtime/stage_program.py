@@ -19,9 +19,8 @@ class StageProgram:
         not depend on the batch size.
       params: pytree of arrays.
     """
-    self._run = run
-    self._leaves, self._tree = jax.tree.flatten(params)
-    self._program = None
+    self._run, self._params = run, params
+    self._leaves = self._program = None
 
   def __call__(self, images, state):
     """Runs the function on images [B, ...] and the state of the stage before.
@@ -31,16 +30,19 @@ class StageProgram:
     return self._program(self._leaves, images, state)
 
   def _compile(self, images, state):
+    leaves, tree = jax.tree.flatten(self._params)
     shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
-    shapes, args = jax.tree.map(shape, (self._leaves, (images, state)))
-    rebuild = lambda leaves: jax.tree.unflatten(self._tree, leaves)
+    shapes, args = jax.tree.map(shape, (leaves, (images, state)))
+    rebuild = lambda leaves: jax.tree.unflatten(tree, leaves)
     jaxpr = jax.make_jaxpr(lambda leaves, *args: self._run(
         rebuild(leaves), *args))(shapes, *args).jaxpr
     read = {v for eqn in jaxpr.eqns for v in eqn.invars
             if isinstance(v, core.Var)}.union(
                 v for v in jaxpr.outvars if isinstance(v, core.Var))
     rows = [i for i, v in enumerate(jaxpr.invars[:len(shapes)]) if v in read]
-    self._leaves = [self._leaves[i] for i in rows]
+    # Before the program, for threads that see one; those that compile at the
+    # same time set equal ones.
+    self._leaves = [leaves[i] for i in rows]
 
     def program(leaves, images, state):
       every = list(shapes)  # what is not read needs a shape and no value

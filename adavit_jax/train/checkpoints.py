@@ -35,11 +35,17 @@ class Checkpoints:
         that still goes on too.
 
     Raises:
-      ValueError: keep is below 1.
+      ValueError: keep is below 1, or a package for such an address is not
+        installed.
     """
     if keep < 1:
       raise ValueError(f'keep={keep} must be at least 1')
-    self.directory = epath.Path(workdir).absolute() / 'checkpoints'
+    self.directory = _absolute(workdir) / 'checkpoints'
+    try:
+      self.directory.exists()
+    except ImportError as e:
+      raise ValueError(f"workdir={str(workdir)!r} needs a package that is not "
+                       f"installed ({e}); pip install -e '.[gcs]'") from e
     self._read_only = read_only
     counts = {'last': keep, 'best': 1, 'phases': None}
     self._managers = {
@@ -56,9 +62,9 @@ class Checkpoints:
            metric: float | None = None) -> tuple[str, ...]:
     """Starts to save; returns once the arrays are copied to the host.
 
-    The caller may donate `state` right after. A step that this object saved or
-    restored before is not written again; one that an earlier run left behind
-    is replaced.
+    A best checkpoint is on disk before the other kind is begun. The caller may
+    donate `state` right after. A step that this object saved or restored before
+    is not written again; one that an earlier run left behind is replaced.
 
     Args:
       step: number of the checkpoint, rising over the whole run.
@@ -85,7 +91,7 @@ class Checkpoints:
     kinds = ['phases' if pin else 'last']
     if metric is not None and metric > self._best:
       self._best = float(metric)
-      kinds.append('best')
+      kinds.insert(0, 'best')
     kinds = [kind for kind in kinds if step not in self._own[kind]]
     about = {'metric': None if metric is None else float(metric),
              'leaves': _describe(state)}
@@ -99,6 +105,9 @@ class Checkpoints:
           state=ocp.args.PyTreeSave(state), info=ocp.args.JsonSave(info),
           about=ocp.args.JsonSave(about)))
       self._own[kind].add(step)
+      if kind == 'best':
+        # First, and for good: a kill after the others would lose it.
+        manager.wait_until_finished()
     return tuple(kinds)
 
   def latest(self) -> tuple[str, int] | None:
@@ -212,6 +221,12 @@ class Checkpoints:
     manager.wait_until_finished()
     return manager.restore(
         step, args=ocp.args.Composite(**{item: ocp.args.JsonRestore()}))[item]
+
+
+def _absolute(workdir):
+  # `absolute` would make a local directory 'gs:' of an address.
+  path = epath.Path(workdir)
+  return path if '://' in str(path) else path.absolute()
 
 
 def _manager(directory, max_to_keep, kind, read_only):

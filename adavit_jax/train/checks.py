@@ -10,7 +10,7 @@ from adavit_jax.train import restore
 # What may differ between a run and its resumption.
 _FREE_FIELDS = ('log_every', 'eval_every', 'checkpoint_every',
                 'eval_batch_size', 'data.data_dir', 'data.cache_dir',
-                'init.workdir', 'init.weights')
+                'init.workdir', 'init.phase', 'init.weights')
 
 
 def sizes(config, dataset):

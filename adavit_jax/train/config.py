@@ -7,6 +7,7 @@ from ml_collections import config_dict
 from adavit_jax import data
 from adavit_jax.policies import learned
 from adavit_jax.train import optimizer
+from adavit_jax.train import ranges
 
 PHASES = ('dense', 'warm_start', 'policy', 'joint', 'static', 'exits',
           'last_exit', 'classifier_wise', 'layer_wise')
@@ -106,12 +107,9 @@ def check(config):
       close = difflib.get_close_matches(phase, PHASES, n=1)
       hint = f'did you mean {close[0]!r}?' if close else f'known: {PHASES}'
       raise ValueError(f'config.phases has {phase!r}; {hint}')
+  ranges.check(config)
+  for phase in config.phases:
     c = config[phase]
-    for field in ('steps', 'batch_size', 'learning_rate'):
-      if c[field] <= 0:
-        raise ValueError(f'{phase}.{field}={c[field]} must be positive')
-    if not 0 <= c.ema < 1:
-      raise ValueError(f'{phase}.ema={c.ema} must be in [0, 1)')
     optimizer.make_optimizer(c, c.steps)
     if c.optimizer == 'muon' and phase in WITHOUT_ENCODERS:
       raise ValueError(f"{phase}.optimizer='muon' is for encoders, and this "
@@ -119,17 +117,7 @@ def check(config):
   if len(set(config.phases)) < len(config.phases):
     raise ValueError(f'config.phases={config.phases} names a phase twice')
   data.check_augmentation(config.data)
-  for field in ('log_every', 'eval_every', 'checkpoint_every',
-                'eval_batch_size', 'num_search'):
-    if config[field] < 1:
-      raise ValueError(f'{field}={config[field]} must be at least 1')
-  _choice('dtype', config.dtype, ('float32', 'bfloat16', 'float16'))
-  dense = config.dense
-  if not 0 <= dense.random_masks <= 1:
-    raise ValueError(f'dense.random_masks={dense.random_masks} must be in '
-                     f'[0, 1]: it is a share of the batch')
-  if not 0 <= dense.drop_path < 1:
-    raise ValueError(f'dense.drop_path={dense.drop_path} must be in [0, 1)')
+  _choice('dtype', config.dtype, ('float32', 'bfloat16'))
   _choice('nets.tokens', config.nets.tokens, ('all', 'pooled'))
   for phase in ('policy', 'joint'):
     c = config[phase]
@@ -138,32 +126,12 @@ def check(config):
     if c.baseline == 'leave_one_out' and c.samples < 2:
       raise ValueError(f'{phase}.samples={c.samples}: the leave_one_out '
                        f'baseline needs at least 2; or set baseline=greedy')
-    if c.samples < 1:
-      raise ValueError(f'{phase}.samples={c.samples} must be at least 1')
-    if not 0.5 < c.bound <= 1:
-      raise ValueError(f'{phase}.bound={c.bound} must be in (0.5, 1]')
-  for phase in ('joint', 'static'):
-    c = config[phase]
-    if not 0 <= c.distill <= 1:
-      raise ValueError(f'{phase}.distill={c.distill} must be in [0, 1]: it is '
-                       f'the share of the distillation loss')
-    if c.temperature <= 0:
-      raise ValueError(f'{phase}.temperature={c.temperature} must be positive')
   _choice('static.policy', config.static.policy,
           ('table_1', 'stochastic', 'mask'))
-  if not 0 < config.mac_target <= 1:
-    raise ValueError(f'mac_target={config.mac_target} must be in (0, 1]: it is '
-                     f"a share of the dense model's MACs")
-  if config.exits.slack < 0:
-    raise ValueError(f'exits.slack={config.exits.slack} must not be negative: '
-                     f'it is what a cascade may lose')
   if 'layer_wise' in config.phases and config.layer_wise.ema:
     raise ValueError(f'layer_wise.ema={config.layer_wise.ema} must be 0: every '
                      f'stage is trained on the ones that are frozen, and not '
                      f'on their average')
-  if not 0 < config.nets.threshold < 1:
-    raise ValueError(f'nets.threshold={config.nets.threshold} must be in '
-                     f'(0, 1)')
   init = config.init
   if init.workdir and init.weights:
     raise ValueError(f'init.workdir={init.workdir!r} and init.weights='

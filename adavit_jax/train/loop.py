@@ -73,7 +73,7 @@ class Trainer:
     d = self.dataset
     return dict(
         phase=phase, start=start, finished=finished,
-        config=self.config.to_dict(),
+        began_from=self._began_from, config=self.config.to_dict(),
         dataset=dict(num_classes=d.num_classes, channels=d.channels,
                      mean=list(map(float, d.mean)), std=list(map(float, d.std)),
                      class_names=list(d.class_names), target=d.target))
@@ -130,8 +130,11 @@ class Trainer:
     state = ckpts.restore(
         mesh_lib.put_shapes(shapes, self.mesh), step, kind)
     logging.info('resumed from step %d, phase %s', step, info['phase'])
+    self._began_from = info.get('began_from', '')
     index = list(config.phases).index(info['phase'])
     if info['finished']:
+      # It is there, unless a kill came between the best checkpoint and it.
+      ckpts.save(step, state, info, pin=True)
       return state, index + 1, step
     return state, index, info['start']
 
@@ -148,7 +151,7 @@ class Trainer:
         key=self._replicate(jax.random.key(self.config.seed)))
 
   def _replicate(self, tree):
-    return jax.device_put(tree, mesh_lib.replicated(self.mesh))
+    return mesh_lib.replicate(tree, self.mesh)
 
   def enter(self, state, phase):
     """The state with which a phase begins: teacher, masks, price, optimizer."""
@@ -162,7 +165,8 @@ class Trainer:
               *self.config.phases[:self.config.phases.index(phase)])
     priced = {'warm_start', 'policy', 'joint'}.intersection(before)
     if phase in ('policy', 'joint') and not priced:
-      state = state.replace(log_price=jnp.log(self.config[phase].price))
+      state = state.replace(log_price=jnp.log(
+          jnp.float32(self.config[phase].price)))
     return self._replicate(step_lib.begin_phase(self.system, state, phase))
 
   def prepare_policy(self, state):

@@ -37,5 +37,6 @@ def distillation(logits, teacher_logits, *, temperature=1.0, hard=False):
 
 def representation(z1, teacher_z1):
   """Squared distance of z1 [B, N, D] to the teacher's over its power: []."""
-  teacher_z1 = jax.lax.stop_gradient(teacher_z1)
+  z1 = z1.astype(jnp.float32)
+  teacher_z1 = jax.lax.stop_gradient(teacher_z1).astype(jnp.float32)
   return ((z1 - teacher_z1)**2).mean() / (teacher_z1**2).mean()

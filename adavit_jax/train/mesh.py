@@ -31,10 +31,11 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
     raise ValueError(
         f'num_devices={num} leaves out some of the {available} devices of '
         f'{jax.process_count()} processes; set num_devices=None')
-  # Auto, because Linen layers carry no sharding annotations and fail under the
-  # default Explicit mode.
-  return jax.make_mesh((num,), (AXIS,), axis_types=(AxisType.Auto,),
-                       devices=jax.devices()[:num])
+  # By process, as `shard_batch` lays the rows; jax.make_mesh would follow the
+  # wiring of a TPU instead. Auto, because Linen layers carry no sharding
+  # annotations and fail under the default Explicit mode.
+  devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+  return Mesh(np.asarray(devices[:num]), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -102,6 +103,28 @@ def shard_batch(batch, mesh: Mesh):
     return jax.make_array_from_process_local_data(sharding, x)
 
   return jax.tree_util.tree_map_with_path(put, batch)
+
+
+def replicate(tree, mesh: Mesh):
+  """Puts a whole copy of every array, typed keys too, on each device.
+
+  Args:
+    tree: pytree of arrays, equal in all processes.
+    mesh: from `make_mesh`.
+
+  Returns:
+    The same tree with the sharding `replicated(mesh)`.
+  """
+  sharding = replicated(mesh)
+
+  def put(x):
+    if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+      return jax.device_put(x, sharding)
+    # JAX puts no typed key onto devices of other processes.
+    data = jax.device_put(jax.random.key_data(x), sharding)
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+
+  return jax.tree.map(put, tree)
 
 
 def put_shapes(tree, mesh: Mesh):

@@ -149,8 +149,7 @@ def _common_groups(saved, wanted, phase):
   exits = [getattr(x.model, 'exits', None) for x in (saved, wanted)]
   if exits[0] and exits[0] == exits[1]:
     groups.add('heads')
-  # Before its first phase a policy has learned nothing: another one may take
-  # its place.
-  if saved.nets and wanted.nets and phase != 'dense':
+  # In these phases a policy learns nothing: another one may take its place.
+  if saved.nets and wanted.nets and phase not in ('dense', 'static'):
     groups.add('policy')
   return groups

@@ -46,7 +46,7 @@ class System:
   def normalize(self, images):
     """uint8 [B, H, W, C] to the model's float32 input [B, S, S, C]."""
     return data.normalize(images, self.mean, self.std,
-                             image_size=self.model.image_size)
+                          image_size=self.model.image_size)
 
   def masked(self, params, z1, gates):
     """`modes.masked` with the config's unrolling and rematerialisation."""

@@ -12,10 +12,15 @@ import jax
 import numpy as np
 
 
+# An object store cannot append: there the file is written anew this often.
+_REWRITE_S = 60.
+
+
 class MetricWriter:
   """Appends metrics to workdir/metrics.jsonl, one JSON object a line.
 
-  Only process 0 writes. Where tensorboardX is installed, or clu together with
+  Only process 0 writes; in a gs:// directory at most once a minute, and at the
+  end. Where tensorboardX is installed, or clu together with
   TensorFlow and TensorBoard, events go to workdir/tensorboard too.
   """
 
@@ -35,7 +40,7 @@ class MetricWriter:
     path = workdir / 'metrics.jsonl'
     if path.exists():
       _drop_lines(path, resume_step)
-    self._file = path.open('a')
+    self._file = path.open('a') if _appends(path) else _Rewritten(path)
     self._events = _event_writer(workdir / 'tensorboard', resume_step)
 
   def write(self, step: int, metrics) -> None:
@@ -70,6 +75,32 @@ class MetricWriter:
 
   def __exit__(self, *exc):
     self.close()
+
+
+class _Rewritten:
+  """A text file that grows where files can only be written whole."""
+
+  def __init__(self, path):
+    self._path = path
+    self._text = path.read_text() if path.exists() else ''
+    self._written = self._text
+    self._at = time.monotonic()
+
+  def write(self, text):
+    self._text += text
+
+  def flush(self):
+    if time.monotonic() - self._at >= _REWRITE_S:
+      self._rewrite()
+
+  def close(self):
+    self._rewrite()
+
+  def _rewrite(self):
+    if self._text != self._written:
+      self._path.write_text(self._text)
+      self._written = self._text
+    self._at = time.monotonic()
 
 
 class Progress:
@@ -176,6 +207,10 @@ def _scalars(arrays):
     else:
       for i, e in enumerate(x.reshape(-1)):
         yield f'{name}/{i:02d}', float(e)
+
+
+def _appends(path):
+  return '://' not in str(path)
 
 
 def _drop_lines(path, resume_step):

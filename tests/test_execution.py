@@ -1,0 +1,96 @@
+"""The benchmark of the execution modes: what it runs, and what it refuses."""
+
+import pathlib
+
+from absl import flags
+from absl.testing import flagsaver
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from adavit_jax import cost
+from adavit_jax.policies import fixed
+
+_BENCHMARKS = str(pathlib.Path(__file__).parents[1] / 'benchmarks')
+
+
+@pytest.fixture(scope='module')
+def execution():
+  """The module, as a script that lies beside it sees it."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(_BENCHMARKS)
+    import execution
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+  return execution
+
+
+@pytest.fixture
+def quick(execution, monkeypatch):
+  """One call a turn, one timed round, and no other library's rows."""
+  monkeypatch.setattr(execution.timing, '_WARM_UP', 0.)
+  monkeypatch.setattr(execution.timing, '_TURN', 0.)
+  monkeypatch.setattr(execution.timm_rows, 'rows', lambda *args: ())
+  with flagsaver.flagsaver(repeats=1):
+    yield execution
+
+
+def test_rows_of_a_model_in_every_mode(quick):
+  model = tiny.model()
+  third = 1 / 3  # of L = 3 layers: one MSA and one MLP run
+  rows = list(quick.model_rows(
+      'tiny', model, tiny.params(model), 2, [1., third]))
+  assert [(r['mode'], r['keep']) for r in rows] == [
+      ('dense', 1), ('cond', 1), ('compact', 1), ('static', 1),
+      ('cond', 0.333), ('compact', 0.333), ('static', 0.333)]
+  for row in rows:
+    assert (row['model'], row['batch'], row['dtype']) == ('tiny', 2, 'float32')
+    assert set(quick.timing.COLUMNS) | {'device', 'dtype', 'jax'} <= set(row)
+    assert row['time_ms'] > 0
+    np.testing.assert_allclose(
+        row['efficiency'], row['mac_ratio'] / row['time_ratio'])
+
+  spend = cost.vit(model)
+  dropped = lambda msa, mlp: 1 - (
+      msa * spend.msa + mlp * spend.mlp) / spend.dense
+  ratios = [r['mac_ratio'] for r in rows]
+  np.testing.assert_allclose(ratios[:4], 1)
+  np.testing.assert_allclose([ratios[4], ratios[6]], dropped(2, 2))
+  # The draw of the one timed round.
+  drawn = fixed.uniform(jax.random.key(1), 2, 3, keep=third)
+  msa, mlp = (np.mean(np.sum(1 - np.asarray(a), -1)) for a in drawn)
+  assert msa != 2 or mlp != 2
+  np.testing.assert_allclose(ratios[5], dropped(msa, mlp), rtol=1e-6)
+
+
+def test_one_image_runs_in_cond_and_not_in_compact(quick):
+  model = tiny.model()
+  with flagsaver.flagsaver(modes=['compact', 'cond']):
+    rows = list(quick.model_rows('tiny', model, tiny.params(model), 1, [1.]))
+  assert [r['mode'] for r in rows] == ['dense', 'cond']
+
+
+def _error(execution, monkeypatch, **values):
+  """What the script says as it ends before it computes."""
+  monkeypatch.setattr(
+      execution, '_rows', lambda *args: pytest.fail('it has begun'))
+  with flagsaver.flagsaver(**values), pytest.raises(SystemExit) as error:
+    execution.main(['execution.py'])
+  return str(error.value)
+
+
+def test_a_model_that_runs_in_stages_is_refused(execution, monkeypatch):
+  names = ['vit_digits_patch2_8', 'ravit_cifar_patch4_32']
+  message = _error(execution, monkeypatch, models=names)
+  assert message.startswith(
+      "error: --models has 'ravit_cifar_patch4_32', which runs in stages")
+
+
+def test_a_run_with_nothing_to_time_is_refused(execution, monkeypatch):
+  phases = {'a': 'joint', 'b': 'dense'}
+  monkeypatch.setattr(
+      execution.trained.restore, 'find',
+      lambda workdir: ('phases', 6, {'phase': phases[workdir]}))
+  message = _error(execution, monkeypatch, workdir=['a', 'b'])
+  assert message.startswith("error: 'b' has only its dense phase")
