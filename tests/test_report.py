@@ -1,11 +1,13 @@
 """The report of the smallest run, end to end."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import pathlib
 
 import adavit_jax
+from adavit_jax import data
 from adavit_jax import report
 from adavit_jax.report import baselines
 from adavit_jax.report import compare
@@ -14,6 +16,7 @@ from adavit_jax.train import loop
 from adavit_jax.train import restore
 from adavit_jax.train import system as system_lib
 from adavit_jax import cost
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -128,12 +131,12 @@ def test_a_run_without_a_policy_has_no_report(run, reported, tiny_data):
 
 def test_a_run_that_continues_another_has_a_report(run, tiny_data, tmp_path):
   config = tiny.get_config()
-  config.phases = ('warm_start', 'policy', 'joint')
+  config.phases = ('warm_start', 'joint')
   config.init.workdir, config.init.phase = run[0], 'dense'
   loop.Trainer(config, str(tmp_path), run[1]).train()
   result = report.evaluate(str(tmp_path), threshold=0.5, static=True)
   assert result['adaptive']['threshold'] == 0.5
-  assert 'static_last' in result
+  assert 'static_last' in result and result['one_set_of_weights'] == {}
 
 
 @pytest.mark.parametrize('phase', ['dense', ''])
@@ -154,6 +157,18 @@ def test_a_run_loads_as_a_classifier(run, tiny_data, phase):
   np.testing.assert_array_equal(got.labels, want.prediction)
   np.testing.assert_array_equal(got.actions.keep, want.keep)
   assert clf.class_names == dataset.class_names
+
+
+def test_without_held_out_images_what_needs_them_is_left_out(run, tiny_data):
+  workdir, dataset = run
+  trainer = loop.Trainer(tiny.get_config(), workdir, dataset)
+  trainer.dataset = dataclasses.replace(dataset, holdout=data.ArraySplit(
+      np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0, int)))
+  maker = baselines.Report(trainer, workdir)
+  assert maker.one_set_of_weights() == {}
+  assert list(maker.static_masks(0.5)) == ['static_last']
+  with pytest.raises(ValueError, match='no images were held out'):
+    maker.final()
 
 
 def test_the_calibrated_threshold_meets_the_budget_on_held_out_images(
