@@ -5,10 +5,15 @@ import json
 
 from adavit_jax import data
 from adavit_jax.train import checks
+from adavit_jax.train import restore
 from adavit_jax.train import system as system_lib
 import numpy as np
 import pytest
 import tiny
+
+
+def _info(config, **fields):
+  return dict(config=json.loads(json.dumps(config.to_dict())), **fields)
 
 
 def test_a_batch_larger_than_the_training_split_is_refused():
@@ -58,7 +63,7 @@ def test_a_budget_below_what_always_runs_is_refused():
 
 def test_only_what_changes_no_result_may_change_in_a_run():
   config = tiny.get_config()
-  saved = json.loads(json.dumps(config.to_dict()))
+  saved = _info(config)
   config.log_every, config.data.data_dir = 7, 'elsewhere'
   checks.same_run(saved, config, 'DIR')
   config.dense.learning_rate, config.seed = 0.5, 3
@@ -70,8 +75,41 @@ def test_only_what_changes_no_result_may_change_in_a_run():
 
 def test_policy_networks_are_compared_where_there_are_any():
   config = tiny.get_config()
-  saved = json.loads(json.dumps(config.to_dict()))
+  saved = _info(config)
   config.nets.hidden = 8
   checks.same_run(saved, config, 'DIR', nets=False)
   with pytest.raises(ValueError, match='nets.hidden: 0 then, 8 now'):
     checks.same_run(saved, config, 'DIR')
+
+
+def test_the_phase_that_a_run_began_from_is_compared_where_it_is_known():
+  config = tiny.get_config()
+  config.init.update(workdir='there', phase='policy')
+  old, new = _info(config), _info(config, began_from='policy')
+  for info in (old, new):
+    checks.same_run(info, config, 'DIR')
+  config.init.update(workdir='moved', phase='')
+  checks.same_run(new, config, 'DIR')
+  config.init.phase = 'dense'
+  checks.same_run(old, config, 'DIR')
+  with pytest.raises(ValueError, match="init.phase: 'policy' then, 'dense' now"):
+    checks.same_run(new, config, 'DIR')
+
+
+@pytest.mark.parametrize('phases, phase, fields, learned', [
+    (('dense', 'policy'), 'dense', {}, False),
+    (('dense', 'policy'), 'policy', {}, True),
+    (('dense', 'policy'), 'dense', dict(began_from='joint'), False),
+    (('dense', 'static'), 'static', {}, False),
+    (('joint', 'static'), 'static', {}, True),
+    (('static',), 'static', dict(began_from='dense'), False),
+    (('static',), 'static', dict(began_from='policy'), True),
+    (('static',), 'static', {}, True),  # says so in init.phase alone
+])
+def test_a_policy_that_no_phase_has_trained_is_known(
+    phases, phase, fields, learned):
+  config = tiny.get_config()
+  config.phases = phases
+  config.init.phase = 'warm_start' if phases == ('static',) else ''
+  assert restore.policy_has_learned(
+      _info(config, phase=phase, **fields)) == learned

@@ -50,10 +50,14 @@ def test_where_nothing_can_be_appended_the_file_is_written_whole(
         w.write(step, {'loss': step / 10})
       assert before == (tmp_path / 'metrics.jsonl').exists()
   assert [x['step'] for x in _lines(tmp_path)] == [1, 2, 3, 4]
+  with writer.MetricWriter(tmp_path) as w:
+    w.write(4, {})
+    w.sync()
+    assert len(_lines(tmp_path)) == 5
   monkeypatch.setattr(writer, '_REWRITE_S', 0.)
   with writer.MetricWriter(tmp_path) as w:
     w.write(5, {'loss': 0.5})
-    assert len(_lines(tmp_path)) == 5
+    assert len(_lines(tmp_path)) == 6
 
 
 def test_events_get_scalars(tmp_path, monkeypatch):

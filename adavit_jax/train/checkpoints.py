@@ -44,8 +44,9 @@ class Checkpoints:
     try:
       self.directory.exists()
     except ImportError as e:
-      raise ValueError(f"workdir={str(workdir)!r} needs a package that is not "
-                       f"installed ({e}); pip install -e '.[gcs]'") from e
+      raise ValueError(f'workdir={str(workdir)!r} needs a package that is not '
+                       f"installed ({e}); for gs:// pip install -e '.[gcs]'"
+                       ) from e
     self._read_only = read_only
     counts = {'last': keep, 'best': 1, 'phases': None}
     self._managers = {

@@ -10,7 +10,7 @@ from adavit_jax.train import restore
 # What may differ between a run and its resumption.
 _FREE_FIELDS = ('log_every', 'eval_every', 'checkpoint_every',
                 'eval_batch_size', 'data.data_dir', 'data.cache_dir',
-                'init.workdir', 'init.phase', 'init.weights')
+                'init.workdir', 'init.weights')
 
 
 def sizes(config, dataset):
@@ -57,12 +57,12 @@ def budget(config, system):
         f"model's MACs; set it higher, or num_fixed lower")
 
 
-def same_run(saved, config, workdir, *, nets=True):
+def same_run(info, config, workdir, *, nets=True):
   """Checks that a run is continued with the config that it began with.
 
   Args:
-    saved: config of the checkpoint, a plain dict; fields that it lacks have
-      their defaults.
+    info: what the checkpoint says of itself, see `loop.Trainer.info`; fields
+      that its config lacks have their defaults.
     config: see `train.config.default_config`.
     workdir: directory of the run.
     nets: False where no policy network exists, whose config then says nothing.
@@ -70,8 +70,12 @@ def same_run(saved, config, workdir, *, nets=True):
   Raises:
     ValueError: names up to five fields that differ and may not.
   """
-  saved = restore.with_defaults(saved)
+  saved = restore.with_defaults(info['config'])
   now = json.loads(json.dumps(config.to_dict()))
+  # A directory may have moved since, and '' was then its newest phase. Older
+  # runs do not say which one it was.
+  saved['init']['phase'] = info.get('began_from') or now['init']['phase']
+  now['init']['phase'] = now['init']['phase'] or saved['init']['phase']
   if not nets:
     del saved['nets'], now['nets']
   differ = []

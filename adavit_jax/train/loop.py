@@ -124,7 +124,7 @@ class Trainer:
       return state, 0, 0
     kind, step = latest
     info = ckpts.info(step, kind)
-    checks.same_run(info['config'], config, self.workdir,
+    checks.same_run(info, config, self.workdir,
                     nets=self.system.nets is not None)
     shapes = step_lib.abstract_state(self.system, info['phase'])
     state = ckpts.restore(
@@ -230,6 +230,7 @@ class Trainer:
         if validating:
           score = self._validate(state, phase, step, metrics)
         if saving:
+          metrics.sync()
           ckpts.save(step, state, self.info(phase, start, last), pin=last,
                      metric=score if scored else None)
         if stopping and not last:

@@ -1,14 +1,16 @@
-"""The range of every number of a config that training takes."""
+"""Ranges of the numbers of a config that nothing else checks."""
 
+import math
 import operator
 
 _POSITIVE = lambda x: x > 0, 'must be positive'
 _COUNT = lambda x: x >= 1, 'must be at least 1'
+_FINITE = math.isfinite, 'must be a finite number'
 _WEIGHT = lambda x: x >= 0, 'must not be negative'
 _SHARE = lambda x: 0 <= x <= 1, 'must be in [0, 1]: it is a share'
 _BELOW_1 = lambda x: 0 <= x < 1, 'must be in [0, 1)'
 
-_RL = dict(alpha=_WEIGHT, samples=_COUNT, entropy=_WEIGHT, price=_POSITIVE,
+_RL = dict(alpha=_WEIGHT, samples=_COUNT, entropy=_WEIGHT, price=_WEIGHT,
            price_rate=_WEIGHT, aux=_WEIGHT,
            bound=(lambda x: 0.5 < x <= 1, 'must be in (0.5, 1]'))
 _PATH = dict(distill=_SHARE, temperature=_POSITIVE, representation=_WEIGHT)
@@ -19,7 +21,8 @@ _RANGES = {
              num_search=_COUNT,
              mac_target=(lambda x: 0 < x <= 1, 'must be in (0, 1]: it is a '
                          "share of the dense model's MACs")),
-    'nets': dict(hidden=_WEIGHT,
+    'model': dict(unroll=_COUNT),
+    'nets': dict(hidden=_WEIGHT, bias=_FINITE,
                  threshold=(lambda x: 0 < x < 1, 'must be in (0, 1)')),
     'dense': dict(drop_path=_BELOW_1, nested=_WEIGHT, random_masks=_SHARE,
                   mask_weight=_WEIGHT),

@@ -95,7 +95,7 @@ def state(wanted, mesh, workdir, *, phase='', best=False):
   """
   kind, step, info = find(workdir, phase=phase, best=best)
   saved = system(info)
-  groups = _common_groups(saved, wanted, info['phase'])
+  groups = _common_groups(saved, wanted, info)
   if not groups:
     raise ValueError(
         f"{workdir!r} holds a run of {info['config']['model']['name']!r}, "
@@ -141,7 +141,21 @@ def _check_nets(saved, wanted, workdir):
                      f'--config.init.phase=dense')
 
 
-def _common_groups(saved, wanted, phase):
+def policy_has_learned(info):
+  """Whether policy networks were trained since the last dense phase.
+
+  Args:
+    info: see `find`.
+  """
+  phases = list(info['config']['phases'])
+  # Older runs do not say what they began from.
+  before = info.get('began_from', info['config']['init']['phase'])
+  been = [before, *phases[:phases.index(info['phase']) + 1]][::-1]
+  since = been[:been.index('dense')] if 'dense' in been else been
+  return not {'warm_start', 'policy', 'joint'}.isdisjoint(since)
+
+
+def _common_groups(saved, wanted, info):
   """Names of the parameter groups that a run can give to a system."""
   if type(saved.backbone) is not type(wanted.backbone):
     return set()
@@ -149,7 +163,7 @@ def _common_groups(saved, wanted, phase):
   exits = [getattr(x.model, 'exits', None) for x in (saved, wanted)]
   if exits[0] and exits[0] == exits[1]:
     groups.add('heads')
-  # In these phases a policy learns nothing: another one may take its place.
-  if saved.nets and wanted.nets and phase not in ('dense', 'static'):
+  # In place of one that has learned nothing another one may come.
+  if saved.nets and wanted.nets and policy_has_learned(info):
     groups.add('policy')
   return groups

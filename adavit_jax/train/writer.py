@@ -19,8 +19,8 @@ _REWRITE_S = 60.
 class MetricWriter:
   """Appends metrics to workdir/metrics.jsonl, one JSON object a line.
 
-  Only process 0 writes; in a gs:// directory at most once a minute, and at the
-  end. Where tensorboardX is installed, or clu together with
+  Only process 0 writes; in a gs:// directory at most once a minute, at `sync`
+  and at the end. Where tensorboardX is installed, or clu together with
   TensorFlow and TensorBoard, events go to workdir/tensorboard too.
   """
 
@@ -61,6 +61,11 @@ class MetricWriter:
     if self._events is not None:
       self._events(int(step), dict(_scalars(arrays)))
 
+  def sync(self) -> None:
+    """Puts all lines so far into the file, as a checkpoint must find them."""
+    if isinstance(self._file, _Rewritten):
+      self._file.rewrite()
+
   def close(self) -> None:
     """Closes the file; the writer can be closed twice, not written to again."""
     if self._file is not None:
@@ -91,12 +96,12 @@ class _Rewritten:
 
   def flush(self):
     if time.monotonic() - self._at >= _REWRITE_S:
-      self._rewrite()
+      self.rewrite()
 
   def close(self):
-    self._rewrite()
+    self.rewrite()
 
-  def _rewrite(self):
+  def rewrite(self):
     if self._text != self._written:
       self._path.write_text(self._text)
       self._written = self._text
