@@ -17,10 +17,9 @@ libtpu 0.0.42.1 with jax 0.10.2 for the default variant (`:base` not measured):
   python benchmarks/aot_tpu.py --config=configs/imagenet_policy.py \\
       --topology=v5e:4x4
 
-  dense 1.58   warm_start 0.78   policy 0.78   joint 2.03
+  dense 1.72   warm_start 1.30   policy 1.30   joint 1.81
 
-With --config.model.remat=False the dense phase takes 7.80. No step gathers the
-batch, and none has a conditional: training masks.
+No step gathers the batch, and none has a conditional: training masks.
 
 `:tiny` takes 10 steps of every phase at 64 x 64 pixels, on a CPU with 2 cores
 in about 2 minutes of CPU time for 300 images:
