@@ -1,5 +1,6 @@
 """Checkpoints come back bit for bit, or not at all."""
 
+import importlib.util
 import os
 import pathlib
 import signal
@@ -93,6 +94,18 @@ def test_saved_state_may_be_donated(tmp_path):
     abstract = _abstract(state)
     jax.tree.map(lambda x: x.delete(), state)
     assert jax.tree.map(_bits, ckpts.restore(abstract)) == want
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(n) for n in ('gcsfs', 'tensorflow')),
+    reason='a package that opens gs:// is installed')
+def test_an_address_is_no_local_directory(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for read_only in (False, True):
+    with pytest.raises(ValueError, match="workdir='gs://bucket/run' needs a "
+                       r"package .* pip install -e '.\[gcs\]'"):
+      checkpoints.Checkpoints('gs://bucket/run', read_only=read_only)
+  assert not list(tmp_path.iterdir())
 
 
 def test_what_is_kept(tmp_path):
