@@ -76,7 +76,7 @@ def test_modes_agree_on_actions_per_image(model, params, z1, run):
     np.testing.assert_allclose(got[i], want[i], **CLOSE)
 
 
-@pytest.mark.parametrize('size', [1, 4, 33])
+@pytest.mark.parametrize('size', [1, 4])
 def test_modes_agree_on_shared_actions(model, params, run, size):
   z1, actions = _tokens(model, size), _random(size)
   per_image = Actions(*(np.tile(a, (size, 1)) for a in actions))
