@@ -7,15 +7,16 @@ import json
 import pathlib
 
 import adavit_jax
+from adavit_jax import cost
 from adavit_jax import data
 from adavit_jax import report
+from adavit_jax.models.actions import Actions
 from adavit_jax.report import baselines
 from adavit_jax.report import compare
 from adavit_jax.train import evaluate
 from adavit_jax.train import loop
 from adavit_jax.train import restore
 from adavit_jax.train import system as system_lib
-from adavit_jax import cost
 import numpy as np
 import pytest
 import tiny
@@ -120,12 +121,46 @@ def test_a_run_without_a_policy_has_no_report(run, reported, tiny_data):
 
 def test_a_run_that_continues_another_has_a_report(run, tiny_data, tmp_path):
   config = tiny.get_config()
-  config.phases = ('warm_start', 'joint')
-  config.init.workdir, config.init.phase = run[0], 'dense'
+  config.phases = ('joint',)
+  config.init.workdir, config.init.phase = run[0], 'policy'
   loop.Trainer(config, str(tmp_path), run[1]).train()
-  result = report.evaluate(str(tmp_path), threshold=0.5, static=True)
+  result = report.evaluate(str(tmp_path), threshold=0.5, static=False)
   assert result['adaptive']['threshold'] == 0.5
-  assert 'static_last' in result and result['one_set_of_weights'] == {}
+  assert result['one_set_of_weights'] == {}
+
+
+@pytest.mark.parametrize('phases, begins', [
+    (tiny.PHASES, ('', 'policy')),
+    (('warm_start', 'joint'), ('', 'warm_start')),
+    (('joint',), ('other', 'dense'))])
+def test_static_baselines_begin_from_the_dense_vit(
+    run, tiny_data, monkeypatch, phases, begins):
+  """The run itself has it where a phase came before the joint one."""
+  workdir, dataset = run
+  trainer = loop.Trainer(tiny.get_config(), workdir, dataset)
+  maker = baselines.Report(trainer, workdir)
+  trainer.config.phases = phases
+  trainer.config.init.update(workdir='other', phase='dense')
+  trainer.config.joint.learning_rate = 0.25
+  made = []
+
+  class Stopped:
+
+    def __init__(self, config, directory, data):
+      made.append((config, directory, data))
+
+    def train(self):
+      return None
+
+  monkeypatch.setattr(loop, 'Trainer', Stopped)
+  keep = np.array([1, 0, 1, 0, 1, 1], np.float32)
+  assert maker.finetuned(Actions.from_keep(keep)) is None
+  (config, directory, got), = made
+  assert (config.init.workdir, config.init.phase) == (
+      begins[0] or workdir, begins[1])
+  assert (config.phases, config.static.keep) == (('static',), '101011')
+  assert config.static.learning_rate == 0.25
+  assert directory == f'{workdir}/static/101011' and got is dataset
 
 
 @pytest.mark.parametrize('phase', ['dense', ''])
