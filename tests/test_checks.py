@@ -105,11 +105,14 @@ def test_the_phase_that_a_run_began_from_is_compared_where_it_is_known():
     (('static',), 'static', dict(began_from='dense'), False),
     (('static',), 'static', dict(began_from='policy'), True),
     (('static',), 'static', {}, True),  # says so in init.phase alone
+    (('classifier_wise',), 'classifier_wise', {}, True),  # of another run
 ])
 def test_a_policy_that_no_phase_has_trained_is_known(
     phases, phase, fields, learned):
   config = tiny.get_config()
   config.phases = phases
   config.init.phase = 'warm_start' if phases == ('static',) else ''
+  if phases == ('classifier_wise',):
+    config.init.workdir = 'there'
   assert restore.policy_has_learned(
       _info(config, phase=phase, **fields)) == learned

@@ -147,9 +147,11 @@ def policy_has_learned(info):
   Args:
     info: see `find`.
   """
-  phases = list(info['config']['phases'])
-  # Older runs do not say what they began from.
-  before = info.get('began_from', info['config']['init']['phase'])
+  phases, init = list(info['config']['phases']), info['config']['init']
+  # Older runs do not say what they began from; the newest phase of another run
+  # was most likely its last one.
+  before = info.get('began_from',
+                    init['phase'] or ('joint' if init['workdir'] else ''))
   been = [before, *phases[:phases.index(info['phase']) + 1]][::-1]
   since = been[:been.index('dense')] if 'dense' in been else been
   return not {'warm_start', 'policy', 'joint'}.isdisjoint(since)
