@@ -77,6 +77,26 @@ def test_each_step_loses_least_per_mac_saved(found):
     assert dropped == min(price, key=price.get)
 
 
+def test_a_chain_that_adds_layers(given, found):
+  """Each step saves most loss per MAC; the ends are those of the other."""
+  model, params, spend, z1, labels = given
+  _, _, evaluate, _ = found
+  chain = search.greedy_chain(model, params, spend, z1, labels, forward=True)
+  keeps = np.asarray(chain.actions.keep)
+  np.testing.assert_array_equal(keeps.sum(1), np.arange(2 * L, -1, -1))
+  np.testing.assert_allclose(chain.loss, [evaluate(k)[0] for k in keeps],
+                             rtol=1e-4)
+  macs = np.repeat([spend.msa, spend.mlp], L)
+  for fewer, more in ((keeps[-1], keeps[-2]), (keeps[3], keeps[2])):
+    saved = {}
+    for i in np.flatnonzero(fewer == 0):
+      keep = fewer.copy()
+      keep[i] = 1
+      saved[i] = float(evaluate(fewer)[0] - evaluate(keep)[0]) / macs[i]
+    added, = np.flatnonzero(more - fewer)
+    assert added == max(saved, key=saved.get)
+
+
 def test_nearest_is_the_smallest_mask_with_enough_macs(found):
   chain, spend, _, _ = found
   ratios = np.asarray(spend.ratio(chain.actions))

@@ -26,7 +26,7 @@ class Chain(NamedTuple):
 
 
 def greedy_chain(model, params, cost, z1, labels, *, weights=None,
-                 progress=lambda i, n: None):
+                 forward=False, progress=lambda i, n: None):
   """Drops, one after the other, the layer that costs least loss per MAC saved.
 
   Args:
@@ -36,7 +36,8 @@ def greedy_chain(model, params, cost, z1, labels, *, weights=None,
     z1: output of the fixed encoders on held-out images, [B, N, D].
     labels: [B] int.
     weights: how much each image counts, [B]; None counts all alike.
-    progress: called with (done, total) after each drop.
+    forward: begin with no layer, and add what saves most loss per MAC.
+    progress: called with (done, total) after each layer.
 
   Returns:
     `Chain` of 2L + 1 masks.
@@ -46,19 +47,20 @@ def greedy_chain(model, params, cost, z1, labels, *, weights=None,
       float, _evaluate(model, params, z1, labels, weights, keep))
   num = model.num_adaptive
   macs = np.repeat([cost.msa, cost.mlp], num).astype(np.float64)
-  keep = np.ones(2 * num, np.float32)
+  keep = np.full(2 * num, not forward, np.float32)
   rows = [(keep.copy(), *evaluate(keep))]
-  while keep.any():
+  while len(rows) <= 2 * num:
     tried = []
-    for i in np.flatnonzero(keep):
+    for i in np.flatnonzero(keep != forward):
       candidate = keep.copy()
-      candidate[i] = 0
+      candidate[i] = forward
       loss, accuracy = evaluate(candidate)
       tried.append(((loss - rows[-1][1]) / macs[i], candidate, loss, accuracy))
     _, keep, loss, accuracy = min(tried, key=lambda t: t[0])
     rows.append((keep.copy(), loss, accuracy))
     progress(len(rows) - 1, 2 * num)
-  keeps, losses, accuracies = map(np.stack, zip(*rows))
+  keeps, losses, accuracies = map(
+      np.stack, zip(*(rows[::-1] if forward else rows)))
   return Chain(Actions.from_keep(jnp.asarray(keeps)), losses, accuracies)
 
 
@@ -103,15 +105,15 @@ def _evaluate(model, params, z1, labels, weights, keep):
 
 
 def nearest(chain, cost, macs_ratio):
-  """The mask of a chain that spends at least `macs_ratio`, as little as can be.
+  """The mask that spends at least `macs_ratio`, as little as can be.
 
   Args:
-    chain: `Actions` [C, L], from all layers to none.
+    chain: `Actions` [C, L], the one that spends most first.
     cost: `Cost`; without policy networks, which a static model does not run.
     macs_ratio: share of the dense model's MACs.
 
   Returns:
-    `Actions` [L].
+    `Actions` [L]; the first where none spends as much.
   """
   ratios = np.asarray(cost.ratio(chain))
   enough = np.flatnonzero(ratios >= macs_ratio - 1e-9)

@@ -1,9 +1,7 @@
 """Evaluates a run: dense, adaptive, and the baselines at the same MACs."""
 
 import functools
-import os
 
-from absl import logging
 import jax
 import numpy as np
 
@@ -11,7 +9,7 @@ from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 from adavit_jax.policies import search
 from adavit_jax.report import compare
-from adavit_jax.train import loop
+from adavit_jax.report import masks
 from adavit_jax.train import restore
 from adavit_jax.train import system as system_lib
 
@@ -32,7 +30,7 @@ class Report:
     Raises:
       ValueError: if there is no finished dense phase with a policy after it.
     """
-    self.trainer, self._workdir = trainer, workdir
+    self.trainer = trainer
     self._system, self._evaluator = trainer.system, trainer.evaluator
     self._data = trainer.dataset
     self._restore = lambda **kw: restore.state(
@@ -45,14 +43,22 @@ class Report:
     self._rng = np.random.default_rng(trainer.config.seed)
     self.dense = self._evaluator.dense(self._state.teacher, self._data.test)
 
-  @functools.cache
-  def chain(self):
-    """The greedy static chain of the dense weights, `Actions` [2L + 1, L]."""
+  @functools.cached_property
+  def _untuned(self):
+    """The ViT before the joint phase, which no policy has moved."""
+    phases = self.trainer.config.phases
+    before = phases[:phases.index('joint')] if 'joint' in phases else phases
+    if not before:
+      return self._state.teacher
+    return system_lib.final_params(self._restore(phase=before[-1]))['vit']
+
+  @functools.cached_property
+  def frontier(self):
+    """The best static masks of the untuned ViT (`masks.best`)."""
     found = self._state.candidates
     if 'warm_start' not in self.trainer.config.phases:
-      found = self.trainer.search(self._state.teacher)
-    return Actions(*(a[:2 * self._system.model.num_adaptive + 1]
-                     for a in found))
+      found = self.trainer.search(self._untuned)
+    return masks.best(self.trainer, self._untuned, found)
 
   def dense_row(self):
     return compare.row(self.dense, self._system.plain_cost)
@@ -143,36 +149,36 @@ class Report:
     return dict(compare.row(out, self._system.cost), threshold=threshold)
 
   def one_set_of_weights(self):
-    """Adaptive against static on the frozen dense weights, no fine-tuning.
+    """Adaptive against static on the untuned weights.
 
     Returns:
       Rows adaptive, random, shuffled of the policy phase's end, `static` read
-      off the greedy chain's curve at the same MACs, and the whole `chain`; {}
-      where the run had no policy phase, or held out no images.
+      off the curve of the best static masks at the same MACs, and the rows of
+      this curve, `frontier`; {} where the run had no policy phase, or held out
+      no images.
     """
     if ('policy' not in self.trainer.config.phases
         or not len(self._data.holdout)):
       return {}
     rows, _ = self.policy_rows(self._restore(phase='policy'), None)
-    chain = [
-        compare.row(self._evaluator.given(
-            self._state.teacher, self._data.test, keep),
-                    self._system.plain_cost)
-        for keep in np.asarray(self.chain().keep)]
-    static = compare.interpolate(chain, rows['adaptive']['macs_ratio'])
-    return dict(rows, static=static, chain=chain, **self._fixed_rows())
+    curve = [self._untuned_row(keep) for keep in self.frontier.keep]
+    best = compare.interpolate(curve, rows['adaptive']['macs_ratio'])
+    return dict(rows, static=best, frontier=curve, **self._fixed_rows())
+
+  def _untuned_row(self, keep):
+    return compare.row(
+        self._evaluator.given(self._untuned, self._data.test, keep),
+        self._system.plain_cost)
 
   def _fixed_rows(self):
-    """Table 1 of the patent on the dense weights, where L is large enough."""
+    """Table 1 of the patent, untuned, where L is large enough."""
     num = self._system.model.num_adaptive
     rows = {}
     for number, dropped in fixed.TABLE_1.items():
       for which in ('first', 'last'):
         if max(dropped) <= num and any(dropped):
           keep = fixed.table_1(number, num, which=which).keep
-          rows[f'table_1_{number}_{which}'] = compare.row(
-              self._evaluator.given(self._state.teacher, self._data.test, keep),
-              self._system.plain_cost)
+          rows[f'table_1_{number}_{which}'] = self._untuned_row(keep)
     return rows
 
   def sweep(self, num=11):
@@ -197,50 +203,16 @@ class Report:
       macs_ratio: MACs per image as a share of the dense model's.
 
     Returns:
-      Dict of `Actions` [L]: static, the greedy one, where images were held out
-      to find it on, and static_last, which drops the last layers.
+      Dict of `Actions` [L]: static, the best one found, where images were held
+      out to find it on, and static_last, which drops the last layers. Where
+      none spends as much, the one that spends most.
     """
-    num, cost = self._system.model.num_adaptive, self._system.plain_cost
-    last = [fixed.drop(num, k + extra, k)
-            for k in range(num) for extra in (0, 1)]
-    last.append(fixed.drop(num, num, num))
-    last = Actions(*map(np.stack, zip(*last)))
-    masks = {'static_last': search.nearest(last, cost, macs_ratio)}
+    cost = self._system.plain_cost
+    last = masks.last_k(self._system.model.num_adaptive)
+    found = {'static_last': search.nearest(last, cost, macs_ratio)}
     if len(self._data.holdout):
-      masks['static'] = search.nearest(self.chain(), cost, macs_ratio)
-    return masks
-
-  def finetuned(self, actions):
-    """The ViT tuned for one mask as the joint phase tunes it for the policy.
-
-    A run of its own under workdir/static, resumable, done once for a mask.
-
-    Args:
-      actions: `Actions` [L].
-
-    Returns:
-      A row; None if a signal stopped the training.
-    """
-    keep = ''.join(str(int(k)) for k in np.asarray(actions.keep))
-    config = self.trainer.config.copy_and_resolve_references()
-    before = config.phases[:config.phases.index('joint')]
-    if before:  # Up to the joint phase the ViT is the dense one.
-      config.init.update(workdir=self._workdir, phase=before[-1], weights='')
-    config.phases = ('static',)
-    for field in config.static:
-      if field in config.joint:
-        config.static[field] = config.joint[field]
-    config.static.policy, config.static.keep = 'mask', keep
-    logging.info('tuning the static sub-network %s for %d steps', keep,
-                 config.static.steps)
-    directory = os.path.join(self._workdir, 'static', keep)
-    state = loop.Trainer(config, directory, self._data).train()
-    if state is None:
-      return None
-    out = self._evaluator.given(
-        system_lib.final_params(state)['vit'], self._data.test,
-        np.asarray(actions.keep))
-    return dict(compare.row(out, self._system.plain_cost), keep=keep)
+      found['static'] = search.nearest(self.frontier, cost, macs_ratio)
+    return found
 
 
 def _sigmoid(x):

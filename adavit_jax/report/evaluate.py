@@ -7,6 +7,7 @@ import numpy as np
 
 from adavit_jax.report import baselines
 from adavit_jax.report import exits
+from adavit_jax.report import masks
 from adavit_jax.report import pictures
 from adavit_jax.report import table
 from adavit_jax.train import loop
@@ -16,7 +17,7 @@ from adavit_jax.train import staged
 _LABELS = (
     ('dense', 'dense'), ('adaptive', 'adaptive'),
     ('adaptive_at_static', 'adaptive, at the MACs below'),
-    ('static', 'static, greedy, tuned alike'),
+    ('static', 'static, best, tuned alike'),
     ('static_last', 'static, last k, tuned alike'), ('random', 'random'),
     ('shuffled', 'adaptive, shuffled'))
 
@@ -70,9 +71,9 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
   result.update(rows)
   one = report.one_set_of_weights()
   if static and report.phase == 'joint':
-    masks = report.static_masks(result['adaptive']['macs_ratio'])
-    for name, actions in masks.items():
-      result[name] = report.finetuned(actions)
+    chosen = report.static_masks(result['adaptive']['macs_ratio'])
+    for name, actions in chosen.items():
+      result[name] = masks.finetuned(trainer, workdir, actions)
       if result[name] is None:
         return None
     if len(trainer.dataset.holdout):
@@ -94,7 +95,7 @@ def _show(result, model):
   print(table.format_policy(result['adaptive'], model.num_adaptive))
   one = result['one_set_of_weights']
   if one:
-    labels = [('adaptive', 'adaptive'), ('static', 'static, greedy'),
+    labels = [('adaptive', 'adaptive'), ('static', 'static, best'),
               ('random', 'random'), ('shuffled', 'adaptive, shuffled')]
     labels += [(key, f"policy {key[8]} of Table 1, {key[10:]} layers")
                for key in one if key.startswith('table_1')]

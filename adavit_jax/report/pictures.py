@@ -51,7 +51,7 @@ def accuracy_against_macs(report, path):
       point(report[name], name.replace('_', ' '), marker)
   one = report.get('one_set_of_weights')
   if one:
-    curve(one['chain'], 'static, dense weights', color='C7', linestyle=':')
+    curve(one['frontier'], 'static, dense weights', color='C7', linestyle=':')
     point(one['adaptive'], 'adaptive, dense weights', 'C0v')
   low = min(100 * report[k]['accuracy'] for k in ('adaptive', 'dense'))
   axes.set(xlabel="MACs as a share of the dense model's",

@@ -181,8 +181,19 @@ class Trainer:
     stats = inputs.Stats(features.mean(0), features.std(0) + 1e-2)
     return state.replace(teacher=jax.tree.map(jnp.copy, vit), stats=stats)
 
-  def search(self, vit):
-    """Static masks for held-out images (see `search.candidates`)."""
+  def search(self, vit, *, forward=False):
+    """Static masks for held-out images (see `search.candidates`).
+
+    Args:
+      vit: parameters of the ViT.
+      forward: the chain that adds layers instead (see `search.greedy_chain`).
+
+    Returns:
+      `Actions` [C, L].
+
+    Raises:
+      ValueError: if no images were held out.
+    """
     if not len(self.dataset.holdout):
       raise ValueError('the greedy search needs held-out images; set '
                        '--config.data.holdout=0.1')
@@ -190,9 +201,11 @@ class Trainer:
         vit, self.dataset.holdout, self.config.num_search)
     show = lambda i, n: logging.log_every_n_seconds(
         logging.INFO, 'greedy static search: %d of %d layers', 10, i, n)
-    return search.candidates(
-        self.system.model, vit, self.system.plain_cost,
-        *self._replicate((z1, labels)), progress=show)
+    given = (self.system.model, vit, self.system.plain_cost,
+             *self._replicate((z1, labels)))
+    if forward:
+      return search.greedy_chain(*given, forward=True, progress=show).actions
+    return search.candidates(*given, progress=show)
 
   def _run_phase(self, state, phase, start, ckpts, metrics, stop):
     config, c = self.config, self.config[phase]

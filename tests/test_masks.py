@@ -1,0 +1,80 @@
+"""The static baselines: nothing that a mask can do is left out."""
+
+import itertools
+import types
+
+from adavit_jax import cost
+from adavit_jax.models.actions import Actions
+from adavit_jax.report import masks
+from adavit_jax.train import evaluate
+import numpy as np
+import pytest
+
+
+def _best_mixture(macs, accuracy, budget):
+  """The best accuracy that one or two masks have at these MACs."""
+  best = max([a for m, a in zip(macs, accuracy) if m == budget], default=0)
+  for i, j in itertools.permutations(range(len(macs)), 2):
+    if macs[i] < budget < macs[j]:
+      share = (budget - macs[i]) / (macs[j] - macs[i])
+      best = max(best, (1 - share) * accuracy[i] + share * accuracy[j])
+  return best
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_frontier_beats_every_mask_and_mixture(seed):
+  rng = np.random.default_rng(seed)
+  macs = rng.integers(1, 9, 14).astype(float)  # some cost the same
+  accuracy = rng.integers(0, 20, 14) / 20
+  corners = masks.frontier(macs, accuracy, rng.normal(size=14))
+  x, y = macs[corners][::-1], accuracy[corners][::-1]
+  assert (np.diff(x) > 0).all()
+  assert (np.diff(np.diff(y) / np.diff(x)) < 0).all()
+  for budget in np.linspace(macs.min(), macs.max(), 33):
+    assert np.interp(budget, x, y) == pytest.approx(
+        _best_mixture(macs, accuracy, budget))
+
+
+def test_the_loss_decides_between_equals():
+  assert masks.frontier([1, 1, 1], [.5, .5, .5], [.3, .1, .2]) == [1]
+
+
+def test_last_k_by_hand():
+  np.testing.assert_array_equal(masks.last_k(2).keep, [
+      [1, 1, 1, 1], [1, 0, 1, 1], [1, 0, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]])
+
+
+def test_best_masks_come_from_every_source():
+  """Held-out images tell; each source holds one corner."""
+  num = 2
+  spend = cost.Cost(stem=10, msa=4, mlp=2, head=6, policy=0, num_fixed=1,
+                    num_adaptive=num)
+  right = {'1111': 10, '1011': 9, '0101': 8, '1000': 6, '0000': 0}
+
+  class Evaluator:
+
+    def given(self, vit, split, keep):
+      assert (vit, split) == ('vit', 'held out')
+      good = right.get(''.join(str(int(k)) for k in keep), 1)
+      correct = np.arange(10) < good
+      return evaluate.Outputs(~correct, correct, np.ones(10),
+                              np.broadcast_to(keep, (10, 2 * num)))
+
+  def search(vit, *, forward):
+    assert vit == 'vit' and forward
+    return Actions.from_keep(np.array([[1., 0, 0, 0]]))
+
+  class Split(str):
+
+    def __len__(self):
+      return 10
+
+  trainer = types.SimpleNamespace(
+      system=types.SimpleNamespace(
+          plain_cost=spend, model=types.SimpleNamespace(num_adaptive=num)),
+      dataset=types.SimpleNamespace(holdout=Split('held out')),
+      evaluator=Evaluator(), search=search)
+  found = masks.best(trainer, 'vit', Actions.from_keep(
+      np.array([[0., 1, 0, 1], [0, 1, 0, 0]])))
+  np.testing.assert_array_equal(found.keep, [
+      [1, 1, 1, 1], [1, 0, 1, 1], [0, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]])
