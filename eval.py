@@ -47,13 +47,13 @@ def main(argv):
     result = report.evaluate(
         _WORKDIR.value, threshold=threshold, best=_BEST.value,
         static=_STATIC.value, data_dir=_DATA_DIR.value, rule=_RULE.value)
-  except (ValueError, guards.NonFiniteError) as error:
+    if result is not None and jax.process_index() == 0:
+      path = epath.Path(_WORKDIR.value) / 'report.json'
+      path.write_text(json.dumps(result, indent=1))
+      print(f'\nwrote {path} and pictures beside it')
+  except (ValueError, OSError, guards.NonFiniteError) as error:
     logging.debug('where it came from', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error
-  if result is not None and jax.process_index() == 0:
-    path = epath.Path(_WORKDIR.value) / 'report.json'
-    path.write_text(json.dumps(result, indent=1))
-    print(f'\nwrote {path} and pictures beside it')
 
 
 if __name__ == '__main__':

@@ -48,23 +48,29 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   try:
-    thresholds = [float(x) for x in _THRESHOLD.value or ()]
+    try:
+      thresholds = [float(x) for x in _THRESHOLD.value or ()]
+    except ValueError as e:
+      raise ValueError(f'--threshold={",".join(_THRESHOLD.value)} must be '
+                       f'numbers') from e
     clf = adavit_jax.load(_WORKDIR.value, phase=_PHASE.value, best=_BEST.value,
                           rule=_RULE.value)
     how = dict(batch_size=_BATCH_SIZE.value, platforms=_PLATFORMS.value)
+    exits = isinstance(clf, adavit_jax.CascadeClassifier)
     if _MODE.value == 'stages':
-      if thresholds:
-        clf.thresholds = thresholds
+      if exits and thresholds:
+        clf.thresholds = thresholds if len(thresholds) > 1 else thresholds[0]
       paths = deploy.export_stages(clf, _OUTPUT.value, **how)
       print(*(f'wrote {path} and {path}.json' for path in paths), sep='\n')
       _hint()
       return
-    if thresholds:
+    if thresholds and not exits:
+      if len(thresholds) > 1 or not 0 < thresholds[0] < 1:
+        raise ValueError(f'--threshold={",".join(_THRESHOLD.value)} must be '
+                         f"one number in (0, 1): it is the policy's")
       clf.threshold, = thresholds
-      if not 0 < clf.threshold < 1:
-        raise ValueError(f'--threshold={clf.threshold} must be in (0, 1)')
     deploy.export(clf, _OUTPUT.value, mode=_MODE.value, **how)
-  except ValueError as error:
+  except (ValueError, OSError) as error:
     logging.debug('where it came from', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error
   print(f'wrote {_OUTPUT.value} and {_OUTPUT.value}.json')

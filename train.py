@@ -37,17 +37,28 @@ def main(argv):
                jax.devices()[0].device_kind)
   try:
     state = loop.Trainer(_CONFIG.value, _WORKDIR.value).train()
-  except (ValueError, guards.NonFiniteError) as error:
+  except (ValueError, OSError, guards.NonFiniteError) as error:
     logging.debug('where it came from', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error
   if state is not None:
     print(f'done; now: python eval.py --workdir={_WORKDIR.value}')
 
 
+def _last_of_each(argv):
+  """Without overrides that come again: absl would join tuples given twice."""
+  last = {}
+  for i, arg in enumerate(argv):
+    if found := re.match(r'--?(config\.[\w.]+)=', arg):
+      last[found[1]] = i
+  return [arg for i, arg in enumerate(argv)
+          if not (found := re.match(r'--?(config\.[\w.]+)=', arg))
+          or last[found[1]] == i]
+
+
 def _parse(argv):
   """Parses the flags; a mistake in them ends in one sentence."""
   try:
-    rest = flags.FLAGS(argv)
+    rest = flags.FLAGS(_last_of_each(argv))
     _CONFIG.value.phases  # here a file that is not there becomes an error
     return rest
   except (AttributeError, IndexError, KeyError) as error:

@@ -5,6 +5,7 @@ import numbers
 import numpy as np
 
 from adavit_jax import models
+from adavit_jax.data import decode
 from adavit_jax.exits import confidence
 from adavit_jax.runtime import cascade
 from adavit_jax.train import system as system_lib
@@ -76,11 +77,15 @@ class CascadeClassifier:
     confidence.check_range(self.system.config.exits.rule, value)
     self._cascade.thresholds = value
 
+  def read(self, path):
+    """An image file as the model takes it, see `data.decode.read`."""
+    return decode.read(path, self.system.config.data, self.system.model)
+
   def __call__(self, images):
     """Classifies images.
 
     Args:
-      images: uint8 [B, S, S, C], as read from a file.
+      images: uint8 [B, S, S, C], of files for example as `read` gives them.
 
     Returns:
       `runtime.cascade.Prediction` of B images, in their order.

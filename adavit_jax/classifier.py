@@ -1,6 +1,7 @@
 """A trained model as a Python function: images in, predictions out."""
 
 import functools
+import numbers
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from adavit_jax import models
 from adavit_jax.cascade_classifier import CascadeClassifier
 from adavit_jax.cascade_classifier import check_max_batch_size
+from adavit_jax.data import decode
 from adavit_jax.exits import confidence
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
@@ -43,7 +45,8 @@ class Classifier:
   One image runs in the mode `cond`, more of them in `compact`; a policy that
   does not look at the image runs in `static`. Batches are padded to one of a
   few sizes, each compiled at its first use; under a learned policy, what stands
-  in for an image drops every adaptive layer.
+  in for an image drops every adaptive layer. It cannot be pickled: another
+  process loads its own.
 
   Attributes:
     class_names: K strings, or () where the run has none.
@@ -90,11 +93,15 @@ class Classifier:
     """`Actions` [L] that every image gets, or None: the policy decides."""
     return self._actions
 
+  def read(self, path):
+    """An image file as the model takes it, see `data.decode.read`."""
+    return decode.read(path, self.system.config.data, self.system.model)
+
   def __call__(self, images):
     """Classifies images.
 
     Args:
-      images: uint8 [B, S, S, C], as read from a file.
+      images: uint8 [B, S, S, C], of files for example as `read` gives them.
 
     Returns:
       `Prediction`.
@@ -105,8 +112,10 @@ class Classifier:
     """
     images = np.asarray(images)
     models.check_pixels(self.system.model, images)
-    if not 0 < self.threshold < 1:
-      raise ValueError(f'threshold={self.threshold} must be in (0, 1)')
+    if not (isinstance(self.threshold, (numbers.Real, np.ndarray, jax.Array))
+            and np.ndim(self.threshold) == 0 and 0 < self.threshold < 1):
+      raise ValueError(f'threshold={self.threshold!r} must be a number in '
+                       f'(0, 1)')
     largest, parts = self._sizes[-1], []
     for start in range(0, len(images), largest):
       batch = images[start:start + largest]

@@ -45,9 +45,12 @@ def export(clf, path, *, mode, batch_size=None, platforms=_DEFAULT):
     platforms: to lower for, of `PLATFORMS`.
 
   Raises:
-    ValueError: if mode, classifier, batch size and platforms do not fit.
+    ValueError: if mode, classifier, batch size and platforms do not fit, or
+      the path is a directory.
   """
   _check(clf, mode, batch_size, platforms)
+  if epath.Path(path).expanduser().is_dir():
+    raise ValueError(f'{path} is a directory; name the file to write')
   model = clf.system.model
   actions = fixed.all_layers(model.num_adaptive) if mode == 'dense' else (
       clf.actions)

@@ -15,6 +15,7 @@ from adavit_jax.models import stages
 from adavit_jax.policies import fixed
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import restore
+from adavit_jax.train import system as system_lib
 import timing
 
 
@@ -59,15 +60,17 @@ def rows(workdir, batches, *, repeats, threshold=None, data_dir=None):
   config = config_dict.ConfigDict(info['config'])
   if data_dir:
     config.data.data_dir = data_dir
-  # Thresholds are of the rule that eval.py was given.
-  rule = _report(workdir).get('rule') if threshold is None else None
-  clf = adavit_jax.load(workdir, rule=rule, max_batch_size=max(batches))
+  # Its thresholds are of the checkpoint and the rule that eval.py was given.
+  report = _report(workdir) if threshold is None else {}
+  best = report.get('best', False)
+  clf = adavit_jax.load(workdir, rule=report.get('rule'), best=best,
+                        max_batch_size=max(batches))
   cascade = isinstance(clf, adavit_jax.CascadeClassifier)
   if cascade:
     dense, dense_macs, kept, settings = _cascade(clf, workdir, threshold)
   else:
     dense, dense_macs, kept, settings = _policy(
-        clf, workdir, threshold, max(batches))
+        clf, workdir, threshold, best, max(batches))
   test = data.load(config.data, seed=config.seed).test
   row = functools.partial(
       timing.row, os.path.basename(os.path.normpath(workdir)),
@@ -95,7 +98,7 @@ def rows(workdir, batches, *, repeats, threshold=None, data_dir=None):
       yield row(name, batch, keep, times[name], times['dense'], ratio)
 
 
-def _policy(clf, workdir, threshold, max_batch_size):
+def _policy(clf, workdir, threshold, best, max_batch_size):
   """What is compared, as `rows` needs it.
 
   Returns:
@@ -107,9 +110,11 @@ def _policy(clf, workdir, threshold, max_batch_size):
   if threshold is not None:
     clf.threshold = threshold
   system = clf.system
-  state = restore.state(system, mesh_lib.make_mesh(1), workdir)
+  state = restore.state(system, mesh_lib.make_mesh(1), workdir, best=best)
+  # A static phase from a dense one has no teacher; its own ViT is as large.
+  vit = state.teacher or system_lib.final_params(state)['vit']
   dense = adavit_jax.Classifier(
-      system, state.replace(params={'vit': state.teacher}, ema=None),
+      system, state.replace(params={'vit': vit}, ema=None),
       actions=fixed.all_layers(system.model.num_adaptive),
       max_batch_size=max_batch_size)
   return (dense, system.plain_cost.dense, lambda p: p.actions.keep.mean(),

@@ -61,6 +61,21 @@ def test_a_budget_below_what_always_runs_is_refused():
   checks.budget(config, system)
 
 
+def test_labels_must_mean_what_they_meant():
+  dataset = tiny.dataset()  # its classes: 0, 1, 2, 3
+  info = dict(dataset=dict(class_names=['0', '1', '2', '3']))
+  checks.same_classes(info, dataset, 'DIR')
+  info['dataset']['class_names'] = ['0', '2', '1', '3']
+  with pytest.raises(ValueError, match="class 1 is '1' in this data and was "
+                     "'2' when DIR was trained"):
+    checks.same_classes(info, dataset, 'DIR')
+
+
+def test_one_class_is_no_task():
+  with pytest.raises(ValueError, match='has 1 class; there must be at least 2'):
+    system_lib.create(tiny.get_config(), tiny.dataset(num_classes=1))
+
+
 def test_only_what_changes_no_result_may_change_in_a_run():
   config = tiny.get_config()
   saved = _info(config)

@@ -1,6 +1,7 @@
 """A trained model as a function, in whatever mode saves time."""
 
 import functools
+import re
 
 import adavit_jax
 from adavit_jax import classifier
@@ -10,6 +11,7 @@ from adavit_jax.runtime import modes
 from adavit_jax.train import system as system_lib
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 import tiny
 
@@ -139,11 +141,19 @@ def test_wrong_images(clf, images, message):
     clf(images)
 
 
-def test_wrong_threshold(made, images):
+@pytest.mark.parametrize('value', [1.5, 0, None, '0.5', [0.5]])
+def test_wrong_threshold(images, value):
   clf = _make()[0]
-  clf.threshold = 1.5
-  with pytest.raises(ValueError, match='threshold=1.5'):
+  clf.threshold = value
+  with pytest.raises(ValueError, match=re.escape(f'threshold={value!r} must')):
     clf(images)
+
+
+def test_a_file_is_read_as_the_model_takes_it(clf, tmp_path):
+  pixels = np.random.default_rng(0).integers(0, 256, (8, 12), dtype=np.uint8)
+  Image.fromarray(pixels).save(tmp_path / 'a.png')
+  np.testing.assert_array_equal(
+      clf.read(tmp_path / 'a.png')[..., 0], pixels[:, 2:10])
 
 
 @pytest.mark.parametrize('size', [0, -1, 2.5, '8'])

@@ -1,6 +1,8 @@
 """Image folders: every odd image, every odd layout, in memory and lazily."""
 
 import os
+import shutil
+import types
 
 import numpy as np
 from PIL import Image
@@ -249,6 +251,10 @@ def test_layout_errors_name_the_folder(config, root):
   (root / 'train' / 'ant' / '._a.png').write_text('')
   with pytest.raises(ValueError, match='train/ant holds no image'):
     data.load(config)
+  shutil.rmtree(root / 'train' / 'ant')
+  os.rename(root / 'train' / 'dog', root / 'dog')
+  with pytest.raises(ValueError, match="train holds only the class 'cat'"):
+    data.load(config)
   os.rename(root / 'test', root / 'tests')
   with pytest.raises(ValueError, match='neither test/ nor val/'):
     data.load(config)
@@ -284,6 +290,10 @@ def test_crop_and_interpolation_of_a_models_family(config, root):
     small = image.resize((8, 6), Image.Resampling[name.upper()])
     np.testing.assert_array_equal(found[name], np.asarray(small)[:, 1:7])
   assert (found['bicubic'] != found['bilinear']).any()
+  model = types.SimpleNamespace(image_size=4, channels=3)
+  np.testing.assert_array_equal(
+      decode.read(root / 'test' / 'cat' / 'x.PNG', config, model),
+      found['bilinear'][1:5, 1:5])
   config.update(crop=None, interpolation=None, load_size=6)
   np.testing.assert_array_equal(
       data.load(config).test.images([0])[0], found['bicubic'])

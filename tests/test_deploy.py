@@ -281,6 +281,18 @@ def test_wrong_arguments(clf, tmp_path, arguments, message):
   assert not list(tmp_path.iterdir())
 
 
+def test_a_directory_is_no_file_to_write(clf, tmp_path):
+  with pytest.raises(ValueError, match='is a directory; name the file'):
+    deploy.export(clf, tmp_path, mode='cond')
+
+
+def test_the_example_refuses_what_training_reads_otherwise(tmp_path):
+  Image.fromarray(np.full((8, 8), 300, np.uint16)).save(tmp_path / 'a.png')
+  with pytest.raises(OSError, match='mode I;16; save it with 8 bits'):
+    _example()['read'](tmp_path / 'a.png', dict(
+        channels=1, size=8, resize=8, interpolation='bicubic'))
+
+
 def test_given_layers_have_no_policy_to_export(fixed, tmp_path):
   with pytest.raises(ValueError, match="mode='cond' needs a trained policy"):
     deploy.export(fixed, tmp_path / 'a', mode='cond')

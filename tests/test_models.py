@@ -225,6 +225,18 @@ def test_dtypes(name, dtype):
   assert models.create(name, num_classes=np.int64(3)).num_classes == 3
 
 
+@pytest.mark.parametrize('name', [
+    'vit_digits_patch2_8', 'ravit_cifar_patch4_32',
+    'deit_tiny_distilled_patch16_224'])
+def test_parameters_are_float32_under_x64(name):
+  exits = {} if 'ravit' in name else dict(exits=((1, 'resmlp'),))
+  model = models.create(name, **exits)
+  with jax.enable_x64(True):
+    shapes = jax.eval_shape(
+        lambda: models.init_params(model, jax.random.key(0)))
+  assert {str(x.dtype) for x in jax.tree.leaves(shapes)} == {'float32'}
+
+
 def test_unknown_names():
   with pytest.raises(ValueError, match="mean 'vit_tiny_patch16_224'"):
     models.create('vit_tiny_patch16_22')
@@ -232,10 +244,17 @@ def test_unknown_names():
     models.create('resnet')
 
 
-@pytest.mark.parametrize('shape', [(2, 8, 8, 3), (2, 16, 16, 1), (8, 8, 1)])
-def test_wrong_images(shape):
+@pytest.mark.parametrize('shape, hint', [
+    ((2, 8, 8, 3), 'it was made for 1 channels'),
+    ((2, 16, 16, 1), 'with image_size=16'),
+    ((8, 8, 1), r'image as image\[None\]'),
+    ((8, 8), r'images\[..., None\]'),
+    ((5, 8, 8), r'images\[..., None\]'),
+    ((7,), 'with image_size=8')])
+def test_wrong_images(shape, hint):
   model = tiny.model()
-  with pytest.raises(ValueError, match=r'the model takes \[B, 8, 8, 1\]'):
+  with pytest.raises(ValueError, match=(
+      r'the model takes \[B, 8, 8, 1\]; .*' + hint)):
     model.apply({'params': tiny.params(model)}, jnp.zeros(shape))
 
 

@@ -228,7 +228,19 @@ def test_lists_are_actions_too(model, params, z1, run, mode):
   np.testing.assert_allclose(got, run['masked'](params, z1[:2], rows), **CLOSE)
 
 
+@pytest.mark.parametrize('mode', ['static', 'cond', 'compact'])
+def test_only_masked_takes_other_numbers_than_0_and_1(model, params, z1, mode):
+  for wrong in (-1., .5, 2.):
+    actions = Actions(np.float32([1, 0, wrong]), np.float32([0, 1, 1]))
+    with pytest.raises(ValueError, match=f"{mode!r} runs a layer or does not, "
+                       f"but an action is {wrong}; .* mode='masked'"):
+      modes.adaptive(model, params, z1, actions, mode)
+    modes.adaptive(model, params, z1, actions, 'masked')
+
+
 def test_wrong_calls(model, params, z1):
+  with pytest.raises(ValueError, match='actions are <U1; give numbers'):
+    modes.adaptive(model, params, z1, Actions(['1'] * L, ['0'] * L), 'masked')
   with pytest.raises(ValueError, match='images are uint8; .* normalised'):
     modes.forward(model, params, np.zeros((1, 8, 8, 1), np.uint8), _random(0))
   with pytest.raises(ValueError, match="unknown mode 'fast'.*'static'"):

@@ -1,5 +1,7 @@
 """The losses of the phases against what they are made of."""
 
+import types
+
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import learned
 from adavit_jax.policies import reinforce
@@ -203,6 +205,30 @@ def test_path_loss_weighs_its_terms(batch, state, classify, path_loss):
       metrics['distill_loss'],
       losses.distillation(student, taught, temperature=2.), rtol=1e-4)
   assert min(metrics['distill_loss'], metrics['representation_loss']) > 1e-3
+
+
+def test_one_head_learns_the_mean_of_the_teachers_two(batch):
+  """A model whose heads agree, taught by itself, has nothing to learn."""
+  model = tiny.model(distillation=True)
+  vit = tiny.params(model)
+  vit['head_dist'] = vit['head']
+  both = types.SimpleNamespace(model=model, classify=lambda p, z1, actions: (
+      modes.adaptive(model, p, z1, actions, 'masked')))
+  c = types.SimpleNamespace(distill=0.5, temperature=2., hard_distill=False,
+                            representation=0.)
+  kept = jnp.tile(jnp.float32([1, 1, 1]), (B, 1))
+  @jax.jit
+  def loss(vit, teacher):
+    # Alike in all but what the distillation token differs in.
+    same = lambda p: {**p, 'dist': p['cls'], 'pos_embedding':
+                      p['pos_embedding'].at[:, 1].set(p['pos_embedding'][:, 0])}
+    vit, teacher = same(vit), same(teacher)
+    z1 = modes.fixed(model, vit, batch.images)
+    return joint.path_loss(
+        both, c, vit, z1, teacher, batch, Actions(kept, kept))[1]
+  np.testing.assert_allclose(loss(vit, vit)['distill_loss'], 0, atol=1e-6)
+  other = {**vit, 'head_dist': jax.tree.map(lambda x: 2 * x, vit['head'])}
+  assert loss(other, vit)['distill_loss'] > 1e-2
 
 
 def test_static_loss_is_the_path_loss_of_its_policy(state, batch, path_loss):

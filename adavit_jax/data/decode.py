@@ -4,9 +4,12 @@ import io
 import struct
 import zlib
 
+from etils import epath
 import numpy as np
 from PIL import Image
 from PIL import ImageOps
+
+from adavit_jax.data import config
 
 # What Pillow's readers were seen to raise on damaged files.
 _DAMAGE = (
@@ -54,6 +57,30 @@ def decode_image(
       return np.asarray(image).reshape(size, size, channels)
   except _DAMAGE as error:
     raise CorruptImageError(f'{type(error).__name__}: {error}') from error
+
+
+def read(path, config_data, model) -> np.ndarray:
+  """Reads an image file as evaluation does.
+
+  Args:
+    path: of the file.
+    config_data: its load_size, crop and interpolation count.
+    model: anything with image_size S and channels C.
+
+  Returns:
+    uint8 [S, S, C].
+
+  Raises:
+    CorruptImageError: the file cannot be decoded.
+  """
+  size = model.image_size
+  image = decode_image(
+      epath.Path(path).expanduser().read_bytes(),
+      size=config.load_size(config_data), channels=model.channels,
+      interpolation=config.interpolation(config_data),
+  )
+  start = (len(image) - size) // 2
+  return image[start:start + size, start:start + size]
 
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:

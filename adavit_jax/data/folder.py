@@ -128,6 +128,11 @@ def load(config_data, *, seed: int) -> splits.Dataset:
         f' into {root}/test/CLASS/.'
     )
   train_files = ImageFiles(root / 'train')
+  if len(train_files.class_names) < 2:
+    raise ValueError(
+        f"{root / 'train'} holds only the class {train_files.class_names[0]!r}:"
+        ' its folders are the classes, train/CLASS/*.'
+    )
   test_files = ImageFiles(held_out[0], train_files.class_names)
   train, holdout = load_encoded.load_split(
       train_files, config_data, holdout=config_data.holdout, seed=seed

@@ -175,12 +175,13 @@ class ResMlpHead(ExitHead):
 
   def affine(self, name, x):
     shift = self.param(
-        f'{name}_shift', nn.initializers.zeros, (self.width,))
+        f'{name}_shift', nn.initializers.zeros, (self.width,), jnp.float32)
     return self.scale(f'{name}_scale', 1.) * x + shift.astype(self.dtype)
 
   def scale(self, name, value):
     init = nn.initializers.constant(value)
-    return self.param(name, init, (self.width,)).astype(self.dtype)
+    return self.param(
+        name, init, (self.width,), jnp.float32).astype(self.dtype)
 
 
 class Mlp(nn.Module):

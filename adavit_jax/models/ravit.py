@@ -74,7 +74,7 @@ class RAViT(nn.Module):
     return 1 + (self.branch_size(branch) // self.patch_size) ** 2
 
   def setup(self):
-    normal = nn.initializers.truncated_normal(0.02)
+    normal = nn.initializers.truncated_normal(0.02, jnp.float32)
     self.cls = self.param('cls', normal, (1, 1, self.width))
     stem = lambda name: PatchStem(
         self.width, self.patch_size, self.dtype, name=name)

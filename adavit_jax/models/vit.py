@@ -98,7 +98,7 @@ class ViT(nn.Module):
   def setup(self):
     stem = {'patch': PatchStem, 'conv': ConvStem}[self.stem]
     self.patch_embed = stem(self.width, self.patch_size, self.dtype)
-    normal = nn.initializers.truncated_normal(0.02)
+    normal = nn.initializers.truncated_normal(0.02, jnp.float32)
     self.cls = self.param('cls', normal, (1, 1, self.width))
     if self.distillation:
       self.dist = self.param('dist', normal, (1, 1, self.width))
@@ -187,12 +187,19 @@ def check_images(model, images):
   """
   s, c = model.image_size, model.channels
   if images.ndim != 4 or images.shape[1:] != (s, s, c):
-    raise ValueError(
-        f'images have shape {tuple(images.shape)}, the model takes [B, {s}, '
-        f'{s}, {c}]; '
-        + ('give one image as image[None]' if images.ndim == 3 else
-           f'resize them, or create the model with image_size='
-           f'{images.shape[1] if images.ndim > 1 else s}'))
+    shape = tuple(images.shape)
+    if shape == (s, s, c):
+      hint = 'give one image as image[None]'
+    elif shape[-2:] == (s, s):
+      hint = 'give grey images as images[..., None]' if c == 1 else (
+          f'give their {c} channels as the last axis')
+    elif shape[1:3] == (s, s):
+      hint = f'it was made for {c} channels'
+    else:
+      hint = (f'resize them, or create the model with image_size='
+              f'{shape[1] if len(shape) > 1 else s}')
+    raise ValueError(f'images have shape {shape}, the model takes [B, {s}, '
+                     f'{s}, {c}]; {hint}')
   # Not len: the batch axis of an exported program may have no size.
   if images.shape[0] == 0:
     raise ValueError(f'images have shape {tuple(images.shape)}: give B >= 1 of '

@@ -113,7 +113,8 @@ def init_params(nets, model, key):
     (parameter tree, `Stats` [F] of mean 0 and deviation 1).
   """
   width = nets.num_features(model)
-  stats = inputs.Stats(jnp.zeros(width), jnp.ones(width))
+  stats = inputs.Stats(jnp.zeros(width, jnp.float32),
+                       jnp.ones(width, jnp.float32))
   z1 = jnp.zeros((1, model.num_tokens, model.width))
   logits = jnp.zeros((1, nets.num_classes))
   return jax.jit(nets.init)(key, z1, stats, logits)['params'], stats

@@ -6,6 +6,8 @@ Letters: S samples per image, B batch, L adaptive encoders.
 import jax
 import jax.numpy as jnp
 
+PRICES = 1e-3, 20.  # between which the controller keeps the price μ of MACs
+
 
 def drop_reward(actions):
   """Shares of dropped layers, the first two terms of equation 12.
@@ -101,7 +103,7 @@ def update_price(log_price, macs_ratio, target, rate):
     rate: step; too fast, the price runs to its cap and the policy goes blind.
 
   Returns:
-    The new log μ, kept in [log 1e-3, log 20].
+    The new log μ, μ kept in `PRICES`.
   """
   log_price = log_price + rate * (macs_ratio - target)
-  return jnp.clip(log_price, jnp.log(1e-3), jnp.log(20.))
+  return jnp.clip(log_price, *map(jnp.log, PRICES))

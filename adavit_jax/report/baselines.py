@@ -2,6 +2,7 @@
 
 import functools
 
+from absl import logging
 import jax
 import numpy as np
 
@@ -81,13 +82,17 @@ class Report:
                        'give --threshold=0.5, or train with '
                        '--config.data.holdout=0.1')
     params = system_lib.final_params(state)
+    def spent(logit):
+      actions = self._evaluator.decisions(
+          params, state.stats, self._data.holdout, threshold=_sigmoid(logit))
+      return self._system.cost.ratio(actions).mean()
     low, high = -6., 6.  # in logits: a higher threshold drops more
+    if (least := spent(high)) > target:
+      logging.warning('no threshold meets %.3f of the MACs: at %.4f the policy '
+                      'still spends %.3f', target, _sigmoid(high), least)
     for _ in range(10):
       middle = (low + high) / 2
-      actions = self._evaluator.decisions(
-          params, state.stats, self._data.holdout, threshold=_sigmoid(middle))
-      spends = self._system.cost.ratio(actions).mean() > target
-      low, high = (middle, high) if spends else (low, middle)
+      low, high = (middle, high) if spent(middle) > target else (low, middle)
     return _sigmoid(high)
 
   def policy_rows(self, state, threshold):

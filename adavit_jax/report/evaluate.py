@@ -10,6 +10,7 @@ from adavit_jax.report import exits
 from adavit_jax.report import masks
 from adavit_jax.report import pictures
 from adavit_jax.report import table
+from adavit_jax.train import checks
 from adavit_jax.train import loop
 from adavit_jax.train import restore
 from adavit_jax.train import staged
@@ -40,7 +41,8 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
     The report as a dict that JSON can hold, or None if a signal stopped it.
 
   Raises:
-    ValueError: if there is no such run, its data is missing, a policy's
+    ValueError: if there is no such run, its data is missing or has other
+      classes, a policy's
       threshold is outside (0, 1), or a rule is unknown or given for a policy.
   """
   _, step, info = restore.find(workdir, best=best)
@@ -51,6 +53,7 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
   if rule is not None:
     config.exits.rule = rule
   trainer = loop.Trainer(config, workdir)
+  checks.same_classes(info, trainer.dataset, workdir)
   about = dict(
       workdir=str(workdir), phase=info['phase'], step=int(step), best=best,
       seed=config.seed,

@@ -209,8 +209,9 @@ def adaptive(model, params, x, actions, mode, *, chunk=None):
     `Logits`.
 
   Raises:
-    ValueError: for an unknown mode, or actions for another number of images or
-      encoders.
+    ValueError: for an unknown mode, actions for another number of images or
+      encoders, or concrete ones that are no numbers; in all modes but 'masked',
+      which takes gates too, also for numbers other than 0 and 1.
   """
   if mode not in MODES:
     raise ValueError(f'unknown mode {mode!r}; known: {sorted(MODES)}')
@@ -222,9 +223,22 @@ def adaptive(model, params, x, actions, mode, *, chunk=None):
     raise ValueError(f'actions have shapes {shapes[0]} and {shapes[1]}; with '
                      f'{num} adaptive encoders and {batch} images give both '
                      f'as ({num},) or as ({batch}, {num})')
+  _check_values(actions, mode)
   options = dict(chunk=chunk) if mode == 'compact' else {}
   return classify(model, params,
                   MODES[mode](model, params, x, actions, **options))
+
+
+def _check_values(actions, mode):
+  for a in actions:
+    if not (jnp.issubdtype(a.dtype, jnp.number) or a.dtype == bool):
+      raise ValueError(f'actions are {a.dtype}; give numbers, 0 or 1')
+    if mode != 'masked' and not isinstance(a, jax.core.Tracer):
+      wrong = np.asarray(a)[~np.isin(a, (0, 1))]
+      if wrong.size:
+        raise ValueError(f'mode={mode!r} runs a layer or does not, but an '
+                         f"action is {wrong[0]}; give 0 and 1, or mode='masked' "
+                         f'for gates between them')
 
 
 def classify(model, params, x):

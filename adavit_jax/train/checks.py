@@ -57,6 +57,29 @@ def budget(config, system):
         f"model's MACs; set it higher, or num_fixed lower")
 
 
+def same_classes(info, dataset, workdir):
+  """Checks that labels mean what they meant to a run.
+
+  Args:
+    info: what a checkpoint says of itself, see `loop.Trainer.info`.
+    dataset: `Dataset` that goes with it now.
+    workdir: directory of that run.
+
+  Raises:
+    ValueError: names the first class that differs. Another number of classes is
+      another model, which is found elsewhere.
+  """
+  then, now = info['dataset']['class_names'], dataset.class_names
+  if len(then) != len(now):
+    return
+  for i, (before, name) in enumerate(zip(then, now)):
+    if before != name:
+      raise ValueError(
+          f'class {i} is {name!r} in this data and was {before!r} when '
+          f'{workdir} was trained; name the classes as they were (those of a '
+          f'folder are sorted by name)')
+
+
 def same_run(info, config, workdir, *, nets=True):
   """Checks that a run is continued with the config that it began with.
 

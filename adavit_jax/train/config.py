@@ -104,7 +104,7 @@ def check(config):
   """Raises a ValueError that names the field for values that cannot work."""
   for phase in config.phases:
     if phase not in PHASES:
-      close = difflib.get_close_matches(phase, PHASES, n=1)
+      close = difflib.get_close_matches(str(phase), PHASES, n=1)
       hint = f'did you mean {close[0]!r}?' if close else f'known: {PHASES}'
       raise ValueError(f'config.phases has {phase!r}; {hint}')
   ranges.check(config)

@@ -126,6 +126,7 @@ class Trainer:
     info = ckpts.info(step, kind)
     checks.same_run(info, config, self.workdir,
                     nets=self.system.nets is not None)
+    checks.same_classes(info, self.dataset, self.workdir)
     shapes = step_lib.abstract_state(self.system, info['phase'])
     state = ckpts.restore(
         mesh_lib.put_shapes(shapes, self.mesh), step, kind)
@@ -141,7 +142,10 @@ class Trainer:
   def _restore_params(self):
     """A state that begins anew from another run's parameters."""
     init = self.config.init
-    self._began_from = restore.find(init.workdir, phase=init.phase)[2]['phase']
+    info = restore.find(init.workdir, phase=init.phase)[2]
+    self._began_from = info['phase']
+    if self.config.phases[0] not in config_lib.FROM_SCRATCH:
+      checks.same_classes(info, self.dataset, init.workdir)
     state = restore.state(self.system, self.mesh, init.workdir,
                           phase=init.phase)
     logging.info('initialised from %s, step %d', init.workdir, state.step)

@@ -3,14 +3,19 @@
 import math
 import operator
 
+from adavit_jax.policies import reinforce
+
 _POSITIVE = lambda x: x > 0, 'must be positive'
 _COUNT = lambda x: x >= 1, 'must be at least 1'
 _FINITE = math.isfinite, 'must be a finite number'
 _WEIGHT = lambda x: x >= 0, 'must not be negative'
 _SHARE = lambda x: 0 <= x <= 1, 'must be in [0, 1]: it is a share'
 _BELOW_1 = lambda x: 0 <= x < 1, 'must be in [0, 1)'
+_LOW, _HIGH = reinforce.PRICES
+_PRICE = (lambda x: _LOW <= x <= _HIGH,
+          f'must be in [{_LOW}, {_HIGH}], where it is kept')
 
-_RL = dict(alpha=_WEIGHT, samples=_COUNT, entropy=_WEIGHT, price=_WEIGHT,
+_RL = dict(alpha=_WEIGHT, samples=_COUNT, entropy=_WEIGHT, price=_PRICE,
            price_rate=_WEIGHT, aux=_WEIGHT,
            bound=(lambda x: 0.5 < x <= 1, 'must be in (0.5, 1]'))
 _PATH = dict(distill=_SHARE, temperature=_POSITIVE, representation=_WEIGHT)

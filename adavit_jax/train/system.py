@@ -77,8 +77,11 @@ def create(config, dataset):
     dataset: anything with num_classes, channels, mean, std and target.
 
   Raises:
-    ValueError: if model and data do not fit together.
+    ValueError: if model and data do not fit together, or there is one class.
   """
+  if dataset.target is None and dataset.num_classes < 2:
+    raise ValueError(f'{config.data.name!r} has {dataset.num_classes} class; '
+                     f'there must be at least 2 to tell apart')
   model = models.create(
       config.model.name, **config_lib.model_overrides(config),
       dtype=config.dtype, num_classes=tasks.create(dataset).num_outputs,
@@ -147,8 +150,8 @@ def init_state(system, seed):
         nets, system.backbone, policy_key)
   if not isinstance(system, staged.StagedSystem):
     shape = (nets.num_candidates, model.num_adaptive)
-    fields['candidates'] = Actions(jnp.ones(shape), jnp.ones(shape))
-    fields['log_price'] = jnp.zeros(())
+    fields['candidates'] = Actions(*jnp.ones((2, *shape), jnp.float32))
+    fields['log_price'] = jnp.zeros((), jnp.float32)
   return State(step=jnp.zeros((), jnp.int32), params=params, key=key, **fields)
 
 

@@ -63,10 +63,12 @@ def path_loss(system, c, vit, z1, teacher, batch, actions):
     teacher_z1 = modes.fixed(system.model, teacher, batch.images)
   if c.distill:
     ones = jnp.ones(system.model.num_adaptive)
-    teacher_logits = system.classify(
-        teacher, teacher_z1, Actions(ones, ones)).total
-    student = logits.total if logits.dist is None else logits.dist
-    distill = losses.distillation(student, teacher_logits, hard=c.hard_distill,
+    dense_logits = system.classify(teacher, teacher_z1, Actions(ones, ones))
+    if logits.dist is None:
+      student, taught = logits.total, dense_logits.total
+    else:  # One head learns what two say together: their mean, not their sum.
+      student, taught = logits.dist, dense_logits.total / 2
+    distill = losses.distillation(student, taught, hard=c.hard_distill,
                                   temperature=c.temperature)
     total = (1 - c.distill) * ce + c.distill * distill
     metrics['distill_loss'] = distill
