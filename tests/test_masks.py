@@ -44,7 +44,7 @@ def test_last_k_by_hand():
       [1, 1, 1, 1], [1, 0, 1, 1], [1, 0, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]])
 
 
-def test_best_masks_come_from_every_source():
+def test_known_masks_come_from_every_source():
   """Held-out images tell; each source holds one corner."""
   num = 2
   spend = cost.Cost(stem=10, msa=4, mlp=2, head=6, policy=0, num_fixed=1,
@@ -74,7 +74,26 @@ def test_best_masks_come_from_every_source():
           plain_cost=spend, model=types.SimpleNamespace(num_adaptive=num)),
       dataset=types.SimpleNamespace(holdout=Split('held out')),
       evaluator=Evaluator(), search=search)
-  found = masks.best(trainer, 'vit', Actions.from_keep(
+  found = masks.known(trainer, 'vit', Actions.from_keep(
       np.array([[0., 1, 0, 1], [0, 1, 0, 0]])))
-  np.testing.assert_array_equal(found.keep, [
+  corners = masks.frontier(*found.score)
+  np.testing.assert_array_equal(found.keep[corners], [
       [1, 1, 1, 1], [1, 0, 1, 1], [0, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]])
+  # (stem, the fixed encoder, MSA 1 and MLP 1, head) of all that the model has
+  np.testing.assert_allclose(found.macs[corners[2]], (10 + 6 + 6 + 6) / 34)
+
+
+@pytest.mark.parametrize('budget, want', [
+    (.2, 1),   # the most accurate within the slack
+    (.25, 1),  # a mask at the budget itself counts
+    (.26, 2),  # none within the slack: the nearest above
+    (.6, 3)])  # none above: the dearest
+def test_mask_for_a_budget(budget, want):
+  macs = np.array([.2, .25, .4, .5])
+  accuracy = np.array([.6, .7, .8, .9])
+  assert masks.at_budget(macs, accuracy, np.ones(4), budget, .06) == want
+
+
+def test_masks_for_a_budget_that_are_as_accurate():
+  ties = [.3, .3], [.5, .5], [.2, .1]
+  assert masks.at_budget(*map(np.array, ties), .29, .05) == 1

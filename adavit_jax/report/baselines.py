@@ -54,12 +54,12 @@ class Report:
     return system_lib.final_params(self._restore(phase=before[-1]))['vit']
 
   @functools.cached_property
-  def frontier(self):
-    """The best static masks of the untuned ViT (`masks.best`)."""
+  def _masks(self):
+    """The static masks of the untuned ViT, `masks.Known`."""
     found = self._state.candidates
     if 'warm_start' not in self.trainer.config.phases:
       found = self.trainer.search(self._untuned)
-    return masks.best(self.trainer, self._untuned, found)
+    return masks.known(self.trainer, self._untuned, found)
 
   def dense_row(self):
     return compare.row(self.dense, self._system.plain_cost)
@@ -166,7 +166,8 @@ class Report:
         or not len(self._data.holdout)):
       return {}
     rows, _ = self.policy_rows(self._restore(phase='policy'), None)
-    curve = [self._untuned_row(keep) for keep in self.frontier.keep]
+    curve = [self._untuned_row(self._masks.keep[i])
+             for i in masks.frontier(*self._masks.score)]
     best = compare.interpolate(curve, rows['adaptive']['macs_ratio'])
     return dict(rows, static=best, frontier=curve, **self._fixed_rows())
 
@@ -202,21 +203,23 @@ class Report:
     return rows
 
   def static_masks(self, macs_ratio):
-    """Static masks that spend at least `macs_ratio`.
+    """Static masks to tune, that spend at least `macs_ratio`.
 
     Args:
       macs_ratio: MACs per image as a share of the dense model's.
 
     Returns:
-      Dict of `Actions` [L]: static, the best one found, where images were held
-      out to find it on, and static_last, which drops the last layers. Where
-      none spends as much, the one that spends most.
+      Dict of `Actions` [L]: static, the best on held-out images of those that
+      spend up to half a layer more, where there are such images; static_last,
+      which drops the last layers and spends as little more as can be.
     """
     cost = self._system.plain_cost
     last = masks.last_k(self._system.model.num_adaptive)
     found = {'static_last': search.nearest(last, cost, macs_ratio)}
     if len(self._data.holdout):
-      found['static'] = search.nearest(self.frontier, cost, macs_ratio)
+      half = max(cost.msa, cost.mlp) / cost.dense / 2
+      i = masks.at_budget(*self._masks.score, macs_ratio, half)
+      found['static'] = Actions.from_keep(self._masks.keep[i])
     return found
 
 

@@ -1,6 +1,7 @@
 """The best static sub-networks: what choosing layers per image has to beat."""
 
 import os
+from typing import NamedTuple
 
 from absl import logging
 import numpy as np
@@ -57,18 +58,58 @@ def _slope(x, y, i, j):
   return (y[j] - y[i]) / (x[j] - x[i])
 
 
-def best(trainer, vit, candidates):
-  """The `frontier` of all static masks that a run knows of.
+def at_budget(macs, accuracy, loss, budget, slack):
+  """The one mask to tune for a budget, which none may meet exactly.
+
+  Args:
+    macs, accuracy, loss: as `frontier` takes them.
+    budget: MACs that it may spend at least.
+    slack: how much more still counts as the same.
+
+  Returns:
+    Index of the most accurate of these; where there is none, of the one that
+    spends least above the budget, or else most.
+  """
+  def rank(i):
+    above = macs[i] - budget
+    if 0 <= above <= slack:
+      return 0, -accuracy[i], loss[i]
+    return (1, above, -accuracy[i]) if above > 0 else (2, -above, -accuracy[i])
+  return min(range(len(macs)), key=rank)
+
+
+class Known(NamedTuple):
+  """Static masks and what they reach on held-out images.
+
+  Attributes:
+    keep: 0/1 actions, [C, 2L].
+    macs: [C], as a share of the dense model's.
+    accuracy: [C].
+    loss: [C].
+  """
+  keep: np.ndarray
+  macs: np.ndarray
+  accuracy: np.ndarray
+  loss: np.ndarray
+
+  @property
+  def score(self):
+    """What `frontier` and `at_budget` take."""
+    return self.macs, self.accuracy, self.loss
+
+
+def known(trainer, vit, candidates):
+  """All static masks that a run knows of.
 
   Args:
     trainer: `loop.Trainer` of the run.
     vit: parameters of the ViT.
-    candidates: `Actions` [C, L] of `search.candidates`. Chains that add layers
-      to none, greedily, and `last_k` join them: at small budgets a chain that
-      drops layers may have lost the best one long before.
+    candidates: `Actions` [C, L] of `search.candidates`. A chain that adds
+      layers to none, greedily, and `last_k` join them: at small budgets a chain
+      that drops layers may have lost the best one long before.
 
   Returns:
-    `Actions` [F, L], from the most to the least MACs.
+    `Known`.
 
   Raises:
     ValueError: if no images were held out.
@@ -82,9 +123,8 @@ def best(trainer, vit, candidates):
   rows = [compare.row(
       trainer.evaluator.given(vit, trainer.dataset.holdout, k),
       trainer.system.plain_cost) for k in keep]
-  corners = frontier(*(np.array([row[key] for row in rows])
-                       for key in ('macs', 'accuracy', 'loss')))
-  return Actions.from_keep(keep[corners])
+  return Known(keep, *(np.array([row[key] for row in rows])
+                       for key in ('macs_ratio', 'accuracy', 'loss')))
 
 
 def finetuned(trainer, workdir, actions):
