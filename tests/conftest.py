@@ -28,8 +28,9 @@ for _flag, _value in _FLAGS.items():
 
 # First, so that no worker is left with one of them at the end; xdist keeps
 # this order under --no-loadscope-reorder.
-_LONG = ('test_loop.py', 'test_report.py', 'test_multi_exit_training.py',
-         'test_multi_exit_policy.py', 'test_exits_training.py')
+_LONG = ('test_loop.py', 'test_report.py', 'test_beginnings.py',
+         'test_multi_exit_training.py', 'test_multi_exit_policy.py',
+         'test_exits_training.py')
 
 
 def pytest_collection_modifyitems(items):

@@ -8,7 +8,7 @@ from adavit_jax.report import exits as exits_report
 from adavit_jax.train import loop
 import numpy as np
 import pytest
-from test_loop import _same
+import states
 from test_multi_exit_training import _between
 from test_multi_exit_training import _config
 from test_multi_exit_training import _fresh
@@ -52,7 +52,7 @@ def test_regression_end_to_end(regression, capsys):
   dataset = trainer.dataset
   before = _fresh(trainer)
   for group in ('vit', 'heads'):
-    assert not _same(state.params[group], before[group])
+    assert not states.same(state.params[group], before[group])
   system, test = trainer.system, dataset.test
   np.testing.assert_array_equal(system.weights, [1, 1, 2])
 

@@ -18,8 +18,8 @@ from adavit_jax.train import system as system_lib
 import jax
 import numpy as np
 import pytest
-from test_loop import _same
-from test_loop import trace_once  # a fixture
+import states
+from states import trace_once  # a fixture
 import tiny
 
 STEPS = 6
@@ -132,7 +132,7 @@ def test_resumed_run_equals_the_uninterrupted_one(
   # A run without policy networks does not mind what is said of them.
   monkeypatch.setitem(trainer.config.nets, 'head', False)
   again = trainer.train()
-  assert _same(again, whole)
+  assert states.same(again, whole)
   assert _rows(tmp_path) == _rows(workdir)
 
 

@@ -15,7 +15,7 @@ from adavit_jax.train import system as system_lib
 import jax
 import numpy as np
 import pytest
-from test_loop import _copy
+import states
 from test_weights import path as golden
 import tiny
 
@@ -31,19 +31,19 @@ def file(tmp_path):
 
 
 @pytest.fixture(scope='module')
-def states():
+def initial():
   return {}
 
 
 @pytest.fixture(autouse=True)
-def cheap(monkeypatch, states):
+def cheap(monkeypatch, initial):
   """Steps that only count, and states that are initialised once."""
   init_state = system_lib.init_state
   def copied(system, seed):
     key = system.model, system.nets
-    if key not in states:
-      states[key] = init_state(system, seed)
-    return _copy(states[key])
+    if key not in initial:
+      initial[key] = init_state(system, seed)
+    return states.copy(initial[key])
   def make_step(system, phase, start):
     del system, phase, start
     return lambda state, images, labels: (

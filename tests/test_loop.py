@@ -4,7 +4,6 @@ import functools
 import json
 import pathlib
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,35 +11,19 @@ import time
 
 from adavit_jax import data
 from adavit_jax.train import checkpoints
-from adavit_jax.train import guards
 from adavit_jax.train import loop
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import preemption
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+import states
+from states import trace_once  # a fixture
 import tiny
 
 END = len(tiny.PHASES) * tiny.STEPS
-
-
-@pytest.fixture(scope='module', autouse=True)
-def trace_once():
-  """Makes each step once for all runs here."""
-  make, made = step_lib.make_step, {}
-
-  def make_once(system, phase, start):
-    key = system.config.to_json_best_effort(), phase, start
-    if key not in made:
-      made[key] = make(system, phase, start)
-    return made[key]
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(step_lib, 'make_step', make_once)
-    yield
 
 
 @pytest.fixture(scope='module')
@@ -58,43 +41,9 @@ def whole(trainer, tmp_path_factory):
   return workdir, trainer.train()
 
 
-def _other(whole_trainer, workdir, **fields):
-  """A trainer with another config; shares the compiled evaluation."""
-  config = tiny.get_config()
-  config.update_from_flattened_dict(fields)
-  trainer = loop.Trainer(config, str(workdir), dataset=tiny.dataset())
-  trainer.evaluator = whole_trainer.evaluator
-  return trainer
-
-
 def _rows(workdir):
   text = (pathlib.Path(workdir) / 'metrics.jsonl').read_text()
   return [json.loads(line) for line in text.splitlines()]
-
-
-def _bits(x):
-  if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-    x = jax.random.key_data(x)
-  return str(x.dtype), x.shape, np.asarray(x).tobytes()
-
-
-def _copy(tree):
-  """Copies, so that no step can donate the original."""
-  is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-  return jax.tree.map(
-      lambda x: jax.random.clone(x) if is_key(x) else jnp.copy(x), tree)
-
-
-def _same(a, b):
-  return jax.tree.map(_bits, a) == jax.tree.map(_bits, b)
-
-
-def _differ(a, b):
-  """Paths of the leaves that are not equal bit for bit."""
-  assert jax.tree.structure(a) == jax.tree.structure(b)
-  pairs = zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b))
-  return [jax.tree_util.keystr(path) for (path, x), y in pairs
-          if _bits(x) != _bits(y)]
 
 
 def test_all_phases_run_to_the_end(whole):
@@ -169,18 +118,18 @@ def first(trainer):
 def test_only_the_trained_groups_change(ends, first):
   first = first.params
   dense, warm, policy, joint = (ends[p].params for p in tiny.PHASES)
-  assert _same(dense['policy'], first['policy'])
-  assert not _same(dense['vit'], first['vit'])
+  assert states.same(dense['policy'], first['policy'])
+  assert not states.same(dense['vit'], first['vit'])
   # The averaged parameters are what later phases go on with, and imitate.
   averaged = ends['dense'].ema['vit']
-  assert not _same(averaged, dense['vit'])
+  assert not states.same(averaged, dense['vit'])
   for params in (warm, policy):
-    assert _same(params['vit'], averaged)
-  assert _same(ends['joint'].teacher, averaged)
-  assert not _same(warm['policy'], first['policy'])
-  assert not _same(policy['policy'], warm['policy'])
+    assert states.same(params['vit'], averaged)
+  assert states.same(ends['joint'].teacher, averaged)
+  assert not states.same(warm['policy'], first['policy'])
+  assert not states.same(policy['policy'], warm['policy'])
   for group in joint:
-    assert not _same(joint[group], policy[group])
+    assert not states.same(joint[group], policy[group])
 
 
 def test_what_the_policy_phases_start_from(ends, trainer):
@@ -190,8 +139,8 @@ def test_what_the_policy_phases_start_from(ends, trainer):
   stats = ends['warm_start'].stats
   assert 0 < stats.std.min() and np.abs(stats.mean).max() > 0
   for phase in ('policy', 'joint'):
-    assert _same(ends[phase].stats, stats)
-    assert _same(ends[phase].candidates, ends['warm_start'].candidates)
+    assert states.same(ends[phase].stats, stats)
+    assert states.same(ends[phase].candidates, ends['warm_start'].candidates)
   # The controller of the price goes on where the last phase left it.
   prices = [float(ends[p].log_price) for p in tiny.PHASES]
   assert len(set(prices)) == 4
@@ -222,7 +171,7 @@ def test_resumed_run_equals_the_uninterrupted_one(
     at = step
   stop_at(at, {END})  # Too late to stop: the run is over.
   state = trainer.train()
-  assert _differ(state, whole[1]) == []
+  assert states.differ(state, whole[1]) == []
   assert _rows(tmp_path) == _rows(whole[0])
 
 
@@ -235,13 +184,15 @@ def test_stop_at_the_end_of_a_phase_and_a_finished_run(
     assert ckpts.steps('phases') == (6,)
     assert ckpts.latest() == ('last', 7)
   stop_at(7, ())
-  assert _differ(trainer.train(), whole[1]) == []
+  assert states.differ(trainer.train(), whole[1]) == []
   # The same call once more finds nothing to do.
-  assert _differ(trainer.train(), whole[1]) == []
+  assert states.differ(trainer.train(), whole[1]) == []
 
 
-def test_resumption_may_change_what_is_written_when(trainer, whole):
-  again = _other(trainer, whole[0], log_every=3, checkpoint_every=7)
+def test_resumption_may_change_what_is_written_when(whole):
+  config = tiny.get_config()
+  config.log_every, config.checkpoint_every = 3, 7
+  again = loop.Trainer(config, whole[0], dataset=tiny.dataset())
   assert int(again.train().step) == END
 
 
@@ -279,7 +230,7 @@ def test_processes_are_killed_and_resumed(trainer, whole, tmp_path):
   assert f'resumed from step {step},' in err
 
   trainer.workdir = str(tmp_path)
-  assert _differ(trainer.train(), whole[1]) == []
+  assert states.differ(trainer.train(), whole[1]) == []
 
 
 @pytest.mark.parametrize('phase, start', [('dense', 0), ('joint', 18)])
@@ -296,7 +247,7 @@ def test_eight_devices_compute_what_one_does(
     mesh = mesh_lib.make_mesh(num)
     whole = mesh_lib.replicated(mesh)
     run = jax.jit(step, donate_argnums=0, out_shardings=whole)
-    new, metrics = run(jax.device_put(_copy(state), whole),
+    new, metrics = run(jax.device_put(states.copy(state), whole),
                        *mesh_lib.shard_batch((images, labels), mesh))
     # Not the parameters: where a gradient is rounding noise, Adam's first step
     # is its sign. The moments are linear in the gradient, and its square.
@@ -331,119 +282,6 @@ def test_evaluation_of_a_split_that_is_no_multiple_of_the_batch(
   nothing = trainer.evaluator.adaptive(
       state.params, state.stats, split, threshold=0.9999)
   np.testing.assert_array_equal(nothing.keep, 0)
-
-
-def test_a_directory_of_another_run_is_refused(trainer, whole):
-  other = _other(trainer, whole[0], **{'dense.learning_rate': 0.5})
-  with pytest.raises(ValueError, match='holds a run of another config.*'
-                     'dense.learning_rate: 0.001 then, 0.5 now'):
-    other.train()
-  data_of_five = loop.Trainer(
-      tiny.get_config(), whole[0], dataset=tiny.dataset(num_classes=5))
-  with pytest.raises(ValueError, match='checkpoint is of another model'):
-    data_of_five.train()
-
-
-def test_wrong_initial_runs(trainer, whole, tmp_path):
-  empty = _other(trainer, tmp_path / 'a', **{
-      'phases': ('joint',), 'init.workdir': str(tmp_path / 'none')})
-  with pytest.raises(ValueError, match="none' holds no checkpoint; train"):
-    empty.train()
-  static = _other(trainer, tmp_path / 'b', **{
-      'phases': ('joint',), 'init.workdir': whole[0], 'init.phase': 'static'})
-  with pytest.raises(ValueError, match="no end of the phase 'static'"):
-    static.train()
-  wider = _other(trainer, tmp_path / 'c', **{
-      'phases': ('joint',), 'init.workdir': whole[0], 'model.width': 32})
-  with pytest.raises(ValueError, match='checkpoint is of another model'):
-    wider.train()
-
-
-@pytest.fixture
-def cheap_steps(monkeypatch, first):
-  """Steps that only count, and NaN as the loss at a step that can be set."""
-  bad = {}
-
-  def make_step(system, phase, start):
-    del system, phase, start
-    def step(state, images, labels):
-      del images, labels
-      number = state.step + 1
-      loss = jnp.where(number == bad.get('step', -1), jnp.nan, 1.)
-      return state.replace(step=number), {'accuracy': 1., 'loss': loss}
-    return step
-
-  monkeypatch.setattr(step_lib, 'make_step', make_step)
-  monkeypatch.setattr(system_lib, 'init_state', lambda *args: _copy(first))
-  return bad
-
-
-def test_a_run_begins_from_another_runs_parameters(
-    trainer, ends, whole, tmp_path, cheap_steps):
-  for phase, vit in (('policy', ends['policy'].params['vit']),
-                     ('dense', ends['dense'].ema['vit'])):
-    other = _other(trainer, tmp_path / phase, **{
-        'phases': ('warm_start',), 'init.workdir': whole[0],
-        'init.phase': phase, 'warm_start.steps': 1})
-    state = other.train()
-    assert int(state.step) == 1
-    assert _same(state.params['vit'], vit)
-    assert _same(state.params['policy'], ends[phase].params['policy'])
-    # Found anew from the dense phase, or taken over: they are the same.
-    for field in ('teacher', 'candidates'):
-      assert _same(getattr(state, field), getattr(ends['policy'], field))
-
-
-def test_a_resumed_run_knows_what_it_began_from(
-    trainer, ends, whole, tmp_path, cheap_steps):
-  """The price that it took over must not be set anew."""
-  fields = {'phases': ('dense', 'policy'), 'init.workdir': whole[0],
-            'init.phase': 'policy', 'dense.steps': 1, 'policy.steps': 1}
-  _other(trainer, tmp_path, **fields).train()
-  for kind, step in (('phases', 2), ('best', 2)):
-    shutil.rmtree(tmp_path / 'checkpoints' / kind / str(step))
-  state = _other(trainer, tmp_path, **fields).train()
-  assert int(state.step) == 2
-  assert state.log_price == ends['policy'].log_price
-
-
-def test_a_finished_phase_is_pinned_by_the_next_run_if_need_be(
-    trainer, tmp_path, cheap_steps):
-  fields = {'phases': ('dense',), 'dense.steps': 1}
-  _other(trainer, tmp_path, **fields).train()
-  pinned = tmp_path / 'checkpoints' / 'phases' / '1'
-  shutil.rmtree(pinned)  # A kill between the best checkpoint and this one.
-  _other(trainer, tmp_path, **fields).train()
-  assert pinned.exists()
-
-
-def test_no_number_stops_the_run(trainer, tmp_path, cheap_steps):
-  cheap_steps['step'] = 5
-  other = _other(trainer, tmp_path, log_every=2)
-  with pytest.raises(guards.NonFiniteError, match='step 5: loss=nan') as e:
-    other.train()
-  assert (e.value.step, e.value.name) == (5, 'loss')
-  with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts:
-    assert ckpts.latest() == ('last', 4)
-
-
-def test_no_number_reaches_a_checkpoint(trainer, tmp_path, cheap_steps):
-  """Checked before saving, even where nothing is logged at that step."""
-  cheap_steps['step'] = 3
-  other = _other(trainer, tmp_path, log_every=100)
-  with pytest.raises(guards.NonFiniteError):
-    other.train()
-  with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts:
-    assert ckpts.latest() is None
-
-
-def test_price_of_a_run_without_warm_start(trainer, tmp_path, cheap_steps):
-  for phases in (('dense', 'policy'), ('dense', 'joint')):
-    other = _other(trainer, tmp_path / phases[1], **{
-        'phases': phases, 'dense.steps': 1, f'{phases[1]}.steps': 1,
-        f'{phases[1]}.price': 0.7})
-    state = other.train()
-    np.testing.assert_allclose(np.exp(state.log_price), 0.7, rtol=1e-6)
 
 
 def _main():

@@ -6,6 +6,7 @@ import types
 from adavit_jax import cost
 from adavit_jax.models.actions import Actions
 from adavit_jax.report import masks
+from adavit_jax.train import entry
 from adavit_jax.train import evaluate
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def test_last_k_by_hand():
       [1, 1, 1, 1], [1, 0, 1, 1], [1, 0, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]])
 
 
-def test_known_masks_come_from_every_source():
+def test_known_masks_come_from_every_source(monkeypatch):
   """Held-out images tell; each source holds one corner."""
   num = 2
   spend = cost.Cost(stem=10, msa=4, mlp=2, head=6, policy=0, num_fixed=1,
@@ -60,7 +61,7 @@ def test_known_masks_come_from_every_source():
       return evaluate.Outputs(~correct, correct, np.ones(10),
                               np.broadcast_to(keep, (10, 2 * num)))
 
-  def search(vit, *, forward):
+  def added(trainer, vit, *, forward):
     assert vit == 'vit' and forward
     return Actions.from_keep(np.array([[1., 0, 0, 0]]))
 
@@ -73,7 +74,8 @@ def test_known_masks_come_from_every_source():
       system=types.SimpleNamespace(
           plain_cost=spend, model=types.SimpleNamespace(num_adaptive=num)),
       dataset=types.SimpleNamespace(holdout=Split('held out')),
-      evaluator=Evaluator(), search=search)
+      evaluator=Evaluator())
+  monkeypatch.setattr(entry, 'static_masks', added)
   found = masks.known(trainer, 'vit', Actions.from_keep(
       np.array([[0., 1, 0, 1], [0, 1, 0, 0]])))
   corners = masks.frontier(*found.score)

@@ -5,6 +5,7 @@ import dataclasses
 import adavit_jax
 from adavit_jax import data
 from adavit_jax.exits import confidence as confidence_lib
+from adavit_jax.train import entry
 from adavit_jax.train import loop
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
@@ -17,10 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_loop import _copy
-from test_loop import _differ
-from test_loop import _same
-from test_loop import trace_once  # a fixture
+import states
+from states import trace_once  # a fixture
 import tiny
 
 EXITS = ((1, 'mlp'), (3, 'mlp'))
@@ -108,8 +107,8 @@ def _fresh(trainer):
 def test_last_exit_trains_the_backbone_alone(last_exit):
   _, trainer, state = last_exit
   before = _fresh(trainer)
-  assert _same(state.params['heads'], before['heads'])
-  changed = _differ(state.params['vit'], before['vit'])
+  assert states.same(state.params['heads'], before['heads'])
+  changed = states.differ(state.params['vit'], before['vit'])
   for group in before['vit']:
     assert any(path.startswith(f"['{group}']") for path in changed), group
 
@@ -119,12 +118,12 @@ def test_other_exits_on_the_backbone_of_a_run(layers, dataset):
   config = _config('classifier_wise', **{'model.exits': ((2, 'mlp'),)})
   other = system_lib.create(config, dataset)
   found = restore.state(other, trainer.mesh, workdir).params
-  assert _same(found['vit'], state.params['vit'])
+  assert states.same(found['vit'], state.params['vit'])
   fresh = system_lib.init_state(other, config.seed).params
-  assert _same(found['heads'], fresh['heads'])
+  assert states.same(found['heads'], fresh['heads'])
   # With the same exits their heads come along.
   same = restore.state(trainer.system, trainer.mesh, workdir).params
-  assert _same(same, state.params)
+  assert states.same(same, state.params)
 
 
 def test_exits_on_the_backbone_of_a_plain_run(policies, train, monkeypatch):
@@ -135,7 +134,7 @@ def test_exits_on_the_backbone_of_a_plain_run(policies, train, monkeypatch):
   assert trainer.system.nets is None and int(state.step) == 2
   dense = restore.state(plain.system, plain.mesh, workdir, phase='dense')
   assert dense.ema is not None
-  assert _same(state.params['vit'], system_lib.final_params(dense)['vit'])
+  assert states.same(state.params['vit'], system_lib.final_params(dense)['vit'])
 
 
 def test_a_policy_that_nothing_has_trained(policies, train):
@@ -152,10 +151,10 @@ def test_exits_learn_on_a_frozen_backbone_with_a_policy(
       'init.workdir': workdir, 'exits.policy': True})
   trainer = loop.Trainer(config, str(tmp_path), dataset)
   state = trainer.train()
-  assert _same(state.stats, trained.stats)
+  assert states.same(state.stats, trained.stats)
   for group in ('vit', 'policy'):
-    assert _same(state.params[group], trained.params[group])
-  changed = _differ(state.params['heads'], _fresh(trainer)['heads'])
+    assert states.same(state.params[group], trained.params[group])
+  changed = states.differ(state.params['heads'], _fresh(trainer)['heads'])
   assert len(changed) == len(jax.tree.leaves(state.params['heads']))
 
   test = dataset.test
@@ -228,39 +227,39 @@ def stepwise(layers, dataset):
                  donate_argnums=0,
                  out_shardings=mesh_lib.replicated(trainer.mesh))
   state = trainer._replicate(system_lib.init_state(trainer.system, 0))
-  state = trainer.enter(state, 'layer_wise')
-  states, metrics, batches = [_copy(state)], [], []
+  state = entry.enter(trainer, state, 'layer_wise')
+  stages, metrics, batches = [states.copy(state)], [], []
   for i in range(7):
     rows = np.arange(8) + 4 * i
     batches.append(mesh_lib.shard_batch(
         (dataset.train.images(rows), dataset.train.labels[rows]),
         trainer.mesh))
     state, m = step(state, *batches[-1])
-    states.append(_copy(state))
+    stages.append(states.copy(state))
     metrics.append(jax.device_get(m))
-  return step, batches, states, metrics
+  return step, batches, stages, metrics
 
 
 def test_one_stage_learns_at_a_time(layers, stepwise):
   _, trainer, _ = layers
-  _, _, states, metrics = stepwise
-  pieces = [_pieces(trainer.system.model, s.params) for s in states]
+  _, _, stages, metrics = stepwise
+  pieces = [_pieces(trainer.system.model, s.params) for s in stages]
   for i, learning in enumerate([0, 0, 1, 1, 2, 2, 2]):
     assert metrics[i]['exit'] == learning
     for k in range(3):
-      same = _same(pieces[i][k], pieces[i + 1][k])
+      same = states.same(pieces[i][k], pieces[i + 1][k])
       assert same == (k != learning), (i, k)
 
 
 def test_the_loss_of_a_round_is_that_of_its_exit(layers, stepwise):
   _, trainer, _ = layers
-  _, batches, states, metrics = stepwise
+  _, batches, stages, metrics = stepwise
   system = trainer.system
   run = jax.jit(lambda params, images: jnp.stack(
       system.outputs(params, system.normalize(images))))
   for i, stage in ((1, 0), (3, 1), (6, 2)):
     images, labels = batches[i]
-    log_p = np.asarray(jax.nn.log_softmax(run(states[i].params, images)))
+    log_p = np.asarray(jax.nn.log_softmax(run(stages[i].params, images)))
     want = -log_p[:, np.arange(8), np.asarray(labels)].mean(1)
     np.testing.assert_allclose(metrics[i]['loss'], want[stage], rtol=1e-4)
     assert np.abs(want - want[stage])[np.arange(3) != stage].min() > 1e-3
@@ -268,22 +267,22 @@ def test_the_loss_of_a_round_is_that_of_its_exit(layers, stepwise):
 
 def test_every_round_has_a_fresh_optimizer(layers, stepwise):
   _, trainer, _ = layers
-  step, batches, states, metrics = stepwise
+  step, batches, stages, metrics = stepwise
   rates = [float(m['learning_rate']) for m in metrics]
   assert rates[0] == rates[2] == rates[4] == np.float32(1e-2)
   assert rates[1] == rates[3] == rates[5] < rates[0]
   # What is left over goes on at the end of the last round's schedule.
   np.testing.assert_allclose(rates[6], 1e-2 * 0.01, rtol=1e-5)
   counts = [{int(x) for x in jax.tree.leaves(s.opt_state)
-             if x.dtype == jnp.int32} for s in states]
+             if x.dtype == jnp.int32} for s in stages]
   assert counts == [{0}, {1}, {2}, {1}, {2}, {1}, {2}, {3}]
   # The first step of a round does not see what the round before left.
   for i, fresh in ((2, True), (3, False)):
-    state = _copy(states[i])
+    state = states.copy(stages[i])
     spoilt = trainer._replicate(jax.tree.map(
         lambda x: np.asarray(x) + 1, state.opt_state))
     again, _ = step(state.replace(opt_state=spoilt), *batches[i])
-    assert _same(again.params, states[i + 1].params) == fresh
+    assert states.same(again.params, stages[i + 1].params) == fresh
 
 
 def test_resumed_in_a_round_equals_the_uninterrupted_one(
@@ -295,4 +294,4 @@ def test_resumed_in_a_round_equals_the_uninterrupted_one(
                       lambda self: next(asked) == 3)
   assert trainer.train() is None
   again = trainer.train()
-  assert int(again.step) == 7 and _same(again, whole)
+  assert int(again.step) == 7 and states.same(again, whole)

@@ -11,6 +11,7 @@ from adavit_jax.policies import fixed
 from adavit_jax.policies import search
 from adavit_jax.report import compare
 from adavit_jax.report import masks
+from adavit_jax.train import entry
 from adavit_jax.train import restore
 from adavit_jax.train import system as system_lib
 
@@ -58,7 +59,7 @@ class Report:
     """The static masks of the untuned ViT, `masks.Known`."""
     found = self._state.candidates
     if 'warm_start' not in self.trainer.config.phases:
-      found = self.trainer.search(self._untuned)
+      found = entry.static_masks(self.trainer, self._untuned)
     return masks.known(self.trainer, self._untuned, found)
 
   def dense_row(self):

@@ -9,6 +9,7 @@ import numpy as np
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 from adavit_jax.report import compare
+from adavit_jax.train import entry
 from adavit_jax.train import loop
 from adavit_jax.train import system as system_lib
 
@@ -115,7 +116,7 @@ def known(trainer, vit, candidates):
     ValueError: if no images were held out.
   """
   num = trainer.system.model.num_adaptive
-  added = trainer.search(vit, forward=True)
+  added = entry.static_masks(trainer, vit, forward=True)
   keep = np.unique(np.concatenate(
       [np.asarray(a.keep) for a in (candidates, added, last_k(num))]), axis=0)
   logging.info('comparing %d static masks on %d held-out images', len(keep),

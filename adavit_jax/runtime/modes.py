@@ -237,8 +237,8 @@ def _check_values(actions, mode):
       wrong = np.asarray(a)[~np.isin(a, (0, 1))]
       if wrong.size:
         raise ValueError(f'mode={mode!r} runs a layer or does not, but an '
-                         f"action is {wrong[0]}; give 0 and 1, or mode='masked' "
-                         f'for gates between them')
+                         f'action is {wrong[0]}; give 0 and 1, or for gates '
+                         f"mode='masked'")
 
 
 def classify(model, params, x):

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from adavit_jax import data
-from adavit_jax.policies import inputs
-from adavit_jax.policies import search
 from adavit_jax.train import checkpoints
 from adavit_jax.train import checks
 from adavit_jax.train import config as config_lib
+from adavit_jax.train import entry
 from adavit_jax.train import evaluate
 from adavit_jax.train import evaluate_exits
 from adavit_jax.train import guards
@@ -97,7 +96,7 @@ class Trainer:
         while index < len(config.phases):
           phase = config.phases[index]
           if int(state.step) == start:
-            state = self.enter(state, phase)
+            state = entry.enter(self, state, phase, self._began_from)
           state = self._run_phase(state, phase, start, ckpts, metrics, stop)
           if state is None:
             return None
@@ -156,60 +155,6 @@ class Trainer:
 
   def _replicate(self, tree):
     return mesh_lib.replicate(tree, self.mesh)
-
-  def enter(self, state, phase):
-    """The state with which a phase begins: teacher, masks, price, optimizer."""
-    if phase in config_lib.TAUGHT and state.teacher is None:
-      state = self.prepare_policy(state)
-    elif phase == 'dense':
-      state = state.replace(teacher=None)
-    if phase == 'warm_start':
-      state = state.replace(candidates=self.search(state.params['vit']))
-    before = (self._began_from,
-              *self.config.phases[:self.config.phases.index(phase)])
-    priced = {'warm_start', 'policy', 'joint'}.intersection(before)
-    if phase in ('policy', 'joint') and not priced:
-      state = state.replace(log_price=jnp.log(
-          jnp.float32(self.config[phase].price)))
-    return self._replicate(step_lib.begin_phase(self.system, state, phase))
-
-  def prepare_policy(self, state):
-    """Fixes the teacher and the feature statistics.
-
-    Both are functions of the dense phase's parameters and the data.
-    """
-    state = state.replace(params=system_lib.final_params(state), ema=None)
-    vit = state.params['vit']
-    z1, _ = self.evaluator.z1(vit, self.dataset.train, 5000)
-    features = inputs.token_features(z1, self.system.nets.tokens)
-    stats = inputs.Stats(features.mean(0), features.std(0) + 1e-2)
-    return state.replace(teacher=jax.tree.map(jnp.copy, vit), stats=stats)
-
-  def search(self, vit, *, forward=False):
-    """Static masks for held-out images (see `search.candidates`).
-
-    Args:
-      vit: parameters of the ViT.
-      forward: the chain that adds layers instead (see `search.greedy_chain`).
-
-    Returns:
-      `Actions` [C, L].
-
-    Raises:
-      ValueError: if no images were held out.
-    """
-    if not len(self.dataset.holdout):
-      raise ValueError('the greedy search needs held-out images; set '
-                       '--config.data.holdout=0.1')
-    z1, labels = self.evaluator.z1(
-        vit, self.dataset.holdout, self.config.num_search)
-    show = lambda i, n: logging.log_every_n_seconds(
-        logging.INFO, 'greedy static search: %d of %d layers', 10, i, n)
-    given = (self.system.model, vit, self.system.plain_cost,
-             *self._replicate((z1, labels)))
-    if forward:
-      return search.greedy_chain(*given, forward=True, progress=show).actions
-    return search.candidates(*given, progress=show)
 
   def _run_phase(self, state, phase, start, ckpts, metrics, stop):
     config, c = self.config, self.config[phase]

@@ -1,0 +1,88 @@
+"""What a phase begins with: teacher, static masks, price, optimizer.
+
+Functions of a `loop.Trainer`, of which they read system, data and config.
+"""
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+
+from adavit_jax.policies import inputs
+from adavit_jax.policies import search
+from adavit_jax.train import config as config_lib
+from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import step as step_lib
+from adavit_jax.train import system as system_lib
+
+
+def enter(trainer, state, phase, began_from=''):
+  """The state with which a phase begins.
+
+  Args:
+    trainer: `loop.Trainer`.
+    state: `State` at the end of what came before.
+    phase: one of the config's.
+    began_from: phase of another run that this run continues, or ''.
+
+  Returns:
+    `State` with the optimizer of the phase.
+
+  Raises:
+    ValueError: as `static_masks`, before a warm start.
+  """
+  phases = trainer.config.phases
+  if phase in config_lib.TAUGHT and state.teacher is None:
+    state = _prepare_policy(trainer, state)
+  elif phase == 'dense':
+    state = state.replace(teacher=None)
+  if phase == 'warm_start':
+    state = state.replace(
+        candidates=static_masks(trainer, state.params['vit']))
+  before = (began_from, *phases[:phases.index(phase)])
+  priced = {'warm_start', 'policy', 'joint'}.intersection(before)
+  if phase in ('policy', 'joint') and not priced:
+    state = state.replace(log_price=jnp.log(
+        jnp.float32(trainer.config[phase].price)))
+  return mesh_lib.replicate(
+      step_lib.begin_phase(trainer.system, state, phase), trainer.mesh)
+
+
+def _prepare_policy(trainer, state):
+  """Fixes the teacher and the feature statistics.
+
+  Both are functions of the dense phase's parameters and the data.
+  """
+  state = state.replace(params=system_lib.final_params(state), ema=None)
+  vit = state.params['vit']
+  z1, _ = trainer.evaluator.z1(vit, trainer.dataset.train, 5000)
+  features = inputs.token_features(z1, trainer.system.nets.tokens)
+  stats = inputs.Stats(features.mean(0), features.std(0) + 1e-2)
+  return state.replace(teacher=jax.tree.map(jnp.copy, vit), stats=stats)
+
+
+def static_masks(trainer, vit, *, forward=False):
+  """Static masks found greedily on held-out images (`search.candidates`).
+
+  Args:
+    trainer: `loop.Trainer`.
+    vit: parameters of the ViT.
+    forward: the chain that adds layers instead (see `search.greedy_chain`).
+
+  Returns:
+    `Actions` [C, L].
+
+  Raises:
+    ValueError: if no images were held out.
+  """
+  if not len(trainer.dataset.holdout):
+    raise ValueError('the greedy search needs held-out images; set '
+                     '--config.data.holdout=0.1')
+  z1, labels = trainer.evaluator.z1(
+      vit, trainer.dataset.holdout, trainer.config.num_search)
+  show = lambda i, n: logging.log_every_n_seconds(
+      logging.INFO, 'greedy static search: %d of %d layers', 10, i, n)
+  given = (trainer.system.model, vit, trainer.system.plain_cost,
+           *mesh_lib.replicate((z1, labels), trainer.mesh))
+  if forward:
+    return search.greedy_chain(*given, forward=True, progress=show).actions
+  return search.candidates(*given, progress=show)

@@ -1,0 +1,48 @@
+"""States of runs: copied, and compared bit for bit."""
+
+from adavit_jax.train import step as step_lib
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope='module', autouse=True)
+def trace_once():
+  """Makes each step once for all runs of a file that imports this fixture."""
+  make, made = step_lib.make_step, {}
+
+  def make_once(system, phase, start):
+    key = system.config.to_json_best_effort(), phase, start
+    if key not in made:
+      made[key] = make(system, phase, start)
+    return made[key]
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(step_lib, 'make_step', make_once)
+    yield
+
+
+def bits(x):
+  if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    x = jax.random.key_data(x)
+  return str(x.dtype), x.shape, np.asarray(x).tobytes()
+
+
+def copy(tree):
+  """Copies, so that no step can donate the original."""
+  is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+  return jax.tree.map(
+      lambda x: jax.random.clone(x) if is_key(x) else jnp.copy(x), tree)
+
+
+def same(a, b):
+  return jax.tree.map(bits, a) == jax.tree.map(bits, b)
+
+
+def differ(a, b):
+  """Paths of the leaves that are not equal bit for bit."""
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  pairs = zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b))
+  return [jax.tree_util.keystr(path) for (path, x), y in pairs
+          if bits(x) != bits(y)]

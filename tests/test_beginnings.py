@@ -1,0 +1,177 @@
+"""Where runs begin, what they refuse to begin with, and NaN: no learning."""
+
+import shutil
+
+from adavit_jax.train import checkpoints
+from adavit_jax.train import guards
+from adavit_jax.train import loop
+from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import step as step_lib
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import states
+import tiny
+
+
+@pytest.fixture(scope='module')
+def nan_at():
+  """{'step': at which the loss of `cheap_steps` is NaN}."""
+  return {}
+
+
+@pytest.fixture
+def bad(nan_at):
+  yield nan_at
+  nan_at.clear()
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cheap_steps(nan_at):
+  """Steps that count; every fifth one changes what its phase trains."""
+  def make_step(system, phase, start):
+    del system, start
+    group = 'vit' if phase == 'dense' else 'policy'
+    def step(state, images, labels):
+      del images, labels
+      number = state.step + 1
+      times = lambda k, tree: jax.tree.map(
+          lambda x: jnp.where(number % 5, x, k * x), tree)
+      loss = jnp.where(number == nan_at.get('step', -1), jnp.nan, 1.)
+      state = state.replace(
+          step=number, ema=state.ema and times(-2, state.ema),
+          params={**state.params, group: times(-1, state.params[group])})
+      return state, {'accuracy': 1., 'loss': loss}
+    return step
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(step_lib, 'make_step', make_step)
+    yield
+
+
+@pytest.fixture(scope='module')
+def trainer(tmp_path_factory):
+  return loop.Trainer(tiny.get_config(), str(tmp_path_factory.mktemp('whole')),
+                      dataset=tiny.dataset())
+
+
+@pytest.fixture(scope='module')
+def whole(trainer):
+  """(work directory, final state) of a run of all phases."""
+  return trainer.workdir, trainer.train()
+
+
+@pytest.fixture(scope='module')
+def ends(trainer, whole):
+  """The state at the end of each phase."""
+  found = {}
+  with checkpoints.Checkpoints(trainer.workdir, read_only=True) as ckpts:
+    for i, phase in enumerate(tiny.PHASES):
+      shapes = mesh_lib.put_shapes(
+          step_lib.abstract_state(trainer.system, phase), trainer.mesh)
+      found[phase] = ckpts.restore(shapes, tiny.STEPS * (i + 1), 'phases')
+  return found
+
+
+def _other(whole_trainer, workdir, **fields):
+  """A trainer with another config; shares the compiled evaluation."""
+  config = tiny.get_config()
+  config.update_from_flattened_dict(fields)
+  trainer = loop.Trainer(config, str(workdir), dataset=tiny.dataset())
+  trainer.evaluator = whole_trainer.evaluator
+  return trainer
+
+
+def test_a_directory_of_another_run_is_refused(trainer, whole):
+  other = _other(trainer, whole[0], **{'dense.learning_rate': 0.5})
+  with pytest.raises(ValueError, match='holds a run of another config.*'
+                     'dense.learning_rate: 0.001 then, 0.5 now'):
+    other.train()
+  data_of_five = loop.Trainer(
+      tiny.get_config(), whole[0], dataset=tiny.dataset(num_classes=5))
+  with pytest.raises(ValueError, match='checkpoint is of another model'):
+    data_of_five.train()
+
+
+def test_wrong_initial_runs(trainer, whole, tmp_path):
+  empty = _other(trainer, tmp_path / 'a', **{
+      'phases': ('joint',), 'init.workdir': str(tmp_path / 'none')})
+  with pytest.raises(ValueError, match="none' holds no checkpoint; train"):
+    empty.train()
+  static = _other(trainer, tmp_path / 'b', **{
+      'phases': ('joint',), 'init.workdir': whole[0], 'init.phase': 'static'})
+  with pytest.raises(ValueError, match="no end of the phase 'static'"):
+    static.train()
+  wider = _other(trainer, tmp_path / 'c', **{
+      'phases': ('joint',), 'init.workdir': whole[0], 'model.width': 32})
+  with pytest.raises(ValueError, match='checkpoint is of another model'):
+    wider.train()
+
+
+def test_a_run_begins_from_another_runs_parameters(
+    trainer, ends, whole, tmp_path):
+  for phase, vit in (('policy', ends['policy'].params['vit']),
+                     ('dense', ends['dense'].ema['vit'])):
+    other = _other(trainer, tmp_path / phase, **{
+        'phases': ('warm_start',), 'init.workdir': whole[0],
+        'init.phase': phase, 'warm_start.steps': 1})
+    state = other.train()
+    assert int(state.step) == 1
+    assert states.same(state.params['vit'], vit)
+    assert states.same(state.params['policy'], ends[phase].params['policy'])
+    # Found anew from the dense phase, or taken over: they are the same.
+    for field in ('teacher', 'candidates'):
+      assert states.same(getattr(state, field), getattr(ends['policy'], field))
+
+
+def test_a_resumed_run_knows_what_it_began_from(
+    trainer, ends, whole, tmp_path):
+  """The price that it took over must not be set anew."""
+  fields = {'phases': ('dense', 'policy'), 'init.workdir': whole[0],
+            'init.phase': 'policy', 'dense.steps': 1, 'policy.steps': 1}
+  _other(trainer, tmp_path, **fields).train()
+  for kind, step in (('phases', 2), ('best', 2)):
+    shutil.rmtree(tmp_path / 'checkpoints' / kind / str(step))
+  state = _other(trainer, tmp_path, **fields).train()
+  assert int(state.step) == 2
+  assert state.log_price == ends['policy'].log_price
+
+
+def test_a_finished_phase_is_pinned_by_the_next_run_if_need_be(
+    trainer, tmp_path):
+  fields = {'phases': ('dense',), 'dense.steps': 1}
+  _other(trainer, tmp_path, **fields).train()
+  pinned = tmp_path / 'checkpoints' / 'phases' / '1'
+  shutil.rmtree(pinned)  # A kill between the best checkpoint and this one.
+  _other(trainer, tmp_path, **fields).train()
+  assert pinned.exists()
+
+
+def test_no_number_stops_the_run(trainer, tmp_path, bad):
+  bad['step'] = 5
+  other = _other(trainer, tmp_path, log_every=2)
+  with pytest.raises(guards.NonFiniteError, match='step 5: loss=nan') as e:
+    other.train()
+  assert (e.value.step, e.value.name) == (5, 'loss')
+  with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts:
+    assert ckpts.latest() == ('last', 4)
+
+
+def test_no_number_reaches_a_checkpoint(trainer, tmp_path, bad):
+  """Checked before saving, even where nothing is logged at that step."""
+  bad['step'] = 3
+  other = _other(trainer, tmp_path, log_every=100)
+  with pytest.raises(guards.NonFiniteError):
+    other.train()
+  with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts:
+    assert ckpts.latest() is None
+
+
+def test_price_of_a_run_without_warm_start(trainer, tmp_path):
+  for phases in (('dense', 'policy'), ('dense', 'joint')):
+    other = _other(trainer, tmp_path / phases[1], **{
+        'phases': phases, 'dense.steps': 1, f'{phases[1]}.steps': 1,
+        f'{phases[1]}.price': 0.7})
+    state = other.train()
+    np.testing.assert_allclose(np.exp(state.log_price), 0.7, rtol=1e-6)
