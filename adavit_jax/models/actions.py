@@ -30,3 +30,40 @@ class Actions(NamedTuple):
     """The inverse of `keep`."""
     length = keep.shape[-1] // 2
     return cls(keep[..., :length], keep[..., length:])
+
+
+def checked(actions, batch_size, num_layers, *, gates):
+  """Actions as arrays that fit.
+
+  Args:
+    actions: `Actions` of anything like arrays.
+    batch_size: B.
+    num_layers: L.
+    gates: whether other numbers than 0 and 1 make sense; those of a traced
+      array are not known.
+
+  Returns:
+    `Actions` of NumPy or JAX arrays [L] or [B, L].
+
+  Raises:
+    ValueError: for other shapes, what are no numbers, and gates where they make
+      no sense.
+  """
+  actions = Actions(*(a if isinstance(a, jax.Array) else np.asarray(a)
+                      for a in actions))
+  shapes = tuple(a.shape for a in actions)
+  if shapes not in [((num_layers,),) * 2, ((batch_size, num_layers),) * 2]:
+    raise ValueError(
+        f'actions have shapes {shapes[0]} and {shapes[1]}; with {num_layers} '
+        f'adaptive encoders and {batch_size} images give both as '
+        f'({num_layers},) or as ({batch_size}, {num_layers})')
+  for a in actions:
+    if not (jnp.issubdtype(a.dtype, jnp.number) or a.dtype == bool):
+      raise ValueError(f'actions are {a.dtype}; give numbers, 0 or 1')
+    if not gates and not isinstance(a, jax.core.Tracer):
+      wrong = np.asarray(a)[~np.isin(a, (0, 1))]
+      if wrong.size:
+        raise ValueError(f'an action is {wrong[0]}, but this mode runs a layer '
+                         f"or does not; give 0 and 1, or for gates "
+                         f"mode='masked'")
+  return actions

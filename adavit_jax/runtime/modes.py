@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adavit_jax import cost
+from adavit_jax.models import actions as actions_lib
 from adavit_jax.models.actions import Actions
 from adavit_jax.runtime import compact as compact_lib
 
@@ -209,36 +210,15 @@ def adaptive(model, params, x, actions, mode, *, chunk=None):
     `Logits`.
 
   Raises:
-    ValueError: for an unknown mode, actions for another number of images or
-      encoders, or concrete ones that are no numbers; in all modes but 'masked',
-      which takes gates too, also for numbers other than 0 and 1.
+    ValueError: for an unknown mode, or as `actions.checked`.
   """
   if mode not in MODES:
     raise ValueError(f'unknown mode {mode!r}; known: {sorted(MODES)}')
-  actions = Actions(*(a if isinstance(a, jax.Array) else np.asarray(a)
-                      for a in actions))
-  batch, num = x.shape[0], model.num_adaptive
-  shapes = tuple(a.shape for a in actions)
-  if shapes not in [(known, known) for known in ((num,), (batch, num))]:
-    raise ValueError(f'actions have shapes {shapes[0]} and {shapes[1]}; with '
-                     f'{num} adaptive encoders and {batch} images give both '
-                     f'as ({num},) or as ({batch}, {num})')
-  _check_values(actions, mode)
+  actions = actions_lib.checked(
+      actions, x.shape[0], model.num_adaptive, gates=mode == 'masked')
   options = dict(chunk=chunk) if mode == 'compact' else {}
   return classify(model, params,
                   MODES[mode](model, params, x, actions, **options))
-
-
-def _check_values(actions, mode):
-  for a in actions:
-    if not (jnp.issubdtype(a.dtype, jnp.number) or a.dtype == bool):
-      raise ValueError(f'actions are {a.dtype}; give numbers, 0 or 1')
-    if mode != 'masked' and not isinstance(a, jax.core.Tracer):
-      wrong = np.asarray(a)[~np.isin(a, (0, 1))]
-      if wrong.size:
-        raise ValueError(f'mode={mode!r} runs a layer or does not, but an '
-                         f'action is {wrong[0]}; give 0 and 1, or for gates '
-                         f"mode='masked'")
 
 
 def classify(model, params, x):
