@@ -1,5 +1,6 @@
 """Where runs begin, what they refuse to begin with, and NaN: no learning."""
 
+import dataclasses
 import shutil
 
 from adavit_jax.train import checkpoints
@@ -92,6 +93,23 @@ def test_a_directory_of_another_run_is_refused(trainer, whole):
       tiny.get_config(), whole[0], dataset=tiny.dataset(num_classes=5))
   with pytest.raises(ValueError, match='checkpoint is of another model'):
     data_of_five.train()
+
+
+def test_data_whose_labels_mean_something_else(trainer, whole, tmp_path):
+  """Only what learns its labels anew may begin from another order of them."""
+  swapped = dataclasses.replace(
+      tiny.dataset(), class_names=('1', '0', '2', '3'))
+  def begin(workdir, **fields):
+    other = _other(trainer, workdir, **fields)
+    other.dataset = swapped
+    return other.train()
+  with pytest.raises(ValueError, match="class 0 is '1' in this data and was"):
+    begin(whole[0])
+  init = {'init.workdir': whole[0], 'init.phase': 'dense', 'dense.steps': 1,
+          'joint.steps': 1}
+  with pytest.raises(ValueError, match="class 0 is '1' in this data and was"):
+    begin(tmp_path / 'a', phases=('joint',), **init)
+  assert begin(tmp_path / 'b', phases=('dense',), **init) is not None
 
 
 def test_wrong_initial_runs(trainer, whole, tmp_path):
