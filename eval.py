@@ -51,7 +51,7 @@ def main(argv):
       path = epath.Path(_WORKDIR.value) / 'report.json'
       path.write_text(json.dumps(result, indent=1))
       print(f'\nwrote {path} and pictures beside it')
-  except (ValueError, OSError, guards.NonFiniteError) as error:
+  except guards.USER_ERRORS as error:
     logging.debug('where it came from', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error
 

@@ -14,6 +14,7 @@ from absl import logging
 
 import adavit_jax
 from adavit_jax import deploy
+from adavit_jax.train import guards
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a run.',
                                required=True)
@@ -70,7 +71,7 @@ def main(argv):
                          f"one number in (0, 1): it is the policy's")
       clf.threshold, = thresholds
     deploy.export(clf, _OUTPUT.value, mode=_MODE.value, **how)
-  except (ValueError, OSError) as error:
+  except guards.USER_ERRORS as error:
     logging.debug('where it came from', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error
   print(f'wrote {_OUTPUT.value} and {_OUTPUT.value}.json')

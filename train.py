@@ -37,7 +37,7 @@ def main(argv):
                jax.devices()[0].device_kind)
   try:
     state = loop.Trainer(_CONFIG.value, _WORKDIR.value).train()
-  except (ValueError, OSError, guards.NonFiniteError) as error:
+  except guards.USER_ERRORS as error:
     logging.debug('where it came from', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error
   if state is not None:
@@ -46,13 +46,18 @@ def main(argv):
 
 def _last_of_each(argv):
   """Without overrides that come again: absl would join tuples given twice."""
-  last = {}
+  given = {}  # field, or place of what is none: its arguments
+  field = None  # whose value is the next argument
   for i, arg in enumerate(argv):
-    if found := re.match(r'--?(config\.[\w.]+)=', arg):
-      last[found[1]] = i
-  return [arg for i, arg in enumerate(argv)
-          if not (found := re.match(r'--?(config\.[\w.]+)=', arg))
-          or last[found[1]] == i]
+    if field and not re.match('--?[a-zA-Z]', arg):
+      given[field].append(arg)
+      field = None
+      continue
+    name, equals = re.match(r'(?:--?(config\.[\w.]+)(=?))?', arg).groups()
+    given.pop(name, None)  # so that it stands where it came last
+    given[name or i] = [arg]
+    field = None if equals else name
+  return [arg for args in given.values() for arg in args]
 
 
 def _parse(argv):

@@ -21,7 +21,8 @@ def read(path, about):
   """An image file of 8 bits as uint8 [S, S, C], resized, its centre cropped."""
   image = ImageOps.exif_transpose(Image.open(path))
   if image.mode == 'F' or image.mode.startswith('I'):
-    raise OSError(f'{path} has pixels of mode {image.mode}; save it with 8 bits')
+    raise OSError(
+        f'{path} has pixels of mode {image.mode}; save it with 8 bits')
   if image.has_transparency_data:
     image = image.convert('RGBA')
     image = Image.alpha_composite(

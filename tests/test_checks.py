@@ -107,7 +107,7 @@ def test_the_phase_that_a_run_began_from_is_compared_where_it_is_known():
   checks.same_run(new, config, 'DIR')
   config.init.phase = 'dense'
   checks.same_run(old, config, 'DIR')
-  with pytest.raises(ValueError, match="init.phase: 'policy' then, 'dense' now"):
+  with pytest.raises(ValueError, match="phase: 'policy' then, 'dense' now"):
     checks.same_run(new, config, 'DIR')
 
 

@@ -14,12 +14,13 @@ import tiny
     ('--config.dense.stps=1', "unknown field of the config: 'stps'. Did you "
      'mean "steps"'),
     ('--config.dense.weights[3]=1', 'unknown field of the config: '),
-    ('--config=configs/none.py', "No such file or directory: 'configs/none.py'"),
+    ('--config=configs/none.py', "such file or directory: 'configs/none.py'"),
     ('--config=configs/cifar10_policy.py:gpu',
      "error: ValueError: unknown variant 'gpu'; known"),
     # Given twice: absl would join tuples; the last one counts.
-    ("--config.phases=('dens',) --config.phases=('static',)",
-     "phase 'static' starts from a trained model")])
+    ("--config.phases=('dens',) --config.phases ('static',)",
+     "phase 'static' starts from a trained model"),
+    ('--workdir=/dev/null/run', 'Not a directory')])
 def test_mistaken_flags_end_in_one_sentence(flag, message, tmp_path):
   flags = ['--config=configs/digits_policy.py', f'--workdir={tmp_path}/run']
   process = subprocess.run(

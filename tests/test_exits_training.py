@@ -246,5 +246,5 @@ def test_parameters_of_another_kind_of_model(run, dataset, tmp_path):
   policies = tiny.get_config()
   policies.phases = ('policy',)
   policies.init.workdir = run[0]
-  with pytest.raises(ValueError, match="one of them has branches.*init.workdir"):
+  with pytest.raises(ValueError, match='one of them has branches.*workdir'):
     loop.Trainer(policies, str(tmp_path), dataset).train()

@@ -250,6 +250,7 @@ def test_unknown_names():
     ((8, 8, 1), r'image as image\[None\]'),
     ((8, 8), r'images\[..., None\]'),
     ((5, 8, 8), r'images\[..., None\]'),
+    ((5, 1, 8, 8), 'channels as the last axis'),
     ((7,), 'with image_size=8')])
 def test_wrong_images(shape, hint):
   model = tiny.model()

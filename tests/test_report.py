@@ -20,6 +20,7 @@ from adavit_jax.train import restore
 from adavit_jax.train import system as system_lib
 import numpy as np
 import pytest
+import states
 import tiny
 
 L = 3
@@ -104,8 +105,8 @@ def test_report_has_what_it_promises(run, reported):
       'macs_ratio'] + 0.1
   one = result['one_set_of_weights']
   macs = [row['macs_ratio'] for row in one['frontier']]
-  assert macs == sorted(macs, reverse=True) and macs[0] == 1
-  assert macs[0] > one['static']['macs_ratio'] > macs[-1]
+  assert macs == sorted(macs, reverse=True)
+  assert macs[0] >= one['static']['macs_ratio'] >= macs[-1]
   assert result['num_test'] == len(dataset.test)
   steps = tiny.STEPS * len(tiny.PHASES)
   assert (result['phase'], result['step'], result['best']) == (
@@ -114,6 +115,28 @@ def test_report_has_what_it_promises(run, reported):
     with open(f'{workdir}/{picture}.png', 'rb') as f:
       assert f.read(8) == b'\x89PNG\r\n\x1a\n'
   assert 'distinct action vectors' in printed
+
+
+def test_data_of_other_classes_has_no_report(run, monkeypatch):
+  swapped = dataclasses.replace(run[1], class_names=('1', '0', '2', '3'))
+  monkeypatch.setattr('adavit_jax.data.load', lambda *a, **k: swapped)
+  with pytest.raises(ValueError, match="class 0 is '1' in this data and was"):
+    report.evaluate(run[0], static=False)
+
+
+@pytest.mark.parametrize('phases, phase', [
+    (tiny.PHASES, 'policy'), (('joint',), 'joint')])
+def test_static_masks_are_of_the_vit_that_the_joint_phase_began_with(
+    run, tiny_data, phases, phase):
+  """A joint phase may go on from another run's joint phase."""
+  workdir, dataset = run
+  trainer = loop.Trainer(tiny.get_config(), workdir, dataset)
+  trainer.config.phases = phases
+  trainer.config.init.workdir = workdir
+  got = baselines.Report(trainer, workdir)._untuned
+  state = restore.state(trainer.system, trainer.mesh, workdir, phase=phase)
+  assert states.same(got, system_lib.final_params(state)['vit'])
+  assert states.same(got, state.teacher) == (phase == 'policy')
 
 
 def test_a_run_without_a_policy_has_no_report(run, reported, tiny_data):

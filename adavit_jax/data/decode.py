@@ -72,6 +72,7 @@ def read(path, config_data, model) -> np.ndarray:
 
   Raises:
     CorruptImageError: the file cannot be decoded.
+    FileNotFoundError: there is none.
   """
   size = model.image_size
   image = decode_image(

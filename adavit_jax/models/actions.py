@@ -58,7 +58,8 @@ def checked(actions, batch_size, num_layers, *, gates):
         f'adaptive encoders and {batch_size} images give both as '
         f'({num_layers},) or as ({batch_size}, {num_layers})')
   for a in actions:
-    if not (jnp.issubdtype(a.dtype, jnp.number) or a.dtype == bool):
+    if not any(jnp.issubdtype(a.dtype, kind)
+               for kind in (jnp.floating, jnp.integer, np.bool_)):
       raise ValueError(f'actions are {a.dtype}; give numbers, 0 or 1')
     if not gates and not isinstance(a, jax.core.Tracer):
       wrong = np.asarray(a)[~np.isin(a, (0, 1))]

@@ -191,8 +191,8 @@ def check_images(model, images):
     if shape == (s, s, c):
       hint = 'give one image as image[None]'
     elif shape[-2:] == (s, s):
-      hint = 'give grey images as images[..., None]' if c == 1 else (
-          f'give their {c} channels as the last axis')
+      hint = 'give grey images as images[..., None]' if len(shape) < 4 else (
+          'give the channels as the last axis')
     elif shape[1:3] == (s, s):
       hint = f'it was made for {c} channels'
     else:

@@ -27,7 +27,7 @@ class Chain(NamedTuple):
 
 def greedy_chain(model, params, cost, z1, labels, *, weights=None,
                  forward=False, progress=lambda i, n: None):
-  """Drops, one after the other, the layer that costs least loss per MAC saved.
+  """Drops the layer that costs least loss per MAC saved, one after the other.
 
   Args:
     model: a `ViT`.
@@ -36,7 +36,7 @@ def greedy_chain(model, params, cost, z1, labels, *, weights=None,
     z1: output of the fixed encoders on held-out images, [B, N, D].
     labels: [B] int.
     weights: how much each image counts, [B]; None counts all alike.
-    forward: begin with no layer, and add what saves most loss per MAC.
+    forward: add layers to none instead, what saves most loss per MAC first.
     progress: called with (done, total) after each layer.
 
   Returns:

@@ -47,12 +47,18 @@ class Report:
 
   @functools.cached_property
   def _untuned(self):
-    """The ViT before the joint phase, which no policy has moved."""
-    phases = self.trainer.config.phases
+    """The ViT with which the joint phase began."""
+    config = self.trainer.config
+    phases = config.phases
     before = phases[:phases.index('joint')] if 'joint' in phases else phases
-    if not before:
+    if before:
+      state = self._restore(phase=before[-1])
+    elif config.init.workdir:
+      state = restore.state(self._system, self.trainer.mesh,
+                            config.init.workdir, phase=config.init.phase)
+    else:  # other people's weights, which became the teacher
       return self._state.teacher
-    return system_lib.final_params(self._restore(phase=before[-1]))['vit']
+    return system_lib.final_params(state)['vit']
 
   @functools.cached_property
   def _masks(self):

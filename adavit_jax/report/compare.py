@@ -82,7 +82,7 @@ def interpolate(rows, macs_ratio):
   """The row that static masks, mixed, would give at exactly `macs_ratio`.
 
   Args:
-    rows: rows of nested masks, in any order.
+    rows: rows of masks, in any order.
     macs_ratio: where to read the curve, clipped to its ends.
 
   Returns:

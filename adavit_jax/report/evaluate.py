@@ -42,8 +42,8 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
 
   Raises:
     ValueError: if there is no such run, its data is missing or has other
-      classes, a policy's
-      threshold is outside (0, 1), or a rule is unknown or given for a policy.
+      classes, a policy's threshold is outside (0, 1), or a rule is unknown or
+      given for a policy.
   """
   _, step, info = restore.find(workdir, best=best)
   config = config_dict.ConfigDict(info['config'])

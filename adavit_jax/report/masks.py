@@ -29,11 +29,12 @@ def last_k(num_layers):
 
 
 def frontier(macs, accuracy, loss):
-  """The masks that are worth running, alone or mixed, at some number of MACs.
+  """The masks that are worth running, alone or mixed, for some budget.
 
   A mixture runs one mask on a share of the images and another one on the rest,
   so it has any accuracy on the line between the two. The corners of the concave
-  hull are those whose mixtures nothing else beats at the same MACs.
+  hull, up to its top, are those whose mixtures nothing else beats within the
+  same MACs.
 
   Args:
     macs: cost of each mask, [C].
@@ -41,7 +42,7 @@ def frontier(macs, accuracy, loss):
     loss: decides between masks of the same cost and accuracy, [C].
 
   Returns:
-    Indices of the corners, the dearest first.
+    Indices of the corners, the dearest and most accurate first.
   """
   corners = []
   for i in np.lexsort((loss, -np.asarray(accuracy), macs)):
@@ -52,6 +53,8 @@ def frontier(macs, accuracy, loss):
             macs, accuracy, corners[-2], i):
       corners.pop()
     corners.append(i)
+  while len(corners) > 1 and accuracy[corners[-1]] <= accuracy[corners[-2]]:
+    corners.pop()
   return corners[::-1]
 
 
@@ -144,7 +147,7 @@ def finetuned(trainer, workdir, actions):
   keep = ''.join(str(int(k)) for k in np.asarray(actions.keep))
   config = trainer.config.copy_and_resolve_references()
   before = config.phases[:config.phases.index('joint')]
-  if before:  # Up to the joint phase the ViT is the dense one.
+  if before:  # Else the joint phase began from another run, and so does this.
     config.init.update(workdir=workdir, phase=before[-1], weights='')
   config.phases = ('static',)
   for field in config.static:

@@ -20,6 +20,12 @@ class NonFiniteError(FloatingPointError):
         "lower learning_rate, a longer warmup, clip_norm=1.0, dtype='float32'")
 
 
+# What a user can mend: scripts end with one sentence. Other faults of the
+# system, a lost connection for one, keep their traceback.
+USER_ERRORS = (ValueError, NonFiniteError, FileNotFoundError, FileExistsError,
+               NotADirectoryError, IsADirectoryError, PermissionError)
+
+
 def check_finite(step: int, metrics) -> None:
   """Checks the metrics of a step.
 
