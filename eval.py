@@ -16,6 +16,7 @@ from etils import epath
 import jax
 
 from adavit_jax import report
+from adavit_jax.exits import confidence
 from adavit_jax.train import guards
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a run.',
@@ -41,12 +42,10 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   try:
-    threshold = _THRESHOLD.value and [float(x) for x in _THRESHOLD.value]
-    if threshold and len(threshold) == 1:
-      threshold, = threshold
     result = report.evaluate(
-        _WORKDIR.value, threshold=threshold, best=_BEST.value,
-        static=_STATIC.value, data_dir=_DATA_DIR.value, rule=_RULE.value)
+        _WORKDIR.value, best=_BEST.value, static=_STATIC.value,
+        threshold=confidence.parse_thresholds(_THRESHOLD.value),
+        data_dir=_DATA_DIR.value, rule=_RULE.value)
     if result is not None and jax.process_index() == 0:
       path = epath.Path(_WORKDIR.value) / 'report.json'
       path.write_text(json.dumps(result, indent=1))

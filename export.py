@@ -14,6 +14,7 @@ from absl import logging
 
 import adavit_jax
 from adavit_jax import deploy
+from adavit_jax.exits import confidence
 from adavit_jax.train import guards
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a run.',
@@ -49,27 +50,23 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   try:
-    try:
-      thresholds = [float(x) for x in _THRESHOLD.value or ()]
-    except ValueError as e:
-      raise ValueError(f'--threshold={",".join(_THRESHOLD.value)} must be '
-                       f'numbers') from e
+    threshold = confidence.parse_thresholds(_THRESHOLD.value)
     clf = adavit_jax.load(_WORKDIR.value, phase=_PHASE.value, best=_BEST.value,
                           rule=_RULE.value)
     how = dict(batch_size=_BATCH_SIZE.value, platforms=_PLATFORMS.value)
     exits = isinstance(clf, adavit_jax.CascadeClassifier)
     if _MODE.value == 'stages':
-      if exits and thresholds:
-        clf.thresholds = thresholds if len(thresholds) > 1 else thresholds[0]
+      if exits and threshold is not None:
+        clf.thresholds = threshold
       paths = deploy.export_stages(clf, _OUTPUT.value, **how)
       print(*(f'wrote {path} and {path}.json' for path in paths), sep='\n')
       _hint()
       return
-    if thresholds and not exits:
-      if len(thresholds) > 1 or not 0 < thresholds[0] < 1:
-        raise ValueError(f'--threshold={",".join(_THRESHOLD.value)} must be '
-                         f"one number in (0, 1): it is the policy's")
-      clf.threshold, = thresholds
+    if threshold is not None and not exits:
+      if not (isinstance(threshold, float) and 0 < threshold < 1):
+        raise ValueError(f'--threshold={threshold} must be one number in '
+                         f"(0, 1): it is the policy's")
+      clf.threshold = threshold
     deploy.export(clf, _OUTPUT.value, mode=_MODE.value, **how)
   except guards.USER_ERRORS as error:
     logging.debug('where it came from', exc_info=True)  # shown with -v=1

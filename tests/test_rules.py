@@ -116,3 +116,15 @@ def test_thresholds_out_of_the_range_of_a_rule():
   confidence_lib.check_range('margin', np.nan)
   with pytest.raises(ValueError, match='must be numbers'):
     confidence_lib.check_thresholds(np.nan, 3)
+
+
+@pytest.mark.parametrize('texts, want', [
+    (None, None), ([], None), (['-0.3'], -0.3), (['0'], 0.),
+    (['0.5', '1e-2'], [0.5, 0.01])])
+def test_thresholds_of_a_flag(texts, want):
+  assert confidence_lib.parse_thresholds(texts) == want
+
+
+def test_a_threshold_that_is_no_number():
+  with pytest.raises(ValueError, match="0.5,abc must be one number"):
+    confidence_lib.parse_thresholds(['0.5', 'abc'])

@@ -211,3 +211,23 @@ def check_thresholds(thresholds, num_exits):
     raise ValueError(f'thresholds={thresholds} must be numbers; inf lets no '
                      f'image leave, -inf every image')
   return np.broadcast_to(np.clip(array, ALWAYS, NEVER), wanted).copy()
+
+
+def parse_thresholds(texts):
+  """The thresholds that a flag gives.
+
+  Args:
+    texts: list of strings; None or empty where the flag is not given.
+
+  Returns:
+    None, one float for one string, or a list of floats.
+
+  Raises:
+    ValueError: if one is no number.
+  """
+  try:
+    values = [float(text) for text in texts or ()]
+  except ValueError as e:
+    raise ValueError(f'--threshold={",".join(texts)} must be one number, or '
+                     f'several with commas between them') from e
+  return (values if len(values) > 1 else values[0]) if values else None
