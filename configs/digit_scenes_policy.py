@@ -3,8 +3,8 @@
   python train.py --config=configs/digit_scenes_policy.py --workdir=runs/scenes
   python eval.py --workdir=runs/scenes
 
-Pinned to one core of an AMD EPYC, beside another job: training takes 9 to 12
-minutes (726, 567 and 537 s), evaluation with its static baselines 2 to 4.
+2 cores of an AMD EPYC: training takes 5.5 minutes, evaluation with its static
+baselines 2; pinned to one core, beside another job, 9 to 12 and 2 to 4.
 Test accuracy, mean of seeds 0 to 2: dense 92.7 %, adaptive 91.2 % at 38 % of the
 MACs. `:max` labels hard scenes by the largest digit instead of the brightest;
 it has not been run to its end.
