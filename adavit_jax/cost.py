@@ -1,7 +1,10 @@
 """Multiply-accumulates (MACs) in closed form; FLOPs = 2 x MACs.
 
 Counted are matrix products and convolutions, as in the tables of the field;
-LayerNorm, softmax and GELU are not.
+LayerNorm, softmax and GELU are not. Every encoder counts over all its tokens, as
+it runs in training. For inference the last one computes only the tokens that
+are read (see `runtime.modes` and `models.encoder.run_stack`): 7 % of ViT-Ti/16
+are counted here and not spent there.
 """
 
 from typing import NamedTuple

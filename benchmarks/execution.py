@@ -138,7 +138,7 @@ def model_rows(name, model, params, batch, keeps):
                           model.channels))
   dense, about = timing.compile_jit(
       jax.jit(lambda params, images: model.apply(
-          {'params': params}, images).total), params, images)
+          {'params': params}, images, inference=True).total), params, images)
   run_dense = lambda i: dense(params, images)
   row = functools.partial(timing.row, dtype=_DTYPE.value)
   seconds = timing.alternate({'dense': run_dense}, _REPEATS.value)['dense']

@@ -135,10 +135,10 @@ def _cascade(clf, workdir, threshold):
   system, vit = clf.system, jax.device_put(clf.params['vit'])
   if isinstance(system.model, models.MultiExit):
     last = lambda params, images: system.backbone.apply(
-        {'params': params}, images).total
+        {'params': params}, images, inference=True).total
   else:
     last = lambda params, images: stages.exit_logits(
-        system.model, params, images)[-1]
+        system.model, params, images, inference=True)[-1]
   every = jax.jit(lambda params, images: last(params, system.normalize(images)))
   dense = lambda images: np.asarray(every(vit, images))
   num = system.num_exits

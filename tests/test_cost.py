@@ -21,13 +21,13 @@ def _abstract(model):
   return params, jax.ShapeDtypeStruct((1, s, s, model.channels), jnp.float32)
 
 
-def _forward(model, actions):
-  return lambda params, images: modes.forward(
-      model, params, images, actions, mode='static').total
-
-
 def _products(function, *args):
   return products.macs(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _plain(model, **options):
+  return lambda params, images: model.apply(
+      {'params': params}, images, **options).total
 
 
 @pytest.mark.parametrize('name', [
@@ -37,19 +37,32 @@ def test_macs_are_the_programs_own(name):
   model = models.create(name)
   spend = cost.vit(model)
   actions = fixed.all_layers(model.num_adaptive)
-  got = _products(_forward(model, actions), *_abstract(model))
+  got = _products(_plain(model), *_abstract(model))
   assert got == spend.dense == spend.adaptive(actions)
+  # All that is left out for inference is read by nobody.
+  got = _products(_plain(model, inference=True), *_abstract(model))
+  assert got == spend.dense - _unread(model, num_msa=1, num_mlp=1)
 
 
-def test_macs_under_actions_are_the_programs_own():
-  model = models.create('vit_cifar_patch4_32')
-  actions = fixed.drop(model.num_adaptive, 3, 5)
-  got = _products(_forward(model, actions), *_abstract(model))
-  assert got == cost.vit(model).adaptive(actions)
+def _unread(model, num_msa, num_mlp):
+  """MACs of patch tokens that are not computed in so many layers."""
+  n, d = model.num_tokens, model.width
+  queries = 2 * d * d + 2 * n * d  # into them, out of them and their attention
+  mlp = 2 * d * model.mlp_dim
+  return (n - model.num_prefix) * (num_msa * queries + num_mlp * mlp)
 
 
-def _flops(function, *args):
-  return jax.jit(function).lower(*args).cost_analysis()['flops']
+# The last MSA layer, and the MLP layers from there.
+@pytest.mark.parametrize('msa, mlp, unread', [
+    ('01101101', '10110011', (1, 1)), ('01101110', '10110011', (1, 2)),
+    ('01110000', '10110010', (1, 2)), ('00000000', '10110010', (0, 4))])
+def test_macs_under_actions_are_the_programs_own(msa, mlp, unread):
+  """`static` runs what is kept, of the tokens that are read later."""
+  model = models.create('vit_cifar_patch4_32', num_fixed=1)
+  actions = Actions(*(np.array(list(a), np.float32) for a in (msa, mlp)))
+  got = _products(lambda params, images: modes.forward(
+      model, params, images, actions, mode='static').total, *_abstract(model))
+  assert got == cost.vit(model).adaptive(actions) - _unread(model, *unread)
 
 
 @pytest.mark.parametrize('name', [
@@ -57,8 +70,8 @@ def _flops(function, *args):
 def test_xla_counts_the_same_flops(name):
   """XLA counts LayerNorm, softmax and GELU too, a small share."""
   model = models.create(name)
-  forward = _forward(model, fixed.all_layers(model.num_adaptive))
-  flops = _flops(forward, *_abstract(model))
+  plain = jax.jit(_plain(model, unroll=model.depth))
+  flops = plain.lower(*_abstract(model)).cost_analysis()['flops']
   np.testing.assert_allclose(flops / 2, cost.vit(model).dense, rtol=0.02)
 
 

@@ -155,8 +155,9 @@ def test_compact_compiles_an_encoder_once_per_size(model, params, run):
                          _random(0))
   text = run['compact'].lower(params, z1, actions).as_text(dialect='hlo')
   heads, chunk = 2, 8  # these rows are so small that one pass takes them all
-  sizes = 1 + len(compact.pass_sizes(chunk))  # the whole pass and the last one
-  assert text.count(' dot(') == sizes * (4 + 2) + heads
+  # The whole pass and the last one; q apart from k and v for prefix tokens.
+  sizes, prefix = (1 + len(compact.pass_sizes(chunk, n)) for n in (8, 2))
+  assert text.count(' dot(') == sizes * (4 + 2) + prefix * (5 + 2) + heads
 
 
 def test_static_leaves_dropped_layers_out(model, params, z1):
@@ -165,10 +166,27 @@ def test_static_leaves_dropped_layers_out(model, params, z1):
     text = jax.jit(forward).lower(params, z1).as_text(dialect='hlo')
     return text.count(' dot(')
   ones, zeros = np.ones(L), np.zeros(L)
-  heads = 2
-  assert products(Actions(ones, ones)) == L * (4 + 2) + heads
-  assert products(Actions(ones, zeros)) == L * 4 + heads
+  heads, last = 2, 1  # the last MSA layer has q apart from k and v
+  assert products(Actions(ones, ones)) == L * (4 + 2) + last + heads
+  assert products(Actions(ones, zeros)) == L * 4 + last + heads
+  assert products(Actions(zeros, ones)) == L * 2 + heads
   assert products(Actions(zeros, zeros)) == heads
+
+
+@pytest.mark.parametrize('mode', ['cond', 'compact'])
+def test_tokens_that_nobody_reads_are_left_as_they_are(
+    model, params, z1, mode):
+  run = jax.jit(functools.partial(getattr(modes, mode), model),
+                static_argnames='read')
+  # The last MSA layer is the second; before it, only an MLP layer.
+  actions = Actions(np.float32([0, 1, 0]), np.float32([1, 1, 1]))
+  before = run(params, z1, Actions(np.zeros(L), np.float32([1, 0, 0])))
+  want = modes.masked(model, params, z1, actions)[0]
+  got = run(params, z1, actions, read=2)
+  np.testing.assert_allclose(got[:, :2], want[:, :2], **CLOSE)
+  np.testing.assert_allclose(got[:, 2:], before[:, 2:], **CLOSE)
+  assert np.abs(before - want)[:, 2:].max() > 0.1
+  np.testing.assert_allclose(run(params, z1, actions), want, **CLOSE)
 
 
 def _value_and_grad(model, **kwargs):

@@ -9,12 +9,12 @@ def attention(q, k, v):
   """Softmax attention in head-major layout.
 
   Args:
-    q: queries [B, H, N, d].
+    q: queries [B, H, Q, d].
     k: keys [B, H, N, d].
     v: values [B, H, N, d].
 
   Returns:
-    [B, H, N, d] in the dtype of `v`; the softmax is computed in float32.
+    [B, H, Q, d] in the dtype of `v`; the softmax is computed in float32.
   """
   logits = jnp.einsum('bhnd,bhmd->bhnm', q, k,
                       preferred_element_type=jnp.float32)
@@ -60,15 +60,41 @@ class Encoder(nn.Module):
     self.fc1 = nn.Dense(self.mlp_dim, **dense)
     self.fc2 = nn.Dense(self.width, **dense)
 
-  def msa(self, x):
-    """Multi-head self-attention branch, [B, N, D] -> [B, N, D]."""
+  def msa(self, x, read=None):
+    """Multi-head self-attention branch.
+
+    Args:
+      x: tokens [B, N, D].
+      read: how many of the first tokens are read afterwards, the only ones with
+        queries then; keys and values are of all N. None for all.
+
+    Returns:
+      [B, N, D], or [B, read, D].
+    """
     b, n, d = x.shape
     # Two-dimensional matmuls: XLA's CPU backend is faster on them.
-    qkv = self.qkv(self.norm1(x).reshape(b * n, d))
-    qkv = qkv.reshape(b, n, 3, self.num_heads, d // self.num_heads)
-    q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # [B, H, N, d] each
-    y = attention(q, k, v).transpose(0, 2, 1, 3)  # [B, N, H, d]
-    return self.proj(y.reshape(b * n, d)).reshape(b, n, d)
+    y = self.norm1(x).reshape(b * n, d)
+    if read is None:
+      q, k, v = self._heads(self.qkv(y), b)
+    else:
+      first = y.reshape(b, n, d)[:, :read].reshape(-1, d)
+      q, = self._heads(self._project(first, 0, d), b)
+      k, v = self._heads(self._project(y, d, 3 * d), b)
+    y = attention(q, k, v).transpose(0, 2, 1, 3)  # [B, Q, H, d]
+    return self.proj(y.reshape(-1, d)).reshape(b, -1, d)
+
+  def _heads(self, y, b):
+    """[B * N, parts * D] to head-major parts, each [B, H, N, d]."""
+    parts, d = y.shape[-1] // self.width, self.width // self.num_heads
+    y = y.reshape(b, -1, parts, self.num_heads, d)
+    return y.transpose(2, 0, 3, 1, 4)
+
+  def _project(self, y, start, stop):
+    """The columns start to stop of `qkv` alone."""
+    p = self.qkv.variables['params']
+    kernel, bias = (p[name][..., start:stop].astype(self.dtype)
+                    for name in ('kernel', 'bias'))
+    return y @ kernel + bias
 
   def mlp(self, x):
     """MLP branch (exact GELU), [B, N, D] -> [B, N, D]."""
@@ -77,10 +103,21 @@ class Encoder(nn.Module):
     y = self.fc2(gelu(y))
     return y.reshape(b, n, d)
 
-  def __call__(self, x):
-    """Both branches with their residuals, [B, N, D] -> [B, N, D]."""
-    x = x + self.msa(x)
+  def __call__(self, x, read=None):
+    """Both branches with their residuals; shapes and `read` as in `msa`."""
+    x = x[:, :read] + self.msa(x, read)
     return x + self.mlp(x)
+
+
+def branches(encoder):
+  """The branches of an `Encoder` as functions of its parameters and tokens.
+
+  Returns:
+    (msa, mlp), each (params, x, ...) -> what is added to x.
+  """
+  def branch(name):
+    return lambda p, *args: encoder.apply({'params': p}, *args, method=name)
+  return branch('msa'), branch('mlp')
 
 
 def init_stack(key, encoder, num_layers):
@@ -97,3 +134,37 @@ def init_stack(key, encoder, num_layers):
   x = jnp.zeros((1, 1, encoder.width))
   init = lambda key: encoder.init(key, x)['params']
   return jax.vmap(init)(jax.random.split(key, num_layers))
+
+
+def run_stack(encoder, stack, x, start, stop, *, read=None, unroll=1,
+              remat=False, inference=False):
+  """Runs some encoders of a stack in a row, by one scan.
+
+  Args:
+    encoder: `Encoder`.
+    stack: its parameters, see `init_stack`.
+    x: tokens [B, N, D].
+    start: number of the first encoder, from 0.
+    stop: one past the last; above start where `read` is given.
+    read: how many of the first tokens the caller reads; the last encoder, which
+      is then no part of the scan, computes no others. None for all.
+    unroll: encoders unrolled into one step of the scan.
+    remat: recompute the encoders in the backward pass.
+    inference: read the weights of each encoder where they lie, instead of
+      copying those of all encoders that run; a gradient would be dearer.
+
+  Returns:
+    [B, N, D], or [B, read, D].
+  """
+  def run(x, p, read):
+    return encoder.apply({'params': p}, x, read), None
+  run = jax.checkpoint(run, static_argnums=2) if remat else run
+  layer = lambda i: jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], stack)
+  end = stop if read is None else stop - 1
+  if start < end:
+    if inference:
+      step, xs = lambda x, i: run(x, layer(i), None), jnp.arange(start, end)
+    else:
+      step, xs = lambda x, p: run(x, p, None), layer(slice(start, end))
+    x, _ = jax.lax.scan(step, x, xs, unroll=unroll)
+  return x if read is None else run(x, layer(end), read)[0]

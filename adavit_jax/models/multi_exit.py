@@ -64,15 +64,20 @@ class MultiExit(nn.Module):
       images: [B, S, S, C]; only the first stage looks at them.
       x: tokens of the stage before, [B, N, D]; None before the first.
       index: 0 to E - 1.
-      **options: see `ViT.encode`.
+      **options: see `ViT.encode`. For inference, the last encoder computes the
+        prefix tokens alone.
 
     Returns:
-      (tokens [B, N, D], logits [B, K] float32).
+      (tokens [B, N, D], logits [B, K] float32); of the last stage, for
+      inference, prefix tokens [B, P, D].
 
     Raises:
       ValueError: if the images are not of the model's size.
     """
     x = self.vit.embed(images) if x is None else x
+    last = index == self.num_stages - 1
+    if last and options.get('inference'):
+      options = dict(options, read=self.vit.num_prefix)
     x = self.vit.encode(x, *self.span(index), **options)
     return x, self.exit(x, index)
 

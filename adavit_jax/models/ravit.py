@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from adavit_jax.models.encoder import Encoder
 from adavit_jax.models.encoder import init_stack
+from adavit_jax.models.encoder import run_stack
 from adavit_jax.models.stem import PatchStem
 from adavit_jax.models.vit import check_images
 
@@ -101,15 +102,15 @@ class RAViT(nn.Module):
     return Encoder(self.width, self.num_heads, self.mlp_dim, self.dtype,
                    parent=None)
 
-  def stage(self, images, cls, index, *, unroll=1, remat=False):
+  def stage(self, images, cls, index, **options):
     """Runs one branch; see `stages.stages`.
 
     Args:
       images: [B, S, S, C], of the model's size: the branch resizes them.
       cls: CLS token of the branch before, [B, 1, D]; None for the learned one.
       index: which of the `num_stages` branches that are present.
-      unroll: encoders unrolled into one step of the scan.
-      remat: recompute the encoders in the backward pass.
+      **options: unroll, remat and inference, see `run_stack`. For inference,
+        the last encoder computes the CLS token alone.
 
     Returns:
       (CLS token after the encoders [B, 1, D], logits [B, K] float32).
@@ -124,9 +125,9 @@ class RAViT(nn.Module):
       cls = jnp.tile(self.cls, (x.shape[0], 1, 1))
     x = jnp.concatenate([cls.astype(x.dtype), x], axis=1)
     x = x + self.pos_embeddings[index].astype(x.dtype)
-    run = lambda x, p: (self.encoder.apply({'params': p}, x), None)
-    run = jax.checkpoint(run) if remat else run
-    x, _ = jax.lax.scan(run, x, self.encoders[index], unroll=unroll)
+    x = run_stack(self.encoder, self.encoders[index], x, 0,
+                  self.layers[self.branches[index]],
+                  read=1 if options.get('inference') else None, **options)
     # The encoders are pre-LN: handed over is the token itself, and the norm
     # belongs to the exit, as it does to a branch of an encoder.
     cls = x[:, :1]

@@ -16,7 +16,8 @@ def stages(model, **options):
 
   Args:
     model: a module with `num_stages` and `stage`, a `RAViT` or `MultiExit`.
-    **options: how its encoders run: unroll, remat, see the model's `stage`.
+    **options: how its encoders run: unroll, remat, inference, see the
+      model's `stage`.
 
   Returns:
     E functions `(params, images, carry) -> (carry, logits)`: images

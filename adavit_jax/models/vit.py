@@ -10,6 +10,7 @@ import numpy as np
 
 from adavit_jax.models.encoder import Encoder
 from adavit_jax.models.encoder import init_stack
+from adavit_jax.models.encoder import run_stack
 from adavit_jax.models.stem import ConvStem
 from adavit_jax.models.stem import PatchStem
 
@@ -131,42 +132,41 @@ class ViT(nn.Module):
     dist = self.head_dist(x[..., 1, :]) if self.distillation else None
     return Logits(self.head(x[..., 0, :]), dist)
 
-  def encode(self, x, start=0, stop=None, *, unroll=1, remat=False,
-             inference=False):
+  def encode(self, x, start=0, stop=None, *, read=None, **options):
     """Runs some of the N encoders, fixed and adaptive counted together.
 
     Args:
       x: tokens [B, N, D].
       start: number of the first encoder, from 0.
       stop: one past the last; None for all that are left.
-      unroll: encoders unrolled into one step of a scan.
-      remat: recompute the encoders in the backward pass.
-      inference: read the weights of each encoder where they lie, instead of
-        copying those of all encoders that run; a gradient would be dearer.
+      read: how many of the first tokens the caller reads; None for all.
+      **options: unroll, remat and inference; all as in `run_stack`.
 
     Returns:
-      [B, N, D].
+      [B, N, D], or [B, read, D].
     """
-    stop = self.depth if stop is None else stop
-    run = lambda x, p: (self.encoder.apply({'params': p}, x), None)
-    run = jax.checkpoint(run) if remat else run
-    m = self.num_fixed
-    for stack, first, last in ((self.fixed, start, min(stop, m)),
-                               (self.adaptive, max(start - m, 0), stop - m)):
-      if first >= last:
-        continue
-      if inference:
-        layer = lambda x, i, stack=stack: run(
-            x, jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], stack))
-        x, _ = jax.lax.scan(layer, x, jnp.arange(first, last), unroll=unroll)
-      else:
-        stack = jax.tree.map(lambda leaf: leaf[first:last], stack)
-        x, _ = jax.lax.scan(run, x, stack, unroll=unroll)
+    stop, m = self.depth if stop is None else stop, self.num_fixed
+    run = functools.partial(run_stack, self.encoder, **options)
+    if start < m:
+      x = run(self.fixed, x, start, min(stop, m),
+              read=read if stop <= m else None)
+    if stop > m:
+      x = run(self.adaptive, x, max(start - m, 0), stop - m, read=read)
     return x
 
-  def __call__(self, images):
-    """All encoders: the plain ViT, [B, S, S, C] -> `Logits`."""
-    x = self.encode(self.embed(images))
+  def __call__(self, images, **options):
+    """All encoders: the plain ViT.
+
+    Args:
+      images: [B, S, S, C], normalised.
+      **options: unroll, remat and inference, see `run_stack`. For inference,
+        the last encoder computes the prefix tokens alone, all that is read.
+
+    Returns:
+      `Logits`.
+    """
+    read = self.num_prefix if options.get('inference') else None
+    x = self.encode(self.embed(images), read=read, **options)
     return self.classify(x[:, :self.num_prefix])
 
 

@@ -10,7 +10,7 @@ _MACS_PER_PASS = {'cpu': 2.5e8, 'gpu': 1e10, 'tpu': 5e9}
 
 # Sizes of the last, smaller pass. More of them compute fewer rows in vain and
 # take longer to compile.
-_SIZES = 8
+SIZES = 8
 
 
 def chunk_size(batch_size, macs_per_row, backend=None):
@@ -31,13 +31,21 @@ def chunk_size(batch_size, macs_per_row, backend=None):
   return min(chunk, batch_size)
 
 
-def pass_sizes(chunk):
-  """Sizes of the last pass, ascending: the largest holds `chunk` - 1 rows."""
-  step = -(-chunk // _SIZES)
+def pass_sizes(chunk, most=SIZES):
+  """At most so many sizes of the last pass, ascending: `chunk` - 1 rows fit."""
+  step = -(-chunk // most)
   return [min(size, chunk) for size in range(step, chunk - 1 + step, step)]
 
 
-def residual(run, x, keep, chunk):
+def add(x, y):
+  """x [B, N, D] with y [B, n, D] added to its first n tokens."""
+  if y.shape[1] == x.shape[1]:
+    return x + y
+  return jax.lax.dynamic_update_slice(
+      x, x[:, :y.shape[1]] + y, (0,) * x.ndim)
+
+
+def residual(run, x, keep, chunk, most=SIZES):
   """x + run(x) in the rows that keep it; the other rows are not computed.
 
   Kept rows go through `run` in a loop of passes of `chunk` rows, as many as
@@ -46,13 +54,15 @@ def residual(run, x, keep, chunk):
   rows: nothing depends on `keep` but the trip count and one branch.
 
   Args:
-    run: maps [C, ...] to [C, ...], row by row.
-    x: [B, ...].
+    run: maps [C, N, ...] to [C, n, ...], row by row: what is added to the first
+      n <= N tokens.
+    x: [B, N, ...].
     keep: [B], 1 = run, 0 = leave the row as it is.
     chunk: rows per pass, from `chunk_size`.
+    most: sizes of the last pass, at most.
 
   Returns:
-    [B, ...].
+    [B, N, ...].
   """
   size = x.shape[0]
   chunk = min(chunk, size)
@@ -69,15 +79,17 @@ def residual(run, x, keep, chunk):
   def part(x, start, length):
     rows = jax.lax.dynamic_slice(order, (start,), (length,))
     taken = x.at[rows].get(mode='clip', **known)
-    return x.at[rows].set(taken + run(taken), mode='drop', **known)
+    y = run(taken)
+    n = y.shape[1]
+    return x.at[rows, :n].set(taken[:, :n] + y, mode='drop', **known)
 
   def whole(i, x):
     # A pass of all rows needs no gather.
-    return part(x, i * chunk, chunk) if chunk < size else x + run(x)
+    return part(x, i * chunk, chunk) if chunk < size else add(x, run(x))
 
   full = num // chunk
   x = jax.lax.fori_loop(0, full, whole, x)
-  sizes = pass_sizes(chunk)
+  sizes = pass_sizes(chunk, most)
   if not sizes:
     return x
   done = full * chunk

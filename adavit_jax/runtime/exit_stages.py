@@ -61,7 +61,9 @@ def _stage(model, decide, mode, scan, index, params, images, carry):
       part = modes.segment(vit, params['vit'], start, stop)
       x, _ = modes.masked(*part, x, actions, **scan)
     else:
-      x = _MODES[mode](vit, params['vit'], x, actions, start=start)
+      last = index == model.num_stages - 1
+      x = _MODES[mode](vit, params['vit'], x, actions, start=start,
+                       read=vit.num_prefix if last else None)
   logits = model.apply(
       {'params': {k: params[k] for k in ('vit', 'heads')}}, x, index,
       method='exit')

@@ -4,25 +4,20 @@
 `static` leaves dropped branches out of the program; `cond` skips them at run
 time when one decision holds for the whole batch; `compact` runs each branch on
 the images that keep it.
-"""
 
-import functools
+The heads read the prefix tokens alone. So the last MSA layer that an image
+keeps asks for those alone, and so do the MLP layers from there on: of such an
+image, all modes but `masked` compute no other tokens any more.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adavit_jax import cost
 from adavit_jax.models import actions as actions_lib
-from adavit_jax.models.actions import Actions
-from adavit_jax.runtime import compact as compact_lib
-
-
-def _branches(model):
-  encoder = model.encoder
-  def branch(name):
-    return lambda p, x: encoder.apply({'params': p}, x, method=name)
-  return branch('msa'), branch('mlp')
+from adavit_jax.models.encoder import branches
+from adavit_jax.runtime.dynamic import compact
+from adavit_jax.runtime.dynamic import cond
 
 
 def fixed(model, params, images):
@@ -37,7 +32,7 @@ def fixed(model, params, images):
     z1 [B, N, D].
   """
   x = model.apply({'params': params}, images, method='embed')
-  msa, mlp = _branches(model)
+  msa, mlp = branches(model.encoder)
   for i in range(model.num_fixed):
     p = jax.tree.map(lambda leaf: leaf[i], params['fixed'])
     x = x + msa(p, x)
@@ -78,7 +73,7 @@ def masked(model, params, x, gates, *, unroll=1, remat=False):
   Returns:
     (x [B, N, D], prefix tokens after each adaptive encoder [L, B, P, D]).
   """
-  msa, mlp = _branches(model)
+  msa, mlp = branches(model.encoder)
   layers = lambda a: jnp.broadcast_to(
       a, (x.shape[0], model.num_adaptive)).T[..., None, None].astype(x.dtype)
 
@@ -103,7 +98,7 @@ def static(model, params, x, actions):
     actions: `Actions` of [L], concrete when the program is traced.
 
   Returns:
-    x [B, N, D].
+    Prefix tokens [B, P, D].
 
   Raises:
     ValueError: if the actions are traced, or differ between images.
@@ -111,87 +106,19 @@ def static(model, params, x, actions):
   if any(isinstance(a, jax.core.Tracer) or np.ndim(a) != 1 for a in actions):
     raise ValueError("mode='static' takes concrete actions of shape [L]; use "
                      "'cond' for a traced decision, 'masked' for one per image")
-  for i, keep in enumerate(zip(*map(np.asarray, actions))):
+  keep_msa, keep_mlp = map(np.asarray, actions)
+  last = max(np.flatnonzero(keep_msa), default=-1)
+  if last < 0:
+    x = x[:, :model.num_prefix]
+  msa, mlp = branches(model.encoder)
+  for i in range(len(keep_msa)):
     p = jax.tree.map(lambda leaf: leaf[i], params['adaptive'])
-    for k, branch in zip(keep, _branches(model)):
-      if k:
-        x = x + branch(p, x)
+    if keep_msa[i]:
+      read = model.num_prefix if i == last else None
+      x = x[:, :read] + msa(p, x, read)
+    if keep_mlp[i]:
+      x = x + mlp(p, x)
   return x
-
-
-def cond(model, params, x, actions, *, start=0):
-  """Skips dropped branches at run time, one decision for the whole batch.
-
-  Args:
-    model: a `ViT`.
-    params: its parameters.
-    x: z1 [B, N, D].
-    actions: `Actions` of [L], or [1, L] when B is 1.
-    start: number of the first adaptive encoder, where actions are given for
-      some encoders in a row.
-
-  Returns:
-    x [B, N, D].
-
-  Raises:
-    ValueError: if the actions are given per image and B is not 1.
-  """
-  if np.ndim(actions.msa) == 2:
-    if not np.shape(actions.msa)[0] == x.shape[0] == 1:
-      raise ValueError(f"mode='cond' takes one decision for the batch; got "
-                       f"actions {np.shape(actions.msa)} for {x.shape[0]} "
-                       f"images; use 'compact', or batches of 1")
-    actions = Actions(*(a[0] for a in actions))
-  skip = lambda stack, x, i: x
-  def run(branch):
-    # Sliced here, so that the weights of a dropped layer are not read.
-    return lambda stack, x, i: x + branch(
-        jax.tree.map(lambda leaf: leaf[i], stack), x)
-
-  def step(x, layer):
-    i, *keeps = layer
-    for branch, keep in zip(_branches(model), keeps):
-      x = jax.lax.cond(keep > 0, run(branch), skip, params['adaptive'], x, i)
-    return x, None
-
-  keeps = [jnp.asarray(a) for a in actions]
-  return jax.lax.scan(step, x, (start + jnp.arange(len(keeps[0])), *keeps))[0]
-
-
-def compact(model, params, x, actions, *, chunk=None, start=0):
-  """Runs each branch on the images that keep it, packed together.
-
-  For inference: there is no reverse-mode gradient, since the number of passes
-  is known at run time only. Train with `masked`.
-
-  Args:
-    model: a `ViT`.
-    params: its parameters.
-    x: z1 [B, N, D].
-    actions: `Actions` of [B, L], or [L].
-    chunk: images in one pass; None chooses it for the default backend, also
-      where the program is exported for another. See `compact.residual`.
-    start: as in `cond`.
-
-  Returns:
-    x [B, N, D].
-  """
-  macs = cost.vit(model)
-  chunk = chunk or compact_lib.chunk_size(
-      x.shape[0], (macs.msa + macs.mlp) / 2)
-  msa, mlp = _branches(model)
-
-  def step(x, layer):
-    i, keep_msa, keep_mlp = layer  # keep_*: [B]
-    p = jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], params['adaptive'])
-    for branch, keep in ((msa, keep_msa), (mlp, keep_mlp)):
-      run = functools.partial(branch, p)
-      x = compact_lib.residual(run, x, keep, chunk)
-    return x, None
-
-  keeps = [jnp.broadcast_to(a, (x.shape[0], np.shape(a)[-1])).T
-           for a in actions]
-  return jax.lax.scan(step, x, (start + jnp.arange(len(keeps[0])), *keeps))[0]
 
 
 def adaptive(model, params, x, actions, mode, *, chunk=None):
@@ -217,6 +144,8 @@ def adaptive(model, params, x, actions, mode, *, chunk=None):
   actions = actions_lib.checked(
       actions, x.shape[0], model.num_adaptive, gates=mode == 'masked')
   options = dict(chunk=chunk) if mode == 'compact' else {}
+  if mode in ('cond', 'compact'):
+    options['read'] = model.num_prefix
   return classify(model, params,
                   MODES[mode](model, params, x, actions, **options))
 

@@ -108,12 +108,11 @@ class StagedSystem:
     scan = dict(unroll=self.config.model.unroll, remat=self.config.model.remat)
     if self.nets is not None:
       return exit_stages.stages(self.model, self._decide, mode, **scan)
+    found = stages_lib.stages(self.model, inference=mode is None, **scan)
     if isinstance(self.model, models.MultiExit):
-      found = stages_lib.stages(self.model, inference=mode is None, **scan)
       keys = ('vit', 'heads')
       own = lambda params: {key: params[key] for key in keys}
     else:
-      found = stages_lib.stages(self.model, **scan)
       own = lambda params: params['vit']
     return [functools.partial(_of_own, own, stage) for stage in found]
 

@@ -1,0 +1,115 @@
+"""The execution modes that decide at run time: `cond` and `compact`."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adavit_jax import cost
+from adavit_jax.models.actions import Actions
+from adavit_jax.models.encoder import branches
+from adavit_jax.runtime import compact as compact_lib
+
+
+def cond(model, params, x, actions, *, start=0, read=None):
+  """Skips dropped branches at run time, one decision for the whole batch.
+
+  Args:
+    model: a `ViT`.
+    params: its parameters.
+    x: z1 [B, N, D].
+    actions: `Actions` of [L], or [1, L] when B is 1.
+    start: number of the first adaptive encoder, where actions are given for
+      some encoders in a row.
+    read: how many of the first tokens the caller reads; None for all.
+
+  Returns:
+    x [B, N, D]; only the first `read` tokens are finished.
+
+  Raises:
+    ValueError: if the actions are given per image and B is not 1.
+  """
+  if np.ndim(actions.msa) == 2:
+    if not np.shape(actions.msa)[0] == x.shape[0] == 1:
+      raise ValueError(f"mode='cond' takes one decision for the batch; got "
+                       f"actions {np.shape(actions.msa)} for {x.shape[0]} "
+                       f"images; use 'compact', or batches of 1")
+    actions = Actions(*(a[0] for a in actions))
+  msa, mlp = branches(model.encoder)
+  def run(branch):
+    # Sliced here, so that the weights of a dropped layer are not read.
+    return lambda stack, x, i: compact_lib.add(
+        x, branch(jax.tree.map(lambda leaf: leaf[i], stack), x))
+
+  skip = lambda stack, x, i: x
+  runs = [skip, run(msa)], [skip, run(mlp)]
+  if read is not None:
+    runs[0].append(run(lambda p, x: msa(p, x, read)))
+    runs[1].append(run(lambda p, x: mlp(p, x[:, :read])))
+
+  def step(x, layer):
+    i, all_read, *keeps = layer
+    for options, keep in zip(runs, keeps):
+      which = jnp.where(keep > 0, jnp.where(all_read, 1, 2), 0)
+      x = jax.lax.switch(which, options, params['adaptive'], x, i)
+    return x, None
+
+  keeps = [jnp.asarray(a) for a in actions]
+  xs = (start + jnp.arange(len(keeps[0])), _is_read(keeps[0], read), *keeps)
+  return jax.lax.scan(step, x, xs)[0]
+
+
+def compact(model, params, x, actions, *, chunk=None, start=0, read=None):
+  """Runs each branch on the images that keep it, packed together.
+
+  For inference: there is no reverse-mode gradient, since the number of passes
+  is known at run time only. Train with `masked`.
+
+  Args:
+    model: a `ViT`.
+    params: its parameters.
+    x: z1 [B, N, D].
+    actions: `Actions` of [B, L], or [L].
+    chunk: images in one pass; None chooses it for the default backend, also
+      where the program is exported for another. See `compact.residual`.
+    start: as in `cond`.
+    read: as in `cond`.
+
+  Returns:
+    As `cond`.
+  """
+  size, macs = x.shape[0], cost.vit(model)
+  chunk = chunk or compact_lib.chunk_size(size, (macs.msa + macs.mlp) / 2)
+  msa, mlp = branches(model.encoder)
+
+  def step(x, layer):
+    i, all_read, keep_msa, keep_mlp = layer  # but i, all [B]
+    p = jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], params['adaptive'])
+    def packed_msa(read=None, **options):
+      run = lambda x: msa(p, x, read)
+      return lambda x: compact_lib.residual(run, x, keep_msa, chunk, **options)
+    packed_mlp = functools.partial(
+        compact_lib.residual, functools.partial(mlp, p))
+    if read is None:
+      return packed_mlp(packed_msa()(x), keep_mlp, chunk), None
+    # For all images or none: to pack those that are read and those that are
+    # not apart takes longer than it saves.
+    x = jax.lax.cond((keep_msa * all_read).any(), packed_msa(),
+                     packed_msa(read, most=2), x)
+    x = packed_mlp(x, keep_mlp * all_read, chunk)
+    first = packed_mlp(x[:, :read], keep_mlp * ~all_read, size, most=2)
+    return jax.lax.dynamic_update_slice(x, first, (0, 0, 0)), None
+
+  keeps = [jnp.broadcast_to(a, (size, np.shape(a)[-1])) for a in actions]
+  xs = (start + jnp.arange(keeps[0].shape[-1]),
+        *(a.T for a in (_is_read(keeps[0], read), *keeps)))
+  return jax.lax.scan(step, x, xs)[0]
+
+
+def _is_read(keep_msa, read):
+  """Which layers' outputs [..., L] a later MSA layer or the caller reads."""
+  if read is None:
+    return jnp.ones_like(keep_msa, bool)
+  rest = jnp.cumsum(keep_msa[..., ::-1], -1)[..., ::-1] - keep_msa
+  return rest > 0
