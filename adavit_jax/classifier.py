@@ -31,7 +31,7 @@ class Prediction(NamedTuple):
     logits: [B, K] float32; the sum of both heads of a distilled model.
     labels: [B] int, the class of the largest logit.
     actions: `Actions` [B, L], the layers that ran.
-    macs: [B], multiply-accumulates of what ran on each image, see `cost.Cost`.
+    macs: [B], multiply-accumulates of the layers that ran, over all tokens.
   """
   logits: np.ndarray
   labels: np.ndarray

@@ -2,9 +2,8 @@
 
 Counted are matrix products and convolutions, as in the tables of the field;
 LayerNorm, softmax and GELU are not. Every encoder counts over all its tokens, as
-it runs in training. For inference the last one computes only the tokens that
-are read (see `runtime.modes` and `models.encoder.run_stack`): 7 % of ViT-Ti/16
-are counted here and not spent there.
+it runs in training. For inference, tokens that nobody reads are not computed
+(`unread`, `left_out`): 7 % of what is counted of ViT-Ti/16.
 """
 
 from typing import NamedTuple
@@ -118,7 +117,7 @@ def vit(model, policy=None):
 
 
 def ravit(model):
-  """Cost of a `RAViT`: every product that its program computes.
+  """Cost of a `RAViT`: every product that its program in training computes.
 
   More than `ravit_paper` by resizing, patch embedding and exits: 1.3 % for the
   1-3 model of CIFAR-10 (5.1 % of its first stage), 1.7 % for the 1-1-8 model of
@@ -158,6 +157,35 @@ def ravit_paper(model):
 def encoder(n, d, mlp_dim):
   """MACs of one encoder over N tokens of width D: (MSA, MLP)."""
   return 4 * n * d * d + 2 * n * n * d, 2 * n * d * mlp_dim
+
+
+def unread(n, read, d, mlp_dim):
+  """What `encoder` counts beyond an output of `read` tokens: (MSA, MLP).
+
+  The other tokens have no queries, attention, projection and MLP.
+  """
+  return (n - read) * (2 * d * d + 2 * n * d), (n - read) * 2 * d * mlp_dim
+
+
+def left_out(model, actions):
+  """MACs that `Cost.adaptive` counts and inference need not spend.
+
+  The heads read the prefix tokens. So the last MSA layer that is kept, and the
+  MLP layers from there on, have an output of these tokens alone.
+
+  Args:
+    model: a `ViT`.
+    actions: `Actions` of NumPy arrays, [L] or [B, L].
+
+  Returns:
+    [] or [B].
+  """
+  keep_msa, keep_mlp = actions
+  from_here = np.cumsum(keep_msa[..., ::-1], -1)[..., ::-1]
+  msa, mlp = unread(model.num_tokens, model.num_prefix, model.width,
+                    model.mlp_dim)
+  num_mlp = (keep_mlp * (from_here == keep_msa)).sum(-1)
+  return keep_msa.any(-1) * msa + num_mlp * mlp
 
 
 def _patches(grid, p, channels, d):

@@ -5,8 +5,8 @@
 compares dense, compact (random actions per image), cond and static (random
 actions, one decision for the batch) over batch sizes and keep rates, each model
 from normalised images to logits; at batch 1 compact is left out, cond stands
-for it. efficiency = dense time x MAC ratio / time: 1 if time follows MACs. timm
-stands in the table where torch and timm can be imported, with the same weights.
+for it. efficiency = dense time x MAC ratio / time: 1 if time follows MACs, of which those
+of tokens that nobody reads are not counted, as they are not spent. timm stands in the table where torch and timm can be imported, with the same weights.
 With
 
   python benchmarks/execution.py --workdir=DIR --output=trained.json
@@ -150,6 +150,7 @@ def model_rows(name, model, params, batch, keeps):
   for mode in _MODES.value:
     if mode == 'cond' or mode == 'compact' and batch > 1:
       programs.update(_compile(model, params, images, mode))
+  every = fixed.all_layers(model.num_adaptive)
   for keep in keeps:
     runs = {label: (about, _draws(model, batch, keep, mode), program)
             for label, (mode, program, about) in programs.items()}
@@ -160,9 +161,15 @@ def model_rows(name, model, params, batch, keeps):
         for label, (_, draws, program) in runs.items()}}
     times = timing.alternate(functions, _REPEATS.value)
     for label, (about, draws, _) in runs.items():
-      ratio = [np.mean(cost.vit(model).ratio(a)) for a in draws[1:]]
+      ratio = [np.mean(_macs(model, a)) / _macs(model, every)
+               for a in draws[1:]]
       yield row(name, label, batch, keep, times[label], times['dense'], ratio,
                 **about)
+
+
+def _macs(model, actions):
+  """MACs of the tokens that are read: without the others, in every mode."""
+  return cost.vit(model).adaptive(actions) - cost.left_out(model, actions)
 
 
 def _run(program, params, images, draws, i):

@@ -41,28 +41,24 @@ def test_macs_are_the_programs_own(name):
   assert got == spend.dense == spend.adaptive(actions)
   # All that is left out for inference is read by nobody.
   got = _products(_plain(model, inference=True), *_abstract(model))
-  assert got == spend.dense - _unread(model, num_msa=1, num_mlp=1)
+  assert got == spend.dense - cost.left_out(model, actions)
 
 
-def _unread(model, num_msa, num_mlp):
-  """MACs of patch tokens that are not computed in so many layers."""
-  n, d = model.num_tokens, model.width
-  queries = 2 * d * d + 2 * n * d  # into them, out of them and their attention
-  mlp = 2 * d * model.mlp_dim
-  return (n - model.num_prefix) * (num_msa * queries + num_mlp * mlp)
-
-
-# The last MSA layer, and the MLP layers from there.
-@pytest.mark.parametrize('msa, mlp, unread', [
-    ('01101101', '10110011', (1, 1)), ('01101110', '10110011', (1, 2)),
-    ('01110000', '10110010', (1, 2)), ('00000000', '10110010', (0, 4))])
-def test_macs_under_actions_are_the_programs_own(msa, mlp, unread):
+# Where the last MSA layer lies, in front of MLP layers; no MSA layer at all.
+@pytest.mark.parametrize('msa, mlp', [
+    ('01101101', '10110011'), ('01101110', '10110011'),
+    ('01110000', '10110010'), ('00000000', '10110010'),
+    ('00000000', '00000000')])
+def test_macs_under_actions_are_the_programs_own(msa, mlp):
   """`static` runs what is kept, of the tokens that are read later."""
   model = models.create('vit_cifar_patch4_32', num_fixed=1)
   actions = Actions(*(np.array(list(a), np.float32) for a in (msa, mlp)))
   got = _products(lambda params, images: modes.forward(
       model, params, images, actions, mode='static').total, *_abstract(model))
-  assert got == cost.vit(model).adaptive(actions) - _unread(model, *unread)
+  left_out = cost.left_out(model, actions)
+  assert got == cost.vit(model).adaptive(actions) - left_out
+  rows = Actions(*(np.stack([a, np.zeros(8)]) for a in actions))
+  np.testing.assert_array_equal(cost.left_out(model, rows), [left_out, 0])
 
 
 @pytest.mark.parametrize('name', [

@@ -7,6 +7,7 @@ from adavit_jax import exit_cost
 from adavit_jax import models
 from adavit_jax.models import exit_heads
 from adavit_jax.models import stages as stages_lib
+from adavit_jax.policies import fixed
 from adavit_jax.policies import learned
 from adavit_jax.runtime import exit_stages
 import jax
@@ -171,6 +172,11 @@ def test_macs_are_the_programs_own(name, overrides):
   params = jax.eval_shape(lambda: models.init_params(model, jax.random.key(0)))
   spend = exit_cost.multi_exit(model)
   assert _count(model, stages_lib.stages(model), params) == spend.stages
+  every = fixed.all_layers(model.vit.num_adaptive)
+  *early, last = _count(
+      model, stages_lib.stages(model, inference=True), params)
+  assert early == list(spend.stages[:-1])
+  assert last == spend.stages[-1] - cost.left_out(model.vit, every)
 
 
 def test_macs_with_a_policy_are_the_programs_own():

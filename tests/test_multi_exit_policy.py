@@ -83,14 +83,18 @@ def logits(weights, images, keep, by_hand):
 
 
 def _runner(model, mode=None):
-  """Jitted: params, images to (logits [E, B, K], keep [B, 2L])."""
+  """Jitted: params, images to (logits [E, B, K], keep [B, 2L], moved [N]).
+
+  `moved`: by how much the last stage changes each token.
+  """
   @jax.jit
   def run(params, images):
     carry, found = None, []
     for stage in exit_stages.stages(model, _decide, mode):
-      carry, y = stage(params, images, carry)
+      before, (carry, y) = carry, stage(params, images, carry)
       found.append(y)
-    return jnp.stack(found), carry[1]
+    moved = jnp.abs(carry[0] - before[0]).max((0, 2))
+    return jnp.stack(found), carry[1], moved
   return run
 
 
@@ -98,13 +102,17 @@ def test_modes_agree_under_a_policy(
     steered, weights, images, keep, logits, by_hand):
   masked, chosen = _runner(steered, 'masked'), _runner(steered)
   for run in (masked, chosen):  # the second is 'compact'
-    got, decided = run(weights, images)
+    got, decided, moved = run(weights, images)
     np.testing.assert_array_equal(decided, keep)
     _close(got, logits)
+    # Of the one encoder in the last stage the class token alone is read.
+    assert moved[0] > 0.1
+    assert (moved[1:] > 0.1).all() if run is masked else not moved[1:].any()
   for i in range(6):  # 'cond'
-    got, decided = chosen(weights, images[i:i + 1])
+    got, decided, moved = chosen(weights, images[i:i + 1])
     np.testing.assert_array_equal(decided[0], keep[i])
     _close(got[:, 0], logits[:, i])
+    assert not moved[1:].any()
 
   # All actions 1: the plain model.
   everything = {

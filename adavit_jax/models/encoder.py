@@ -145,7 +145,7 @@ def run_stack(encoder, stack, x, start, stop, *, read=None, unroll=1,
     stack: its parameters, see `init_stack`.
     x: tokens [B, N, D].
     start: number of the first encoder, from 0.
-    stop: one past the last; above start where `read` is given.
+    stop: one past the last.
     read: how many of the first tokens the caller reads; the last encoder, which
       is then no part of the scan, computes no others. None for all.
     unroll: encoders unrolled into one step of the scan.
@@ -160,11 +160,13 @@ def run_stack(encoder, stack, x, start, stop, *, read=None, unroll=1,
     return encoder.apply({'params': p}, x, read), None
   run = jax.checkpoint(run, static_argnums=2) if remat else run
   layer = lambda i: jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], stack)
-  end = stop if read is None else stop - 1
+  end = stop if read is None else max(stop - 1, start)
   if start < end:
     if inference:
       step, xs = lambda x, i: run(x, layer(i), None), jnp.arange(start, end)
     else:
       step, xs = lambda x, p: run(x, p, None), layer(slice(start, end))
     x, _ = jax.lax.scan(step, x, xs, unroll=unroll)
-  return x if read is None else run(x, layer(end), read)[0]
+  if end < stop:
+    x, _ = run(x, layer(end), read)
+  return x[:, :read]

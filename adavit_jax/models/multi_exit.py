@@ -64,8 +64,8 @@ class MultiExit(nn.Module):
       images: [B, S, S, C]; only the first stage looks at them.
       x: tokens of the stage before, [B, N, D]; None before the first.
       index: 0 to E - 1.
-      **options: see `ViT.encode`. For inference, the last encoder computes the
-        prefix tokens alone.
+      **options: unroll, remat and inference, see `run_stack`. For inference,
+        the last encoder computes the prefix tokens alone.
 
     Returns:
       (tokens [B, N, D], logits [B, K] float32); of the last stage, for

@@ -152,7 +152,7 @@ class ViT(nn.Module):
               read=read if stop <= m else None)
     if stop > m:
       x = run(self.adaptive, x, max(start - m, 0), stop - m, read=read)
-    return x
+    return x[:, :read]
 
   def __call__(self, images, **options):
     """All encoders: the plain ViT.

@@ -10,7 +10,7 @@ _MACS_PER_PASS = {'cpu': 2.5e8, 'gpu': 1e10, 'tpu': 5e9}
 
 # Sizes of the last, smaller pass. More of them compute fewer rows in vain and
 # take longer to compile.
-SIZES = 8
+_SIZES = 8
 
 
 def chunk_size(batch_size, macs_per_row, backend=None):
@@ -31,7 +31,7 @@ def chunk_size(batch_size, macs_per_row, backend=None):
   return min(chunk, batch_size)
 
 
-def pass_sizes(chunk, most=SIZES):
+def pass_sizes(chunk, most=_SIZES):
   """At most so many sizes of the last pass, ascending: `chunk` - 1 rows fit."""
   step = -(-chunk // most)
   return [min(size, chunk) for size in range(step, chunk - 1 + step, step)]
@@ -45,7 +45,7 @@ def add(x, y):
       x, x[:, :y.shape[1]] + y, (0,) * x.ndim)
 
 
-def residual(run, x, keep, chunk, most=SIZES):
+def residual(run, x, keep, chunk, most=_SIZES):
   """x + run(x) in the rows that keep it; the other rows are not computed.
 
   Kept rows go through `run` in a loop of passes of `chunk` rows, as many as

@@ -11,6 +11,9 @@ from adavit_jax.models.actions import Actions
 from adavit_jax.models.encoder import branches
 from adavit_jax.runtime import compact as compact_lib
 
+# Sizes of a last pass for prefix tokens alone: rows in vain cost little there.
+_PREFIX_SIZES = 2
+
 
 def cond(model, params, x, actions, *, start=0, read=None):
   """Skips dropped branches at run time, one decision for the whole batch.
@@ -96,9 +99,10 @@ def compact(model, params, x, actions, *, chunk=None, start=0, read=None):
     # For all images or none: to pack those that are read and those that are
     # not apart takes longer than it saves.
     x = jax.lax.cond((keep_msa * all_read).any(), packed_msa(),
-                     packed_msa(read, most=2), x)
+                     packed_msa(read, most=_PREFIX_SIZES), x)
     x = packed_mlp(x, keep_mlp * all_read, chunk)
-    first = packed_mlp(x[:, :read], keep_mlp * ~all_read, size, most=2)
+    first = packed_mlp(x[:, :read], keep_mlp * ~all_read, size,
+                       most=_PREFIX_SIZES)
     return jax.lax.dynamic_update_slice(x, first, (0, 0, 0)), None
 
   keeps = [jnp.broadcast_to(a, (size, np.shape(a)[-1])) for a in actions]

@@ -29,7 +29,8 @@ def stages(model, decide, mode=None, *, unroll=1, remat=False):
   Returns:
     E functions `(params, images, carry) -> (carry, logits)` as
     `models.stages.stages` gives them; the carry is (tokens [B, N, D], keep
-    [B, 2L]), `params` hold those of the model and whatever `decide` reads.
+    [B, 2L]), after the last stage with finished prefix tokens alone, but in
+    'masked'; `params` hold those of the model and whatever `decide` reads.
 
   Raises:
     ValueError: for an exit before the policy, or an unknown mode.
@@ -81,4 +82,3 @@ def dropped(model, index, keep):
   start, stop = adaptive_span(model, index)
   return Actions(*(jnp.sum(1 - a[:, start:stop], -1)
                    for a in Actions.from_keep(keep)))
-

@@ -5,9 +5,10 @@
 time when one decision holds for the whole batch; `compact` runs each branch on
 the images that keep it.
 
-The heads read the prefix tokens alone. So the last MSA layer that an image
-keeps asks for those alone, and so do the MLP layers from there on: of such an
-image, all modes but `masked` compute no other tokens any more.
+The heads read the prefix tokens alone. So the last MSA layer that an image keeps
+needs no other queries, and the MLP layers from there on no other tokens: all
+modes but `masked` leave them out, `compact` the queries where no image of the
+batch needs them.
 """
 
 import jax
