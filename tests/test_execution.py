@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from adavit_jax import cost
+from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 
 _BENCHMARKS = str(pathlib.Path(__file__).parents[1] / 'benchmarks')
@@ -51,17 +52,27 @@ def test_rows_of_a_model_in_every_mode(quick):
     np.testing.assert_allclose(
         row['efficiency'], row['mac_ratio'] / row['time_ratio'])
 
+  # By hand: layers that run for all 5 tokens, and for the class token alone.
   spend = cost.vit(model)
-  dropped = lambda msa, mlp: 1 - (
-      msa * spend.msa + mlp * spend.mlp) / spend.dense
+  msa, mlp = cost.unread(5, 1, model.width, model.mlp_dim)
+  always = spend.stem + spend.msa + spend.mlp + spend.head
+  macs = lambda whole_msa, last_msa, whole_mlp, last_mlp: (
+      always + whole_msa * spend.msa + last_msa * (spend.msa - msa)
+      + whole_mlp * spend.mlp + last_mlp * (spend.mlp - mlp))
+  dense = macs(2, 1, 2, 1)
   ratios = [r['mac_ratio'] for r in rows]
   np.testing.assert_allclose(ratios[:4], 1)
-  np.testing.assert_allclose([ratios[4], ratios[6]], dropped(2, 2))
-  # The draw of the one timed round.
-  drawn = fixed.uniform(jax.random.key(1), 2, 3, keep=third)
-  msa, mlp = (np.mean(np.sum(1 - np.asarray(a), -1)) for a in drawn)
-  assert msa != 2 or mlp != 2
-  np.testing.assert_allclose(ratios[5], dropped(msa, mlp), rtol=1e-6)
+  # The draws of the one timed round, and of none before it for `static`.
+  for ratio, draw, mode in ((ratios[4], 1, 'cond'), (ratios[6], 0, 'static')):
+    keep_msa, keep_mlp = quick._draws(model, 2, third, mode)[draw]
+    after = keep_mlp.argmax() >= keep_msa.argmax()
+    assert keep_msa.sum() == keep_mlp.sum() == 1
+    np.testing.assert_allclose(ratio, macs(0, 1, 1 - after, after) / dense)
+  drawn = Actions(*map(
+      np.asarray, fixed.uniform(jax.random.key(1), 2, 3, keep=third)))
+  want = (spend.adaptive(drawn) - cost.left_out(model, drawn)).mean() / dense
+  assert not np.isclose(want, ratios[4])
+  np.testing.assert_allclose(ratios[5], want, rtol=1e-6)
 
 
 def test_one_image_runs_in_cond_and_not_in_compact(quick):

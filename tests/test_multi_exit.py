@@ -97,6 +97,14 @@ def test_stages_are_the_encoders_one_by_one(model, params, images):
   assert gaps.min() > 0.1
 
 
+@pytest.mark.parametrize('start', range(6))
+def test_no_encoders_leave_the_tokens_that_are_read(model, params, start):
+  x = np.random.default_rng(0).normal(size=(2, 6, 16)).astype(np.float32)
+  got = model.vit.apply(
+      {'params': params['vit']}, x, start, start, read=2, method='encode')
+  np.testing.assert_array_equal(got, x[:, :2])
+
+
 def test_parameters_are_those_of_the_vit_and_of_the_heads(model, params):
   assert set(params) == {'vit', 'heads'}
   plain = tiny.params(model.vit)
