@@ -31,8 +31,8 @@ def get_config(variant=''):
   config.mac_target = 0.5
   config.nets.tokens = 'pooled'  # as cifar10_policy.py has it
   config.data.update(
-      name='tfds:cifar10', image_size=32, crop_padding=4, flip=True,
-      holdout=0.1)
+      name='tfds:cifar10', image_size=32, crop_padding=4,
+      policy_crop_padding=0, flip=True, holdout=0.1)
   if variant in ('cpu', 'cpu_heads'):
     config.phases = ('classifier_wise',)
     config.init.phase = 'dense'

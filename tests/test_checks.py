@@ -71,6 +71,43 @@ def test_labels_must_mean_what_they_meant():
     checks.same_classes(info, dataset, 'DIR')
 
 
+def test_images_must_be_those_that_were_trained_on():
+  dataset = tiny.dataset()
+  about = dict(num_classes=4, split=data.fingerprint(dataset))
+  info = dict(dataset=about)
+  checks.same_images(info, dataset, 'DIR')
+  checks.same_images(dict(dataset=dict(num_classes=4)), dataset, 'old run')
+  swapped = dataclasses.replace(
+      dataset, train=dataset.holdout, holdout=dataset.train)
+  with pytest.raises(ValueError, match='not those that DIR was trained on'):
+    checks.same_images(info, swapped, 'DIR')
+
+
+def test_a_run_holds_out_what_the_run_before_it_held_out():
+  source, config = tiny.get_config(), tiny.get_config()
+  config.init.workdir = 'DIR'
+  info = _info(source)
+  checks.same_holdout(info, config)
+  config.seed = 3
+  with pytest.raises(ValueError, match=r'DIR split its images by seed 0 and '
+                     r'holdout=0.1, this run by seed 3 .* '
+                     r'--config.data.seed=0 --config.data.holdout=0.1'):
+    checks.same_holdout(info, config)
+  config.data.seed = 0
+  checks.same_holdout(info, config)
+  config.data.holdout = 0.2
+  with pytest.raises(ValueError, match='this run by seed 0 and holdout=0.2'):
+    checks.same_holdout(info, config)
+  config.data.name = 'digit_scenes'  # other images
+  checks.same_holdout(info, config)
+  for c in (source, config):
+    c.data.update(name='folder', data_dir='a')
+  with pytest.raises(ValueError, match='it would hold out images'):
+    checks.same_holdout(_info(source), config)
+  config.data.data_dir = 'b'
+  checks.same_holdout(_info(source), config)
+
+
 def test_one_class_is_no_task():
   with pytest.raises(ValueError, match='has 1 class; there must be at least 2'):
     system_lib.create(tiny.get_config(), tiny.dataset(num_classes=1))

@@ -92,7 +92,7 @@ def test_loss_is_the_weighted_sum_of_the_exits(run, dataset):
 
 def test_images_are_mixed_where_no_reward_needs_one_class():
   config = _config(**{'data.mixup': 0.4})
-  mixup = [step_lib._augmentation(config.data, phase).mixup
+  mixup = [step_lib._augmentation(config, phase).mixup
            for phase in ('dense', 'exits', 'joint')]
   assert mixup == [0.4, 0.4, 0]
 
@@ -101,9 +101,14 @@ def test_a_policy_sees_images_cropped_as_at_inference():
   for policy_padding, want in ((0, [2, 0, 0]), (None, [2, 2, 2])):
     config = _config(**{'data.crop_padding': 2,
                         'data.policy_crop_padding': policy_padding})
-    padding = [step_lib._augmentation(config.data, phase).crop_padding
+    padding = [step_lib._augmentation(config, phase).crop_padding
                for phase in ('dense', 'warm_start', 'static')]
     assert padding == want
+  config.data.policy_crop_padding = 0
+  for policy, want in ((True, 0), (False, 2)):  # where exits are trained
+    config.exits.policy = policy
+    got = step_lib._augmentation(config, 'classifier_wise').crop_padding
+    assert got == want
 
 
 def test_metrics_of_a_run(run):

@@ -117,6 +117,14 @@ def test_the_file_is_needed_only_once(file, tmp_path, monkeypatch):
     _trainer(tmp_path / 'new', **fields)
 
 
+def test_a_run_prepares_images_as_the_run_that_it_begins_from(tmp_path):
+  first = _trainer(tmp_path / 'a')
+  assert first.config.data.mean is None and first.train() is not None
+  got = _trainer(tmp_path / 'b', **{
+      'init.workdir': str(tmp_path / 'a'), 'data.std': (0.3,)}).config.data
+  assert got.mean == first.dataset.mean and got.std == (0.3,)
+
+
 def test_a_run_without_weights_does_not_take_them_later(file, tmp_path):
   _trainer(tmp_path / 'run').train()
   with pytest.raises(ValueError, match='did not begin with weights'):

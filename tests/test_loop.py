@@ -212,6 +212,19 @@ def _signal_at(workdir, signum, num_rows, process):
     process.kill()
 
 
+def test_a_signal_at_the_end_of_a_phase_leaves(
+    trainer, tmp_path, monkeypatch):
+  trainer.workdir = str(tmp_path)
+  stops = iter([False] * 5 + [True])
+  monkeypatch.setattr(preemption.GracefulStop, 'should_stop',
+                      lambda self: next(stops))
+  assert trainer.train() is None
+  with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts:
+    kind, step = ckpts.latest()
+    info = ckpts.info(step, kind)
+  assert (step, info['phase'], info['finished']) == (6, 'dense', True)
+
+
 def test_processes_are_killed_and_resumed(trainer, whole, tmp_path):
   """SIGTERM, resumed, SIGKILL, resumed: the same end, bit for bit."""
   command = tiny.command(__file__, f'--config={tiny.__file__}',

@@ -14,9 +14,11 @@ from adavit_jax.data.splits import ArraySplit
 from adavit_jax.data.splits import Dataset
 from adavit_jax.data.splits import Split
 from adavit_jax.data.splits import Target
+from adavit_jax.data.splits import fingerprint
 
 __all__ = [
     'ArraySplit', 'CorruptImageError', 'Dataset', 'Split', 'Target', 'augment',
     'batch_indices', 'check_augmentation', 'check_regression',
-    'default_config', 'eval_batches', 'load', 'normalize', 'train_batches',
+    'default_config', 'eval_batches', 'fingerprint', 'load', 'normalize',
+    'train_batches',
 ]

@@ -25,12 +25,15 @@ def default_config() -> ml_collections.ConfigDict:
       interpolation=config_dict.placeholder(str),  # else bicubic
       crop=config_dict.placeholder(float),  # image_size / load_size; else 1
       holdout=0.1,  # share of the training split for calibration and choice
+      # Decides which images are held out, and how composed ones look; None: the
+      # run's seed. A run that begins from another one holds out the same.
+      seed=config_dict.placeholder(int),
       on_corrupt='error',  # 'error' | 'skip'
       scenes=dict(kind='mix', num_train=30_000, num_test=4_000),
       rotations=dict(num_train=20_000, num_test=2_000, noise=0.5),
       crop_padding=0,  # zero pixels around the image before the random crop
-      # The same after the dense phase; None: as before. A policy would decide
-      # on borders that inference never shows.
+      # The same where a policy decides; None: as before. It would decide on
+      # borders that inference never shows.
       policy_crop_padding=config_dict.placeholder(int),
       flip=False,  # mirror half of the images left to right
       resized_crop=0.0,  # smallest share of the area kept; 0 = off

@@ -22,7 +22,8 @@ def load(config_data, *, seed: int = 0) -> splits.Dataset:
   Args:
     config_data: as `default_config` returns.
     seed: decides which training images are held out, and how those that are
-      composed look. The test split is the same for every seed.
+      composed look, where `config_data.seed` is None. The test split is the
+      same for every seed.
 
   Raises:
     ValueError: a field of the config, or the data, cannot work; the message
@@ -31,6 +32,8 @@ def load(config_data, *, seed: int = 0) -> splits.Dataset:
   config_lib.check_source(config_data)
   config_lib.check_augmentation(config_data)
   source = _SOURCES.get(config_data.name, tfds.load)
+  if config_data.seed is not None:
+    seed = config_data.seed
   dataset = source(config_data, seed=seed)
   if not len(dataset.train) or not len(dataset.test):
     raise ValueError(

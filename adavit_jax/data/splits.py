@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import hashlib
 from typing import NamedTuple
 from typing import Protocol
 
@@ -137,6 +138,19 @@ def stratified_split(
   for label, n in zip(classes, quota):
     drawn[rng.permutation(np.flatnonzero(labels == label))[:n]] = True
   return np.flatnonzero(~drawn), np.flatnonzero(drawn)
+
+
+def fingerprint(dataset: Dataset) -> str:
+  """Returns a digest of the labels of all splits, in their order.
+
+  Other images, or others held out, have another one, but for those that share
+  all labels.
+  """
+  digest = hashlib.sha256()
+  for split in (dataset.train, dataset.holdout, dataset.test):
+    labels = np.asarray(split.labels, np.float64)
+    digest.update(f'{len(labels)} '.encode() + labels.tobytes())
+  return digest.hexdigest()[:16]
 
 
 def channel_stats(

@@ -41,8 +41,8 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
     The report as a dict that JSON can hold, or None if a signal stopped it.
 
   Raises:
-    ValueError: if there is no such run, its data is missing or has other
-      classes, a policy's threshold is outside (0, 1), or a rule is unknown or
+    ValueError: if there is no such run, its data is missing, has other
+      classes or other images, a policy's threshold is outside (0, 1), or a rule is unknown or
       given for a policy.
   """
   _, step, info = restore.find(workdir, best=best)
@@ -54,6 +54,7 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
     config.exits.rule = rule
   trainer = loop.Trainer(config, workdir)
   checks.same_classes(info, trainer.dataset, workdir)
+  checks.same_images(info, trainer.dataset, workdir)
   about = dict(
       workdir=str(workdir), phase=info['phase'], step=int(step), best=best,
       seed=config.seed,

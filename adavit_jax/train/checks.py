@@ -4,6 +4,7 @@ import json
 
 import jax.numpy as jnp
 
+from adavit_jax import data
 from adavit_jax.models.actions import Actions
 from adavit_jax.train import restore
 
@@ -78,6 +79,53 @@ def same_classes(info, dataset, workdir):
           f'class {i} is {name!r} in this data and was {before!r} when '
           f'{workdir} was trained; name the classes as they were (those of a '
           f'folder are sorted by name)')
+
+
+def same_images(info, dataset, workdir):
+  """Checks that the images are split as they were when a run was trained.
+
+  Args:
+    info: as in `same_classes`; older runs do not say.
+    dataset: `Dataset` that goes with it now.
+    workdir: directory of that run.
+
+  Raises:
+    ValueError: for other images, some of those that were trained on might be
+      held out now. Another number of classes is found elsewhere.
+  """
+  then = info['dataset']
+  if (then.get('num_classes') == dataset.num_classes
+      and then.get('split') not in (None, data.fingerprint(dataset))):
+    raise ValueError(
+        f'the images are not those that {workdir} was trained on: some were '
+        f'added, removed or put into another class; bring them back, or train '
+        f'anew in another --workdir')
+
+
+def same_holdout(info, config):
+  """Checks that a run holds out what the run that it begins from held out.
+
+  Args:
+    info: what a checkpoint of that run says of itself.
+    config: see `train.config.default_config`.
+
+  Raises:
+    ValueError: if both are of one data set and split it differently.
+  """
+  saved = restore.with_defaults(info['config'])
+  here = ('name',) + ('data_dir',) * (config.data.name == 'folder')
+  if any(saved['data'][field] != config.data[field] for field in here):
+    return
+  def split(config):
+    seed = config['data']['seed']
+    return (config['seed'] if seed is None else seed, config['data']['holdout'])
+  then, now = split(saved), split(config)
+  if then != now:
+    raise ValueError(
+        f'{config.init.workdir} split its images by seed {then[0]} and '
+        f'holdout={then[1]}, this run by seed {now[0]} and holdout={now[1]}: '
+        f'it would hold out images that its parameters were trained on; set '
+        f'--config.data.seed={then[0]} --config.data.holdout={then[1]}')
 
 
 def same_run(info, config, workdir, *, nets=True):

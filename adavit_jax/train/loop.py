@@ -42,7 +42,7 @@ class Trainer:
       ValueError: for anything that could not work, before any compute.
     """
     config_lib.check(config)
-    saved = pretrained.saved_config(workdir)
+    saved = pretrained.saved_info(workdir)
     config = pretrained.with_preprocessing(config, saved)
     self.config, self.workdir = config, workdir
     self._began_from = ''  # phase of the run that this one continues
@@ -75,7 +75,8 @@ class Trainer:
         began_from=self._began_from, config=self.config.to_dict(),
         dataset=dict(num_classes=d.num_classes, channels=d.channels,
                      mean=list(map(float, d.mean)), std=list(map(float, d.std)),
-                     class_names=list(d.class_names), target=d.target))
+                     class_names=list(d.class_names), target=d.target,
+                     split=data.fingerprint(d)))
 
   def train(self):
     """Runs what is left of the config's phases.
@@ -126,6 +127,7 @@ class Trainer:
     checks.same_run(info, config, self.workdir,
                     nets=self.system.nets is not None)
     checks.same_classes(info, self.dataset, self.workdir)
+    checks.same_images(info, self.dataset, self.workdir)
     shapes = step_lib.abstract_state(self.system, info['phase'])
     state = ckpts.restore(
         mesh_lib.put_shapes(shapes, self.mesh), step, kind)
@@ -145,6 +147,7 @@ class Trainer:
     self._began_from = info['phase']
     if self.config.phases[0] not in config_lib.FROM_SCRATCH:
       checks.same_classes(info, self.dataset, init.workdir)
+    checks.same_holdout(info, self.config)
     state = restore.state(self.system, self.mesh, init.workdir,
                           phase=init.phase)
     logging.info('initialised from %s, step %d', init.workdir, state.step)
@@ -195,7 +198,7 @@ class Trainer:
           metrics.sync()
           ckpts.save(step, state, self.info(phase, start, last), pin=last,
                      metric=score if scored else None)
-        if stopping and not last:
+        if stopping and not (last and phase == config.phases[-1]):
           ckpts.wait()
           logging.warning('stopped by a signal at step %d; the same command '
                           'resumes', step)

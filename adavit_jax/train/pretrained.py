@@ -17,14 +17,20 @@ from adavit_jax.train import config as config_lib
 from adavit_jax.train import restore
 
 
-def saved_config(workdir):
-  """The config, a dict, of the run in a directory; None where there is none."""
+def saved_info(workdir):
+  """What the run in a directory says of itself; None where there is none.
+
+  Returns:
+    `info` of its newest checkpoint, see `loop.Trainer.info`; fields that its
+    config lacks have their defaults.
+  """
   with checkpoints.Checkpoints(workdir, read_only=True) as ckpts:
     latest = ckpts.latest()
     if latest is None:
       return None
     kind, step = latest
-    return restore.with_defaults(ckpts.info(step, kind)['config'])
+    info = ckpts.info(step, kind)
+    return dict(info, config=restore.with_defaults(info['config']))
 
 
 def with_preprocessing(config, saved):
@@ -35,7 +41,7 @@ def with_preprocessing(config, saved):
 
   Args:
     config: see `train.config.default_config`.
-    saved: `saved_config` of the work directory.
+    saved: `saved_info` of the work directory.
 
   Returns:
     The config, a copy if anything changes.
@@ -45,14 +51,18 @@ def with_preprocessing(config, saved):
       is resumed began without.
   """
   init = config.init
-  if saved is not None and init.weights and not saved['init']['weights']:
+  if (saved is not None and init.weights
+      and not saved['config']['init']['weights']):
     raise ValueError(f'the run in the work directory did not begin with '
                      f'weights, init.weights={init.weights!r} would not be '
                      f'read; give another --workdir, or no weights to resume')
-  if saved is None and init.workdir:
-    saved = saved_config(init.workdir)
   if saved is not None:
-    found = saved['data']
+    found = saved['config']['data']
+  elif init.workdir and (source := saved_info(init.workdir)):
+    found = source['config']['data']
+    # Left open there too, they were the data's own, which differ here.
+    used = {field: source['dataset'][field] for field in ('mean', 'std')}
+    found = {**found, **{k: v for k, v in used.items() if found[k] is None}}
   elif init.weights and any(
       config.data[field] is None for field in data_config.PREPROCESSING):
     found = _of_weights(init.weights, config.model.name)

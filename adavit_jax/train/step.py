@@ -70,7 +70,7 @@ def make_step(system, phase, start):
   length = c.steps // num_rounds
   tx, schedule = optimizer.make_optimizer(c, length)
   prepare = functools.partial(
-      data.augment, config_data=_augmentation(system.config.data, phase),
+      data.augment, config_data=_augmentation(system.config, phase),
       num_classes=system.model.num_classes, target=system.target,
       mean=system.mean, std=system.std, image_size=system.model.image_size)
 
@@ -114,16 +114,18 @@ def make_step(system, phase, start):
   return step
 
 
-def _augmentation(config_data, phase):
-  """The augmentation of a phase.
+def _augmentation(config, phase):
+  """The augmentation of a phase, as `config.data` has it.
 
   No images are mixed where a reward or a teacher needs one true class.
   """
-  config_data = config_data.copy_and_resolve_references()
-  if phase in config_lib.TAUGHT:
+  config_data = config.data.copy_and_resolve_references()
+  taught = phase in config_lib.TAUGHT
+  if taught:
     config_data.mixup = config_data.cutmix = 0.
-    if config_data.policy_crop_padding is not None:
-      config_data.crop_padding = config_data.policy_crop_padding
+  padding = config_data.policy_crop_padding
+  if (taught or config.exits.policy) and padding is not None:
+    config_data.crop_padding = padding
   return config_data
 
 
