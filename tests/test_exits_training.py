@@ -178,12 +178,21 @@ def test_report_has_what_it_promises(run, dataset, tiny_data, capsys):
     assert f.read(8) == b'\x89PNG\r\n\x1a\n'
   out = capsys.readouterr().out
   assert 'exit 1 alone' in out and 'cascade, mac_target' in out
+  # What is printed is what was measured, to the last digit.
+  printed = out.split('cascade, same accuracy: --rule=entropy --threshold=')[1]
+  want, = result['same_accuracy']['thresholds']
+  assert float(printed.split()[0]) == want
 
 
 def test_report_with_a_threshold_or_a_target_too_low(
     run, monkeypatch):
   workdir, trainer, _ = run
   about = dict(workdir=workdir, num_test=16, seed=0, device='')
+  for wrong, message in (([0., 0.], 'shape .* 2 exits take 1'),
+                         (np.nan, 'must be numbers')):
+    with pytest.raises(ValueError, match=message):  # before any compute
+      exits_report.evaluate(trainer, dict(about, workdir='none'),
+                            threshold=wrong)
   result = exits_report.evaluate(trainer, about, threshold=confidence.ALWAYS)
   assert result['threshold']['shares'] == [1, 0]
   assert not {'curve', 'mac_target', 'same_accuracy'} & set(result)
@@ -219,6 +228,8 @@ def test_a_run_loads_as_a_cascade(run, dataset):
         got.macs, trainer.system.cost.exits[chosen])
   assert clf.class_names == dataset.class_names
 
+  with pytest.raises(ValueError, match='read-only'):
+    clf.thresholds[0] = 1.
   with pytest.raises(ValueError, match='float32; give uint8'):
     clf(np.float32(images))
   with pytest.raises(ValueError, match=r'\(1, 9, 9, 1\), the model takes'):

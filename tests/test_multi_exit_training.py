@@ -126,6 +126,26 @@ def test_other_exits_on_the_backbone_of_a_run(layers, dataset):
   assert states.same(same, state.params)
 
 
+def test_heads_of_a_run_stay_on_their_backbone(layers, train):
+  workdir, trainer, _ = layers
+  with pytest.raises(ValueError, match=f"'last_exit' would change the backbone "
+                     f"under heads that {workdir} trained; add 'classifier_"):
+    train(_config('last_exit', **{'init.workdir': workdir}))
+  saved = trainer.config.to_dict()
+  for other in (_config('last_exit', **{'model.exits': ((2, 'mlp'),)}),
+                _config('last_exit', phases=('last_exit', 'classifier_wise'))):
+    phases.check_heads(other, saved)
+
+
+def test_another_number_of_heads_is_another_model(layers, dataset):
+  workdir, trainer, _ = layers
+  other = system_lib.create(
+      _config('classifier_wise', **{'model.num_heads': 1}), dataset)
+  with pytest.raises(ValueError, match='num_heads=2 and this one has 1; set '
+                     '--config.model.num_heads=2'):
+    restore.state(other, trainer.mesh, workdir)
+
+
 def test_exits_on_the_backbone_of_a_plain_run(policies, train, monkeypatch):
   workdir, plain, _ = policies
   monkeypatch.setattr(step_lib, 'make_step', _noise)

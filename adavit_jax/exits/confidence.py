@@ -196,7 +196,7 @@ def choose(confidence, thresholds):
 def check_thresholds(thresholds, num_exits):
   """Thresholds as a float64 array [E - 1]; one number stands for all exits.
 
-  Infinite ones become `NEVER` and `ALWAYS`.
+  It cannot be written to, so that none escapes this check. Infinite ones become `NEVER` and `ALWAYS`.
 
   Raises:
     ValueError: for another number of thresholds, or one that is not a number.
@@ -210,7 +210,9 @@ def check_thresholds(thresholds, num_exits):
   if np.isnan(array).any():
     raise ValueError(f'thresholds={thresholds} must be numbers; inf lets no '
                      f'image leave, -inf every image')
-  return np.broadcast_to(np.clip(array, ALWAYS, NEVER), wanted).copy()
+  found = np.broadcast_to(np.clip(array, ALWAYS, NEVER), wanted).copy()
+  found.setflags(write=False)
+  return found
 
 
 def parse_thresholds(texts):

@@ -45,8 +45,8 @@ def evaluate(trainer, about, *, threshold=None, best=False):
 
   Raises:
     ValueError: if no images were held out and no threshold is given, a
-      threshold is out of its rule's range or given for a single exit, or the
-      run is of another model.
+      threshold is out of its rule's range or given for a single exit, there
+      are too many or too few, or the run is of another model.
   """
   system, workdir = trainer.system, about['workdir']
   num_exits, holdout = system.num_exits, trainer.dataset.holdout
@@ -55,6 +55,7 @@ def evaluate(trainer, about, *, threshold=None, best=False):
       raise ValueError(f'--threshold={threshold} has no use: the model in '
                        f'{workdir} has a single exit; leave it out')
     confidence.check_range(system.config.exits.rule, threshold)
+    confidence.check_thresholds(threshold, num_exits)
   # Where several heads lie at one depth, every image would pay for all.
   layers = [layer for layer, _ in getattr(system.model, 'exits', ())]
   calibrated = (threshold is None and num_exits > 1
@@ -167,14 +168,15 @@ def _show(result, system):
     print()
     print(table.format_rows(cascades, (*columns, shares)))
   for label, row in cascades:
-    print(f'\n{label}: --threshold=' + ','.join(
+    print(f"\n{label}: --rule={result['rule']} --threshold=" + ','.join(
         _threshold(t) for t in row['thresholds']))
 
 
 def _threshold(value):
   if abs(value) == confidence.NEVER:
     return 'inf' if value > 0 else '-inf'
-  return f'{value:.5g}'
+  # All digits: near 1 a probability leaves no room to round.
+  return repr(float(value))
 
 
 _HEAD_COLUMNS = (

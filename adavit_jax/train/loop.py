@@ -148,6 +148,7 @@ class Trainer:
     if self.config.phases[0] not in config_lib.FROM_SCRATCH:
       checks.same_classes(info, self.dataset, init.workdir)
     checks.same_holdout(info, self.config)
+    phases.check_heads(self.config, info['config'])
     state = restore.state(self.system, self.mesh, init.workdir,
                           phase=init.phase)
     logging.info('initialised from %s, step %d', init.workdir, state.step)

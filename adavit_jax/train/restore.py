@@ -106,6 +106,12 @@ def state(wanted, mesh, workdir, *, phase='', best=False):
     raise ValueError(f"{workdir!r} has no trained policy at the end of its "
                      f"phase {info['phase']!r}, which exits.policy=True needs; "
                      f'set --config.init.phase=joint, or another init.workdir')
+  # Of any number of heads the parameters have the same shapes.
+  num_heads = [x.backbone.num_heads for x in (saved, wanted)]
+  if num_heads[0] != num_heads[1]:
+    raise ValueError(f'{workdir!r} holds a model with num_heads={num_heads[0]}'
+                     f' and this one has {num_heads[1]}; set '
+                     f'--config.model.num_heads={num_heads[0]}')
   if 'policy' in groups:
     _check_nets(saved.config.nets, wanted.config.nets, workdir)
   like = step_lib.abstract_state(saved, info['phase'])

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
+from absl import logging
 from ml_collections import config_dict
 import numpy as np
 
@@ -184,6 +185,11 @@ def create(config, model, dataset, mean, std):
         f"{'regression' if regression else 'classification'}: {list(rules)}")
   if regression:
     data.check_regression(config.data)
+    if model.num_stages == 2:
+      logging.warning(
+          'no image can leave early: the rule %r compares two exits in a row, '
+          'and model.exits=%s has one before the last; add another', c.rule,
+          model.exits)
   nets = config_lib.policy_nets(config, model.vit) if c.policy else None
   if nets is not None:
     exit_stages.stages(model, None)  # only for its errors

@@ -102,7 +102,8 @@ def create(config, dataset):
   if dataset.target is not None:
     raise ValueError(f'{config.data.name!r} is a regression, which takes a '
                      f"model with exits; set for example --config.model.exits="
-                     f"\"((2,'mlp'),)\" and --config.phases=\"('exits',)\"")
+                     f"\"((2,'mlp'),(4,'mlp'))\" and --config.phases="
+                     f"\"('exits',)\"")
   nets = config_lib.policy_nets(config, model)
   return System(config, model, nets, cost.vit(model, nets), cost.vit(model),
                 mean, std)

@@ -45,7 +45,7 @@ def check(config, model):
   if fits != _ANY_STAGED and 'exits' not in names and weights != (1.,):
     raise ValueError(f"exits.weights={weights} is for the phase 'exits' and "
                      f'not for {tuple(names)}; leave it out')
-  heads = [n for n in names if 'heads' in MODULES[n].TRAINS]
+  heads = _heads(names)
   if heads and 'last_exit' in names[names.index(heads[0]):]:
     raise ValueError(f"config.phases={tuple(names)}: 'last_exit' would change "
                      f'the backbone under heads that {heads[0]!r} trained; put '
@@ -53,6 +53,31 @@ def check(config, model):
   if 'layer_wise' in names and config.layer_wise.steps < model.num_stages:
     raise ValueError(f'layer_wise.steps={config.layer_wise.steps} must be at '
                      f'least {model.num_stages}, the number of exits')
+
+
+def check_heads(config, saved):
+  """Checks that no heads of another run stay on a backbone that changes.
+
+  Args:
+    config: see `train.config.default_config`.
+    saved: that of the run that it begins from, a dict.
+
+  Raises:
+    ValueError: if the last exit is trained under heads that the other run
+      trained, and they are not trained after it.
+  """
+  names = list(config.phases)
+  exits = [tuple(map(tuple, model.get('exits') or ()))
+           for model in (config.model, saved['model'])]
+  if ('last_exit' in names and exits[0] == exits[1] and _heads(saved['phases'])
+      and not _heads(names[names.index('last_exit'):])):
+    raise ValueError(f"config.phases={tuple(names)}: 'last_exit' would change "
+                     f'the backbone under heads that {config.init.workdir} '
+                     f"trained; add 'classifier_wise' behind it")
+
+
+def _heads(names):
+  return [n for n in names if 'heads' in MODULES[n].TRAINS]
 
 
 def rounds(phase, system):
