@@ -51,6 +51,10 @@ def main(argv):
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   try:
     threshold = confidence.parse_thresholds(_THRESHOLD.value)
+    if threshold is not None and _MODE.value in ('dense', 'static'):
+      raise ValueError(f'--threshold={threshold} has no part in '
+                       f'--mode={_MODE.value}, which asks no policy: leave it '
+                       f'out, or give --mode=cond, compact or stages')
     clf = adavit_jax.load(_WORKDIR.value, phase=_PHASE.value, best=_BEST.value,
                           rule=_RULE.value)
     how = dict(batch_size=_BATCH_SIZE.value, platforms=_PLATFORMS.value)

@@ -1,6 +1,7 @@
 """Image folders: every odd image, every odd layout, in memory and lazily."""
 
 import os
+import re
 import shutil
 import types
 
@@ -71,6 +72,36 @@ def test_folder_loads(config, monkeypatch, max_bytes):
 def test_val_serves_where_test_is_missing(config, root):
   os.rename(root / 'test', root / 'val')
   assert values(data.load(config).test) == [100, 101]
+
+
+def test_val_serves_where_test_has_no_labels(config, root, caplog):
+  os.rename(root / 'test', root / 'val')
+  save(root / 'test' / 'images' / '0.png', grey(7))  # as Tiny ImageNet's
+  assert values(data.load(config).test) == [100, 101]
+  assert f"lack: ['images']: the test images are those of {root}/val" in (
+      caplog.text)
+  shutil.rmtree(root / 'test' / 'images')
+  save(root / 'test' / '0.png', grey(7))  # as ImageNet's
+  assert values(data.load(config).test) == [100, 101]
+  assert f'{root}/test holds no class folder: the test images' in caplog.text
+
+
+def test_first_of_test_and_val_is_taken(config, root, caplog):
+  save(root / 'val' / 'cat' / 'x.png', grey(7))
+  assert values(data.load(config).test) == [100, 101]
+  assert 'the test images are' not in caplog.text
+
+
+def test_neither_test_nor_val_fits(config, root):
+  shutil.rmtree(root / 'test')
+  save(root / 'test' / '0.png', grey(7))
+  save(root / 'val' / 'images' / '0.png', grey(7))
+  with pytest.raises(ValueError) as error:
+    data.load(config)
+  assert str(error.value) == (
+      f'There are no images to test with: {root}/test holds no class folder,'
+      f' and {root}/val holds classes that the training images lack:'
+      f" ['images']. Put those of each training class into {root}/test/CLASS/.")
 
 
 def test_second_load_decodes_nothing_until_a_file_changes(
@@ -191,6 +222,18 @@ def test_damaged_bytes_are_refused(tmp_path, keep):
     decode.decode_image(written[:keep], size=4)
 
 
+@pytest.mark.parametrize('keep', [0, 40])
+def test_reading_a_damaged_file_names_it(config, root, keep):
+  path = root / 'test' / 'cat' / 'x.PNG'
+  path.write_bytes(path.read_bytes()[:keep])
+  model = types.SimpleNamespace(image_size=4, channels=3)
+  sentence = rf'^{re.escape(str(path))} cannot be decoded \(\w+: .+\)$'
+  with pytest.raises(data.CorruptImageError, match=sentence):
+    decode.read(path, config, model)
+  with pytest.raises(FileNotFoundError):
+    decode.read(root / 'none.png', config, model)
+
+
 @pytest.fixture
 def corrupt(root):
   path = root / 'train' / 'cat' / '1.png'
@@ -255,8 +298,9 @@ def test_layout_errors_name_the_folder(config, root):
   os.rename(root / 'train' / 'dog', root / 'dog')
   with pytest.raises(ValueError, match="train holds only the class 'cat'"):
     data.load(config)
+  os.rename(root / 'dog', root / 'train' / 'dog')
   os.rename(root / 'test', root / 'tests')
-  with pytest.raises(ValueError, match='neither test/ nor val/'):
+  with pytest.raises(ValueError, match='test does not .*val does not exist'):
     data.load(config)
   os.rename(root / 'train', root / 'training')
   with pytest.raises(ValueError, match='train does not exist'):

@@ -2,12 +2,16 @@
 
 import functools
 import json
+import re
 import runpy
 import subprocess
+import types
 
 from adavit_jax import cascade_classifier
 from adavit_jax import classifier
+from adavit_jax import data
 from adavit_jax import deploy
+from adavit_jax.data import decode
 from adavit_jax.exits import confidence as confidence_lib
 from adavit_jax.models import stages as stages_lib
 from adavit_jax.models.actions import Actions
@@ -226,6 +230,43 @@ def _example():
   return runpy.run_path(f'{tiny.ROOT}/examples/run_exported.py')
 
 
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('name, side', [
+    ('a.png', (94, 71)), ('a.jpg', (71, 94)), ('a.jpg', (377, 284)),
+    ('a.jpg', (590, 800))])
+def test_the_example_reads_the_pixels_of_evaluation(
+    tmp_path, channels, name, side):
+  exif = Image.Exif()
+  exif[0x0112] = 6  # to be turned by 90 degrees
+  Image.effect_noise(side, 90).convert('RGB').save(tmp_path / name, exif=exif)
+  config = data.default_config()
+  config.update(image_size=64, load_size=71)
+  want = decode.read(tmp_path / name, config, types.SimpleNamespace(
+      image_size=64, channels=channels))
+  got = _example()['read'](tmp_path / name, dict(
+      channels=channels, size=64, resize=71, interpolation='bicubic'))
+  np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize('error', [
+    'UnidentifiedImageError', 'SyntaxError', 'DecompressionBombError'])
+def test_the_example_names_what_it_cannot_decode(tmp_path, monkeypatch, error):
+  path = tmp_path / 'a.png'
+  Image.new('L', (8, 8)).save(path)
+  written = path.read_bytes()
+  if error == 'UnidentifiedImageError':
+    path.write_bytes(b'x')
+  elif error == 'SyntaxError':  # the pixels seem to end after 3 bytes
+    start = written.index(b'IDAT') - 4
+    path.write_bytes(written[:start] + b'\0\0\0\3' + written[start + 4:])
+  else:
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 8)
+  sentence = rf'^{re.escape(str(path))} cannot be decoded \({error}: .+\)$'
+  about = dict(channels=1, size=8, resize=8, interpolation='bicubic')
+  with pytest.raises(OSError, match=sentence):
+    _example()['read'](path, about)
+
+
 @pytest.mark.parametrize('batch_size', [None, 2])
 def test_the_example_stops_at_the_exit_that_is_sure(
     cascade, stages, small, at_exits, tmp_path, capsys, batch_size):
@@ -256,6 +297,17 @@ def test_the_example_knows_every_rule(name):
   for y, row in zip(logits, want):
     got, memory = _example()['confidence'](name, y, memory)
     np.testing.assert_allclose(got, row, **CLOSE)
+
+
+@pytest.mark.parametrize('mode', ['dense', 'static'])
+def test_the_script_refuses_a_threshold_without_a_policy(tmp_path, mode):
+  process = subprocess.run(**tiny.command(
+      f'{tiny.ROOT}/export.py', f'--workdir={tmp_path}', f'--mode={mode}',
+      f'--output={tmp_path}/a', '--threshold=0.3'), timeout=120)
+  assert process.returncode == 1
+  assert process.stderr.splitlines()[-1] == (
+      f'error: --threshold=0.3 has no part in --mode={mode}, which asks no '
+      f'policy: leave it out, or give --mode=cond, compact or stages')
 
 
 def test_what_lies_beside_an_artefact(cond):

@@ -188,11 +188,21 @@ def test_conv_stem_has_no_foreign_weights():
     ('timm_deit', '', (*IMAGENET, 'bicubic', 0.9)),  # by the file's name
     ('timm_vit', '', (*HALF, 'bicubic', 0.9)),
     ('hf_vit', '', (*HALF, 'bilinear', 1.)),
+    ('hf_vit', 'deit_small_patch16_224', (*IMAGENET, 'bicubic', 0.875)),
     ('hf_deit_teacher', '', (*IMAGENET, 'bicubic', 0.875)),
     ('augreg', 'deit_small_patch16_224', (*HALF, 'bicubic', 0.9)),
     ('big_vision', '', (*HALF, 'bicubic', 0.9))])
 def test_preprocessing_of_each_family(name, model, want):
   assert weights.preprocessing(path(name), model) == want
+
+
+@pytest.mark.parametrize('file', [
+    'deit-tiny-patch16-224/model.safetensors', 'vit/DeiT.safetensors'])
+def test_preprocessing_of_a_plain_deit_in_hugging_faces_layout(tmp_path, file):
+  file = tmp_path / file
+  file.parent.mkdir()
+  shutil.copy(path('hf_vit'), file)
+  assert weights.preprocessing(file) == (*IMAGENET, 'bicubic', 0.875)
 
 
 @pytest.mark.parametrize('name, patches', [

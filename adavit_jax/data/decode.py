@@ -75,11 +75,14 @@ def read(path, config_data, model) -> np.ndarray:
     FileNotFoundError: there is none.
   """
   size = model.image_size
-  image = decode_image(
-      epath.Path(path).expanduser().read_bytes(),
-      size=config.load_size(config_data), channels=model.channels,
-      interpolation=config.interpolation(config_data),
-  )
+  data = epath.Path(path).expanduser().read_bytes()
+  try:
+    image = decode_image(
+        data, size=config.load_size(config_data), channels=model.channels,
+        interpolation=config.interpolation(config_data),
+    )
+  except CorruptImageError as error:
+    raise CorruptImageError(f'{path} cannot be decoded ({error})') from error
   start = (len(image) - size) // 2
   return image[start:start + size, start:start + size]
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import pathlib
 
+from absl import logging
 import numpy as np
 
 from adavit_jax.data import load_encoded
@@ -34,22 +35,17 @@ class ImageFiles:
       class_names: the classes in their order; None to take the folders'.
 
     Raises:
-      ValueError: there is no class folder, an empty one, or one that
-        `class_names` lacks.
+      ValueError: there is no directory, no class folder, an empty one, or one
+        that `class_names` lacks.
     """
-    found = _folders(directory)
-    if not found:
+    if wrong := _misfit(directory, class_names):
       raise ValueError(
-          f'{directory} holds no class folder: put the images of each class'
-          f' into {directory}/CLASS/.'
+          f'{directory} {wrong}. Put the images of each class into'
+          f' {directory}/CLASS/.'
       )
+    found = _folders(directory)
     if class_names is None:
       class_names = found
-    if unknown := sorted(set(found) - set(class_names)):
-      raise ValueError(
-          f'{directory} holds classes that the training images lack:'
-          f' {unknown}. Add them to the training images or remove them.'
-      )
     self.class_names = tuple(class_names)
     self.label = f'{directory.parent.name}-{directory.name}'
     self._directory = directory
@@ -105,7 +101,9 @@ class ImageFiles:
 def load(config_data, *, seed: int) -> splits.Dataset:
   """Returns the images below config.data.data_dir, as RGB.
 
-  Mean and deviation are ImageNet's, which pretrained weights expect.
+  Mean and deviation are ImageNet's, which pretrained weights expect. The test/
+  of a benchmark may be without labels: what is tested on is the first of test/
+  and val/ whose folders are classes of train/.
 
   Raises:
     ValueError: data_dir is not laid out as the module's docstring says.
@@ -121,19 +119,15 @@ def load(config_data, *, seed: int) -> splits.Dataset:
         f'{root / "train"} does not exist: config.data.data_dir must hold'
         ' train/CLASS/* and test/CLASS/* or val/CLASS/*.'
     )
-  held_out = [root / name for name in ('test', 'val') if (root / name).is_dir()]
-  if not held_out:
-    raise ValueError(
-        f'{root} holds neither test/ nor val/: put the images to test with'
-        f' into {root}/test/CLASS/.'
-    )
   train_files = ImageFiles(root / 'train')
   if len(train_files.class_names) < 2:
     raise ValueError(
         f"{root / 'train'} holds only the class {train_files.class_names[0]!r}:"
         ' its folders are the classes, train/CLASS/*.'
     )
-  test_files = ImageFiles(held_out[0], train_files.class_names)
+  test_files = ImageFiles(
+      _held_out(root, train_files.class_names), train_files.class_names
+  )
   train, holdout = load_encoded.load_split(
       train_files, config_data, holdout=config_data.holdout, seed=seed
   )
@@ -143,6 +137,34 @@ def load(config_data, *, seed: int) -> splits.Dataset:
       class_names=train_files.class_names, channels=3,
       image_size=config_data.image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD,
   )
+
+
+def _held_out(root: pathlib.Path, class_names: Sequence[str]) -> pathlib.Path:
+  """Returns the first of test/ and val/ whose folders are such classes."""
+  test, val = root / 'test', root / 'val'
+  if not (wrong := _misfit(test, class_names)):
+    return test
+  if val_wrong := _misfit(val, class_names):
+    raise ValueError(
+        f'There are no images to test with: {test} {wrong}, and {val}'
+        f' {val_wrong}. Put those of each training class into {test}/CLASS/.'
+    )
+  if test.is_dir():
+    logging.warning('%s %s: the test images are those of %s.', test, wrong, val)
+  return val
+
+
+def _misfit(directory: pathlib.Path, class_names: Sequence[str] | None) -> str:
+  """Returns what is wrong with the class folders, '' if nothing is."""
+  if not directory.is_dir():
+    return 'does not exist'
+  found = _folders(directory)
+  if not found:
+    return 'holds no class folder'
+  unknown = set(found) - set(found if class_names is None else class_names)
+  if unknown:
+    return f'holds classes that the training images lack: {sorted(unknown)}'
+  return ''
 
 
 def _folders(directory: pathlib.Path) -> list[str]:

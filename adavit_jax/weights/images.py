@@ -46,11 +46,11 @@ def preprocessing(source, name=''):
 
   1. what `save` wrote into the file,
   2. config.json (timm) or preprocessor_config.json (Hugging Face) beside it,
-  3. the layout: AugReg and big_vision .npz have mean and deviation 0.5,
-     Hugging Face's ViT too, its DeiT and every distilled model ImageNet's,
+  3. the tensors: every distilled model has ImageNet's mean and deviation, an
+     AugReg or big_vision .npz otherwise 0.5,
   4. `name`, else the names of the file and its folder: ImageNet's if 'deit'
-     is in it, otherwise 0.5 as timm's vit_* have. The tensors of the two do
-     not differ.
+     is in it, otherwise 0.5 as the ViT of timm and of Hugging Face have. The
+     tensors of the two do not differ.
 
   Crop and interpolation are timm's, or Hugging Face's for its layout (whose
   ViT squeezes an image to a square where we crop the centre). Where all this
@@ -75,16 +75,16 @@ def preprocessing(source, name=''):
       if found:
         return found
   arrays = fmt.clean(checkpoint.tensors)
-  distilled = fmt.dist in arrays
+  deit = fmt.dist in arrays
+  if not deit and fmt is not augreg.FORMAT:
+    deit = _by_name(checkpoint.path, name)
+  interpolation, crop = 'bicubic', 0.9
   if fmt is hugging_face.FORMAT:
-    if distilled:
-      return Preprocessing(**_IMAGENET, interpolation='bicubic', crop=0.875)
-    return Preprocessing(**_HALF, interpolation='bilinear', crop=1.)
-  values = _IMAGENET if distilled else _HALF
-  if fmt is timm.FORMAT and not distilled:
-    values = _by_name(checkpoint.path, name)
-  crop = 1. if _image_size(fmt, arrays) >= 384 else 0.9
-  return Preprocessing(**values, interpolation='bicubic', crop=crop)
+    interpolation, crop = ('bicubic', 0.875) if deit else ('bilinear', 1.)
+  elif _image_size(fmt, arrays) >= 384:
+    crop = 1.
+  values = _IMAGENET if deit else _HALF
+  return Preprocessing(**values, interpolation=interpolation, crop=crop)
 
 
 def to_json(value):
@@ -93,11 +93,12 @@ def to_json(value):
 
 
 def _by_name(path, name):
+  """Whether a model whose tensors do not tell is a DeiT."""
   known = name or f'{path.parent.name} {path.name}'
   deit = 'deit' in known.lower()
   logging.info('%s does not say how its images were normalised: taken as '
-               '%s by its name %r.', path, 'DeiT' if deit else 'AugReg', known)
-  return _IMAGENET if deit else _HALF
+               '%s by its name %r.', path, 'DeiT' if deit else 'ViT', known)
+  return deit
 
 
 def _image_size(fmt, arrays):
