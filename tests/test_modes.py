@@ -156,9 +156,16 @@ def test_compact_compiles_an_encoder_once_per_size(model, params, run):
                          _random(0))
   text = run['compact'].lower(params, z1, actions).as_text(dialect='hlo')
   heads, chunk = 2, 8  # these rows are so small that one pass takes them all
-  # The whole pass and the last one; q apart from k and v for prefix tokens.
-  sizes, prefix = (1 + len(compact.pass_sizes(chunk, n)) for n in (8, 2))
-  assert text.count(' dot(') == sizes * (4 + 2) + prefix * (5 + 2) + heads
+  sizes = 1 + len(compact.pass_sizes(chunk))  # the whole pass and the last one
+  assert text.count(' dot(') == sizes * (4 + 2) + heads
+  # In smaller passes; for prefix tokens q apart from k and v, and all MLP rows.
+  text = jax.jit(lambda *args: modes.adaptive(
+      model, *args, 'compact', chunk=4).total).lower(
+          params, z1, actions).as_text(dialect='hlo')
+  sizes, prefix, rows = (
+      1 + len(compact.pass_sizes(*args)) for args in ((4,), (4, 2), (8, 2)))
+  assert text.count(' dot(') == (
+      sizes * (4 + 2) + prefix * 5 + rows * 2 + heads)
 
 
 def test_static_leaves_dropped_layers_out(model, params, z1):
@@ -177,7 +184,8 @@ def test_static_leaves_dropped_layers_out(model, params, z1):
 @pytest.mark.parametrize('mode', ['cond', 'compact'])
 def test_tokens_that_nobody_reads_are_left_as_they_are(
     model, params, z1, mode):
-  run = jax.jit(functools.partial(getattr(modes, mode), model),
+  options = dict(chunk=1) if mode == 'compact' else {}
+  run = jax.jit(functools.partial(getattr(modes, mode), model, **options),
                 static_argnames='read')
   # The last MSA layer is the second; before it, only an MLP layer.
   actions = Actions(np.float32([0, 1, 0]), np.float32([1, 1, 1]))
@@ -316,7 +324,8 @@ def test_compact_packs_on_each_device_under_shard_map(model, params, run):
   actions = _random(2, 16)
   rows = jax.P(mesh_lib.AXIS)
   packed = jax.jit(jax.shard_map(
-      lambda p, x, a: modes.compact(model, p, x, a, read=2)[:, :2], mesh=mesh,
+      lambda p, x, a: modes.compact(
+          model, p, x, a, read=2, chunk=1)[:, :2], mesh=mesh,
       in_specs=(jax.P(), rows, rows), out_specs=rows))
   want = modes.masked(model, params, z1, actions)[0][:, :2]
   np.testing.assert_allclose(packed(params, z1, actions), want, **CLOSE)

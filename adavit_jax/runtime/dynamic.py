@@ -77,13 +77,16 @@ def compact(model, params, x, actions, *, chunk=None, start=0, read=None):
     chunk: images in one pass; None chooses it for the default backend, also
       where the program is exported for another. See `compact.residual`.
     start: as in `cond`.
-    read: as in `cond`.
+    read: as in `cond`; without effect where one pass takes all images.
 
   Returns:
     As `cond`.
   """
   size, macs = x.shape[0], cost.vit(model)
   chunk = chunk or compact_lib.chunk_size(size, (macs.msa + macs.mlp) / 2)
+  # Of rows so small that one pass takes them all, it would save less than the
+  # passes for prefix tokens take.
+  read = read if chunk < size else None
   msa, mlp = branches(model.encoder)
 
   def step(x, layer):
