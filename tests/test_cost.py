@@ -61,13 +61,16 @@ def test_macs_under_actions_are_the_programs_own(msa, mlp):
   np.testing.assert_array_equal(cost.left_out(model, rows), [left_out, 0])
 
 
+def _flops(function, *args):
+  return jax.jit(function).lower(*args).cost_analysis()['flops']
+
+
 @pytest.mark.parametrize('name', [
     f'vit_{size}_patch16_224' for size in ('tiny', 'small', 'base')])
 def test_xla_counts_the_same_flops(name):
   """XLA counts LayerNorm, softmax and GELU too, a small share."""
   model = models.create(name)
-  plain = jax.jit(_plain(model, unroll=model.depth))
-  flops = plain.lower(*_abstract(model)).cost_analysis()['flops']
+  flops = _flops(_plain(model, unroll=model.depth), *_abstract(model))
   np.testing.assert_allclose(flops / 2, cost.vit(model).dense, rtol=0.02)
 
 
