@@ -1,8 +1,8 @@
 """Multiply-accumulates (MACs) in closed form; FLOPs = 2 x MACs.
 
 Counted are matrix products and convolutions, as in the tables of the field;
-LayerNorm, softmax and GELU are not. Every encoder counts over all its tokens, as
-it runs in training. For inference, tokens that nobody reads are not computed
+LayerNorm, softmax and GELU are not. Every encoder counts over all its tokens,
+as it runs in training. For inference, tokens that nobody reads are not computed
 (`unread`, `left_out`): 7 % of what is counted of ViT-Ti/16.
 """
 
@@ -180,12 +180,10 @@ def left_out(model, actions):
   Returns:
     [] or [B].
   """
-  keep_msa, keep_mlp = actions
-  from_here = np.cumsum(keep_msa[..., ::-1], -1)[..., ::-1]
   msa, mlp = unread(model.num_tokens, model.num_prefix, model.width,
                     model.mlp_dim)
-  num_mlp = (keep_mlp * (from_here == keep_msa)).sum(-1)
-  return keep_msa.any(-1) * msa + num_mlp * mlp
+  num_mlp = (actions.mlp * ~actions.read_later).sum(-1)
+  return actions.msa.any(-1) * msa + num_mlp * mlp
 
 
 def _patches(grid, p, channels, d):

@@ -5,8 +5,8 @@
 
 A dropped layer is saved time only if the compiler leaves the conditionals in
 the program, and a program that holds each encoder once per layer and size takes
-minutes to compile. So two depths stand in the table: the numbers of conditionals
-and of matrix products must not grow with depth.
+minutes to compile. So two depths stand in the table: the numbers of
+conditionals and of matrix products must not grow with depth.
 """
 
 import os
@@ -34,7 +34,8 @@ from adavit_jax.runtime import modes
 _MODEL = flags.DEFINE_string('model', 'vit_small_patch16_224', 'Name.')
 _BATCH = flags.DEFINE_integer('batch', 32, 'Images, of mode compact.')
 _DEPTHS = flags.DEFINE_list('depths', ['12', '24'], 'Encoders.')
-_TOPOLOGY = flags.DEFINE_string('topology', 'v5e:2x2', 'One chip of it is used.')
+_TOPOLOGY = flags.DEFINE_string('topology', 'v5e:2x2',
+                                'One chip of it is used.')
 _DTYPE = flags.DEFINE_string('dtype', 'bfloat16', 'Compute dtype.')
 
 _COUNTED = {'conditional': r' conditional\(', 'while': r' while\(',
@@ -47,8 +48,8 @@ def main(argv):
   device = topologies.get_topology_desc(
       platform='tpu', topology_name=_TOPOLOGY.value).devices[0]
   print(f'{_MODEL.value}, {_DTYPE.value}, one chip of {_TOPOLOGY.value}\n')
-  print(f'{"mode":<10}{"batch":>6}{"depth":>6}{"passes of":>12}{"compile s":>11}'
-        + ''.join(f'{name:>13}' for name in _COUNTED))
+  print(f'{"mode":<10}{"batch":>6}{"depth":>6}{"passes of":>12}'
+        f'{"compile s":>11}' + ''.join(f'{name:>13}' for name in _COUNTED))
   for mode, batch in (('masked', _BATCH.value), ('cond', 1),
                       ('compact', _BATCH.value)):
     for depth in map(int, _DEPTHS.value):

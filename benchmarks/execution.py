@@ -5,9 +5,10 @@
 compares dense, compact (random actions per image), cond and static (random
 actions, one decision for the batch) over batch sizes and keep rates, each model
 from normalised images to logits; at batch 1 compact is left out, cond stands
-for it. efficiency = dense time x MAC ratio / time: 1 if time follows MACs, of which those
-of tokens that nobody reads are not counted, as they are not spent. timm stands in the table where torch and timm can be imported, with the same weights.
-With
+for it. efficiency = dense time x MAC ratio / time: 1 if time follows MACs, of
+which those of tokens that nobody reads are not counted, as they are not spent.
+timm stands in the table where torch and timm can be imported, with the same
+weights. With
 
   python benchmarks/execution.py --workdir=DIR --output=trained.json
 

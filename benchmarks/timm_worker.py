@@ -3,9 +3,9 @@
   python timm_worker.py NAME DIRECTORY DTYPE DEVICE CORES eager|compile
 
 reads model.safetensors and images.npy [B, C, S, S] from DIRECTORY, writes the
-logits [B, K] there as eager.npy or compile.npy, and prints `ready`, or `unknown`
-if timm lacks the model. Then it runs the model once for each line on its input
-and answers each with `done`.
+logits [B, K] there as eager.npy or compile.npy, and prints `ready`, or
+`unknown` if timm lacks the model. Then it runs the model once for each line on
+its input and answers each with `done`.
 """
 
 import os

@@ -5,9 +5,9 @@
 
 2 cores of an AMD EPYC: training takes 5.5 minutes, evaluation with its static
 baselines 2; pinned to one core, beside another job, 9 to 12 and 2 to 4.
-Test accuracy, mean of seeds 0 to 2: dense 92.7 %, adaptive 91.2 % at 38 % of the
-MACs. `:max` labels hard scenes by the largest digit instead of the brightest;
-it has not been run to its end.
+Test accuracy, mean of seeds 0 to 2: dense 92.7 %, adaptive 91.2 % at 38 % of
+the MACs. `:max` labels hard scenes by the largest digit instead of the
+brightest; it has not been run to its end.
 """
 
 from adavit_jax.train import config as base

@@ -253,7 +253,8 @@ def test_cache_root(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize('field, value', [
     ('name', 'mnist'), ('name', 'tfds:'), ('holdout', 0.6), ('holdout', -0.1),
-    ('load_size', 4), ('image_size', 0), ('on_corrupt', 'ignore'),
+    ('seed', -1), ('load_size', 4), ('image_size', 0),
+    ('on_corrupt', 'ignore'),
     ('crop_padding', -1), ('policy_crop_padding', -1), ('resized_crop', 1.5),
     ('mixup', -1.0), ('label_smoothing', 2.0),
 ])

@@ -149,21 +149,19 @@ def test_cond_skips_at_run_time_and_masked_does_not(params, z1, run):
   assert conditionals('masked', z1, _random(0, 4)) == 0
 
 
-def test_compact_compiles_an_encoder_once_per_size(model, params, run):
+def test_compact_compiles_an_encoder_once_per_size(model, params):
   """Matrix products of the whole program: fixed by the sizes, not by L."""
   z1 = jax.ShapeDtypeStruct((8, model.num_tokens, model.width), jnp.float32)
   actions = jax.tree.map(lambda a: jax.ShapeDtypeStruct((8, L), a.dtype),
                          _random(0))
-  text = run['compact'].lower(params, z1, actions).as_text(dialect='hlo')
-  heads, chunk = 2, 8  # these rows are so small that one pass takes them all
-  sizes = 1 + len(compact.pass_sizes(chunk))  # the whole pass and the last one
-  assert text.count(' dot(') == sizes * (4 + 2) + heads
-  # In smaller passes; for prefix tokens q apart from k and v, and all MLP rows.
-  text = jax.jit(lambda *args: modes.adaptive(
-      model, *args, 'compact', chunk=4).total).lower(
-          params, z1, actions).as_text(dialect='hlo')
+  compiled = jax.jit(lambda *args: modes.adaptive(
+      model, *args, 'compact', chunk=4).total)
+  text = compiled.lower(params, z1, actions).as_text(dialect='hlo')
+  # A whole pass and the last ones; for prefix tokens q apart from k and v, and
+  # all MLP rows at once.
   sizes, prefix, rows = (
       1 + len(compact.pass_sizes(*args)) for args in ((4,), (4, 2), (8, 2)))
+  heads = 2
   assert text.count(' dot(') == (
       sizes * (4 + 2) + prefix * 5 + rows * 2 + heads)
 

@@ -196,7 +196,8 @@ def choose(confidence, thresholds):
 def check_thresholds(thresholds, num_exits):
   """Thresholds as a float64 array [E - 1]; one number stands for all exits.
 
-  It cannot be written to, so that none escapes this check. Infinite ones become `NEVER` and `ALWAYS`.
+  It cannot be written to, so that none escapes this check. Infinite ones become
+  `NEVER` and `ALWAYS`.
 
   Raises:
     ValueError: for another number of thresholds, or one that is not a number.

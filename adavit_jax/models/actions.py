@@ -25,6 +25,16 @@ class Actions(NamedTuple):
     xp = np if isinstance(self.msa, np.ndarray) else jnp
     return xp.concatenate([self.msa, self.mlp], axis=-1)
 
+  @property
+  def read_later(self):
+    """Whether a later encoder keeps its MSA branch, [B, L] or [L] of bool.
+
+    Where it is False, nothing but the heads reads what an encoder gives.
+    """
+    xp = np if isinstance(self.msa, np.ndarray) else jnp
+    from_here = xp.cumsum(self.msa[..., ::-1], axis=-1)[..., ::-1]
+    return from_here - self.msa > 0
+
   @classmethod
   def from_keep(cls, keep):
     """The inverse of `keep`."""

@@ -41,9 +41,9 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
     The report as a dict that JSON can hold, or None if a signal stopped it.
 
   Raises:
-    ValueError: if there is no such run, its data is missing, has other
-      classes or other images, a policy's threshold is outside (0, 1), or a rule is unknown or
-      given for a policy.
+    ValueError: if there is no such run, its data is missing or has other
+      classes or images, a policy's threshold is outside (0, 1), or a rule is
+      unknown or given for a policy.
   """
   _, step, info = restore.find(workdir, best=best)
   config = config_dict.ConfigDict(info['config'])

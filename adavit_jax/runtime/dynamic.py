@@ -58,8 +58,9 @@ def cond(model, params, x, actions, *, start=0, read=None):
       x = jax.lax.switch(which, options, params['adaptive'], x, i)
     return x, None
 
-  keeps = [jnp.asarray(a) for a in actions]
-  xs = (start + jnp.arange(len(keeps[0])), _is_read(keeps[0], read), *keeps)
+  keeps = Actions(*map(jnp.asarray, actions))
+  all_read = keeps.read_later | (read is None)
+  xs = (start + jnp.arange(len(all_read)), all_read, *keeps)
   return jax.lax.scan(step, x, xs)[0]
 
 
@@ -77,46 +78,37 @@ def compact(model, params, x, actions, *, chunk=None, start=0, read=None):
     chunk: images in one pass; None chooses it for the default backend, also
       where the program is exported for another. See `compact.residual`.
     start: as in `cond`.
-    read: as in `cond`; without effect where one pass takes all images.
+    read: as in `cond`.
 
   Returns:
     As `cond`.
   """
   size, macs = x.shape[0], cost.vit(model)
   chunk = chunk or compact_lib.chunk_size(size, (macs.msa + macs.mlp) / 2)
-  # Of rows so small that one pass takes them all, it would save less than the
-  # passes for prefix tokens take.
-  read = read if chunk < size else None
   msa, mlp = branches(model.encoder)
 
   def step(x, layer):
     i, all_read, keep_msa, keep_mlp = layer  # but i, all [B]
     p = jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], params['adaptive'])
-    def packed_msa(read=None, **options):
-      run = lambda x: msa(p, x, read)
-      return lambda x: compact_lib.residual(run, x, keep_msa, chunk, **options)
-    packed_mlp = functools.partial(
-        compact_lib.residual, functools.partial(mlp, p))
+    packed = compact_lib.residual
+    run_msa, run_mlp = (functools.partial(f, p) for f in (msa, mlp))
     if read is None:
-      return packed_mlp(packed_msa()(x), keep_mlp, chunk), None
+      x = packed(run_msa, x, keep_msa, chunk)
+      return packed(run_mlp, x, keep_mlp, chunk), None
     # For all images or none: to pack those that are read and those that are
     # not apart takes longer than it saves.
-    x = jax.lax.cond((keep_msa * all_read).any(), packed_msa(),
-                     packed_msa(read, most=_PREFIX_SIZES), x)
-    x = packed_mlp(x, keep_mlp * all_read, chunk)
-    first = packed_mlp(x[:, :read], keep_mlp * ~all_read, size,
-                       most=_PREFIX_SIZES)
+    for_all = (keep_msa * all_read).any()
+    x = packed(run_msa, x, keep_msa * for_all, chunk)
+    x = packed(lambda x: run_msa(x, read), x, keep_msa * ~for_all, chunk,
+               most=_PREFIX_SIZES)
+    x = packed(run_mlp, x, keep_mlp * all_read, chunk)
+    first = packed(run_mlp, x[:, :read], keep_mlp * ~all_read, size,
+                   most=_PREFIX_SIZES)
     return jax.lax.dynamic_update_slice(x, first, (0, 0, 0)), None
 
-  keeps = [jnp.broadcast_to(a, (size, np.shape(a)[-1])) for a in actions]
-  xs = (start + jnp.arange(keeps[0].shape[-1]),
-        *(a.T for a in (_is_read(keeps[0], read), *keeps)))
+  keeps = Actions(*(
+      jnp.broadcast_to(a, (size, np.shape(a)[-1])) for a in actions))
+  all_read = keeps.read_later | (read is None)
+  xs = (start + jnp.arange(all_read.shape[-1]),
+        *(a.T for a in (all_read, *keeps)))
   return jax.lax.scan(step, x, xs)[0]
-
-
-def _is_read(keep_msa, read):
-  """Which layers' outputs [..., L] a later MSA layer or the caller reads."""
-  if read is None:
-    return jnp.ones_like(keep_msa, bool)
-  rest = jnp.cumsum(keep_msa[..., ::-1], -1)[..., ::-1] - keep_msa
-  return rest > 0

@@ -5,10 +5,10 @@
 time when one decision holds for the whole batch; `compact` runs each branch on
 the images that keep it.
 
-The heads read the prefix tokens alone. So the last MSA layer that an image keeps
-needs no other queries, and the MLP layers from there on no other tokens: all
-modes but `masked` leave them out; `compact` the queries where no image of the
-batch needs them, and nothing where one pass takes the whole batch.
+The heads read the prefix tokens alone. So the last MSA layer that an image
+keeps needs no other queries, and the MLP layers from there on no other tokens:
+all modes but `masked` leave them out; `compact` the queries where no image of
+the batch needs them.
 """
 
 import jax
@@ -107,19 +107,17 @@ def static(model, params, x, actions):
   if any(isinstance(a, jax.core.Tracer) or np.ndim(a) != 1 for a in actions):
     raise ValueError("mode='static' takes concrete actions of shape [L]; use "
                      "'cond' for a traced decision, 'masked' for one per image")
-  keep_msa, keep_mlp = map(np.asarray, actions)
-  last = max(np.flatnonzero(keep_msa), default=-1)
-  if last < 0:
-    x = x[:, :model.num_prefix]
+  actions = actions_lib.Actions(*map(np.asarray, actions))
   msa, mlp = branches(model.encoder)
-  for i in range(len(keep_msa)):
+  for i, read_later in enumerate(actions.read_later):
     p = jax.tree.map(lambda leaf: leaf[i], params['adaptive'])
-    if keep_msa[i]:
-      read = model.num_prefix if i == last else None
+    read = None if read_later else model.num_prefix
+    if actions.msa[i]:
       x = x[:, :read] + msa(p, x, read)
-    if keep_mlp[i]:
+    if actions.mlp[i]:
+      x = x[:, :read]
       x = x + mlp(p, x)
-  return x
+  return x[:, :model.num_prefix]
 
 
 def adaptive(model, params, x, actions, mode, *, chunk=None):

@@ -1,0 +1,103 @@
+"""Decoding: every mode, orientation and size of image, damaged ones by name."""
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from adavit_jax import data
+from adavit_jax.data import decode
+
+
+def as_bytes(tmp_path, image, name, **kwargs):
+  path = tmp_path / name
+  image.save(path, **kwargs)
+  return path.read_bytes()
+
+
+def palette(*, transparent):
+  image = Image.new('P', (4, 4), 1)
+  image.putpalette([0, 0, 0, 30, 60, 90])
+  if transparent:
+    image.info['transparency'] = 1
+  return image
+
+
+ODD = {
+    'grey.png': (Image.new('L', (4, 4), 90), (90, 90, 90)),
+    'grey_alpha.png': (Image.new('LA', (4, 4), (90, 255)), (90, 90, 90)),
+    'clear.png': (Image.new('RGBA', (4, 4), (9, 9, 9, 0)), (255, 255, 255)),
+    'opaque.png': (Image.new('RGBA', (4, 4), (9, 8, 7, 255)), (9, 8, 7)),
+    'palette.png': (palette(transparent=False), (30, 60, 90)),
+    'palette.gif': (palette(transparent=False), (30, 60, 90)),
+    'palette_clear.png': (palette(transparent=True), (255, 255, 255)),
+    'bits.png': (Image.new('1', (4, 4), 1), (255, 255, 255)),
+    'deep.png': (
+        Image.fromarray(np.full((4, 4), 100 * 257, np.uint16)), (100,) * 3
+    ),
+    'dark_deep.png': (
+        Image.fromarray(np.full((4, 4), 200, np.uint16)), (1,) * 3
+    ),
+    'int.tif': (
+        Image.fromarray(np.full((4, 4), 100 * 257, np.int32)), (100,) * 3
+    ),
+    'float.tif': (
+        Image.fromarray(np.full((4, 4), 0.2, np.float32)), (51,) * 3
+    ),
+    'cmyk.tif': (Image.new('CMYK', (4, 4), (0, 255, 255, 0)), (255, 0, 0)),
+}
+
+
+@pytest.mark.parametrize('name', ODD)
+def test_every_mode_becomes_rgb(tmp_path, name):
+  image, colour = ODD[name]
+  found = decode.decode_image(as_bytes(tmp_path, image, name), size=4)
+  assert found.dtype == np.uint8
+  np.testing.assert_array_equal(found, np.full((4, 4, 3), colour))
+
+
+def test_exif_rotation_is_applied(tmp_path):
+  pixels = np.zeros((16, 16, 3), np.uint8)
+  pixels[:, :8] = 255  # White on the left.
+  exif = Image.Exif()
+  exif[0x0112] = 6  # To be turned by 90 degrees clockwise.
+  written = as_bytes(
+      tmp_path, Image.fromarray(pixels), 'a.jpg', exif=exif, quality=95
+  )
+  found = decode.decode_image(written, size=16)
+  assert found[:7].min() > 240 and found[9:].max() < 15
+
+
+@pytest.mark.parametrize('shape', [(4, 10), (9, 4)])
+def test_centre_is_cropped_exactly(tmp_path, shape):
+  pixels = np.random.default_rng(0).integers(
+      0, 256, (*shape, 3), dtype=np.uint8
+  )
+  written = as_bytes(tmp_path, Image.fromarray(pixels), 'a.png')
+  top, left = (shape[0] - 4) // 2, (shape[1] - 4) // 2
+  np.testing.assert_array_equal(
+      decode.decode_image(written, size=4),
+      pixels[top:top + 4, left:left + 4],
+  )
+
+
+@pytest.mark.parametrize('suffix', ['png', 'jpg'])
+@pytest.mark.parametrize('size', [(100, 75), (3, 5), (1, 40), (41, 40)])
+def test_short_side_is_resized(tmp_path, suffix, size):
+  # Brightness along a diagonal: the centre's value survives any resize.
+  across, down = np.meshgrid(*(np.linspace(-1, 1, s) for s in size))
+  pixels = (128 + 50 * (across + down) / 2).astype(np.uint8)
+  written = as_bytes(tmp_path, Image.fromarray(pixels), f'a.{suffix}')
+  found = decode.decode_image(written, size=8, channels=1)
+  assert found.shape == (8, 8, 1)
+  centre = pixels[(size[1] - 1) // 2, (size[0] - 1) // 2]
+  assert abs(found[3:5, 3:5].mean() - float(centre)) < 30
+  assert found[-1, -1, 0] >= found[0, 0, 0]
+
+
+@pytest.mark.parametrize('keep', [0, 10, 60, None])
+def test_damaged_bytes_are_refused(tmp_path, keep):
+  written = as_bytes(
+      tmp_path, Image.effect_noise((20, 20), 50), 'a.png'
+  ) if keep is not None else b'not an image at all'
+  with pytest.raises(data.CorruptImageError):
+    decode.decode_image(written[:keep], size=4)
