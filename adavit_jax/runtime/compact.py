@@ -34,7 +34,7 @@ def chunk_size(batch_size, macs_per_row, backend=None):
 def pass_sizes(chunk, most=_SIZES):
   """Sizes of the last pass, ascending: `chunk` - 1 rows fit.
 
-  At most so many in even steps, and a quarter of a step where that is worth it:
+  At most so many in even steps, and a quarter of a step if that is 2 or more:
   a trained policy keeps many layers for a few images.
   """
   step = -(-chunk // most)
@@ -56,7 +56,7 @@ def residual(run, x, keep, chunk, most=_SIZES):
   Kept rows go through `run` in a loop of passes of `chunk` rows, as many as
   there are, and the rest of them in one pass of the smallest size that holds
   them. The program has the code of `run` once per size, whatever the number of
-  rows: nothing depends on `keep` but the trip count and one branch.
+  rows: nothing depends on `keep` but how often its loops turn.
 
   Args:
     run: maps [C, N, ...] to [C, n, ...], row by row: what is added to the first
@@ -64,7 +64,7 @@ def residual(run, x, keep, chunk, most=_SIZES):
     x: [B, N, ...].
     keep: [B], 1 = run, 0 = leave the row as it is.
     chunk: rows per pass, from `chunk_size`.
-    most: sizes of the last pass, at most.
+    most: of `pass_sizes`.
 
   Returns:
     [B, N, ...].
