@@ -51,11 +51,28 @@ def test_dropped_rows_are_not_computed():
   assert seen == []
 
 
+def test_few_rows_take_a_small_pass():
+  seen = []
+
+  def run(x):
+    jax.debug.callback(lambda x: seen.append(len(x)), x, ordered=True)
+    return x
+
+  f = jax.jit(lambda keep: compact.residual(run, jnp.ones((64, 1)), keep, 64))
+  for num, rows in ((1, 2), (2, 2), (3, 8), (9, 16), (57, 64), (64, 64)):
+    seen.clear()
+    got = f(np.arange(64) < num)
+    jax.effects_barrier()
+    assert seen == [rows], num
+    np.testing.assert_array_equal(got[:, 0], 1 + (np.arange(64) < num))
+
+
 @pytest.mark.parametrize('chunk, sizes', [
     (1, []), (2, [1]), (4, [1, 2, 3]), (8, list(range(1, 8))),
     (64, [2, *range(8, 65, 8)]), (20, [3, 6, 9, 12, 15, 18, 20])])
 def test_pass_sizes_hold_every_remainder(chunk, sizes):
   assert compact.pass_sizes(chunk) == sizes
+  assert compact.pass_sizes(256, 2) == [128, 256]
 
 
 def test_chunk_size_follows_the_work_of_a_row():

@@ -1,4 +1,4 @@
-"""Image folders: every odd image, every odd layout, in memory and lazily."""
+"""Image folders: every odd layout, damaged files, in memory and lazily."""
 
 import os
 import re

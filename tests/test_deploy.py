@@ -15,6 +15,7 @@ from adavit_jax.data import decode
 from adavit_jax.exits import confidence as confidence_lib
 from adavit_jax.models import stages as stages_lib
 from adavit_jax.models.actions import Actions
+from adavit_jax.runtime import compact
 from adavit_jax.train import system as system_lib
 import jax
 from jax import export as jax_export
@@ -100,8 +101,11 @@ def test_compact_equals_the_classifier(clf, images, tmp_path):
   deploy.export(clf, tmp_path / 'a', mode='compact', batch_size=4,
                 platforms=CPU)
   exported = _read(tmp_path / 'a')
-  # One loop over the encoders, those over passes in it.
-  assert exported.mlir_module().count('stablehlo.while') > 1
+  # One loop over the encoders, in it those over passes: of all tokens and of
+  # prefix tokens for MSA and for MLP, each of full and of smaller ones.
+  passes = 2 * sum(1 + len(compact.pass_sizes(4, *most)) for most in ((), (2,)))
+  assert exported.mlir_module().count('stablehlo.while') == 1 + passes
+  assert not _conditionals(exported)
   for threshold in (0.5, 0.9):
     logits, keep = exported.call(images[:4], np.float32(threshold))
     clf.threshold = threshold

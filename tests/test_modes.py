@@ -149,18 +149,20 @@ def test_cond_skips_at_run_time_and_masked_does_not(params, z1, run):
   assert conditionals('masked', z1, _random(0, 4)) == 0
 
 
-def test_compact_compiles_an_encoder_once_per_size(model, params):
+@pytest.mark.parametrize('chunk', [4, 8])
+def test_compact_compiles_an_encoder_once_per_size(model, params, chunk):
   """Matrix products of the whole program: fixed by the sizes, not by L."""
   z1 = jax.ShapeDtypeStruct((8, model.num_tokens, model.width), jnp.float32)
   actions = jax.tree.map(lambda a: jax.ShapeDtypeStruct((8, L), a.dtype),
                          _random(0))
   compiled = jax.jit(lambda *args: modes.adaptive(
-      model, *args, 'compact', chunk=4).total)
+      model, *args, 'compact', chunk=chunk).total)
   text = compiled.lower(params, z1, actions).as_text(dialect='hlo')
   # A whole pass and the last ones; for prefix tokens q apart from k and v, and
   # all MLP rows at once.
   sizes, prefix, rows = (
-      1 + len(compact.pass_sizes(*args)) for args in ((4,), (4, 2), (8, 2)))
+      1 + len(compact.pass_sizes(*args))
+      for args in ((chunk,), (chunk, 2), (8, 2)))
   heads = 2
   assert text.count(' dot(') == (
       sizes * (4 + 2) + prefix * 5 + rows * 2 + heads)
@@ -182,8 +184,7 @@ def test_static_leaves_dropped_layers_out(model, params, z1):
 @pytest.mark.parametrize('mode', ['cond', 'compact'])
 def test_tokens_that_nobody_reads_are_left_as_they_are(
     model, params, z1, mode):
-  options = dict(chunk=1) if mode == 'compact' else {}
-  run = jax.jit(functools.partial(getattr(modes, mode), model, **options),
+  run = jax.jit(functools.partial(getattr(modes, mode), model),
                 static_argnames='read')
   # The last MSA layer is the second; before it, only an MLP layer.
   actions = Actions(np.float32([0, 1, 0]), np.float32([1, 1, 1]))

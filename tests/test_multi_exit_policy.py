@@ -106,7 +106,8 @@ def test_modes_agree_under_a_policy(
     np.testing.assert_array_equal(decided, keep)
     _close(got, logits)
     # Of the one encoder in the last stage the class token alone is read.
-    assert (moved > 0.1).all() if run is masked else not moved[1:].any()
+    assert (moved[1:] > 0.1).all() == (run is masked)
+    assert moved[1:].any() == (run is masked)
   for i in range(6):  # 'cond'
     got, decided, moved = chosen(weights, images[i:i + 1])
     np.testing.assert_array_equal(decided[0], keep[i])

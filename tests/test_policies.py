@@ -22,6 +22,18 @@ def _sigmoid(x):
   return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
 
 
+@pytest.mark.parametrize('array', [np.float32, np.bool_, jnp.int32])
+@pytest.mark.parametrize('msa, want', [
+    ([1, 0, 1], [1, 1, 0]), ([0, 0, 1], [1, 1, 0]), ([1, 0, 0], [0, 0, 0]),
+    ([0, 0, 0], [0, 0, 0]), ([1, 1, 1], [1, 1, 0])])
+def test_what_a_later_msa_layer_reads(array, msa, want):
+  actions = Actions(array(msa), None)
+  np.testing.assert_array_equal(actions.read_later, np.array(want, bool))
+  rows = Actions(array([msa, [1, 1, 1]]), None)
+  np.testing.assert_array_equal(
+      rows.read_later, np.array([want, [1, 1, 0]], bool))
+
+
 @pytest.mark.parametrize('number, num_msa, num_mlp', [
     (1, 5, 5), (2, 5, 3), (3, 3, 3), (4, 1, 2), (5, 0, 0)])
 def test_table_1(number, num_msa, num_mlp):

@@ -34,12 +34,16 @@ def chunk_size(batch_size, macs_per_row, backend=None):
 def pass_sizes(chunk, most=_SIZES):
   """Sizes of the last pass, ascending: `chunk` - 1 rows fit.
 
-  At most so many in even steps, and a quarter of a step if that is 2 or more:
-  a trained policy keeps many layers for a few images.
+  Args:
+    chunk: C, rows of a full pass.
+    most: sizes, in even steps, at most. With as many as by default there is one
+      of a quarter of a step too, if that is 2 or more: under a trained policy
+      many layers are kept by few images.
   """
   step = -(-chunk // most)
   even = [min(size, chunk) for size in range(step, chunk - 1 + step, step)]
-  return [step // 4] * (step >= 8) + even
+  small = step // 4
+  return [small, *even] if most >= _SIZES and small >= 2 else even
 
 
 def add(x, y):
@@ -98,7 +102,7 @@ def residual(run, x, keep, chunk, most=_SIZES):
   fewer = 0
   for length in pass_sizes(chunk, most):
     # A loop of one turn or none works in place; a branch of `lax.switch`, and
-    # even the one that does nothing, would copy x.
+    # even the one that does nothing, would copy x (seen on CPU).
     fits = (fewer < num - done) & (num - done <= length)
     x = jax.lax.fori_loop(
         0, fits.astype(jnp.int32),

@@ -75,8 +75,9 @@ def compact(model, params, x, actions, *, chunk=None, start=0, read=None):
     params: its parameters.
     x: z1 [B, N, D].
     actions: `Actions` of [B, L], or [L].
-    chunk: images in one pass; None chooses it for the default backend, also
-      where the program is exported for another. See `compact.residual`.
+    chunk: images in one pass, but of MLP layers over prefix tokens alone; None
+      chooses it for the default backend, also where the program is exported
+      for another. See `compact.residual`.
     start: as in `cond`.
     read: as in `cond`.
 

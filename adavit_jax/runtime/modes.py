@@ -7,8 +7,8 @@ the images that keep it.
 
 The heads read the prefix tokens alone. So the last MSA layer that an image
 keeps needs no other queries, and the MLP layers from there on no other tokens:
-all modes but `masked` leave them out; `compact` the queries where no image of
-the batch needs them.
+all modes but `masked` leave them out, `compact` the queries only where no image
+of the batch needs them.
 """
 
 import jax
