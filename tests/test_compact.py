@@ -72,7 +72,7 @@ def test_few_rows_take_a_small_pass():
     (64, [2, *range(8, 65, 8)]), (20, [3, 6, 9, 12, 15, 18, 20])])
 def test_pass_sizes_hold_every_remainder(chunk, sizes):
   assert compact.pass_sizes(chunk) == sizes
-  assert compact.pass_sizes(256, 2) == [128, 256]
+  assert compact.pass_sizes(256, 2) == [32, 128, 256]
 
 
 def test_chunk_size_follows_the_work_of_a_row():

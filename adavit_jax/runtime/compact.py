@@ -36,14 +36,14 @@ def pass_sizes(chunk, most=_SIZES):
 
   Args:
     chunk: C, rows of a full pass.
-    most: sizes, in even steps, at most. With as many as by default there is one
-      of a quarter of a step too, if that is 2 or more: under a trained policy
-      many layers are kept by few images.
+    most: sizes, in even steps, at most. One of a quarter of a step, if that is
+      2 or more, comes before them: under a trained policy many layers are kept
+      by few images.
   """
   step = -(-chunk // most)
   even = [min(size, chunk) for size in range(step, chunk - 1 + step, step)]
   small = step // 4
-  return [small, *even] if most >= _SIZES and small >= 2 else even
+  return [small, *even] if small >= 2 else even
 
 
 def add(x, y):
