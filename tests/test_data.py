@@ -264,6 +264,11 @@ def test_bad_field_is_named(config, field, value):
     data.load(config)
 
 
+def test_bad_seed_is_named(config):
+  with pytest.raises(ValueError, match='seed, is -1'):
+    data.load(config, seed=-1)
+
+
 def test_bad_scene_kind_is_named(config):
   config.name, config.image_size = 'digit_scenes', 16
   config.scenes.kind = 'min'

@@ -2,16 +2,12 @@
 
 import functools
 import json
-import re
 import runpy
 import subprocess
-import types
 
 from adavit_jax import cascade_classifier
 from adavit_jax import classifier
-from adavit_jax import data
 from adavit_jax import deploy
-from adavit_jax.data import decode
 from adavit_jax.exits import confidence as confidence_lib
 from adavit_jax.models import stages as stages_lib
 from adavit_jax.models.actions import Actions
@@ -230,48 +226,6 @@ def test_the_example_runs_it_without_the_models_code(clf, cond, tmp_path):
   assert modules == '[]'
 
 
-@functools.cache
-def _example():
-  return runpy.run_path(f'{tiny.ROOT}/examples/run_exported.py')
-
-
-@pytest.mark.parametrize('channels', [1, 3])
-@pytest.mark.parametrize('name, side', [
-    ('a.png', (94, 71)), ('a.jpg', (71, 94)), ('a.jpg', (377, 284)),
-    ('a.jpg', (590, 800))])
-def test_the_example_reads_the_pixels_of_evaluation(
-    tmp_path, channels, name, side):
-  exif = Image.Exif()
-  exif[0x0112] = 6  # to be turned by 90 degrees
-  Image.effect_noise(side, 90).convert('RGB').save(tmp_path / name, exif=exif)
-  config = data.default_config()
-  config.update(image_size=64, load_size=71)
-  want = decode.read(tmp_path / name, config, types.SimpleNamespace(
-      image_size=64, channels=channels))
-  got = _example()['read'](tmp_path / name, dict(
-      channels=channels, size=64, resize=71, interpolation='bicubic'))
-  np.testing.assert_array_equal(got, want)
-
-
-@pytest.mark.parametrize('error', [
-    'UnidentifiedImageError', 'SyntaxError', 'DecompressionBombError'])
-def test_the_example_names_what_it_cannot_decode(tmp_path, monkeypatch, error):
-  path = tmp_path / 'a.png'
-  Image.new('L', (8, 8)).save(path)
-  written = path.read_bytes()
-  if error == 'UnidentifiedImageError':
-    path.write_bytes(b'x')
-  elif error == 'SyntaxError':  # the pixels seem to end after 3 bytes
-    start = written.index(b'IDAT') - 4
-    path.write_bytes(written[:start] + b'\0\0\0\3' + written[start + 4:])
-  else:
-    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 8)
-  sentence = rf'^{re.escape(str(path))} cannot be decoded \({error}: .+\)$'
-  about = dict(channels=1, size=8, resize=8, interpolation='bicubic')
-  with pytest.raises(OSError, match=sentence):
-    _example()['read'](path, about)
-
-
 @pytest.mark.parametrize('batch_size', [None, 2])
 def test_the_example_stops_at_the_exit_that_is_sure(
     cascade, stages, small, at_exits, tmp_path, capsys, batch_size):
@@ -282,7 +236,8 @@ def test_the_example_stops_at_the_exit_that_is_sure(
   files = [str(tmp_path / f'{i}.png') for i in range(5)]
   for file, image in zip(files, small):
     Image.fromarray(image[..., 0]).save(file)
-  _example()['main'](str(stages), *files)
+  example = runpy.run_path(f'{tiny.ROOT}/examples/run_exported.py')
+  example['main'](str(stages), *files)
   confidence = confidence_lib.confidences(
       confidence_lib.RULES['entropy'], at_exits)
   chosen = confidence_lib.choose(confidence, cascade.thresholds)
@@ -292,16 +247,6 @@ def test_the_example_stops_at_the_exit_that_is_sure(
       f'{file}: {y[k].argmax()} ({y[k].max():.3f}), exit {k} of 0 to 1, '
       f'{macs[k]:.3g} MACs'
       for file, y, k in zip(files, at_exits.swapaxes(0, 1), chosen)]
-
-
-@pytest.mark.parametrize('name', confidence_lib.RULES)
-def test_the_example_knows_every_rule(name):
-  logits = np.random.default_rng(4).normal(size=(3, 20, 3)).astype(np.float32)
-  want = confidence_lib.confidences(confidence_lib.RULES[name], logits)
-  memory = None
-  for y, row in zip(logits, want):
-    got, memory = _example()['confidence'](name, y, memory)
-    np.testing.assert_allclose(got, row, **CLOSE)
 
 
 @pytest.mark.parametrize('mode', ['dense', 'static'])
@@ -341,13 +286,6 @@ def test_wrong_arguments(clf, tmp_path, arguments, message):
 def test_a_directory_is_no_file_to_write(clf, tmp_path):
   with pytest.raises(ValueError, match='is a directory; name the file'):
     deploy.export(clf, tmp_path, mode='cond')
-
-
-def test_the_example_refuses_what_training_reads_otherwise(tmp_path):
-  Image.fromarray(np.full((8, 8), 300, np.uint16)).save(tmp_path / 'a.png')
-  with pytest.raises(OSError, match='mode I;16; save it with 8 bits'):
-    _example()['read'](tmp_path / 'a.png', dict(
-        channels=1, size=8, resize=8, interpolation='bicubic'))
 
 
 def test_given_layers_have_no_policy_to_export(fixed, tmp_path):

@@ -78,10 +78,6 @@ def check_source(config_data) -> None:
         f'config.data.holdout={config_data.holdout} must lie in 0..0.5: it is'
         ' the share of the training split that is kept out.'
     )
-  if config_data.seed is not None and config_data.seed < 0:
-    raise ValueError(
-        f'config.data.seed={config_data.seed} must be at least 0.'
-    )
   if config_data.on_corrupt not in ('error', 'skip'):
     raise ValueError(
         f"config.data.on_corrupt={config_data.on_corrupt!r}: give 'error' or"

@@ -34,6 +34,9 @@ def load(config_data, *, seed: int = 0) -> splits.Dataset:
   source = _SOURCES.get(config_data.name, tfds.load)
   if config_data.seed is not None:
     seed = config_data.seed
+  if seed < 0:
+    raise ValueError(f'config.data.seed, or else seed, is {seed}: it must be at'
+                     ' least 0.')
   dataset = source(config_data, seed=seed)
   if not len(dataset.train) or not len(dataset.test):
     raise ValueError(
