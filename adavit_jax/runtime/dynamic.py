@@ -11,8 +11,8 @@ from adavit_jax.models.actions import Actions
 from adavit_jax.models.encoder import branches
 from adavit_jax.runtime import compact as compact_lib
 
-# Even sizes of a last pass for prefix tokens alone: fewer, since rows in vain cost
-# little there.
+# Even sizes of a last pass for prefix tokens alone: fewer, since rows in vain
+# cost little there.
 _PREFIX_SIZES = 2
 
 
