@@ -1,5 +1,6 @@
 """States of runs: copied, and compared bit for bit."""
 
+from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import step as step_lib
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,15 @@ def trace_once():
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(step_lib, 'make_step', make_once)
+    yield
+
+
+@pytest.fixture(scope='module', autouse=True)
+def two_devices():
+  """Runs on 2 of the 8 devices, which compiles and saves faster."""
+  make_mesh = mesh_lib.make_mesh
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(mesh_lib, 'make_mesh', lambda num=2: make_mesh(num))
     yield
 
 

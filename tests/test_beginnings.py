@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import states
+from states import two_devices  # a fixture
 import tiny
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import states
 from states import trace_once  # a fixture
+from states import two_devices  # a fixture
 import tiny
 
 STEPS = 6

@@ -21,6 +21,7 @@ from adavit_jax.train import system as system_lib
 import numpy as np
 import pytest
 import states
+from states import two_devices  # a fixture
 import tiny
 
 L = 3
