@@ -3,10 +3,10 @@
   pip install -e '.[tpu]'
   python benchmarks/aot_modes.py --model=vit_small_patch16_224 --batch=32
 
-A dropped layer is saved time only if the compiler leaves in the program the
-conditionals of `cond` and the loops over passes of `compact`, and a program
-that holds each encoder once per layer and size takes minutes to compile. So two
-depths stand in the table: no number may grow with depth.
+A dropped layer is saved time only if the compiler leaves the conditionals in
+the program, and the loops over passes of `compact`; and a program that holds
+each encoder once per layer and size takes minutes to compile. So two depths
+stand in the table: no number may grow with depth.
 """
 
 import os

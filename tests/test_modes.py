@@ -139,13 +139,15 @@ def test_gates_scale_a_branch(model, params, z1):
   np.testing.assert_array_equal(prefix[1], x[:, :2])
 
 
-def test_cond_skips_at_run_time_and_masked_does_not(params, z1, run):
+def test_modes_skip_at_run_time_and_masked_does_not(params, z1, run):
   def conditionals(mode, z1, actions):
     text = run[mode].lower(params, z1, actions).compile().as_text()
     return text.count(' conditional(')
   # One body for all layers: an MSA and an MLP branch.
   assert conditionals('cond', z1, _random(0)) == 2
   assert conditionals('cond', z1[:1], _random(0, 1)) == 2
+  # A choice between sizes for each: all tokens of them, and prefix tokens.
+  assert conditionals('compact', z1, _random(0, 4)) == 4
   assert conditionals('masked', z1, _random(0, 4)) == 0
 
 

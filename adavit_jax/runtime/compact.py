@@ -59,8 +59,9 @@ def residual(run, x, keep, chunk, most=_SIZES):
 
   Kept rows go through `run` in a loop of passes of `chunk` rows, as many as
   there are, and the rest of them in one pass of the smallest size that holds
-  them. The program has the code of `run` once per size, whatever the number of
-  rows: nothing depends on `keep` but how often its loops turn.
+  them, chosen by a switch. The program has the code of `run` once per size,
+  whatever the number of rows: nothing depends on `keep` but how often its loops
+  turn and which branch is taken.
 
   Args:
     run: maps [C, N, ...] to [C, n, ...], row by row: what is added to the first
@@ -85,27 +86,40 @@ def residual(run, x, keep, chunk, most=_SIZES):
   order = jnp.where(places < num, order, size + places)
   known = dict(indices_are_sorted=True, unique_indices=True)
 
-  def part(x, start, length):
-    rows = jax.lax.dynamic_slice(order, (start,), (length,))
-    taken = x.at[rows].get(mode='clip', **known)
+  def rows_of(start, length):
+    return jax.lax.dynamic_slice(order, (start,), (length,))
+
+  def passed(x, start, length):
+    taken = x.at[rows_of(start, length)].get(mode='clip', **known)
     y = run(taken)
-    n = y.shape[1]
-    return x.at[rows, :n].set(taken[:, :n] + y, mode='drop', **known)
+    return taken[:, :y.shape[1]] + y
+
+  def written(x, start, y):
+    rows = rows_of(start, len(y))
+    return x.at[rows, :y.shape[1]].set(y, mode='drop', **known)
 
   def whole(i, x):
     # A pass of all rows needs no gather.
-    return part(x, i * chunk, chunk) if chunk < size else add(x, run(x))
+    if chunk == size:
+      return add(x, run(x))
+    return written(x, i * chunk, passed(x, i * chunk, chunk))
 
   full = num // chunk
   x = jax.lax.fori_loop(0, full, whole, x)
-  done = full * chunk
-  fewer = 0
-  for length in pass_sizes(chunk, most):
-    # A loop of one turn or none works in place; a branch of `lax.switch`, and
-    # even the one that does nothing, would copy x (seen on CPU).
-    fits = (fewer < num - done) & (num - done <= length)
-    x = jax.lax.fori_loop(
-        0, fits.astype(jnp.int32),
-        lambda _, x, length=length: part(x, done, length), x)
-    fewer = length
-  return x
+  sizes, done = pass_sizes(chunk, most), full * chunk
+  if not sizes:
+    return x
+
+  def last(_, x):
+    def padded(length):
+      def branch(x):
+        y = passed(x, done, length)
+        missing = sizes[-1] - length
+        return jnp.pad(y, ((0, missing), *((0, 0),) * (y.ndim - 1)))
+      return branch
+    which = (num - done > jnp.asarray(sizes)).sum()
+    return written(x, done, jax.lax.switch(which, list(map(padded, sizes)), x))
+
+  # A loop of one turn or none works in place, where a branch that leaves x as
+  # it is, or writes into it, would copy it (seen on CPU).
+  return jax.lax.fori_loop(0, (num > done).astype(jnp.int32), last, x)
