@@ -104,7 +104,15 @@ def test_a_run_holds_out_what_the_run_before_it_held_out():
     c.data.update(name='folder', data_dir='a')
   with pytest.raises(ValueError, match='it would hold out images'):
     checks.same_holdout(_info(source), config)
+  config.data.data_dir = 'b/../a/'
+  with pytest.raises(ValueError, match='it would hold out images'):
+    checks.same_holdout(_info(source), config)
   config.data.data_dir = 'b'
+  checks.same_holdout(_info(source), config)
+  source.data.name, config.data.name = 'tfds:cifar10', 'tfds:cifar10:3.0.2'
+  with pytest.raises(ValueError, match='it would hold out images'):
+    checks.same_holdout(_info(source), config)
+  config.data.name = 'tfds:cifar100'
   checks.same_holdout(_info(source), config)
 
 

@@ -51,6 +51,14 @@ def values(split):
   return images[:, 0, 0, 0].tolist()
 
 
+def test_hidden_files_and_folders_are_no_images(config, root):
+  cats = root / 'train' / 'cat'
+  for hidden in ('.ipynb_checkpoints/0.png', 'more/.trash/1.png', '._2.png'):
+    save(cats / hidden, grey(200))
+  save(cats / 'more' / '3.png', grey(40))
+  assert values(data.load(config).train) == [10, 20, 30, 40, 40, 50, 60]
+
+
 @pytest.mark.parametrize('max_bytes', [2**31, 0], ids=['memory', 'lazy'])
 def test_folder_loads(config, monkeypatch, max_bytes):
   monkeypatch.setattr(load_encoded, 'MAX_BYTES', max_bytes)

@@ -17,6 +17,9 @@ _DAMAGE = (
     struct.error, zlib.error, Image.DecompressionBombError,
 )
 
+# Longer strips, a pixel high, take gigabytes when the short side is resized.
+_LONGEST = 100
+
 
 class CorruptImageError(ValueError):
   """The bytes are not an image that can be decoded."""
@@ -41,13 +44,17 @@ def decode_image(
     uint8 [size, size, channels].
 
   Raises:
-    CorruptImageError: the bytes cannot be decoded.
+    CorruptImageError: the bytes cannot be decoded, or one side is more than
+      100 times the other.
   """
   try:
     with Image.open(io.BytesIO(data)) as image:
+      width, height = image.size
+      short = min(width, height)
+      if max(width, height) > _LONGEST * short:
+        raise ValueError(f'{width} x {height} pixels are a strip, no image')
       # A JPEG can be decoded at a half, quarter or eighth of its size at a
       # fraction of the time; twice the target leaves the resize its quality.
-      short = min(image.size)
       if short > 2 * size:
         scale = 2 * size / short
         image.draft(None, tuple(int(s * scale) + 1 for s in image.size))

@@ -176,7 +176,9 @@ def _folders(directory: pathlib.Path) -> list[str]:
 
 def _image_files(directory: pathlib.Path) -> list[str]:
   files = []
-  for parent, _, names in os.walk(directory, followlinks=True):
+  for parent, folders, names in os.walk(directory, followlinks=True):
+    # .ipynb_checkpoints and the like hold copies of images.
+    folders[:] = [name for name in folders if not name.startswith('.')]
     files += [
         os.path.join(parent, name) for name in names
         # macOS leaves ._name.jpg beside name.jpg; they are no images.

@@ -1,6 +1,7 @@
 """Checks of a config against data, model and the run that it continues."""
 
 import json
+import os
 
 import jax.numpy as jnp
 
@@ -113,8 +114,7 @@ def same_holdout(info, config):
     ValueError: if both are of one data set and split it differently.
   """
   saved = restore.with_defaults(info['config'])
-  here = ('name',) + ('data_dir',) * (config.data.name == 'folder')
-  if any(saved['data'][field] != config.data[field] for field in here):
+  if _data_set(saved['data']) != _data_set(config.data):
     return
   def split(config):
     seed = config['data']['seed']
@@ -126,6 +126,14 @@ def same_holdout(info, config):
         f'holdout={then[1]}, this run by seed {now[0]} and holdout={now[1]}: '
         f'it would hold out images that its parameters were trained on; set '
         f'--config.data.seed={then[0]} --config.data.holdout={then[1]}')
+
+
+def _data_set(config_data):
+  """What names the images, however it is spelled: no version, no ../."""
+  name, folder = config_data['name'], config_data['data_dir']
+  if name == 'folder':
+    return name, os.path.realpath(os.path.expanduser(folder))
+  return tuple(name.split(':')[:2])
 
 
 def same_run(info, config, workdir, *, nets=True):
