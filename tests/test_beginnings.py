@@ -188,9 +188,12 @@ def test_no_number_reaches_a_checkpoint(trainer, tmp_path, bad):
 
 
 def test_price_of_a_run_without_warm_start(trainer, tmp_path):
-  for phases in (('dense', 'policy'), ('dense', 'joint')):
-    other = _other(trainer, tmp_path / phases[1], **{
-        'phases': phases, 'dense.steps': 1, f'{phases[1]}.steps': 1,
-        f'{phases[1]}.price': 0.7})
+  """The first phase that pays for MACs says what they cost."""
+  for phases in (('dense', 'policy'), ('dense', 'joint'),
+                 ('dense', 'policy', 'joint')):
+    other = _other(trainer, tmp_path / '_'.join(phases), **{
+        'phases': phases, 'dense.steps': 1, 'policy.steps': 1,
+        'joint.steps': 1, f'{phases[-1]}.price': 0.7,
+        'policy.reward': 'split' if len(phases) == 3 else 'macs'})
     state = other.train()
     np.testing.assert_allclose(np.exp(state.log_price), 0.7, rtol=1e-6)

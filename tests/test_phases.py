@@ -267,7 +267,7 @@ def test_policy_gradient_image_by_image(
   features_of = lambda p: system.features(
       {'vit': state.params['vit'], 'policy': p}, z1, state.stats)
 
-  def loss(params):
+  def loss(params, free=free):
     vit, p = params['vit'], params['policy']
     z1 = modes.fixed(system.model, vit, batch.images)
     return policy.policy_gradient(
@@ -332,10 +332,13 @@ def test_policy_gradient_image_by_image(
   np.testing.assert_allclose(metrics['keep_msa'], greedy.msa.mean(0), rtol=1e-6)
   np.testing.assert_allclose(
       metrics['macs_ratio'], system.cost.ratio(greedy).mean(), rtol=1e-6)
-  if reward == 'macs':
+  if reward == 'macs':  # It rests until all encoders are free.
+    np.testing.assert_array_equal(updates['log_price'], state.log_price)
+    _, (metrics, updates) = jax.jit(loss)(state.params, np.ones_like(free))
     np.testing.assert_allclose(
         updates['log_price'], reinforce.update_price(
             state.log_price, metrics['macs_ratio'], system.config.mac_target,
             c.price_rate), rtol=1e-6)
+    assert updates['log_price'] != state.log_price
   else:
     assert not updates

@@ -37,9 +37,10 @@ def enter(trainer, state, phase, began_from=''):
     state = state.replace(teacher=None)
   if phase == 'warm_start':
     state = state.replace(
-        candidates=static_masks(trainer, state.params['vit']))
-  before = (began_from, *phases[:phases.index(phase)])
-  priced = {'warm_start', 'policy', 'joint'}.intersection(before)
+        candidates=static_masks(trainer, system_lib.final_params(state)['vit']))
+  before = [began_from] * bool(began_from) + [*phases[:phases.index(phase)]]
+  steers = lambda name: trainer.config[name].get('reward') == 'macs'
+  priced = 'warm_start' in before or any(steers(name) for name in before)
   if phase in ('policy', 'joint') and not priced:
     state = state.replace(log_price=jnp.log(
         jnp.float32(trainer.config[phase].price)))

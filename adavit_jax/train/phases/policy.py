@@ -113,8 +113,10 @@ def policy_gradient(system, c, policy, vit, z1, features, log_price, batch, key,
   updates = {}
   if c.reward == 'macs':
     metrics['price'] = jnp.exp(log_price)
+    # It rests while layers run that the policy may not drop yet.
     updates['log_price'] = reinforce.update_price(
-        log_price, macs_ratio, system.config.mac_target, c.price_rate)
+        log_price, macs_ratio, system.config.mac_target,
+        c.price_rate * free.min())
   if nets.aux:
     aux = losses.cross_entropy(features.aux_logits, batch.targets)
     total += c.aux * aux

@@ -12,6 +12,7 @@ import optax
 
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import learned
+from adavit_jax.policies import reinforce
 from adavit_jax.runtime import modes
 from adavit_jax.train import losses
 
@@ -55,7 +56,8 @@ def loss(system, params, state, batch, key, progress):
     aux = losses.cross_entropy(features.aux_logits, batch.targets)
     total += aux
     metrics['aux_loss'] = aux
-  log_price = 0.95 * state.log_price + 0.05 * jnp.log(jnp.clip(price, 1e-3))
+  log_price = 0.95 * state.log_price + 0.05 * jnp.log(
+      jnp.clip(price, *reinforce.PRICES))
   return total, (metrics, {'log_price': log_price})
 
 
