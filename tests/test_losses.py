@@ -1,7 +1,11 @@
 """Losses against NumPy in float64."""
 
+import types
+
 from adavit_jax.models.vit import Logits
 from adavit_jax.train import losses
+from adavit_jax.train.phases import joint
+from adavit_jax.train.step import Batch
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,3 +86,14 @@ def test_teachers_get_no_gradient(logits, loss):
   grad = jax.grad(loss, argnums=(0, 1))(student, teacher)
   assert np.abs(grad[0]).max() > 0
   np.testing.assert_array_equal(grad[1], 0)
+
+
+def test_untaught_distillation_head_learns_from_the_labels(logits):
+  """The loss of figure 3B's path without its teacher."""
+  first, second, targets = logits
+  system = types.SimpleNamespace(classify=lambda *_: Logits(first, second))
+  c = types.SimpleNamespace(distill=0., representation=0.)
+  batch = Batch(None, targets, targets.argmax(-1))
+  loss, _ = joint.path_loss(system, c, None, None, None, batch, None)
+  ce = [-(targets * _log_softmax(x)).sum(-1).mean() for x in (first, second)]
+  np.testing.assert_allclose(loss, np.mean(ce), rtol=1e-5)

@@ -117,15 +117,14 @@ def make_step(system, phase, start):
 def _augmentation(config, phase):
   """The augmentation of a phase, as `config.data` has it.
 
-  No images are mixed where a reward or a teacher needs one true class.
+  No images are mixed where a reward or a teacher needs one true class, or a
+  policy decides about one image.
   """
   config_data = config.data.copy_and_resolve_references()
-  taught = phase in config_lib.TAUGHT
-  if taught:
+  if phase in config_lib.TAUGHT or config.exits.policy:
     config_data.mixup = config_data.cutmix = 0.
-  padding = config_data.policy_crop_padding
-  if (taught or config.exits.policy) and padding is not None:
-    config_data.crop_padding = padding
+    if config_data.policy_crop_padding is not None:
+      config_data.crop_padding = config_data.policy_crop_padding
   return config_data
 
 

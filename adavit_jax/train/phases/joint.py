@@ -56,7 +56,9 @@ def path_loss(system, c, vit, z1, teacher, batch, actions):
     (loss [], metrics).
   """
   logits = system.classify(vit, z1, actions)
-  ce = losses.cross_entropy(logits.cls, batch.targets)
+  # A distillation head that no teacher teaches learns from the labels.
+  ce = (losses.cross_entropy(logits.cls, batch.targets) if c.distill else
+        losses.head_cross_entropy(logits, batch.targets))
   metrics = {'loss': ce, 'accuracy': dense.accuracy(logits, batch)}
   total = ce
   if c.distill or c.representation:
