@@ -7,6 +7,7 @@ field of the config.
 """
 
 import re
+import signal
 import traceback
 
 from absl import app
@@ -36,12 +37,15 @@ def main(argv):
   logging.info('%d devices of kind %s', jax.device_count(),
                jax.devices()[0].device_kind)
   try:
-    state = loop.Trainer(_CONFIG.value, _WORKDIR.value).train()
+    trainer = loop.Trainer(_CONFIG.value, _WORKDIR.value)
+    state = trainer.train()
   except guards.USER_ERRORS as error:
     logging.debug('where it came from', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error
   if state is not None:
     print(f'done; now: python eval.py --workdir={_WORKDIR.value}')
+  elif trainer.stopped_by == signal.SIGINT:
+    raise SystemExit(128 + signal.SIGINT)  # so that no && goes on
 
 
 def _last_of_each(argv):

@@ -99,7 +99,7 @@ def test_graceful_stop(signum):
   with preemption.GracefulStop() as stop:
     assert not stop.should_stop()
     signal.raise_signal(signum)
-    assert stop.requested and stop.should_stop()
+    assert stop.signum == signum and stop.should_stop()
     with pytest.raises(KeyboardInterrupt):
       signal.raise_signal(signum)
   assert [signal.getsignal(s) for s in preemption.SIGNALS] == before

@@ -45,6 +45,7 @@ class Trainer:
     saved = pretrained.saved_info(workdir)
     config = pretrained.with_preprocessing(config, saved)
     self.config, self.workdir = config, workdir
+    self.stopped_by = None
     self._began_from = ''  # phase of the run that this one continues
     self.mesh = mesh_lib.make_mesh()
     for phase in config.phases:
@@ -82,7 +83,8 @@ class Trainer:
     """Runs what is left of the config's phases.
 
     Returns:
-      The final `State`, or None if a signal stopped the run; it is saved then.
+      The final `State`, or None if a signal, then in `stopped_by`, stopped the
+      run; it is saved then.
 
     Raises:
       NonFiniteError: a metric is no number.
@@ -100,6 +102,7 @@ class Trainer:
             state = entry.enter(self, state, phase, self._began_from)
           state = self._run_phase(state, phase, start, ckpts, metrics, stop)
           if state is None:
+            self.stopped_by = stop.signum
             return None
           start, index = int(state.step), index + 1
       return state

@@ -3,6 +3,7 @@
 import signal
 import threading
 
+from absl import logging
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
@@ -22,6 +23,7 @@ class GracefulStop:
 
   Attributes:
     requested: whether this process was asked to stop.
+    signum: the signal that asked, or None.
   """
 
   def __init__(self, *, check_every: int = 1):
@@ -38,6 +40,7 @@ class GracefulStop:
     if check_every < 1:
       raise ValueError(f'check_every={check_every} must be at least 1')
     self.requested = False
+    self.signum = None
     self._check_every = check_every
     self._calls = 0
     self._old = {}
@@ -57,7 +60,9 @@ class GracefulStop:
     del frame
     if self.requested:
       raise KeyboardInterrupt(f'second {signal.Signals(signum).name}')
-    self.requested = True
+    self.requested, self.signum = True, signum
+    logging.warning('%s: stopping after this step; a second one stops now',
+                    signal.Signals(signum).name)
 
   def should_stop(self) -> bool:
     """Says whether to stop now; the same answer on each process.
