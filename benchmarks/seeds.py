@@ -31,7 +31,11 @@ def main(directories):
       reports.append(json.load(f))
     if 'adaptive' not in reports[-1]:
       raise SystemExit(f'error: {path} is not of a run with a policy')
-  print(f'{len(reports)} seeds: {[r["seed"] for r in reports]}\n')
+  seeds = [r['seed'] for r in reports]
+  if len(set(seeds)) < len(seeds):
+    raise SystemExit(f'error: the runs have seeds {seeds}; each must have '
+                     f'another one')
+  print(f'{len(reports)} seeds: {seeds}\n')
   _table('tuned for the budget', reports)
   one = [r['one_set_of_weights'] for r in reports]
   if all(one):

@@ -112,6 +112,7 @@ def test_report_has_what_it_promises(run, reported):
   steps = tiny.STEPS * len(tiny.PHASES)
   assert (result['phase'], result['step'], result['best']) == (
       'joint', steps, False)
+  assert result['finished']
   for picture in ('keep_rate', 'accuracy_macs', 'easy_hard'):
     with open(f'{workdir}/{picture}.png', 'rb') as f:
       assert f.read(8) == b'\x89PNG\r\n\x1a\n'

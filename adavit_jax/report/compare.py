@@ -40,7 +40,8 @@ def adaptive_row(outputs, dense, cost, meta=None):
     kept_mlp_std, kept_std (both together), difficulty_correlation (Spearman,
     kept layers against the dense model's loss; None if either is constant),
     agreement (share of images with the dense prediction), keep_rate (per
-    layer, MSA then MLP), and kept_easy / kept_hard where `meta` tells.
+    layer, MSA then MLP), and kept_easy / kept_hard where `meta` tells and
+    there are both.
   """
   keep = outputs.keep
   msa, mlp = outputs.actions
@@ -60,8 +61,9 @@ def adaptive_row(outputs, dense, cost, meta=None):
       keep_rate=keep.mean(0).tolist())
   if meta and 'hard' in meta:
     hard = np.asarray(meta['hard'], bool)
-    result['kept_easy'] = float(kept[~hard].mean())
-    result['kept_hard'] = float(kept[hard].mean())
+    if 0 < hard.sum() < len(hard):
+      result['kept_easy'] = float(kept[~hard].mean())
+      result['kept_hard'] = float(kept[hard].mean())
   return result
 
 

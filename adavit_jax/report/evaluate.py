@@ -1,5 +1,6 @@
 """From a work directory to its report."""
 
+from absl import logging
 from etils import epath
 import jax
 from ml_collections import config_dict
@@ -55,8 +56,15 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
   trainer = loop.Trainer(config, workdir)
   checks.same_classes(info, trainer.dataset, workdir)
   checks.same_images(info, trainer.dataset, workdir)
+  finished = best or info['finished']
+  if not finished:
+    logging.warning(
+        '%s: phase %r was stopped at step %d of %d, the same train.py resumes '
+        'it; this is a report of what it has reached', workdir, info['phase'],
+        step - info['start'], config[info['phase']].steps)
   about = dict(
       workdir=str(workdir), phase=info['phase'], step=int(step), best=best,
+      finished=finished,
       seed=config.seed,
       device=f'{jax.device_count()} x {jax.devices()[0].device_kind}',
       num_test=len(trainer.dataset.test))

@@ -53,9 +53,10 @@ def accuracy_against_macs(report, path):
   if one:
     curve(one['frontier'], 'static, dense weights', color='C7', linestyle=':')
     point(one['adaptive'], 'adaptive, dense weights', 'C0v')
-  low = min(100 * report[k]['accuracy'] for k in ('adaptive', 'dense'))
+  low = min(100 * report[k]['accuracy']
+            for k in ('adaptive', 'dense', 'random', 'shuffled') if k in report)
   axes.set(xlabel="MACs as a share of the dense model's",
-           ylabel='test accuracy, %', ylim=(low - 12, None))
+           ylabel='test accuracy, %', ylim=(low - 4, None))
   axes.grid(alpha=0.3)
   axes.legend(fontsize=8)
   _save(figure, path)
@@ -98,9 +99,11 @@ def easy_and_hard(split, keep, class_names, prediction, path, *, columns=10):
     class_names: K names.
     prediction: [n] classes.
     path: of the PNG.
-    columns: images in a row; two rows of each kind.
+    columns: images in a row at most; two rows of each kind, and no image in
+      both where there are four or more.
   """
   kept = keep.sum(-1)
+  columns = max(min(columns, len(kept) // 4), 1)
   # A stable order that does not follow the class: ties are broken at random.
   order = np.lexsort((np.random.default_rng(0).random(len(kept)), kept))
   chosen = [order[:2 * columns], order[-2 * columns:]]
@@ -113,7 +116,8 @@ def easy_and_hard(split, keep, class_names, prediction, path, *, columns=10):
       axes.imshow(image.squeeze(), cmap='gray')
       wrong = prediction[i] != split.labels[i]
       axes.set_title(f'{class_names[split.labels[i]]}: {int(kept[i])}',
-                     fontsize=7, pad=2, color='C3' if wrong else 'black')
+                     fontsize=7, pad=2, color='C3' if wrong else 'black',
+                     parse_math=False)
       axes.axis('off')
   _save(figure, path)
 
