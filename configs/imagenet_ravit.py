@@ -22,8 +22,10 @@ from adavit_jax.train import config as base
 _STEPS_PER_EPOCH = 1_268_355 // 1024
 
 
-def get_config():
+def get_config(variant=''):
   """Returns the paper's schedule."""
+  if variant:
+    raise ValueError(f'unknown variant {variant!r}; this config has none')
   config = base.default_config()
   config.dtype = 'bfloat16'
   config.phases = ('exits',)

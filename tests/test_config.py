@@ -35,6 +35,7 @@ def test_mistaken_flags_end_in_one_sentence(flag, message, tmp_path):
 @pytest.mark.parametrize('fields, message', [
     (dict(phases=('dens',)), "config.phases has 'dens'; did you mean 'dense'"),
     (dict(phases=(1,)), 'config.phases has 1; known'),
+    (dict(phases=()), 'config.phases is empty; give some of'),
     ({'joint.batch_size': 12}, 'joint.batch_size=12 must be a positive '
      'multiple of the 8 devices; set joint.batch_size to 8 or 16'),
     (dict(eval_batch_size=10), 'eval_batch_size=10 must be'),
@@ -61,6 +62,7 @@ def test_mistaken_flags_end_in_one_sentence(flag, message, tmp_path):
     (dict(mac_target=55.), r'mac_target=55.0 must be in \(0, 1\]'),
     ({'static.policy': 'random'}, "static.policy='random'; known"),
     ({'warm_start.masks': 0}, 'warm_start.masks=0 must be at least 1'),
+    ({'num_search': 1}, 'num_search=1 must be at least 2'),
     ({'policy.price': 0.}, r'policy.price=0.0 must be in \[0.001, 20.0\]'),
     ({'joint.price': float('nan')}, 'joint.price=nan must be in'),
     ({'nets.bias': float('nan')}, 'nets.bias=nan must be a finite number'),

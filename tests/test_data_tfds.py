@@ -205,9 +205,16 @@ def test_download_only_where_nothing_is_given(config, tmp_path, monkeypatch):
   assert asked == ['tiny_flags']
 
 
-def test_download_that_needs_tensorflow_says_so(config, monkeypatch, tmp_path):
+@pytest.mark.parametrize('error, message', [
+    (ModuleNotFoundError("No module named 'tensorflow'"),
+     'pip install tensorflow'),
+    (ConnectionError('no route'),
+     r'could not be downloaded \(ConnectionError\).*config.data.data_dir'),
+])
+def test_download_that_fails_says_what_to_do(
+    config, monkeypatch, tmp_path, error, message):
   def builder(name, **kwargs):
-    raise ModuleNotFoundError("No module named 'tensorflow'")
+    raise error
 
   monkeypatch.setattr(tfds, 'builder', builder)
   monkeypatch.setattr(
@@ -215,7 +222,7 @@ def test_download_that_needs_tensorflow_says_so(config, monkeypatch, tmp_path):
   )
   monkeypatch.delenv('TFDS_DATA_DIR', raising=False)
   config.data_dir = ''
-  with pytest.raises(ValueError, match='pip install tensorflow'):
+  with pytest.raises(ValueError, match=message):
     data.load(config)
 
 

@@ -127,7 +127,8 @@ def check_augmentation(config_data) -> None:
       )
   for field, low, high in (
       ('resized_crop', 0, 1), ('label_smoothing', 0, 1),
-      ('mixup', 0, float('inf')), ('cutmix', 0, float('inf')),
+      # Beta(1e6, 1e6) blends evenly; far above it overflows.
+      ('mixup', 0, 1e6), ('cutmix', 0, 1e6),
   ):
     if not low <= config_data[field] <= high:
       raise ValueError(

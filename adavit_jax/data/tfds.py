@@ -178,4 +178,11 @@ def _download(name: str) -> epath.Path:
         f' {name} --file_format=array_record) and give its folder in'
         ' config.data.data_dir; reading it needs no TensorFlow.'
     ) from error
+  except OSError as error:
+    raise ValueError(
+        f"'tfds:{name}' is not prepared below {tfds_dir.default_data_dir()},"
+        f' and could not be downloaded ({type(error).__name__}). Give the'
+        ' directory of a prepared set in config.data.data_dir or'
+        ' TFDS_DATA_DIR, or try again with a network.'
+    ) from error
   return epath.Path(builder.data_path)

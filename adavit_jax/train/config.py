@@ -102,6 +102,8 @@ def policy_nets(config, model):
 
 def check(config):
   """Raises a ValueError that names the field for values that cannot work."""
+  if not config.phases:
+    raise ValueError(f'config.phases is empty; give some of {PHASES}')
   for phase in config.phases:
     if phase not in PHASES:
       close = difflib.get_close_matches(str(phase), PHASES, n=1)
@@ -137,7 +139,7 @@ def check(config):
     raise ValueError(f'init.workdir={init.workdir!r} and init.weights='
                      f'{init.weights!r}: parameters come from one of the two; '
                      f'unset the other')
-  if (config.phases and config.phases[0] not in FROM_SCRATCH
+  if (config.phases[0] not in FROM_SCRATCH
       and not (init.workdir or init.weights)):
     raise ValueError(f'phase {config.phases[0]!r} starts from a trained model; '
                      f'set --config.init.workdir=DIR or --config.init.weights='

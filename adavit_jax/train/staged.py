@@ -222,6 +222,6 @@ def _check_weights(weights, model, name):
     raise ValueError(
         f'exits.weights={tuple(weights)} must have one number for each of the '
         f'{model.num_stages} exits of {name!r}, or one for all of them')
-  if min(weights) < 0 or not any(weights):
-    raise ValueError(f'exits.weights={tuple(weights)} must not be negative, '
-                     f'and at least one of them positive')
+  if not all(0 <= w < np.inf for w in weights) or not any(weights):
+    raise ValueError(f'exits.weights={tuple(weights)} must be finite, not '
+                     f'negative, and at least one of them positive')
