@@ -76,6 +76,9 @@ def main(argv):
     logging.debug('where it came from', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error
   print(f'wrote {_OUTPUT.value} and {_OUTPUT.value}.json')
+  if _MODE.value in ('cond', 'compact') and threshold is None:
+    print(f"with the config's threshold {clf.threshold}; eval.py prints one "
+          f'that meets its mac_target, for --threshold')
   _hint()
 
 

@@ -112,10 +112,7 @@ class Classifier:
     """
     images = np.asarray(images)
     models.check_pixels(self.system.model, images)
-    if not (isinstance(self.threshold, (numbers.Real, np.ndarray, jax.Array))
-            and np.ndim(self.threshold) == 0 and 0 < self.threshold < 1):
-      raise ValueError(f'threshold={self.threshold!r} must be a number in '
-                       f'(0, 1)')
+    check_threshold(self.threshold)
     largest, parts = self._sizes[-1], []
     for start in range(0, len(images), largest):
       batch = images[start:start + largest]
@@ -126,7 +123,9 @@ class Classifier:
       out = self._run(self.params, self.stats, batch, np.arange(size) < num,
                       np.float32(self.threshold))
       parts.append(out)
-    # Only the last part is padded, and nothing was waited for until here.
+      if len(parts) > 2:  # so that no more than three parts lie on the device
+        parts[-3] = jax.device_get(parts[-3])
+    # Only the last part is padded.
     logits, keep = (np.concatenate(x)[:len(images)]
                     for x in zip(*jax.device_get(parts)))
     actions = Actions.from_keep(keep)
@@ -215,6 +214,13 @@ def predict(system, given, params, stats, images, valid, threshold):
   shape = (images.shape[0], 2 * model.num_adaptive)
   keep = jnp.broadcast_to(actions.keep, shape)
   return logits, keep
+
+
+def check_threshold(value):
+  """Raises a ValueError unless `value` is one number in (0, 1)."""
+  if not (isinstance(value, (numbers.Real, np.ndarray, jax.Array))
+          and np.ndim(value) == 0 and 0 < value < 1):
+    raise ValueError(f'threshold={value!r} must be a number in (0, 1)')
 
 
 def batch_sizes(largest):

@@ -8,6 +8,7 @@ has to know of its images lies beside it in a JSON file.
 
 import functools
 import json
+import numbers
 
 from etils import epath
 import jax
@@ -45,8 +46,8 @@ def export(clf, path, *, mode, batch_size=None, platforms=_DEFAULT):
     platforms: to lower for, of `PLATFORMS`.
 
   Raises:
-    ValueError: if mode, classifier, batch size and platforms do not fit, or
-      the path is a directory.
+    ValueError: if mode, classifier, batch size and platforms do not fit, the
+      threshold is outside (0, 1), or the path is a directory.
   """
   _check(clf, mode, batch_size, platforms)
   if epath.Path(path).expanduser().is_dir():
@@ -55,6 +56,8 @@ def export(clf, path, *, mode, batch_size=None, platforms=_DEFAULT):
   actions = fixed.all_layers(model.num_adaptive) if mode == 'dense' else (
       clf.actions)
   learned = mode in ('cond', 'compact')
+  if learned:
+    classifier_lib.check_threshold(clf.threshold)
   size = (batch_size or 1) if learned else batch_size
   params, stats = jax.tree.map(np.asarray, (clf.params, clf.stats))
 
@@ -204,20 +207,21 @@ def _check(clf, mode, batch_size, platforms):
   if mode in ('cond', 'compact') and clf.actions is not None:
     raise ValueError(f"mode={mode!r} needs a trained policy, and this "
                      f"classifier runs given layers: use 'static' or 'dense'")
+  _check_batch_size(batch_size)
   if mode == 'cond' and batch_size not in (None, 1):
     raise ValueError(f"batch_size={batch_size}: mode='cond' takes one image; "
                      f"use 'compact' for more")
   if mode == 'compact' and (batch_size is None or batch_size < 2):
     raise ValueError(f"batch_size={batch_size}: mode='compact' needs a fixed "
                      f"one of at least 2; use 'cond' for one image")
-  _check_batch_size(batch_size)
   _check_platforms(platforms)
 
 
 def _check_batch_size(batch_size):
-  if batch_size is not None and batch_size < 1:
-    raise ValueError(f'batch_size={batch_size} must be at least 1, or None for '
-                     f'any')
+  if batch_size is not None and not (
+      isinstance(batch_size, numbers.Integral) and batch_size >= 1):
+    raise ValueError(f'batch_size={batch_size} must be a whole number of at '
+                     f'least 1, or None for any')
 
 
 def _check_platforms(platforms):

@@ -10,6 +10,7 @@ from adavit_jax.models import stages as stages_lib
 from adavit_jax.runtime import cascade as cascade_lib
 from adavit_jax.runtime import slots as slots_lib
 from adavit_jax.runtime import stage_program
+from adavit_jax.train import mesh as mesh_lib
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,6 +60,8 @@ def _make(model, params, rule=confidence_lib.RULES['entropy'], sizes=SIZES):
 
 @pytest.fixture(scope='module')
 def cascade(model, params, images):
+  # As a run is restored.
+  params = mesh_lib.replicate(params, mesh_lib.make_mesh(1))
   cascade = _make(model, params)
   cascade.warm_up(images)
   return cascade
@@ -323,8 +326,12 @@ def test_wrong_images(cascade, images):
     next(cascade.stream(np.zeros((3, 8, 8, 1), np.float32)))
   with pytest.raises(ValueError, match=r'image 2 has shape \(8, 8, 1\)'):
     next(cascade.stream([*images[:2], images[2, :8, :8]]))
-  with pytest.raises(ValueError, match='give at least 1'):
-    cascade(images[:0])
+  with pytest.raises(ValueError, match='image 2 has .* and dtype float64, the '
+                     'first one .* and float32'):
+    next(cascade.stream([*images[:2], images[2].astype(np.float64)]))
+  for none in (images[:0], images[0]):
+    with pytest.raises(ValueError, match='of at least 1, one image as image'):
+      cascade(none)
   with pytest.raises(ValueError, match='window=15 must be at least'):
     next(cascade.stream(images, window=15))
 

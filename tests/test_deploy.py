@@ -11,7 +11,6 @@ from adavit_jax import deploy
 from adavit_jax.exits import confidence as confidence_lib
 from adavit_jax.models import stages as stages_lib
 from adavit_jax.models.actions import Actions
-from adavit_jax.runtime import compact
 from adavit_jax.train import system as system_lib
 import jax
 from jax import export as jax_export
@@ -98,10 +97,10 @@ def test_compact_equals_the_classifier(clf, images, tmp_path):
                 platforms=CPU)
   exported = _read(tmp_path / 'a')
   # One loop over the encoders, in it those over passes: of all tokens and of
-  # prefix tokens for MSA and for MLP, each of full and of smaller ones.
-  passes = 2 * sum(1 + len(compact.pass_sizes(4, *most)) for most in ((), (2,)))
-  assert exported.mlir_module().count('stablehlo.while') == 1 + passes
-  assert not _conditionals(exported)
+  # prefix tokens for MSA and for MLP, one of full passes and one of the last,
+  # which chooses between sizes.
+  assert exported.mlir_module().count('stablehlo.while') == 1 + 2 * 4
+  assert _conditionals(exported) == 4
   for threshold in (0.5, 0.9):
     logits, keep = exported.call(images[:4], np.float32(threshold))
     clf.threshold = threshold
@@ -273,13 +272,21 @@ def test_what_lies_beside_an_artefact(cond):
     (dict(mode='cond', batch_size=2), "batch_size=2: mode='cond' takes one"),
     (dict(mode='compact'), "batch_size=None: mode='compact' needs"),
     (dict(mode='compact', batch_size=1), 'batch_size=1: .* at least 2'),
-    (dict(mode='dense', batch_size=0), 'batch_size=0 must be at least 1'),
+    (dict(mode='dense', batch_size=0), 'batch_size=0 must be a whole number'),
+    (dict(mode='compact', batch_size=2.5), 'batch_size=2.5 must be a whole'),
     (dict(mode='dense', platforms=('gpu',)), r"platforms=\('gpu',\): give"),
     (dict(mode='dense', platforms=()), r'platforms=\(\): give'),
 ])
 def test_wrong_arguments(clf, tmp_path, arguments, message):
   with pytest.raises(ValueError, match=message):
     deploy.export(clf, tmp_path / 'a', **arguments)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_threshold_that_is_none_is_not_exported(clf, tmp_path, monkeypatch):
+  monkeypatch.setattr(clf, 'threshold', 7)
+  with pytest.raises(ValueError, match='threshold=7 must be a number in'):
+    deploy.export(clf, tmp_path / 'a', mode='cond')
   assert not list(tmp_path.iterdir())
 
 

@@ -191,6 +191,7 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
     (dict(stem='conv', patch_size=6, image_size=12),
      'patch_size=6 must be a power of two'),
     (dict(num_fixed=1.), 'num_fixed=1.0 must be'),
+    (dict(distillation=2), 'distillation=2 must be True or False'),
     (dict(depth=0), 'depth=0 must be a whole number'),
     (dict(depth='4'), "depth='4' must be a whole number"),
     (dict(mlp_ratio=0), 'mlp_ratio=0 must be a number .* at width=48'),
@@ -251,7 +252,8 @@ def test_unknown_names():
     ((8, 8), r'images\[..., None\]'),
     ((5, 8, 8), r'images\[..., None\]'),
     ((5, 1, 8, 8), 'channels as the last axis'),
-    ((7,), 'with image_size=8')])
+    ((2, 8, 6, 1), 'files can be read'),
+    ((7,), 'files can be read')])
 def test_wrong_images(shape, hint):
   model = tiny.model()
   with pytest.raises(ValueError, match=(

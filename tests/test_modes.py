@@ -271,6 +271,8 @@ def test_wrong_calls(model, params, z1):
     modes.adaptive(model, params, z1, Actions(['1'] * L, ['0'] * L), 'masked')
   with pytest.raises(ValueError, match='images are uint8; .* normalised'):
     modes.forward(model, params, np.zeros((1, 8, 8, 1), np.uint8), _random(0))
+  with pytest.raises(ValueError, match='images are int32; .* normalised'):
+    model.apply({'params': params}, jnp.zeros((1, 8, 8, 1), jnp.int32))
   with pytest.raises(ValueError, match="unknown mode 'fast'.*'static'"):
     modes.adaptive(model, params, z1, _random(0), 'fast')
   with pytest.raises(ValueError, match="4 images; use 'compact'"):

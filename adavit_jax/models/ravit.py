@@ -11,7 +11,7 @@ from adavit_jax.models.encoder import Encoder
 from adavit_jax.models.encoder import init_stack
 from adavit_jax.models.encoder import run_stack
 from adavit_jax.models.stem import PatchStem
-from adavit_jax.models.vit import check_images
+from adavit_jax.models.vit import check_normalized
 
 
 class RAViT(nn.Module):
@@ -116,9 +116,9 @@ class RAViT(nn.Module):
       (CLS token after the encoders [B, 1, D], logits [B, K] float32).
 
     Raises:
-      ValueError: if the images are not of the model's size.
+      ValueError: as `vit.check_normalized`.
     """
-    check_images(self, images)
+    check_normalized(self, images)
     x = self.stems[index](
         resize(images, self.branch_size(self.branches[index])))
     if cls is None:

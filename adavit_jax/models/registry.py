@@ -93,7 +93,7 @@ def create(name, **overrides):
       together.
   """
   if name not in names():
-    close = difflib.get_close_matches(name, names(), n=1)
+    close = difflib.get_close_matches(str(name), names(), n=1)
     hint = f'did you mean {close[0]!r}?' if close else f'known: {names()}'
     raise ValueError(f'unknown model {name!r}; {hint}')
   family, check = (
@@ -156,6 +156,8 @@ def _check(m):
   if (not isinstance(m.num_fixed, numbers.Integral)
       or m.num_fixed not in (1, 2, 3)):
     raise ValueError(f'num_fixed={m.num_fixed} must be 1, 2 or 3')
+  if not isinstance(m.distillation, bool):
+    raise ValueError(f'distillation={m.distillation!r} must be True or False')
   if m.num_fixed >= m.depth:
     raise ValueError(f'num_fixed={m.num_fixed} must be smaller than depth='
                      f'{m.depth}: no encoder would be left to adapt')

@@ -117,9 +117,9 @@ class ViT(nn.Module):
     """Images [B, S, S, C] to tokens [B, N, D], position embedding added.
 
     Raises:
-      ValueError: if there are none, or they are not of the model's size.
+      ValueError: as `check_normalized`.
     """
-    check_images(self, images)
+    check_normalized(self, images)
     x = self.patch_embed(images)
     prefix = [self.cls, self.dist] if self.distillation else [self.cls]
     prefix = [jnp.tile(t, (x.shape[0], 1, 1)).astype(x.dtype) for t in prefix]
@@ -195,15 +195,25 @@ def check_images(model, images):
           'give the channels as the last axis')
     elif shape[1:3] == (s, s):
       hint = f'it was made for {c} channels'
+    elif len(shape) == 4 and shape[1] == shape[2]:
+      hint = f'resize them, or create the model with image_size={shape[1]}'
     else:
-      hint = (f'resize them, or create the model with image_size='
-              f'{shape[1] if len(shape) > 1 else s}')
+      hint = 'files can be read by the classifier of adavit_jax.load'
     raise ValueError(f'images have shape {shape}, the model takes [B, {s}, '
                      f'{s}, {c}]; {hint}')
   # Not len: the batch axis of an exported program may have no size.
   if images.shape[0] == 0:
     raise ValueError(f'images have shape {tuple(images.shape)}: give B >= 1 of '
                      f'them')
+
+
+def check_normalized(model, images):
+  """Raises a ValueError for whole numbers, or as `check_images`."""
+  check_images(model, images)
+  if jnp.issubdtype(images.dtype, jnp.integer):
+    raise ValueError(f'images are {images.dtype}; the model takes normalised '
+                     f'floats, pixels are for the classifier of '
+                     f'adavit_jax.load')
 
 
 def check_pixels(model, images):

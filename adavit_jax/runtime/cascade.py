@@ -67,7 +67,9 @@ class Cascade:
     if len(stage_macs) != len(stages):
       raise ValueError(f'stage_macs={stage_macs} must have one number for each '
                        f'of the {len(stages)} stages')
-    params = jax.device_put(params)
+    # By way of the host: beside parameters that were laid on a mesh, the pools
+    # would change their sharding at first use, and be compiled for once more.
+    params = jax.device_put(jax.tree.map(np.asarray, params))
     self._programs = [
         stage_program.StageProgram(_program(stage, rule, spent, k), params)
         for k, stage in enumerate(stages)]
@@ -105,9 +107,11 @@ class Cascade:
     Raises:
       ValueError: if there are none, or they are not of the model's size.
     """
+    images = images if isinstance(images, jax.Array) else np.asarray(images)
+    if images.ndim != 4 or not len(images):
+      raise ValueError(f'images have shape {np.shape(images)}; give [n, S, S, '
+                       f'C] of at least 1, one image as image[None]')
     num, size = len(images), self._batch_size
-    if not num:
-      raise ValueError(f'images have shape {np.shape(images)}; give at least 1')
     if num == 1:
       return self._one(images)
     images = np.asarray(images)
@@ -260,17 +264,18 @@ class _Source:
 
   def __init__(self, images):
     self._images = iter(images)
-    self._shape = None
+    self._like = None  # shape and dtype of the first one
     self.read = 0
 
   def take(self, num):
     group = [np.asarray(x) for x in itertools.islice(self._images, num)]
     for image in group:
-      self._shape = self._shape or image.shape
-      if image.shape != self._shape:
+      like = image.shape, str(image.dtype)
+      self._like = self._like or like
+      if like != self._like:
         raise ValueError(
-            f'image {self.read} has shape {image.shape}, the first one '
-            f'{self._shape}; resize them to one size')
+            'image {} has shape {} and dtype {}, the first one {} and {}; make '
+            'them alike'.format(self.read, *like, *self._like))
       self.read += 1
     return group
 

@@ -159,16 +159,11 @@ def forward(model, params, images, actions, *, mode='masked'):
   """Classifies images under given actions; see `fixed` and `adaptive`.
 
   Raises:
-    ValueError: for a model with exits, images of whole numbers, or as `fixed`
-      and `adaptive`.
+    ValueError: for a model with exits, or as `fixed` and `adaptive`.
   """
   if hasattr(model, 'num_stages'):
     raise ValueError(f'{type(model).__name__} has exits; run it as model.apply('
                      f"{{'params': params}}, images), or stage by stage")
-  if jnp.issubdtype(images.dtype, jnp.integer):
-    raise ValueError(f'images are {images.dtype}; the model takes normalised '
-                     f'floats, pixels are for the classifier of '
-                     f'adavit_jax.load')
   z1 = fixed(model, params, images)
   return adaptive(model, params, z1, actions, mode)
 

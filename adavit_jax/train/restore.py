@@ -28,8 +28,11 @@ def find(workdir, *, phase='', best=False):
     run have their defaults, or what the run did where that is another thing.
 
   Raises:
-    ValueError: if there is none.
+    ValueError: if there is none, or both phase and best are given.
   """
+  if best and phase:
+    raise ValueError(f'phase={phase!r} and best=True are two checkpoints, the '
+                     f'best one is of the last phase: give one of them')
   with checkpoints.Checkpoints(workdir, read_only=True) as ckpts:
     if best:
       found = [('best', step) for step in ckpts.steps('best')]
