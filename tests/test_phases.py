@@ -7,8 +7,6 @@ from adavit_jax.policies import learned
 from adavit_jax.policies import reinforce
 from adavit_jax.runtime import modes
 from adavit_jax.train import losses
-from adavit_jax.train import step as step_lib
-from adavit_jax.train import system as system_lib
 from adavit_jax.train.phases import dense
 from adavit_jax.train.phases import joint
 from adavit_jax.train.phases import policy
@@ -17,17 +15,16 @@ from adavit_jax.train.phases import warm_start
 import jax
 import jax.numpy as jnp
 import numpy as np
+from one_batch import B
+from one_batch import batch  # a fixture
+from one_batch import classify  # a fixture
+from one_batch import KEY
+from one_batch import log_softmax
+from one_batch import make_system
+from one_batch import state  # a fixture
+from one_batch import z1  # a fixture
 import pytest
 import tiny
-
-B, K = 4, 4
-KEY = jax.random.key(3)
-
-
-def _log_softmax(x):
-  x = np.asarray(x, np.float64)
-  x = x - x.max(-1, keepdims=True)
-  return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
 def test_choose_meets_the_target_and_spends_on_the_hard():
@@ -69,66 +66,16 @@ def test_num_unique(width):
     assert policy.num_unique(jnp.asarray(keep)) == want
 
 
-def _config(**fields):
-  config = tiny.get_config()
-  config.update_from_flattened_dict(fields)
-  return config
-
-
-def _system(**fields):
-  return system_lib.create(_config(**fields), tiny.dataset())
-
-
-@pytest.fixture(scope='module')
-def state():
-  """A state with random parameters, the teacher being its own ViT."""
-  system = _system()
-  state = jax.eval_shape(lambda: system_lib.init_state(system, 0))
-  rng = np.random.default_rng(0)
-  params = jax.tree.map(
-      lambda x: jnp.float32(rng.normal(size=x.shape, scale=0.3)), state.params)
-  stats = jax.tree.map(lambda x: jnp.ones(x.shape), state.stats)
-  return state.replace(params=params, teacher=params['vit'], stats=stats,
-                       log_price=jnp.float32(-1.))
-
-
-@pytest.fixture(scope='module')
-def batch():
-  rng = np.random.default_rng(2)
-  labels = rng.integers(0, K, B)
-  targets = 0.9 * np.eye(K)[labels] + 0.1 / K
-  images = rng.normal(size=(B, 8, 8, 1))
-  return step_lib.Batch(*map(jnp.float32, (images, targets)),
-                        jnp.int32(labels))
-
-
-@pytest.fixture(scope='module')
-def z1(state, batch):
-  model = tiny.model()
-  return jax.jit(lambda p, x: modes.fixed(model, p, x))(
-      state.params['vit'], batch.images)
-
-
-@pytest.fixture(scope='module')
-def classify(state, z1):
-  """From actions [B, L] to logits [B, K], in the masked mode."""
-  model = tiny.model()
-  run = jax.jit(
-      lambda p, z1, a: modes.adaptive(model, p, z1, a, 'masked').total)
-  return lambda actions: run(state.params['vit'], z1, Actions(
-      *(np.broadcast_to(a, (B, model.num_adaptive)) for a in actions)))
-
-
 def _plain_cross_entropy(classify, batch):
   logits = classify(Actions(np.ones(3, np.float32), np.ones(3, np.float32)))
   targets = np.asarray(batch.targets, np.float64)
-  ce = -(targets * _log_softmax(logits)).sum(-1).mean()
+  ce = -(targets * log_softmax(logits)).sum(-1).mean()
   return ce, (logits.argmax(-1) == batch.labels).mean()
 
 
 def test_bare_dense_loss_is_cross_entropy(state, batch, classify):
-  system = _system(**{'dense.nested': 0., 'dense.mask_weight': 0.,
-                      'dense.drop_path': 0.})
+  system = make_system(**{'dense.nested': 0., 'dense.mask_weight': 0.,
+                          'dense.drop_path': 0.})
   got, (metrics, updates) = jax.jit(
       lambda p: dense.loss(system, p, state, batch, KEY, 0.))(state.params)
   ce, accuracy = _plain_cross_entropy(classify, batch)
@@ -138,8 +85,8 @@ def test_bare_dense_loss_is_cross_entropy(state, batch, classify):
 
 
 def test_nested_loss_is_the_mean_over_depths(state, batch, classify):
-  system = _system(**{'dense.nested': 0.5, 'dense.mask_weight': 0.,
-                      'dense.drop_path': 0.})
+  system = make_system(**{'dense.nested': 0.5, 'dense.mask_weight': 0.,
+                          'dense.drop_path': 0.})
   total, (metrics, _) = jax.jit(
       lambda p: dense.loss(system, p, state, batch, KEY, 0.))(state.params)
   depths = []
@@ -165,8 +112,8 @@ def test_drop_path_gates_keep_the_mean():
 
 @pytest.fixture(scope='module')
 def path_loss(state, batch):
-  system = _system(**{'joint.distill': 0.25, 'joint.temperature': 2.,
-                      'joint.representation': 2.})
+  system = make_system(**{'joint.distill': 0.25, 'joint.temperature': 2.,
+                          'joint.representation': 2.})
 
   @jax.jit
   def loss(vit, teacher, actions):
@@ -234,9 +181,9 @@ def test_one_head_learns_the_mean_of_the_teachers_two(batch):
 def test_static_loss_is_the_path_loss_of_its_policy(state, batch, path_loss):
   path = {'static.distill': 0.25, 'static.temperature': 2.,
           'static.representation': 2., 'static.survival': 1.}
-  masked = _system(
+  masked = make_system(
       **path, **{'static.policy': 'mask', 'static.keep': '101011'})
-  sampled = _system(**path, **{'static.policy': 'stochastic'})
+  sampled = make_system(**path, **{'static.policy': 'stochastic'})
 
   @jax.jit
   def losses_of(p):
@@ -259,9 +206,9 @@ def test_static_loss_is_the_path_loss_of_its_policy(state, batch, path_loss):
 def test_policy_gradient_image_by_image(
     state, batch, z1, classify, reward, baseline):
   """The batched gradient against one written out for single images."""
-  system = _system(**{
+  system = make_system(**{
       'policy.reward': reward, 'policy.baseline': baseline,
-      'policy.samples': 3, 'policy.entropy': 0., 'policy.aux': 0.})
+      'policy.samples': 3, 'policy.entropy': 0.1, 'policy.aux': 0.5})
   c, nets = system.config.policy, system.nets
   free = jnp.float32([0, 1, 1])
   features_of = lambda p: system.features(
@@ -296,7 +243,7 @@ def test_policy_gradient_image_by_image(
     rows = []
     for i, label in enumerate(np.asarray(batch.labels)):
       if reward == 'macs':
-        p = np.exp(_log_softmax(logits[i]))[label]
+        p = np.exp(log_softmax(logits[i]))[label]
         rows.append([p - np.exp(-1.) * spent[i]] * 2)
       else:
         right = c.alpha * (logits[i].argmax() == label)
@@ -313,17 +260,20 @@ def test_policy_gradient_image_by_image(
   advantage /= np.maximum(advantage.std((0, 1)), 1e-3)
 
   def written_out(p):
-    total = 0.
+    features = features_of(p)
+    total = 0.5 * losses.cross_entropy(features.aux_logits, batch.targets)
     for a, adv in zip(draws, advantage):
-      logits = learned.action_logits(nets, p, features_of(p), a)
+      logits = learned.action_logits(nets, p, features, a)
       for net in range(2):
         s = learned.bounded(logits[net], c.bound)
         log_p = jnp.where(a[net] > 0, jnp.log(s), jnp.log(1 - s))[:, 1:]
-        total -= (log_p.sum(-1) * adv[:, net]).sum() / (c.samples * B)
+        entropy = -(s * jnp.log(s) + (1 - s) * jnp.log(1 - s))[:, 1:]
+        total -= (log_p.sum(-1) * adv[:, net]
+                  + 0.1 * entropy.sum(-1)).sum() / (c.samples * B)
     return total
 
   want = jax.jit(jax.grad(written_out))(state.params['policy'])
-  for net in ('msa_net', 'mlp_net'):
+  for net in ('msa_net', 'mlp_net', 'aux_head'):
     assert np.abs(want[net]['bias']).max() > 1e-2
     for leaf in ('kernel', 'bias'):
       np.testing.assert_allclose(

@@ -1,0 +1,150 @@
+"""Whole losses of the phases, and their step, against loops over images."""
+
+from adavit_jax.models.actions import Actions
+from adavit_jax.policies import learned
+from adavit_jax.train import losses
+from adavit_jax.train import step as step_lib
+from adavit_jax.train.phases import dense
+from adavit_jax.train.phases import joint
+from adavit_jax.train.phases import policy
+from adavit_jax.train.phases import warm_start
+import jax
+import jax.numpy as jnp
+import numpy as np
+from one_batch import B
+from one_batch import batch  # a fixture
+from one_batch import classify  # a fixture
+from one_batch import KEY
+from one_batch import log_softmax
+from one_batch import make_system
+from one_batch import state  # a fixture
+from one_batch import z1  # a fixture
+import pytest
+
+ONES = np.ones(3, np.float32)
+
+
+def _binary_cross_entropy(logits, targets):
+  logits = np.asarray(logits, np.float64)
+  return np.log1p(np.exp(logits)) - targets * logits
+
+
+def test_masked_rows_learn_from_their_own_image(state, batch, classify):
+  """The dense loss's masked term, image by image under the mask drawn."""
+  num, weight = 2, 0.25
+  system = make_system(**{
+      'dense.nested': 0., 'dense.drop_path': 0., 'dense.mask_weight': weight,
+      'dense.random_masks': num / B})
+  total, (metrics, _) = jax.jit(
+      lambda p: dense.loss(system, p, state, batch, KEY, 0.))(state.params)
+  _, mask_key, rate_key = jax.random.split(KEY, 3)
+  keep = jax.random.uniform(rate_key, (num, 1), minval=0.1)
+  masks = np.float32(jax.random.bernoulli(mask_key, keep, (num, 6)))
+  full = log_softmax(classify(Actions(ONES, ONES)))
+  terms = []
+  for i in range(num):
+    log_p = log_softmax(classify(Actions.from_keep(masks[i])))[i]
+    ce = -(batch.targets[i] * log_p).sum()
+    kl = (np.exp(full[i]) * (full[i] - log_p)).sum()
+    assert kl > 1e-2
+    terms.append((ce + kl) / 2)
+  np.testing.assert_allclose(
+      metrics['masked_loss'], np.mean(terms), rtol=1e-5)
+  np.testing.assert_allclose(
+      total, metrics['loss'] + weight * np.mean(terms), rtol=1e-5)
+
+
+def test_warm_start_image_by_image(state, batch, z1, classify):
+  """Value targets of the masks tried; imitation of the masks chosen."""
+  num = 3
+  system = make_system(**{'warm_start.masks': num})
+  total, (metrics, updates) = jax.jit(
+      lambda p: warm_start.loss(system, p, state, batch, KEY, 0.))(state.params)
+  features = jax.jit(system.features)(state.params, z1, state.stats)
+  net = lambda name, x: np.asarray(
+      x @ state.params['policy'][name]['kernel']
+      + state.params['policy'][name]['bias'])
+  value = net('value_head', features.inputs)
+  keep = np.asarray(state.candidates.keep)
+  tried = jax.random.randint(KEY, (num, B), 0, len(keep))
+  ratios = system.cost.ratio(state.candidates)
+  price, best = warm_start.choose(
+      jax.nn.sigmoid(value), ratios, system.config.mac_target)
+  value_losses, imitation = [], []
+  for i in range(B):
+    for j in tried[:, i]:
+      log_p = log_softmax(classify(Actions.from_keep(keep[j])))
+      success = np.exp(log_p[i, batch.labels[i]])
+      value_losses.append(_binary_cross_entropy(value[i, j], success))
+    target = keep[best[i]]
+    x = features.inputs[i]
+    logits = np.concatenate([
+        net('msa_net', x), net('mlp_net', np.concatenate([x, target[:3]]))])
+    imitation.append(_binary_cross_entropy(logits, target).sum())
+  aux = losses.cross_entropy(features.aux_logits, batch.targets)
+  np.testing.assert_allclose(
+      metrics['value_loss'], np.mean(value_losses), rtol=1e-5)
+  np.testing.assert_allclose(
+      metrics['imitation_loss'], np.mean(imitation), rtol=1e-5)
+  np.testing.assert_allclose(
+      total, np.mean(value_losses) + np.mean(imitation) + aux, rtol=1e-5)
+  np.testing.assert_allclose(
+      updates['log_price'], 0.95 * -1 + 0.05 * np.log(price), rtol=1e-5)
+
+
+def test_the_curriculum_frees_the_last_encoders_first(state, batch):
+  """What it still forces to run is kept and has no gradient."""
+  system = make_system(**{'policy.curriculum': 1.})
+
+  @jax.jit
+  def grad(progress):
+    loss = lambda p: policy.loss(
+        system, {'policy': p}, state, batch, KEY, progress)
+    return jax.grad(loss, has_aux=True)(state.params['policy'])
+
+  for progress, forced in ((0., 2), (0.5, 1), (1., 0)):
+    grads, (metrics, _) = grad(progress)
+    for net in ('msa_net', 'mlp_net'):
+      moved = np.abs(grads[net]['kernel']).max(0)
+      np.testing.assert_array_equal(moved[:forced], 0)
+      assert moved[forced:].min() > 1e-4
+      np.testing.assert_array_equal(metrics[f'keep_{net[:3]}'][:forced], 1)
+
+
+def test_a_share_of_the_images_learns_under_sampled_actions(
+    state, batch, z1, classify):
+  """The joint loss: REINFORCE, and the ViT's under greedy or drawn actions."""
+  shares = 0., 1.
+  systems = [make_system(**{'joint.sampled': share, 'joint.distill': 0.})
+             for share in shares]
+  system = systems[0]
+  c, nets = system.config.joint, system.nets
+  rl_key, sample_key, _ = jax.random.split(KEY, 3)
+
+  @jax.jit
+  def run(params, z1):
+    features = system.features(params, z1, state.stats)
+    rl, _ = policy.policy_gradient(
+        system, c, params['policy'], params['vit'], z1, features,
+        state.log_price, batch, rl_key, jnp.ones(3))
+    actions = (learned.greedy(nets, params['policy'], features),
+               learned.sample(nets, params['policy'], features, sample_key,
+                              bound=c.bound, free=jnp.ones(3)))
+    return rl, actions, [
+        joint.loss(s, params, state, batch, KEY, 0.) for s in systems]
+
+  rl, actions, got = run(state.params, z1)
+  want = [losses.cross_entropy(classify(a), batch.targets) for a in actions]
+  assert abs(want[0] - want[1]) > 1e-2
+  for ce, (total, (metrics, _)) in zip(want, got):
+    np.testing.assert_allclose(metrics['loss'], ce, rtol=1e-5)
+    np.testing.assert_allclose(total, rl + ce, rtol=1e-5)
+
+
+@pytest.mark.parametrize('phase', ['joint', 'policy'])
+def test_the_joint_phase_has_a_rate_of_its_own_for_the_policy(
+    state, monkeypatch, phase):
+  """Parameters that move in one step; the loss is any that is cheap."""
+  def loss(system, params, *_):
+    return sum(x.sum() for x in jax.tree.leaves(params)), ({}, {})
+  monkeypatch.setattr(step_lib.phases.MODULES[phase], 'loss', loss)
