@@ -10,6 +10,7 @@ import sys
 import time
 
 from adavit_jax import data
+from adavit_jax.runtime import modes
 from adavit_jax.train import checkpoints
 from adavit_jax.train import loop
 from adavit_jax.train import mesh as mesh_lib
@@ -145,6 +146,21 @@ def test_what_the_policy_phases_start_from(ends, trainer):
   prices = [float(ends[p].log_price) for p in tiny.PHASES]
   assert len(set(prices)) == 4
   assert abs(prices[2] - prices[1]) < 6 * trainer.config.policy.price_rate
+
+
+def test_feature_statistics_are_those_of_the_training_images(ends, trainer):
+  """Of every normalised token of z1, in NumPy."""
+  system, split = trainer.system, trainer.dataset.train
+  z1 = np.asarray(jax.jit(
+      lambda p, x: modes.fixed(system.model, p, system.normalize(x)))(
+          ends['warm_start'].params['vit'],
+          split.images(np.arange(len(split)))), np.float64)
+  centred = z1 - z1.mean(-1, keepdims=True)
+  tokens = centred / np.sqrt(centred.var(-1, keepdims=True) + 1e-6)
+  features = tokens.reshape(len(split), -1)
+  stats = ends['warm_start'].stats
+  np.testing.assert_allclose(stats.mean, features.mean(0), atol=1e-5)
+  np.testing.assert_allclose(stats.std, features.std(0) + 0.01, rtol=1e-4)
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from one_batch import log_softmax
 from one_batch import make_system
 from one_batch import state  # a fixture
 from one_batch import z1  # a fixture
-import pytest
 
 ONES = np.ones(3, np.float32)
 
@@ -141,10 +140,27 @@ def test_a_share_of_the_images_learns_under_sampled_actions(
     np.testing.assert_allclose(total, rl + ce, rtol=1e-5)
 
 
-@pytest.mark.parametrize('phase', ['joint', 'policy'])
-def test_the_joint_phase_has_a_rate_of_its_own_for_the_policy(
-    state, monkeypatch, phase):
-  """Parameters that move in one step; the loss is any that is cheap."""
+def test_the_policy_moves_by_a_factor_of_its_own_in_the_joint_phase(
+    state, monkeypatch):
+  """The first step of Adam, whose size does not depend on the loss."""
   def loss(system, params, *_):
     return sum(x.sum() for x in jax.tree.leaves(params)), ({}, {})
-  monkeypatch.setattr(step_lib.phases.MODULES[phase], 'loss', loss)
+
+  monkeypatch.setattr(joint, 'loss', loss)
+  images, labels = jnp.zeros((B, 8, 8, 1), jnp.uint8), jnp.zeros(B, int)
+
+  def moved(factor):
+    system = make_system(**{'joint.policy_lr_factor': factor})
+    begin = step_lib.begin_phase(
+        system, state.replace(step=jnp.int32(0), key=KEY), 'joint')
+    end, _ = jax.jit(step_lib.make_step(system, 'joint', 0))(
+        begin, images, labels)
+    return jax.tree.map(jnp.subtract, end.params, begin.params)
+
+  once, four_times = moved(1.), moved(4.)
+  rate = make_system().config.joint.learning_rate
+  for group, factor in (('vit', 1), ('policy', 4)):
+    def check(a, b):
+      assert np.abs(a).min() > rate / 2
+      np.testing.assert_allclose(b, factor * a, rtol=1e-2)
+    jax.tree.map(check, once[group], four_times[group])

@@ -242,3 +242,29 @@ def test_the_calibrated_threshold_meets_the_budget_on_held_out_images(
   # The bisection ends 12 / 2^10 logits above a threshold that spends more.
   logit = np.log(threshold / (1 - threshold))
   assert spent(1 / (1 + np.exp(0.02 - logit))) > target
+
+
+def test_one_set_of_weights_is_compared_at_the_same_macs(run, tiny_data):
+  """The static curve through three masks, all rows on the test images."""
+  workdir, dataset = run
+  trainer = loop.Trainer(tiny.get_config(), workdir, dataset)
+  maker = baselines.Report(trainer, workdir)
+  cost = trainer.system.plain_cost
+  keep = np.array([[1] * 6, [1, 0, 1, 1, 1, 0], [0] * 6])
+  maker._masks = masks.Known(
+      keep, cost.ratio(Actions.from_keep(keep)), np.array([.9, .8, .1]),
+      np.zeros(3))
+  one = maker.one_set_of_weights()
+  vit = restore.state(
+      trainer.system, trainer.mesh, workdir, phase='policy').params['vit']
+  rows = [compare.row(trainer.evaluator.given(vit, dataset.test, k), cost)
+          for k in keep]
+  assert one['frontier'] == rows
+  ratios = [row['macs_ratio'] for row in rows]
+  ratio = one['adaptive']['macs_ratio']
+  assert ratios[2] + .1 < ratio < ratios[0] - .1
+  assert one['static'] == pytest.approx(compare.interpolate(rows, ratio))
+  assert one['static']['macs_ratio'] == pytest.approx(ratio)
+  assert one['shuffled']['macs_ratio'] == pytest.approx(ratio)
+  # Random actions meet the budget in the mean only.
+  assert one['random']['macs_ratio'] == pytest.approx(ratio, abs=.05)
