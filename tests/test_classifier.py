@@ -171,3 +171,5 @@ def test_what_calls_would_ignore_cannot_be_set(clf, name):
 def test_no_run_to_load(tmp_path):
   with pytest.raises(ValueError, match='holds no checkpoint'):
     adavit_jax.load(str(tmp_path))
+  with pytest.raises(ValueError, match="phase='dense' and best=True are two"):
+    adavit_jax.load(str(tmp_path), phase='dense', best=True)
