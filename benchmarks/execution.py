@@ -7,7 +7,7 @@ actions, one decision for the batch) over batch sizes and keep rates, each model
 from normalised images to logits; at batch 1 compact is left out, cond stands
 for it. efficiency = dense time x MAC ratio / time: 1 if time follows MACs, of
 which those of tokens that nobody reads are not counted, as they are not spent.
-Ratios are to the dense model in the same rounds, not to the time of its own row.
+Ratios are to the dense model in the same rounds, whose own row has others.
 timm stands in the table where torch and timm can be imported, with the same
 weights. With
 
