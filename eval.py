@@ -46,7 +46,9 @@ def main(argv):
         _WORKDIR.value, best=_BEST.value, static=_STATIC.value,
         threshold=confidence.parse_thresholds(_THRESHOLD.value),
         data_dir=_DATA_DIR.value, rule=_RULE.value)
-    if result is not None and jax.process_index() == 0:
+    if result is None:
+      raise SystemExit('stopped by a signal; the same command goes on')
+    if jax.process_index() == 0:
       path = epath.Path(_WORKDIR.value) / 'report.json'
       path.write_text(json.dumps(result, indent=1))
       print(f'\nwrote {path} and pictures beside it')

@@ -77,8 +77,9 @@ def main(argv):
     raise SystemExit(f'error: {error}') from error
   print(f'wrote {_OUTPUT.value} and {_OUTPUT.value}.json')
   if _MODE.value in ('cond', 'compact') and threshold is None:
-    print(f"with the config's threshold {clf.threshold}; eval.py prints one "
-          f'that meets its mac_target, for --threshold')
+    print(f"with the config's threshold {clf.threshold}; python eval.py "
+          f'--workdir={_WORKDIR.value} prints one for --threshold that meets '
+          f'the mac_target')
   _hint()
 
 

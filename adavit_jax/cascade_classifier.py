@@ -20,7 +20,7 @@ class CascadeClassifier:
     class_names: K strings, or () where the run has none.
   """
   # A mistyped attribute, `threshold` for one, is an error.
-  __slots__ = ('class_names', '_system', '_params', '_cascade')
+  __slots__ = ('class_names', '_system', '_cascade')
 
   def __init__(self, system, state, *, thresholds=confidence.NEVER,
                class_names=(), max_batch_size=256):
@@ -39,11 +39,11 @@ class CascadeClassifier:
     """
     check_max_batch_size(max_batch_size)
     self._system, self.class_names = system, tuple(class_names)
-    self._params = system.all_params(state, system_lib.final_params(state))
+    params = system.all_params(state, system_lib.final_params(state))
     sizes = [s for s in cascade.SIZES if s < max_batch_size] + [max_batch_size]
     predict = None if system.target is None else lambda outputs: outputs[:, 0]
     self._cascade = cascade.Cascade(
-        system.programs(), self._params, system.rule, thresholds,
+        system.programs(), params, system.rule, thresholds,
         system.cost.stages, spent=system.spent if system.nets else None,
         predict=predict, sizes=sizes)
     self.thresholds = thresholds
@@ -56,7 +56,7 @@ class CascadeClassifier:
   @property
   def params(self):
     """Groups of parameters, see `StagedSystem`."""
-    return self._params
+    return self._cascade.params
 
   @property
   def thresholds(self):

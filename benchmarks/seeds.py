@@ -33,8 +33,11 @@ def main(directories):
       raise SystemExit(f'error: {path} is not of a run with a policy')
   seeds = [r['seed'] for r in reports]
   if len(set(seeds)) < len(seeds):
-    raise SystemExit(f'error: the runs have seeds {seeds}; each must have '
-                     f'another one')
+    raise SystemExit(f'error: the runs have seeds {seeds}; give one of each')
+  for directory, report in zip(directories, reports):
+    if not report.get('finished', True):
+      raise SystemExit(f'error: {directory} was not finished when eval.py '
+                       f'reported on it')
   print(f'{len(reports)} seeds: {seeds}\n')
   _table('tuned for the budget', reports)
   one = [r['one_set_of_weights'] for r in reports]

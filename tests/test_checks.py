@@ -102,15 +102,15 @@ def test_a_run_holds_out_what_the_run_before_it_held_out():
   checks.same_holdout(info, config)
   for c in (source, config):
     c.data.update(name='folder', data_dir='a')
-  with pytest.raises(ValueError, match='it would hold out images'):
+  with pytest.raises(ValueError, match='it could hold out images'):
     checks.same_holdout(_info(source), config)
   config.data.data_dir = 'b/../a/'
-  with pytest.raises(ValueError, match='it would hold out images'):
+  with pytest.raises(ValueError, match='it could hold out images'):
     checks.same_holdout(_info(source), config)
   config.data.data_dir = 'b'
   checks.same_holdout(_info(source), config)
   source.data.name, config.data.name = 'tfds:cifar10', 'tfds:cifar10:3.0.2'
-  with pytest.raises(ValueError, match='it would hold out images'):
+  with pytest.raises(ValueError, match='it could hold out images'):
     checks.same_holdout(_info(source), config)
   config.data.name = 'tfds:cifar100'
   checks.same_holdout(_info(source), config)
@@ -176,3 +176,35 @@ def test_a_policy_that_no_phase_has_trained_is_known(
     config.init.workdir = 'there'
   assert restore.policy_has_learned(
       _info(config, phase=phase, **fields)) == learned
+
+
+@pytest.mark.parametrize('phases, phase, rewards, fields, priced', [
+    (('dense', 'warm_start'), 'dense', {}, {}, False),
+    (('dense', 'warm_start'), 'warm_start', {}, {}, True),
+    (('dense', 'policy'), 'policy', {'policy.reward': 'macs'}, {}, True),
+    (('dense', 'policy', 'joint'), 'policy', {'policy.reward': 'split'}, {},
+     False),
+    (('policy',), 'policy', {'policy.reward': 'split'},
+     dict(began_from='warm_start', had_price=True), True),
+    (('policy',), 'policy', {'policy.reward': 'split'},
+     dict(began_from='policy', had_price=False), False),
+    (('policy',), 'policy', {'policy.reward': 'split'},  # of an older run
+     dict(began_from='joint'), True),
+])
+def test_a_price_that_a_run_brings_along_is_known(
+    phases, phase, rewards, fields, priced):
+  config = tiny.get_config()
+  config.update_from_flattened_dict({'phases': phases, **rewards})
+  assert restore.has_price(_info(config, phase=phase, **fields)) == priced
+
+
+def test_where_a_run_stands():
+  config = tiny.get_config()
+  config.phases = ('dense', 'policy')
+  info = lambda phase, finished: _info(
+      config, phase=phase, finished=finished, start=6 * (phase == 'policy'))
+  assert restore.unfinished(12, info('policy', True)) == ''
+  for step, phase, finished, n in ((6, 'dense', True, 6),
+                                   (8, 'policy', False, 2)):
+    assert restore.unfinished(step, info(phase, finished)) == (
+        f"at step {n} of 6 of the phase '{phase}' of dense, policy")

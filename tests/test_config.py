@@ -62,7 +62,6 @@ def test_mistaken_flags_end_in_one_sentence(flag, message, tmp_path):
     (dict(mac_target=55.), r'mac_target=55.0 must be in \(0, 1\]'),
     ({'static.policy': 'random'}, "static.policy='random'; known"),
     ({'warm_start.masks': 0}, 'warm_start.masks=0 must be at least 1'),
-    ({'num_search': 1}, 'num_search=1 must be at least 2'),
     ({'policy.price': 0.}, r'policy.price=0.0 must be in \[0.001, 20.0\]'),
     ({'joint.price': float('nan')}, 'joint.price=nan must be in'),
     ({'nets.bias': float('nan')}, 'nets.bias=nan must be a finite number'),

@@ -96,11 +96,10 @@ def test_short_side_is_resized(tmp_path, suffix, size):
 
 def test_strips_are_refused(tmp_path):
   """Resized by their short side, they would take gigabytes."""
-  strip = as_bytes(tmp_path, Image.new('L', (1, 401)), 'a.png')
-  with pytest.raises(data.CorruptImageError, match='1 x 401 pixels'):
-    decode.decode_image(strip, size=4)
-  narrow = as_bytes(tmp_path, Image.new('L', (4, 400)), 'b.png')
-  assert decode.decode_image(narrow, size=4).shape == (4, 4, 3)
+  strip = as_bytes(tmp_path, Image.new('L', (1, 20_000)), 'a.png')
+  with pytest.raises(data.CorruptImageError, match='1 x 20000 pixels have'):
+    decode.decode_image(strip, size=224)
+  assert decode.decode_image(strip, size=4).shape == (4, 4, 3)
 
 
 @pytest.mark.parametrize('keep', [0, 10, 60, None])

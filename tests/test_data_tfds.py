@@ -209,7 +209,7 @@ def test_download_only_where_nothing_is_given(config, tmp_path, monkeypatch):
     (ModuleNotFoundError("No module named 'tensorflow'"),
      'pip install tensorflow'),
     (ConnectionError('no route'),
-     r'could not be downloaded \(ConnectionError\).*config.data.data_dir'),
+     r'could not be downloaded \(ConnectionError: no route\).*data.data_dir'),
 ])
 def test_download_that_fails_says_what_to_do(
     config, monkeypatch, tmp_path, error, message):

@@ -108,8 +108,9 @@ def test_a_policy_sees_images_cropped_as_at_inference():
   config.data.policy_crop_padding = 0
   for policy, want in ((True, 0), (False, 2)):  # where exits are trained
     config.exits.policy = policy
-    got = step_lib._augmentation(config, 'classifier_wise').crop_padding
-    assert got == want
+    config.data.mixup = 0.5
+    got = step_lib._augmentation(config, 'classifier_wise')
+    assert got.crop_padding == want and (got.mixup > 0) == (not policy)
 
 
 def test_metrics_of_a_run(run):

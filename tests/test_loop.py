@@ -230,16 +230,18 @@ def _signal_at(workdir, signum, num_rows, process):
 
 
 def test_processes_are_killed_and_resumed(trainer, whole, tmp_path):
-  """SIGTERM, resumed, SIGKILL, resumed: the same end, bit for bit."""
+  """SIGTERM, Ctrl-C, SIGKILL, each resumed: the same end, bit for bit."""
   command = tiny.command(__file__, f'--config={tiny.__file__}',
                      f'--workdir={tmp_path}')
-  process = subprocess.Popen(**command)
-  out, err = _signal_at(tmp_path, signal.SIGTERM, 3, process)
-  assert process.returncode == 0, err[-2000:]
-  assert 'stopped by a signal at step' in err and 'done' not in out
-  with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts:
-    _, step = ckpts.latest()
-    assert step == _rows(tmp_path)[-1]['step'] >= 3
+  step = 0
+  for signum, code in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
+    process = subprocess.Popen(**command)
+    out, err = _signal_at(tmp_path, signum, step + 3, process)
+    assert process.returncode == code, err[-2000:]
+    assert 'stopped by a signal at step' in err and 'done' not in out
+    with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts:
+      assert ckpts.latest()[1] == _rows(tmp_path)[-1]['step'] >= step + 3
+      step = ckpts.latest()[1]
 
   process = subprocess.Popen(**command)
   _, err = _signal_at(tmp_path, signal.SIGKILL, step + 2, process)

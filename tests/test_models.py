@@ -252,8 +252,8 @@ def test_unknown_names():
     ((8, 8), r'images\[..., None\]'),
     ((5, 8, 8), r'images\[..., None\]'),
     ((5, 1, 8, 8), 'channels as the last axis'),
-    ((2, 8, 6, 1), 'files can be read'),
-    ((7,), 'files can be read')])
+    ((2, 8, 6, 1), 'crop them to squares'),
+    ((7,), 'gives a file as such')])
 def test_wrong_images(shape, hint):
   model = tiny.model()
   with pytest.raises(ValueError, match=(

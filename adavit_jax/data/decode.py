@@ -17,8 +17,8 @@ _DAMAGE = (
     struct.error, zlib.error, Image.DecompressionBombError,
 )
 
-# Longer strips, a pixel high, take gigabytes when the short side is resized.
-_LONGEST = 100
+# Of a resized image. A strip a pixel high can have gigabytes of them.
+_MOST_PIXELS = 10**8
 
 
 class CorruptImageError(ValueError):
@@ -44,15 +44,16 @@ def decode_image(
     uint8 [size, size, channels].
 
   Raises:
-    CorruptImageError: the bytes cannot be decoded, or one side is more than
-      100 times the other.
+    CorruptImageError: the bytes cannot be decoded, or are those of a strip that
+      would take gigabytes when its short side is resized.
   """
   try:
     with Image.open(io.BytesIO(data)) as image:
       width, height = image.size
       short = min(width, height)
-      if max(width, height) > _LONGEST * short:
-        raise ValueError(f'{width} x {height} pixels are a strip, no image')
+      if size * size * max(width, height) > _MOST_PIXELS * short:
+        raise ValueError(f'{width} x {height} pixels have more than '
+                         f'{_MOST_PIXELS} when resized')
       # A JPEG can be decoded at a half, quarter or eighth of its size at a
       # fraction of the time; twice the target leaves the resize its quality.
       if short > 2 * size:

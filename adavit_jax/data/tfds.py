@@ -181,8 +181,8 @@ def _download(name: str) -> epath.Path:
   except OSError as error:
     raise ValueError(
         f"'tfds:{name}' is not prepared below {tfds_dir.default_data_dir()},"
-        f' and could not be downloaded ({type(error).__name__}). Give the'
-        ' directory of a prepared set in config.data.data_dir or'
-        ' TFDS_DATA_DIR, or try again with a network.'
+        f' and could not be downloaded ({type(error).__name__}:'
+        f' {str(error)[:200]}). Give the directory of a prepared set in'
+        ' config.data.data_dir or TFDS_DATA_DIR.'
     ) from error
   return epath.Path(builder.data_path)

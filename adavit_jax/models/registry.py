@@ -5,6 +5,7 @@ import math
 import numbers
 
 import jax.numpy as jnp
+import numpy as np
 
 from adavit_jax.models import multi_exit
 from adavit_jax.models import ravit
@@ -156,7 +157,7 @@ def _check(m):
   if (not isinstance(m.num_fixed, numbers.Integral)
       or m.num_fixed not in (1, 2, 3)):
     raise ValueError(f'num_fixed={m.num_fixed} must be 1, 2 or 3')
-  if not isinstance(m.distillation, bool):
+  if not isinstance(m.distillation, (bool, np.bool_)):
     raise ValueError(f'distillation={m.distillation!r} must be True or False')
   if m.num_fixed >= m.depth:
     raise ValueError(f'num_fixed={m.num_fixed} must be smaller than depth='

@@ -198,7 +198,8 @@ def check_images(model, images):
     elif len(shape) == 4 and shape[1] == shape[2]:
       hint = f'resize them, or create the model with image_size={shape[1]}'
     else:
-      hint = 'files can be read by the classifier of adavit_jax.load'
+      hint = ('resize and crop them to squares; `read` of the classifier of '
+              'adavit_jax.load gives a file as such')
     raise ValueError(f'images have shape {shape}, the model takes [B, {s}, '
                      f'{s}, {c}]; {hint}')
   # Not len: the batch axis of an exported program may have no size.

@@ -40,6 +40,7 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
 
   Returns:
     The report as a dict that JSON can hold, or None if a signal stopped it.
+    `finished` in it says whether the run has gone through all of its phases.
 
   Raises:
     ValueError: if there is no such run, its data is missing or has other
@@ -56,15 +57,13 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
   trainer = loop.Trainer(config, workdir)
   checks.same_classes(info, trainer.dataset, workdir)
   checks.same_images(info, trainer.dataset, workdir)
-  finished = best or info['finished']
-  if not finished:
-    logging.warning(
-        '%s: phase %r was stopped at step %d of %d, the same train.py resumes '
-        'it; this is a report of what it has reached', workdir, info['phase'],
-        step - info['start'], config[info['phase']].steps)
+  unfinished = restore.unfinished(*restore.find(workdir)[1:])
+  if unfinished:
+    logging.warning('%s is %s, and this a report of what it has reached; the '
+                    'same train.py goes on with it', workdir, unfinished)
   about = dict(
       workdir=str(workdir), phase=info['phase'], step=int(step), best=best,
-      finished=finished,
+      finished=not unfinished,
       seed=config.seed,
       device=f'{jax.device_count()} x {jax.devices()[0].device_kind}',
       num_test=len(trainer.dataset.test))

@@ -39,7 +39,9 @@ def accuracy_against_macs(report, path):
     rows = sorted(rows, key=lambda r: r['macs_ratio'])
     axes.plot([r['macs_ratio'] for r in rows],
               [100 * r['accuracy'] for r in rows], label=label, **style)
+  points = []
   def point(row, label, marker):
+    points.append(100 * row['accuracy'])
     axes.plot(row['macs_ratio'], 100 * row['accuracy'], marker, label=label,
               markersize=8, linestyle='none')
   curve(report['sweep'], 'adaptive, threshold swept', color='C0')
@@ -53,10 +55,8 @@ def accuracy_against_macs(report, path):
   if one:
     curve(one['frontier'], 'static, dense weights', color='C7', linestyle=':')
     point(one['adaptive'], 'adaptive, dense weights', 'C0v')
-  low = min(100 * report[k]['accuracy']
-            for k in ('adaptive', 'dense', 'random', 'shuffled') if k in report)
   axes.set(xlabel="MACs as a share of the dense model's",
-           ylabel='test accuracy, %', ylim=(low - 4, None))
+           ylabel='test accuracy, %', ylim=(min(points) - 4, None))
   axes.grid(alpha=0.3)
   axes.legend(fontsize=8)
   _save(figure, path)

@@ -39,6 +39,9 @@ class Cascade:
   """Runs each stage on the images that no exit before was sure of.
 
   Threads may share it; their batches wait for each other.
+
+  Attributes:
+    params: parameters of the model, on the device.
   """
 
   def __init__(self, stages, params, rule, thresholds, stage_macs, *,
@@ -69,9 +72,9 @@ class Cascade:
                        f'of the {len(stages)} stages')
     # By way of the host: beside parameters that were laid on a mesh, the pools
     # would change their sharding at first use, and be compiled for once more.
-    params = jax.device_put(jax.tree.map(np.asarray, params))
+    self.params = jax.device_put(jax.tree.map(np.asarray, params))
     self._programs = [
-        stage_program.StageProgram(_program(stage, rule, spent, k), params)
+        stage_program.StageProgram(_program(stage, rule, spent, k), self.params)
         for k, stage in enumerate(stages)]
     self._plans = [slots_lib.plans(sizes, macs) for macs in stage_macs]
     self._stage_macs = np.asarray(stage_macs)
@@ -105,7 +108,8 @@ class Cascade:
       `Prediction`, rows in the order of the images.
 
     Raises:
-      ValueError: if there are none, or they are not of the model's size.
+      ValueError: if there are none, they are no batch, or not of the model's
+        size.
     """
     images = images if isinstance(images, jax.Array) else np.asarray(images)
     if images.ndim != 4 or not len(images):
@@ -169,7 +173,8 @@ class Cascade:
       order of the images.
 
     Raises:
-      ValueError: for images of different shapes, or not of the model's size.
+      ValueError: for images of different shapes or dtypes, or not of the
+        model's size.
     """
     size = self._batch_size
     window = 16 * size if window is None else window

@@ -124,7 +124,7 @@ def same_holdout(info, config):
     raise ValueError(
         f'{config.init.workdir} split its images by seed {then[0]} and '
         f'holdout={then[1]}, this run by seed {now[0]} and holdout={now[1]}: '
-        f'it would hold out images that its parameters were trained on; set '
+        f'it could hold out images that its parameters were trained on; set '
         f'--config.data.seed={then[0]} --config.data.holdout={then[1]}')
 
 

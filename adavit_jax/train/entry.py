@@ -11,18 +11,20 @@ from adavit_jax.policies import inputs
 from adavit_jax.policies import search
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import restore
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
 
 
-def enter(trainer, state, phase, began_from=''):
+def enter(trainer, state, phase, had_price=False):
   """The state with which a phase begins.
 
   Args:
     trainer: `loop.Trainer`.
     state: `State` at the end of what came before.
     phase: one of the config's.
-    began_from: phase of another run that this run continues, or ''.
+    had_price: whether another run, which this run continues, has set the price
+      of MACs.
 
   Returns:
     `State` with the optimizer of the phase.
@@ -38,9 +40,8 @@ def enter(trainer, state, phase, began_from=''):
   if phase == 'warm_start':
     state = state.replace(
         candidates=static_masks(trainer, system_lib.final_params(state)['vit']))
-  before = [began_from] * bool(began_from) + [*phases[:phases.index(phase)]]
-  steers = lambda name: trainer.config[name].get('reward') == 'macs'
-  priced = 'warm_start' in before or any(steers(name) for name in before)
+  priced = had_price or restore.sets_price(
+      trainer.config, phases[:phases.index(phase)])
   if phase in ('policy', 'joint') and not priced:
     state = state.replace(log_price=jnp.log(
         jnp.float32(trainer.config[phase].price)))

@@ -47,6 +47,7 @@ class Trainer:
     self.config, self.workdir = config, workdir
     self.stopped_by = None
     self._began_from = ''  # phase of the run that this one continues
+    self._had_price = False  # whether that run has set the price of MACs
     self.mesh = mesh_lib.make_mesh()
     for phase in config.phases:
       mesh_lib.check_batch_size(
@@ -73,7 +74,8 @@ class Trainer:
     d = self.dataset
     return dict(
         phase=phase, start=start, finished=finished,
-        began_from=self._began_from, config=self.config.to_dict(),
+        began_from=self._began_from, had_price=self._had_price,
+        config=self.config.to_dict(),
         dataset=dict(num_classes=d.num_classes, channels=d.channels,
                      mean=list(map(float, d.mean)), std=list(map(float, d.std)),
                      class_names=list(d.class_names), target=d.target,
@@ -99,7 +101,7 @@ class Trainer:
         while index < len(config.phases):
           phase = config.phases[index]
           if int(state.step) == start:
-            state = entry.enter(self, state, phase, self._began_from)
+            state = entry.enter(self, state, phase, self._had_price)
           state = self._run_phase(state, phase, start, ckpts, metrics, stop)
           if state is None:
             self.stopped_by = stop.signum
@@ -136,6 +138,8 @@ class Trainer:
         mesh_lib.put_shapes(shapes, self.mesh), step, kind)
     logging.info('resumed from step %d, phase %s', step, info['phase'])
     self._began_from = info.get('began_from', '')
+    self._had_price = info.get('had_price', self._began_from in (
+        'warm_start', 'policy', 'joint'))
     index = list(config.phases).index(info['phase'])
     if info['finished']:
       # It is there, unless a kill came between the best checkpoint and it.
@@ -148,6 +152,7 @@ class Trainer:
     init = self.config.init
     info = restore.find(init.workdir, phase=init.phase)[2]
     self._began_from = info['phase']
+    self._had_price = restore.has_price(info)
     if self.config.phases[0] not in config_lib.FROM_SCRATCH:
       checks.same_classes(info, self.dataset, init.workdir)
     checks.same_holdout(info, self.config)

@@ -61,8 +61,8 @@ class GracefulStop:
     if self.requested:
       raise KeyboardInterrupt(f'second {signal.Signals(signum).name}')
     self.requested, self.signum = True, signum
-    logging.warning('%s: stopping after this step; a second one stops now',
-                    signal.Signals(signum).name)
+    logging.warning('%s: will save and stop after a step; a second one stops '
+                    'at once and saves nothing', signal.Signals(signum).name)
 
   def should_stop(self) -> bool:
     """Says whether to stop now; the same answer on each process.

@@ -23,7 +23,7 @@ _PATH = dict(distill=_SHARE, temperature=_POSITIVE, representation=_WEIGHT)
 _RANGES = {
     '': dict(seed=_WEIGHT, log_every=_COUNT, eval_every=_COUNT,
              checkpoint_every=_COUNT, eval_batch_size=_COUNT,
-             num_search=(lambda x: x >= 2, 'must be at least 2'),
+             num_search=_COUNT,
              mac_target=(lambda x: 0 < x <= 1, 'must be in (0, 1]: it is a '
                          "share of the dense model's MACs")),
     'model': dict(unroll=_COUNT),

@@ -150,6 +150,38 @@ def _check_nets(saved, wanted, workdir):
                      f'--config.init.phase=dense')
 
 
+def unfinished(step, info):
+  """Where a run stands that has phases to go: a clause, '' at its end.
+
+  Args:
+    step: of its newest checkpoint.
+    info: of that checkpoint, see `find`.
+  """
+  phase, phases = info['phase'], list(info['config']['phases'])
+  if info['finished'] and phase == phases[-1]:
+    return ''
+  return (f"at step {step - info['start']} of {info['config'][phase]['steps']} "
+          f"of the phase {phase!r} of {', '.join(phases)}")
+
+
+def sets_price(config, phases):
+  """Whether one of some phases finds or steers the price of MACs."""
+  return any(name == 'warm_start' or name in ('policy', 'joint')
+             and config[name]['reward'] == 'macs' for name in phases)
+
+
+def has_price(info):
+  """Whether a run, or one that it began from, has set the price of MACs.
+
+  Args:
+    info: see `find`. Older runs do not say it of the one that they began from.
+  """
+  phases = list(info['config']['phases'])
+  so_far = phases[:phases.index(info['phase']) + 1]
+  before = info.get('began_from') in ('warm_start', 'policy', 'joint')
+  return sets_price(info['config'], so_far) or info.get('had_price', before)
+
+
 def policy_has_learned(info):
   """Whether policy networks were trained since the last dense phase.
 
