@@ -24,13 +24,18 @@ def trace_once():
     yield
 
 
-@pytest.fixture(scope='module', autouse=True)
-def two_devices():
-  """Runs on 2 of the 8 devices, which compiles and saves faster."""
-  make_mesh = mesh_lib.make_mesh
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(mesh_lib, 'make_mesh', lambda num=2: make_mesh(num))
-    yield
+def devices(count):
+  """A fixture: on some of the 8 devices runs compile and save faster."""
+  @pytest.fixture(scope='module', autouse=True)
+  def few_devices():
+    make_mesh = mesh_lib.make_mesh
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(mesh_lib, 'make_mesh', lambda num=count: make_mesh(num))
+      yield
+  return few_devices
+
+
+two_devices = devices(2)
 
 
 def bits(x):

@@ -36,13 +36,7 @@ def _config(phase, **fields):
   return config
 
 
-@pytest.fixture(scope='module', autouse=True)
-def one_device():
-  """Compiles faster; test_sharding has several."""
-  make_mesh = mesh_lib.make_mesh
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(mesh_lib, 'make_mesh', lambda num=1: make_mesh(num))
-    yield
+one_device = states.devices(1)  # test_sharding has several
 
 
 def _without_holdout(dataset):
