@@ -273,6 +273,11 @@ def test_wrong_calls(model, params, z1):
     modes.forward(model, params, np.zeros((1, 8, 8, 1), np.uint8), _random(0))
   with pytest.raises(ValueError, match='images are int32; .* normalised'):
     model.apply({'params': params}, jnp.zeros((1, 8, 8, 1), jnp.int32))
+  with pytest.raises(ValueError, match=r'images are a list; .* \[B, 8, 8, 1\]'):
+    modes.forward(model, params, [[[[0.]]]], _random(0))
+  for chunk in (0, -1, 2.):
+    with pytest.raises(ValueError, match=f'chunk={chunk} must be a whole'):
+      modes.adaptive(model, params, z1, _random(0), 'compact', chunk=chunk)
   with pytest.raises(ValueError, match="unknown mode 'fast'.*'static'"):
     modes.adaptive(model, params, z1, _random(0), 'fast')
   with pytest.raises(ValueError, match="4 images; use 'compact'"):

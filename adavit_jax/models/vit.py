@@ -186,6 +186,9 @@ def check_images(model, images):
   """Raises a ValueError unless `model` takes `images`: [B, S, S, C], B >= 1.
   """
   s, c = model.image_size, model.channels
+  if not hasattr(images, 'ndim'):
+    raise ValueError(f'images are a {type(images).__name__}; give an array '
+                     f'[B, {s}, {s}, {c}], np.stack(images) for example')
   if images.ndim != 4 or images.shape[1:] != (s, s, c):
     shape = tuple(images.shape)
     if shape == (s, s, c):

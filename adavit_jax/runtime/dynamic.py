@@ -1,6 +1,7 @@
 """The execution modes that decide at run time: `cond` and `compact`."""
 
 import functools
+import numbers
 
 import jax
 import jax.numpy as jnp
@@ -84,8 +85,15 @@ def compact(model, params, x, actions, *, chunk=None, start=0, read=None):
 
   Returns:
     As `cond`.
+
+  Raises:
+    ValueError: for a chunk that is no number of images.
   """
   size, macs = x.shape[0], cost.vit(model)
+  if chunk is not None and not (
+      isinstance(chunk, numbers.Integral) and chunk >= 1):
+    raise ValueError(f'chunk={chunk!r} must be a whole number of at least 1, '
+                     f'or None')
   chunk = chunk or compact_lib.chunk_size(size, (macs.msa + macs.mlp) / 2)
   msa, mlp = branches(model.encoder)
 

@@ -138,8 +138,7 @@ class Trainer:
         mesh_lib.put_shapes(shapes, self.mesh), step, kind)
     logging.info('resumed from step %d, phase %s', step, info['phase'])
     self._began_from = info.get('began_from', '')
-    self._had_price = info.get('had_price', self._began_from in (
-        'warm_start', 'policy', 'joint'))
+    self._had_price = restore.had_price(info)
     index = list(config.phases).index(info['phase'])
     if info['finished']:
       # It is there, unless a kill came between the best checkpoint and it.

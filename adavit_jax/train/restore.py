@@ -170,16 +170,26 @@ def sets_price(config, phases):
              and config[name]['reward'] == 'macs' for name in phases)
 
 
+def had_price(info):
+  """Whether the run that a run began from has set the price of MACs.
+
+  Args:
+    info: see `find`. Of older runs the phase that they began from tells.
+  """
+  began_from = info.get('began_from')
+  return info.get(
+      'had_price', began_from in ('warm_start', 'policy', 'joint'))
+
+
 def has_price(info):
   """Whether a run, or one that it began from, has set the price of MACs.
 
   Args:
-    info: see `find`. Older runs do not say it of the one that they began from.
+    info: see `find`.
   """
   phases = list(info['config']['phases'])
   so_far = phases[:phases.index(info['phase']) + 1]
-  before = info.get('began_from') in ('warm_start', 'policy', 'joint')
-  return sets_price(info['config'], so_far) or info.get('had_price', before)
+  return sets_price(info['config'], so_far) or had_price(info)
 
 
 def policy_has_learned(info):
