@@ -23,6 +23,7 @@ import platform
 
 from absl import app
 from absl import flags
+from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +34,7 @@ from adavit_jax import models
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 from adavit_jax.runtime import modes
+from adavit_jax.train import guards
 import timing
 import timm_rows
 import trained
@@ -49,7 +51,7 @@ _CHUNKS = flags.DEFINE_list(
     'chunks', [], "Images in one pass of compact, to compare; by default the "
     "library's choice alone.")
 _DTYPE = flags.DEFINE_string('dtype', 'float32', 'Compute dtype.')
-_REPEATS = flags.DEFINE_integer('repeats', 9, 'Timed rounds.')
+_REPEATS = flags.DEFINE_integer('repeats', 9, 'Timed rounds.', lower_bound=1)
 _OUTPUT = flags.DEFINE_string('output', None, 'Where to write the rows, JSON.')
 _WORKDIR = flags.DEFINE_list(
     'workdir', [], 'Runs of train.py whose policies to time instead.')
@@ -62,17 +64,24 @@ _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where the data lies now.')
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
-  batches = [int(b) for b in _BATCHES.value]
-  keeps = [float(k) for k in _KEEPS.value]
-  if unknown := set(_MODES.value) - {'cond', 'compact', 'static'}:
-    raise app.UsageError(f'--modes has {sorted(unknown)}; known: cond, compact,'
-                         f' static')
-  if not all(0 < k <= 1 for k in keeps) or min(batches) < 1:
-    raise app.UsageError('--keeps lie in (0, 1], --batches are 1 or more')
   try:
-    named = _named_models()
-  except ValueError as error:
+    _run_all()
+  except guards.USER_ERRORS as error:
+    logging.debug('where it came from', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error
+
+
+def _run_all():
+  batches = _numbers('batches', _BATCHES.value, int, lambda b: b > 0,
+                     'batch sizes, 1 or more')
+  keeps = _numbers('keeps', _KEEPS.value, float, lambda k: 0 < k <= 1,
+                   'numbers in (0, 1]')
+  if _CHUNKS.value:
+    _numbers('chunks', _CHUNKS.value, int, lambda c: c > 0, 'numbers of images')
+  if unknown := set(_MODES.value) - {'cond', 'compact', 'static'}:
+    raise ValueError(f'--modes has {sorted(unknown)}; known: cond, compact, '
+                     f'static')
+  named = _named_models()
   print(f'{jax.devices()[0].device_kind}, {timing.num_cores()} CPU cores '
         f'({platform.machine()}), jax {jax.__version__}, medians of '
         f'{_REPEATS.value} rounds in alternation\n')
@@ -84,6 +93,17 @@ def main(argv):
     if _OUTPUT.value:  # each time: nothing is lost of a run cut short
       with open(_OUTPUT.value, 'w', encoding='utf-8') as f:
         json.dump(rows, f, indent=1)
+
+
+def _numbers(flag, texts, kind, valid, what):
+  """The numbers that a flag lists; a ValueError says what it should list."""
+  try:
+    numbers = [kind(text) for text in texts]
+  except ValueError:
+    numbers = []
+  if not numbers or not all(map(valid, numbers)):
+    raise ValueError(f'--{flag}={",".join(texts)} must list {what}')
+  return numbers
 
 
 def _named_models():

@@ -91,6 +91,19 @@ def _error(execution, monkeypatch, **values):
   return str(error.value)
 
 
+@pytest.mark.parametrize('flag, value, message', [
+    ('batches', ['8', 'a'], '--batches=8,a must list batch sizes, 1 or more'),
+    ('batches', [], '--batches= must list batch sizes, 1 or more'),
+    ('keeps', ['0.5', '1.5'], '--keeps=0.5,1.5 must list numbers in (0, 1]'),
+    ('chunks', ['0'], '--chunks=0 must list numbers of images'),
+    ('modes', ['masked'], "--modes has ['masked']; known: cond, compact, "
+                          'static'),
+])
+def test_flags_that_list_nothing_to_time_are_refused(
+    execution, monkeypatch, flag, value, message):
+  assert _error(execution, monkeypatch, **{flag: value}) == f'error: {message}'
+
+
 def test_a_model_that_runs_in_stages_is_refused(execution, monkeypatch):
   names = ['vit_digits_patch2_8', 'ravit_cifar_patch4_32']
   message = _error(execution, monkeypatch, models=names)
