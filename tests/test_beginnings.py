@@ -4,10 +4,12 @@ import dataclasses
 import shutil
 
 from adavit_jax.train import checkpoints
+from adavit_jax.train import entry
 from adavit_jax.train import guards
 from adavit_jax.train import loop
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import step as step_lib
+from adavit_jax.train import system as system_lib
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -185,6 +187,22 @@ def test_no_number_reaches_a_checkpoint(trainer, tmp_path, bad):
     other.train()
   with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts:
     assert ckpts.latest() is None
+
+
+def test_masks_are_searched_with_the_averaged_weights(trainer, monkeypatch):
+  """Those of a phase before, which the warm start leaves as they are."""
+  state = system_lib.init_state(trainer.system, 0)
+  vit = state.params['vit']
+  averaged = jax.tree.map(lambda x: x + 1, vit)
+  searched = []
+  def search(trainer, vit):
+    del trainer
+    searched.append(vit)
+    return state.candidates
+  monkeypatch.setattr(entry, 'static_masks', search)
+  entry.enter(trainer, state.replace(teacher=vit, ema={'vit': averaged}),
+              'warm_start')
+  assert states.same(searched, [averaged])
 
 
 def test_price_of_a_run_without_warm_start(trainer, tmp_path):

@@ -58,6 +58,8 @@ def test_mistaken_flags_end_in_one_sentence(flag, message, tmp_path):
     ({'nets.tokens': 'cls'}, "nets.tokens='cls'; known"),
     ({'nets.threshold': 1.}, 'nets.threshold=1.0 must be'),
     ({'joint.distill': 3.}, 'joint.distill=3.0 must be in'),
+    ({'joint.distill': 1., 'model.distillation': True},
+     'joint.distill=1 teaches the distillation head alone'),
     ({'static.temperature': 0.}, 'static.temperature=0.0 must be positive'),
     (dict(mac_target=55.), r'mac_target=55.0 must be in \(0, 1\]'),
     ({'static.policy': 'random'}, "static.policy='random'; known"),

@@ -19,6 +19,7 @@ from one_batch import log_softmax
 from one_batch import make_system
 from one_batch import state  # a fixture
 from one_batch import z1  # a fixture
+import pytest
 
 ONES = np.ones(3, np.float32)
 
@@ -89,6 +90,17 @@ def test_warm_start_image_by_image(state, batch, z1, classify):
       total, np.mean(value_losses) + np.mean(imitation) + aux, rtol=1e-5)
   np.testing.assert_allclose(
       updates['log_price'], 0.95 * -1 + 0.05 * np.log(price), rtol=1e-5)
+
+
+@pytest.mark.parametrize('target, bound', [(1., 1e-3), (0.01, 20.)])
+def test_the_price_that_the_warm_start_hands_on_is_bounded(
+    state, batch, target, bound):
+  """A budget that all masks or none meet would find a price beyond."""
+  system = make_system(mac_target=target)
+  updates = jax.jit(lambda p: warm_start.loss(
+      system, p, state, batch, KEY, 0.)[1][1])(state.params)
+  np.testing.assert_allclose(
+      updates['log_price'], 0.95 * -1 + 0.05 * np.log(bound), rtol=1e-5)
 
 
 def test_the_curriculum_frees_the_last_encoders_first(state, batch):
