@@ -29,7 +29,7 @@ def found(given):
   model, params, spend, z1, labels = given
   calls = []
   chain = search.greedy_chain(model, params, spend, z1, labels,
-                              progress=lambda *args: calls.append(args))
+                              progress=calls.append)
 
   @jax.jit
   def evaluate(keep):
@@ -49,7 +49,7 @@ def test_chain_is_nested_from_all_layers_to_none(found):
   np.testing.assert_array_equal(keep[-1], 0)
   np.testing.assert_array_equal((keep[:-1] - keep[1:]).sum(1), 1)
   assert (keep[:-1] >= keep[1:]).all()
-  assert calls == [(i, 2 * L) for i in range(1, 2 * L + 1)]
+  assert calls == list(range(1, search.num_tried(L) + 1))
 
 
 def test_recorded_numbers_are_those_of_the_masked_mode(found):
@@ -125,7 +125,10 @@ def test_weights_choose_images(given):
 
 def test_candidates_are_the_chains_of_all_easy_and_hard_images(given, found):
   model, params, _, z1, _ = given
-  got = np.asarray(search.candidates(*given).keep)
+  calls = []
+  got = np.asarray(search.candidates(*given, progress=calls.append).keep)
+  num_tried = search.NUM_CHAINS * search.num_tried(L)
+  assert calls == list(range(1, num_tried + 1))
   p = np.float64(jax.nn.softmax(model.apply(
       {'params': params}, z1[:, :1], method='classify').total))
   entropy = -(p * np.log(p)).sum(-1)

@@ -1,6 +1,7 @@
 """The best static sub-networks, found greedily on held-out data."""
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,10 @@ import optax
 
 from adavit_jax.models.actions import Actions
 from adavit_jax.runtime import modes
+
+
+# Of `candidates`: all, easy and hard images.
+NUM_CHAINS = 3
 
 
 class Chain(NamedTuple):
@@ -26,7 +31,7 @@ class Chain(NamedTuple):
 
 
 def greedy_chain(model, params, cost, z1, labels, *, weights=None,
-                 forward=False, progress=lambda i, n: None):
+                 forward=False, progress=lambda done: None):
   """Drops the layer that costs least loss per MAC saved, one after the other.
 
   Args:
@@ -37,14 +42,19 @@ def greedy_chain(model, params, cost, z1, labels, *, weights=None,
     labels: [B] int.
     weights: how much each image counts, [B]; None counts all alike.
     forward: add layers to none instead, what saves most loss per MAC first.
-    progress: called with (done, total) after each layer.
+    progress: called with the number of masks tried so far, after each; of
+      `num_tried` in all.
 
   Returns:
     `Chain` of 2L + 1 masks.
   """
   weights = jnp.ones(len(labels)) if weights is None else weights
-  evaluate = lambda keep: map(
-      float, _evaluate(model, params, z1, labels, weights, keep))
+  done = itertools.count(1)
+  def evaluate(keep):
+    loss, accuracy = map(
+        float, _evaluate(model, params, z1, labels, weights, keep))
+    progress(next(done))
+    return loss, accuracy
   num = model.num_adaptive
   macs = np.repeat([cost.msa, cost.mlp], num).astype(np.float64)
   keep = np.full(2 * num, not forward, np.float32)
@@ -58,20 +68,26 @@ def greedy_chain(model, params, cost, z1, labels, *, weights=None,
       tried.append(((loss - rows[-1][1]) / macs[i], candidate, loss, accuracy))
     _, keep, loss, accuracy = min(tried, key=lambda t: t[0])
     rows.append((keep.copy(), loss, accuracy))
-    progress(len(rows) - 1, 2 * num)
   keeps, losses, accuracies = map(
       np.stack, zip(*(rows[::-1] if forward else rows)))
   return Chain(Actions.from_keep(jnp.asarray(keeps)), losses, accuracies)
 
 
-def candidates(model, params, cost, z1, labels, *, progress=lambda i, n: None):
+def num_tried(num_layers):
+  """How many masks `greedy_chain` tries for L layers of either kind."""
+  return 1 + num_layers * (2 * num_layers + 1)
+
+
+def candidates(model, params, cost, z1, labels, *,
+               progress=lambda done: None):
   """Masks worth choosing from: the chains of all, easy and hard images.
 
   Easy is the half of the images on which the ViT's own head, put on z1, has
   the smallest entropy: what easy images need is not what hard ones need.
 
   Args:
-    model, params, cost, z1, labels, progress: as in `greedy_chain`.
+    model, params, cost, z1, labels: as in `greedy_chain`.
+    progress: likewise, over the `NUM_CHAINS` chains.
 
   Returns:
     `Actions` [3 (2L + 1), L]; the first 2L + 1 are the chain of all images.
@@ -87,10 +103,11 @@ def candidates(model, params, cost, z1, labels, *, progress=lambda i, n: None):
   entropy = -(p * jnp.log(p + 1e-9)).sum(-1)
   rank = entropy.argsort().argsort()
   easy = (rank < len(entropy) // 2).astype(jnp.float32)
+  each = num_tried(model.num_adaptive)
   chains = [
       greedy_chain(model, params, cost, z1, labels, weights=weights,
-                   progress=progress).actions
-      for weights in (jnp.ones_like(easy), easy, 1 - easy)]
+                   progress=lambda done, i=i: progress(i * each + done)).actions
+      for i, weights in enumerate((jnp.ones_like(easy), easy, 1 - easy))]
   return Actions(*map(jnp.concatenate, zip(*chains)))
 
 

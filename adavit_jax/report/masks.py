@@ -12,6 +12,7 @@ from adavit_jax.report import compare
 from adavit_jax.train import entry
 from adavit_jax.train import loop
 from adavit_jax.train import system as system_lib
+from adavit_jax.train import writer
 
 
 def last_k(num_layers):
@@ -124,9 +125,13 @@ def known(trainer, vit, candidates):
       [np.asarray(a.keep) for a in (candidates, added, last_k(num))]), axis=0)
   logging.info('comparing %d static masks on %d held-out images', len(keep),
                len(trainer.dataset.holdout))
-  rows = [compare.row(
-      trainer.evaluator.given(vit, trainer.dataset.holdout, k),
-      trainer.system.plain_cost) for k in keep]
+  progress = writer.Progress(len(keep), 'masks', 'static masks')
+  rows = []
+  for k in keep:
+    out = trainer.evaluator.given(vit, trainer.dataset.holdout, k)
+    rows.append(compare.row(out, trainer.system.plain_cost))
+    progress.update(len(rows), len(rows), {})
+  progress.close()
   return Known(keep, *(np.array([row[key] for row in rows])
                        for key in ('macs_ratio', 'accuracy', 'loss')))
 

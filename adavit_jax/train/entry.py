@@ -3,7 +3,6 @@
 Functions of a `loop.Trainer`, of which they read system, data and config.
 """
 
-from absl import logging
 import jax
 import jax.numpy as jnp
 
@@ -14,6 +13,7 @@ from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import restore
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
+from adavit_jax.train import writer
 
 
 def enter(trainer, state, phase, had_price=False):
@@ -81,10 +81,15 @@ def static_masks(trainer, vit, *, forward=False):
                      '--config.data.holdout=0.1')
   z1, labels = trainer.evaluator.z1(
       vit, trainer.dataset.holdout, trainer.config.num_search)
-  show = lambda i, n: logging.log_every_n_seconds(
-      logging.INFO, 'greedy static search: %d of %d layers', 10, i, n)
+  num_tried = search.num_tried(trainer.system.model.num_adaptive)
+  progress = writer.Progress(
+      num_tried * (1 if forward else search.NUM_CHAINS), 'masks', 'mask search')
+  show = lambda done: progress.update(done, done, {})
   given = (trainer.system.model, vit, trainer.system.plain_cost,
            *mesh_lib.replicate((z1, labels), trainer.mesh))
   if forward:
-    return search.greedy_chain(*given, forward=True, progress=show).actions
-  return search.candidates(*given, progress=show)
+    found = search.greedy_chain(*given, forward=True, progress=show).actions
+  else:
+    found = search.candidates(*given, progress=show)
+  progress.close()
+  return found
