@@ -15,7 +15,6 @@ from adavit_jax.models import stages
 from adavit_jax.policies import fixed
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import restore
-from adavit_jax.train import system as system_lib
 import timing
 
 
@@ -111,10 +110,8 @@ def _policy(clf, workdir, threshold, best, max_batch_size):
     clf.threshold = threshold
   system = clf.system
   state = restore.state(system, mesh_lib.make_mesh(1), workdir, best=best)
-  # A static phase from a dense one has no teacher; its own ViT is as large.
-  vit = state.teacher or system_lib.final_params(state)['vit']
   dense = adavit_jax.Classifier(
-      system, state.replace(params={'vit': vit}, ema=None),
+      system, state.replace(params={'vit': state.teacher}, ema=None),
       actions=fixed.all_layers(system.model.num_adaptive),
       max_batch_size=max_batch_size)
   return (dense, system.plain_cost.dense, lambda p: p.actions.keep.mean(),

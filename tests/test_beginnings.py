@@ -36,7 +36,7 @@ def cheap_steps(nan_at):
   """Steps that count; every fifth one changes what its phase trains."""
   def make_step(system, phase, start):
     del system, start
-    group = 'vit' if phase == 'dense' else 'policy'
+    group = 'vit' if phase in ('dense', 'static') else 'policy'
     def step(state, images, labels):
       del images, labels
       number = state.step + 1
@@ -144,6 +144,19 @@ def test_a_run_begins_from_another_runs_parameters(
     # Found anew from the dense phase, or taken over: they are the same.
     for field in ('teacher', 'candidates'):
       assert states.same(getattr(state, field), getattr(ends['policy'], field))
+
+
+def test_the_dense_model_teaches_on_after_a_static_phase(
+    trainer, ends, whole, tmp_path):
+  _other(trainer, tmp_path / 'static', **{
+      'phases': ('static',), 'init.workdir': whole[0], 'init.phase': 'dense',
+      'static.steps': 5, 'static.policy': 'stochastic'}).train()
+  state = _other(trainer, tmp_path / 'policy', **{
+      'phases': ('policy',), 'init.workdir': str(tmp_path / 'static'),
+      'policy.steps': 1}).train()
+  assert states.same(state.teacher, ends['dense'].ema['vit'])
+  assert not states.same(state.params['vit'], state.teacher)
+  assert states.same(state.stats, entry.with_stats(trainer, state).stats)
 
 
 def test_a_resumed_run_knows_what_it_began_from(

@@ -86,34 +86,49 @@ def test_images_must_be_those_that_were_trained_on():
 def test_a_run_holds_out_what_the_run_before_it_held_out():
   source, config = tiny.get_config(), tiny.get_config()
   config.init.workdir = 'DIR'
-  info = _info(source)
-  checks.same_holdout(info, config)
+  check = lambda info: checks.same_holdout(info, config, tiny.dataset())
+  info = _info(source, dataset={})
+  check(info)
   config.seed = 3
   with pytest.raises(ValueError, match=r'DIR split its images by seed 0 and '
                      r'holdout=0.1, this run by seed 3 .* '
                      r'--config.data.seed=0 --config.data.holdout=0.1'):
-    checks.same_holdout(info, config)
+    check(info)
   config.data.seed = 0
-  checks.same_holdout(info, config)
+  check(info)
   config.data.holdout = 0.2
   with pytest.raises(ValueError, match='this run by seed 0 and holdout=0.2'):
-    checks.same_holdout(info, config)
+    check(info)
   config.data.name = 'digit_scenes'  # other images
-  checks.same_holdout(info, config)
+  check(info)
   for c in (source, config):
     c.data.update(name='folder', data_dir='a')
   with pytest.raises(ValueError, match='it could hold out images'):
-    checks.same_holdout(_info(source), config)
+    check(_info(source, dataset={}))
   config.data.data_dir = 'b/../a/'
   with pytest.raises(ValueError, match='it could hold out images'):
-    checks.same_holdout(_info(source), config)
+    check(_info(source, dataset={}))
   config.data.data_dir = 'b'
-  checks.same_holdout(_info(source), config)
+  check(_info(source, dataset={}))
   source.data.name, config.data.name = 'tfds:cifar10', 'tfds:cifar10:3.0.2'
   with pytest.raises(ValueError, match='it could hold out images'):
-    checks.same_holdout(_info(source), config)
+    check(_info(source, dataset={}))
   config.data.name = 'tfds:cifar100'
-  checks.same_holdout(_info(source), config)
+  check(_info(source, dataset={}))
+
+
+def test_a_run_begins_with_the_images_that_the_run_before_it_had():
+  """With others, the draw of what is held out is another."""
+  config, dataset = tiny.get_config(), tiny.dataset()
+  config.init.workdir = 'DIR'
+  info = _info(config, dataset=dict(split=data.fingerprint(dataset)))
+  checks.same_holdout(info, config, dataset)
+  grown = dataclasses.replace(dataset, train=dataset.holdout)
+  with pytest.raises(ValueError, match="'digits' has other images now than "
+                     'when DIR was trained on it, and is split anew'):
+    checks.same_holdout(info, config, grown)
+  config.data.name = 'digit_scenes'
+  checks.same_holdout(info, config, grown)
 
 
 def test_one_class_is_no_task():

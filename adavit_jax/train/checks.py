@@ -103,15 +103,17 @@ def same_images(info, dataset, workdir):
         f'anew in another --workdir')
 
 
-def same_holdout(info, config):
+def same_holdout(info, config, dataset):
   """Checks that a run holds out what the run that it begins from held out.
 
   Args:
     info: what a checkpoint of that run says of itself.
     config: see `train.config.default_config`.
+    dataset: `Dataset` of the config.
 
   Raises:
-    ValueError: if both are of one data set and split it differently.
+    ValueError: if both are of one data set and split it differently, or it
+      has other images now.
   """
   saved = restore.with_defaults(info['config'])
   if _data_set(saved['data']) != _data_set(config.data):
@@ -126,6 +128,13 @@ def same_holdout(info, config):
         f'holdout={then[1]}, this run by seed {now[0]} and holdout={now[1]}: '
         f'it could hold out images that its parameters were trained on; set '
         f'--config.data.seed={then[0]} --config.data.holdout={then[1]}')
+  digest = info['dataset'].get('split')  # Older runs do not say.
+  if digest not in (None, data.fingerprint(dataset)):
+    raise ValueError(
+        f'{config.data.name!r} has other images now than when '
+        f'{config.init.workdir} was trained on it, and is split anew: this run '
+        f'could hold out images that its parameters were trained on; bring '
+        f'back what was there, or train from the start on what there is now')
 
 
 def _data_set(config_data):

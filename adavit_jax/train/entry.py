@@ -34,7 +34,9 @@ def enter(trainer, state, phase, had_price=False):
   """
   phases = trainer.config.phases
   if phase in config_lib.TAUGHT and state.teacher is None:
-    state = _prepare_policy(trainer, state)
+    state = state.replace(params=system_lib.final_params(state), ema=None)
+    state = with_stats(trainer, state.replace(
+        teacher=jax.tree.map(jnp.copy, state.params['vit'])))
   elif phase == 'dense':
     state = state.replace(teacher=None)
   if phase == 'warm_start':
@@ -49,17 +51,13 @@ def enter(trainer, state, phase, had_price=False):
       step_lib.begin_phase(trainer.system, state, phase), trainer.mesh)
 
 
-def _prepare_policy(trainer, state):
-  """Fixes the teacher and the feature statistics.
-
-  Both are functions of the dense phase's parameters and the data.
-  """
-  state = state.replace(params=system_lib.final_params(state), ema=None)
-  vit = state.params['vit']
-  z1, _ = trainer.evaluator.z1(vit, trainer.dataset.train, 5000)
+def with_stats(trainer, state):
+  """The state with the feature statistics of its ViT on training images."""
+  z1, _ = trainer.evaluator.z1(
+      state.params['vit'], trainer.dataset.train, 5000)
   features = inputs.token_features(z1, trainer.system.nets.tokens)
-  stats = inputs.Stats(features.mean(0), features.std(0) + 1e-2)
-  return state.replace(teacher=jax.tree.map(jnp.copy, vit), stats=stats)
+  return state.replace(
+      stats=inputs.Stats(features.mean(0), features.std(0) + 1e-2))
 
 
 def static_masks(trainer, vit, *, forward=False):

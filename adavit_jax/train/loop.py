@@ -154,15 +154,20 @@ class Trainer:
     self._had_price = restore.has_price(info)
     if self.config.phases[0] not in config_lib.FROM_SCRATCH:
       checks.same_classes(info, self.dataset, init.workdir)
-    checks.same_holdout(info, self.config)
+    checks.same_holdout(info, self.config, self.dataset)
     phases.check_heads(self.config, info['config'])
     state = restore.state(self.system, self.mesh, init.workdir,
                           phase=init.phase)
     logging.info('initialised from %s, step %d', init.workdir, state.step)
-    return state.replace(
+    state = state.replace(
         params=system_lib.final_params(state), ema=None,
         step=jnp.zeros_like(state.step),
         key=self._replicate(jax.random.key(self.config.seed)))
+    if (self.config.phases[0] in config_lib.TAUGHT and state.teacher is not None
+        and not restore.policy_has_learned(info)):
+      # After a static phase the policy networks are new, the teacher is not.
+      state = entry.with_stats(self, state)
+    return state
 
   def _replicate(self, tree):
     return mesh_lib.replicate(tree, self.mesh)

@@ -126,11 +126,13 @@ def state(wanted, mesh, workdir, *, phase='', best=False):
   averaged = groups.intersection(like.ema or ())
   if averaged:
     fields['ema'] = {group: shapes.params[group] for group in averaged}
+  alike = type(saved) is type(wanted)
+  if alike:
+    fields['teacher'] = like.teacher and shapes.params['vit']
   if 'policy' in groups:
     fields['stats'] = shapes.stats
-    if type(saved) is type(wanted):
-      fields.update(candidates=shapes.candidates, log_price=shapes.log_price,
-                    teacher=like.teacher and shapes.params['vit'])
+    if alike:
+      fields.update(candidates=shapes.candidates, log_price=shapes.log_price)
   fields = {k: v for k, v in fields.items() if v is not None}
   with checkpoints.Checkpoints(workdir, read_only=True) as ckpts:
     found = ckpts.restore(fields, step, kind, partial=True)
