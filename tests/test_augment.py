@@ -8,7 +8,9 @@ import pytest
 
 from adavit_jax import data
 from adavit_jax.data.augment import random_crop
+from adavit_jax.data.augment import random_flip
 from adavit_jax.data.augment import resized_crop
+from adavit_jax.data.mixing import cutmix_maps
 
 B, S, K = 14, 8, 5  # Neighbours differ in class, the last and first too.
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.1)
@@ -112,6 +114,12 @@ def test_flip_mirrors_some_and_leaves_the_crop_alone():
   assert 0 < mirrored.sum() < B
 
 
+def test_every_other_image_is_mirrored():
+  images = np.tile(np.float32([0, 1]).reshape(1, 1, 2, 1), (400, 1, 1, 1))
+  mirrored = random_flip(jax.random.key(0), images)[:, 0, 0, 0]
+  assert abs(mirrored.mean() - 0.5) < 0.1
+
+
 def test_resized_crop_of_the_whole_area_is_the_image():
   out, _ = augment(resized_crop=1.0)
   np.testing.assert_allclose(out, normalized(IMAGES), atol=1e-4)
@@ -144,6 +152,12 @@ def test_resized_crop_keeps_area_aspect_and_place(height, width):
   assert 0.749 < aspect.min() < 0.85 and 1.15 < aspect.max() < 1.334
 
 
+def test_resized_crop_shrinks_to_the_mean():
+  board = np.float32(np.indices((24, 24)).sum(0) % 2)[None, ..., None]
+  out = resized_crop(jax.random.key(0), board, size=8, min_area=1.0)
+  np.testing.assert_allclose(out, 0.5, atol=0.02)
+
+
 def test_mixup_blends_images_and_targets_alike():
   out, targets = augment(images=FLAT, mixup=1.0)
   weight = targets[np.arange(B), LABELS]
@@ -173,6 +187,14 @@ def test_cutmix_pastes_rectangles_and_counts_them():
       targets[np.arange(B), LABELS], own.mean((1, 2)), atol=1e-6
   )
   np.testing.assert_allclose(targets.sum(1), 1, atol=1e-6)
+
+
+def test_cutmix_rectangles_have_the_area_and_the_aspect_asked_for():
+  # So large an alpha draws a half; the image's edge cuts most of them.
+  maps = cutmix_maps(jax.random.key(0), alpha=1e4, shape=(256, 16, 32))
+  box = np.asarray(maps) == 0
+  sides = [box.any(axis).sum(1).max() for axis in (2, 1)]
+  np.testing.assert_allclose(sides, np.sqrt(0.5) * np.array([16, 32]), atol=1)
 
 
 def test_a_coin_chooses_between_mixup_and_cutmix_for_the_batch():

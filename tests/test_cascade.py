@@ -205,8 +205,9 @@ def test_late_stages_of_a_stream_run_full(
   assert [k for k, _ in runs] == [0, 1, 2] and runs[1][1] < 16
 
 
+@pytest.mark.parametrize('window', [48, 50])
 def test_streams_read_no_further_than_their_window(
-    cascade, images, confidence):
+    cascade, images, confidence, window):
   """The first image waits at the second stage, where no other comes."""
   hard, easy = confidence[0].argmin(), confidence[0].argmax()
   read = []
@@ -216,8 +217,8 @@ def test_streams_read_no_further_than_their_window(
       yield images[easy if i else hard]
   middle = (confidence[0, hard] + confidence[0, easy]) / 2
   cascade.thresholds = [middle, confidence_lib.NEVER]
-  for count, prediction in enumerate(cascade.stream(source(), window=48)):
-    assert len(read) - count <= 48
+  for count, prediction in enumerate(cascade.stream(source(), window=window)):
+    assert len(read) - count <= window
     if not count:
       assert prediction.exit == 2 and len(read) == 48
   assert count == N - 1
@@ -285,10 +286,14 @@ def test_an_interrupted_call_leaves_nothing_behind(
   _same(cascade(images[rows]), want)
 
 
+@pytest.mark.filterwarnings('error:.*float64')
 @pytest.mark.parametrize('kind', [jnp.asarray, np.float64])
 def test_other_arrays_are_taken_too(cascade, images, kind):
   cascade.thresholds = confidence_lib.NEVER
-  _same(cascade(kind(images[:7])), cascade(images[:7]))
+  want = cascade(images[:7])
+  _same(cascade(kind(images[:7])), want)
+  got = list(cascade.stream(kind(images[:7])))
+  _same(cascade_lib.Prediction(*map(np.stack, zip(*got))), want)
 
 
 def test_an_empty_stream_ends(cascade):
@@ -324,6 +329,9 @@ def test_wrong_images(cascade, images):
       cascade(np.zeros((n, 8, 8, 1), np.float32))
   with pytest.raises(ValueError, match=takes):
     next(cascade.stream(np.zeros((3, 8, 8, 1), np.float32)))
+  cascade(images[:3])  # leaves slots of floats
+  with pytest.raises(ValueError, match='images are uint8; the model takes'):
+    cascade(np.zeros(images[:3].shape, np.uint8))
   with pytest.raises(ValueError, match=r'image 2 has shape \(8, 8, 1\)'):
     next(cascade.stream([*images[:2], images[2, :8, :8]]))
   with pytest.raises(ValueError, match='image 2 has .* and dtype float64, the '

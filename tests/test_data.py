@@ -51,6 +51,19 @@ def test_channel_stats_are_numpys():
   np.testing.assert_allclose(mean, scaled[[0, -1]].mean((0, 1, 2)))
 
 
+def test_fingerprint_tells_where_a_split_ends():
+  def fingerprint(*labels):
+    parts = [data.ArraySplit(np.zeros((len(x), 1, 1, 1), np.uint8), x)
+             for x in labels]
+    return data.fingerprint(data.Dataset(
+        *parts, num_classes=3, class_names=tuple('abc'), channels=1,
+        image_size=1, mean=(0.5,), std=(0.5,)))
+
+  assert fingerprint([0, 1], [2], [0]) == fingerprint([0, 1], [2], [0])
+  assert fingerprint([0, 1], [2], [0]) != fingerprint([0], [1, 2], [0])
+  assert fingerprint([0, 1], [2], [0]) != fingerprint([0, 2], [1], [0])
+
+
 def test_digits_are_disjoint_and_the_test_split_is_fixed(config):
   config.holdout = 0.2
   rows = [digits.digit_rows(holdout=0.2, seed=seed) for seed in (0, 1)]
@@ -72,8 +85,18 @@ def test_digits_are_disjoint_and_the_test_split_is_fixed(config):
         split.images(np.arange(len(split)))[..., 0], real[part]
     )
   assert real.min() == 0 and real.max() == 255
+  train = real[rows[1]['train']] / 255
+  np.testing.assert_allclose(
+      [*dataset.mean, *dataset.std], [train.mean(), train.std()])
   assert dataset.channels == 1 and dataset.num_classes == 10
   assert np.bincount(dataset.test.labels).min() >= 45
+
+
+@pytest.mark.parametrize('seed', [0, 1])
+def test_the_configs_seed_goes_before_the_callers(config, seed):
+  want = data.load(config, seed=seed).holdout.labels
+  config.seed = seed
+  np.testing.assert_array_equal(data.load(config, seed=5).holdout.labels, want)
 
 
 def test_digits_can_be_resized(config):
@@ -169,6 +192,10 @@ def test_scenes_splits_come_from_disjoint_digits(config, monkeypatch):
       other.test.images(every), dataset.test.images(every)
   )
   assert (other.train.images(every) != dataset.train.images(every)).any()
+  config.holdout = 0.3
+  data.load(config)
+  train, holdout = seen[5:]
+  assert not train & holdout and train | holdout == real - test
 
 
 def test_cache_builds_once(tmp_path):

@@ -40,19 +40,30 @@ ODD = {
     'int.tif': (
         Image.fromarray(np.full((4, 4), 100 * 257, np.int32)), (100,) * 3
     ),
+    'low_int.tif': (Image.new('I', (4, 4), 100), (100,) * 3),
     'float.tif': (
         Image.fromarray(np.full((4, 4), 0.2, np.float32)), (51,) * 3
     ),
+    'high_float.tif': (Image.new('F', (4, 4), 100), (100,) * 3),
+    'nan.tif': (
+        Image.fromarray(np.float32(4 * [[0.2, 0.2, 0.2, np.nan]])),
+        [[51], [51], [51], [0]],
+    ),
     'cmyk.tif': (Image.new('CMYK', (4, 4), (0, 255, 255, 0)), (255, 0, 0)),
+    'lab.tif': (Image.new('LAB', (4, 4), (200, 128, 128)), (194,) * 3),
 }
 
 
 @pytest.mark.parametrize('name', ODD)
-def test_every_mode_becomes_rgb(tmp_path, name):
+def test_every_mode_becomes_rgb_or_grey(tmp_path, name):
   image, colour = ODD[name]
-  found = decode.decode_image(as_bytes(tmp_path, image, name), size=4)
+  written = as_bytes(tmp_path, image, name)
+  found = decode.decode_image(written, size=4)
   assert found.dtype == np.uint8
   np.testing.assert_array_equal(found, np.full((4, 4, 3), colour))
+  grey = decode.decode_image(written, size=4, channels=1)
+  np.testing.assert_array_equal(
+      grey[..., 0], Image.fromarray(found).convert('L'))
 
 
 def test_exif_rotation_is_applied(tmp_path):
@@ -92,6 +103,16 @@ def test_short_side_is_resized(tmp_path, suffix, size):
   centre = pixels[(size[1] - 1) // 2, (size[0] - 1) // 2]
   assert abs(found[3:5, 3:5].mean() - float(centre)) < 30
   assert found[-1, -1, 0] >= found[0, 0, 0]
+
+
+def test_a_large_jpeg_keeps_its_detail(tmp_path):
+  stripes = np.where(np.arange(128) // 8 % 2, 220, 30).astype(np.uint8)
+  image = Image.fromarray(np.tile(stripes, (128, 1)))
+  jpg, png = (
+      decode.decode_image(
+          as_bytes(tmp_path, image, f'a.{suffix}'), size=16, channels=1)
+      for suffix in ('jpg', 'png'))
+  np.testing.assert_allclose(jpg.astype(int), png.astype(int), atol=12)
 
 
 def test_strips_are_refused(tmp_path):

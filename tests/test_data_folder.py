@@ -11,7 +11,6 @@ import pytest
 
 from adavit_jax import data
 from adavit_jax.data import decode
-from adavit_jax.data import folder
 from adavit_jax.data import load_encoded
 
 
@@ -59,10 +58,21 @@ def test_hidden_files_and_folders_are_no_images(config, root):
   assert values(data.load(config).train) == [10, 20, 30, 40, 40, 50, 60]
 
 
+def test_links_are_followed_and_what_they_share_is_read_once(config, root):
+  cats = root / 'train' / 'cat'
+  os.rename(cats, root / 'cats')
+  os.symlink(root / 'cats', cats)
+  os.symlink(cats, cats / 'loop')
+  for name in ('more', 'same'):
+    os.symlink(root / 'test' / 'dog', cats / name)
+  assert values(data.load(config).train) == [10, 20, 30, 101, 40, 50, 60]
+
+
 @pytest.mark.parametrize('max_bytes', [2**31, 0], ids=['memory', 'lazy'])
-def test_folder_loads(config, monkeypatch, max_bytes):
+def test_folder_loads(config, root, monkeypatch, max_bytes):
   monkeypatch.setattr(load_encoded, 'MAX_BYTES', max_bytes)
   config.holdout = 1 / 3
+  save(root / 'test' / 'cat' / 'y.png', grey(102))
   dataset = data.load(config)
   assert dataset.train.lazy == (max_bytes == 0)
   assert dataset.class_names == ('cat', 'dog')
@@ -71,8 +81,9 @@ def test_folder_loads(config, monkeypatch, max_bytes):
   np.testing.assert_array_equal(dataset.holdout.labels, [0, 1])
   everything = values(dataset.train) + values(dataset.holdout)
   assert sorted(everything) == [10, 20, 30, 40, 50, 60]
-  assert values(dataset.test) == [100, 101]
-  assert dataset.mean == folder.IMAGENET_MEAN
+  assert values(dataset.test) == [100, 102, 101]
+  assert dataset.mean == (0.485, 0.456, 0.406)
+  assert dataset.std == (0.229, 0.224, 0.225)
   image = dataset.train.images(np.array([3, 0]))[:, 0, 0, 0]
   np.testing.assert_array_equal(image, np.array(values(dataset.train))[[3, 0]])
 
@@ -135,6 +146,21 @@ def test_second_load_decodes_nothing_until_a_file_changes(
   assert data.load(config).train.images([0]).shape == (1, 6, 6, 3)
 
 
+def test_a_class_more_moves_the_labels_that_were_cached(config, root):
+  np.testing.assert_array_equal(data.load(config).test.labels, [0, 1])
+  save(root / 'train' / 'ant' / '0.png', grey(5))
+  np.testing.assert_array_equal(data.load(config).test.labels, [1, 2])
+
+
+def test_a_file_moved_to_another_class_takes_its_label(config, root):
+  data.load(config)
+  train = root / 'train'
+  os.rename(train / 'cat' / '2.png', train / 'dog' / '-.png')
+  dataset = data.load(config)
+  assert values(dataset.train) == [10, 20, 30, 40, 50, 60]
+  np.testing.assert_array_equal(dataset.train.labels, [0, 0, 1, 1, 1, 1])
+
+
 @pytest.mark.parametrize('keep', [0, 40])
 def test_reading_a_damaged_file_names_it(config, root, keep):
   path = root / 'test' / 'cat' / 'x.PNG'
@@ -181,8 +207,9 @@ def test_next_of_the_class_stands_in_where_decoding_is_lazy(
   dataset = data.load(config)
   assert values(dataset.train) == [10, 30, 30, 40, 50, 60]
   assert str(corrupt) in caplog.text
-  for name in ('0', '2'):
-    (corrupt.parent / f'{name}.png').write_bytes(b'')
+  (corrupt.parent / '2.png').write_bytes(b'')
+  assert values(dataset.train) == [10, 10, 10, 40, 50, 60]
+  (corrupt.parent / '0.png').write_bytes(b'')
   with pytest.raises(ValueError, match='cat'):
     dataset.train.images([1])
 

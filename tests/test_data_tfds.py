@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 
 from adavit_jax import data
 from adavit_jax.data import load_encoded
+from adavit_jax.data import tfds as tfds_lib
 from adavit_jax.data import tfds_dir
 
 SIZES = dict(train=12, test=4, validation=2)
@@ -70,6 +71,8 @@ def values(split):
 @pytest.mark.parametrize('max_bytes', [2**31, 0], ids=['memory', 'lazy'])
 def test_set_loads(config, monkeypatch, max_bytes):
   monkeypatch.setattr(load_encoded, 'MAX_BYTES', max_bytes)
+  for reader in (load_encoded, tfds_lib):
+    monkeypatch.setattr(reader, '_CHUNK', 5)
   dataset = data.load(config)
   assert dataset.train.lazy == (max_bytes == 0)
   assert dataset.class_names == ('red', 'green', 'blue')
@@ -87,6 +90,19 @@ def test_set_loads(config, monkeypatch, max_bytes):
   np.testing.assert_allclose(
       dataset.mean, values(dataset.train).mean() / 255, rtol=1e-6
   )
+  np.testing.assert_allclose(
+      dataset.std, values(dataset.train).std() / 255, rtol=1e-6
+  )
+
+
+def test_statistics_are_those_of_each_training_split(config, monkeypatch):
+  monkeypatch.setattr(load_encoded, 'MAX_BYTES', 0)
+  for seed, holdout in ((0, 0.25), (1, 0.25), (1, 0.5)):
+    config.holdout = holdout
+    dataset = data.load(config, seed=seed)
+    np.testing.assert_allclose(
+        dataset.mean, values(dataset.train).mean() / 255, rtol=1e-6
+    )
 
 
 def test_second_start_does_not_open_the_records(config, monkeypatch):
@@ -124,6 +140,20 @@ def test_changed_info_is_another_cache_entry(
   monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
   with pytest.raises(ImportError):
     data.load(config)
+
+
+def test_grey_images_of_classes_without_names(config, prepared, tmp_path):
+  def grey(table):
+    picture = table['featuresDict']['features']['picture']['image']
+    picture['shape']['dimensions'] = ['6', '6', '1']
+
+  config.data_dir = edited(prepared, tmp_path, 'features.json', grey)
+  names, = tmp_path.glob('**/kind.labels.txt')
+  names.unlink()
+  dataset = data.load(config)
+  assert dataset.channels == 1
+  assert dataset.train.images([0]).shape == (1, 6, 6, 1)
+  assert dataset.class_names == ('0', '1', '2')
 
 
 def test_unlabelled_test_split_gives_way_to_validation(config, monkeypatch):

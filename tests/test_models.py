@@ -45,6 +45,9 @@ NUM_PARAMS = {
     'ravit_tiny_imagenet_patch4_64': 36_036_496,
     'ravit_imagenet_patch16_224': 75_177_144,
 }
+HEADS = {48: 2, 128: 4, 192: 3, 384: 6, 768: 12, 1024: 16}  # by width
+FIXED = dict.fromkeys(  # of the others one
+    ('vit_scenes_patch4_16', 'vit_cifar_patch4_32', 'vit_cifar_conv8_32'), 2)
 
 
 def _norm(x, p):
@@ -92,6 +95,14 @@ def test_number_of_parameters(name):
   assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
 
 
+@pytest.mark.parametrize('name', models.names())
+def test_what_the_parameters_do_not_show(name):
+  model = models.create(name)
+  assert model.num_heads == HEADS[model.width]
+  if 'ravit' not in name:
+    assert model.num_fixed == FIXED.get(name, 1)
+
+
 def test_every_name_has_a_known_size():
   assert models.names() == sorted(NUM_PARAMS)
 
@@ -100,6 +111,12 @@ def test_attention_is_softmax_of_scaled_products():
   q, k, v = np.random.default_rng(0).normal(size=(3, 2, 3, 5, 4), scale=2)
   got = encoder_lib.attention(*map(jnp.float32, (q, k, v)))
   np.testing.assert_allclose(got, _attention(q, k, v), rtol=1e-5, atol=1e-6)
+
+
+def test_attention_takes_products_beyond_the_range_of_exp():
+  q = 100 * jnp.eye(4)[None, None]
+  v = jnp.float32(np.random.default_rng(0).normal(size=(1, 1, 4, 4)))
+  np.testing.assert_array_equal(encoder_lib.attention(q, q, v), v)
 
 
 def test_attention_softmax_is_float32_in_bfloat16():

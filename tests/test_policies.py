@@ -215,6 +215,14 @@ def test_likelihood_and_entropy_by_hand():
   np.testing.assert_allclose(learned.entropy(s), want, rtol=1e-6)
 
 
+def test_likelihood_and_entropy_of_certain_decisions_are_finite():
+  s = jnp.float32([1, 0])
+  for function in (lambda x: learned.log_likelihood(x, s), learned.entropy):
+    got, gradient = jax.value_and_grad(lambda x: function(x).sum())(s)
+    np.testing.assert_allclose(got, 0, atol=1e-4)
+    assert np.isfinite(gradient).all()
+
+
 def test_samples_follow_the_bounded_probabilities():
   nets, params, z1, stats = _nets()
   features = _apply(nets, params, z1, stats, method='features')
@@ -257,6 +265,9 @@ def test_greedy_thresholds():
   np.testing.assert_array_equal(
       rows[3].mlp, _sigmoid(_apply(nets, params, features, rows[3].msa,
                                    method='mlp')) >= 0.8)
+
+  even = learned.greedy(nets, jax.tree.map(np.zeros_like, params), features)
+  np.testing.assert_array_equal(even.keep, 1)
 
   forced = greedy(threshold=0.999, free=np.float32([0, 0, 1]))
   np.testing.assert_array_equal(forced.msa[:, :2], 1)

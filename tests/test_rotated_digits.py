@@ -58,6 +58,17 @@ def test_the_seed_decides_all_but_the_test_split(config, seen):
     assert fixed == (name == 'test')
 
 
+@pytest.mark.parametrize('fields, anew', [
+    (dict(holdout=0.3), 2), (dict(rotations=dict(noise=0.1)), 3),
+    (dict(load_size=20), 3)])
+def test_what_changes_the_images_is_not_read_from_the_cache(
+    config, seen, fields, anew):
+  data.load(config)
+  config.update(fields)
+  data.load(config)
+  assert len(seen) == 3 + anew
+
+
 def test_what_a_regression_says_of_itself(config):
   dataset = data.load(config)
   labels = dataset.train.labels

@@ -111,6 +111,8 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
     image = image.convert('RGBA')
     ground = Image.new('RGBA', image.size, 'white')
     image = Image.alpha_composite(ground, image)
+  elif image.mode == 'LAB':
+    image = image.convert('RGB')  # Pillow knows no other way from it.
   return image if image.mode == mode else image.convert(mode)
 
 

@@ -175,10 +175,16 @@ def _folders(directory: pathlib.Path) -> list[str]:
 
 
 def _image_files(directory: pathlib.Path) -> list[str]:
-  files = []
+  files, walked = [], set()
   for parent, folders, names in os.walk(directory, followlinks=True):
+    # A link may lead back to where it lies.
+    real = os.path.realpath(parent)
+    if real in walked:
+      folders.clear()
+      continue
+    walked.add(real)
     # .ipynb_checkpoints and the like hold copies of images.
-    folders[:] = [name for name in folders if not name.startswith('.')]
+    folders[:] = sorted(name for name in folders if not name.startswith('.'))
     files += [
         os.path.join(parent, name) for name in names
         # macOS leaves ._name.jpg beside name.jpg; they are no images.

@@ -78,14 +78,12 @@ class Slots:
 
   def _zeros(self, row):
     return jax.tree.map(
-        lambda x: jnp.zeros((self.capacity, *x.shape[1:]), x.dtype), row)
+        lambda x: jnp.zeros((self.capacity, *x.shape[1:]), _dtype(x)), row)
 
   def fits(self, images):
     """Whether the slots were made for images of this shape and type."""
-    # NumPy's float64 lies on the device as float32.
-    dtype = jax.dtypes.canonicalize_dtype(images.dtype)
     return (images.shape[1:] == self._images.shape[1:]
-            and dtype == self._images.dtype)
+            and _dtype(images) == self._images.dtype)
 
   def admit(self, images, slots, sizes):
     """Puts images [m, ...] into the slots [m], in batches of given sizes."""
@@ -129,6 +127,11 @@ class Slots:
       nowhere = self.capacity + np.arange(size - len(part))
       yield start, np.concatenate([part, nowhere]).astype(np.int32)
       start += size
+
+
+def _dtype(array):
+  """On the device, where NumPy's float64 lies as float32."""
+  return jax.dtypes.canonicalize_dtype(array.dtype)
 
 
 @jax.jit
