@@ -4,7 +4,7 @@ Prints a table and writes DIR/report.json and pictures. After a policy: dense
 and adaptive side by side, with what random, shuffled and static choices reach
 at the same MACs (keep_rate.png, accuracy_macs.png, easy_hard.png). Of a model
 with exits: each exit alone and the cascade, with its accuracy over all budgets
-(exits.png).
+(exits.png). After a dense or static phase: what the model reaches.
 """
 
 import json
@@ -26,6 +26,9 @@ _THRESHOLD = flags.DEFINE_list(
     'of the confidence, for all exits or one for each but the last: higher '
     'lets fewer images leave (entropy is negated: -0.05 for 0.05). Default: '
     "calibrated on held-out data to the config's mac_target.")
+_MAC_TARGET = flags.DEFINE_float(
+    'mac_target', None, "MACs to calibrate thresholds and to choose static "
+    "sub-networks for, a share of the dense model's. Default: the config's.")
 _RULE = flags.DEFINE_string(
     'rule', None, "When an image leaves, one of exits.confidence.RULES; by "
     "default the config's exits.rule.")
@@ -45,13 +48,15 @@ def main(argv):
     result = report.evaluate(
         _WORKDIR.value, best=_BEST.value, static=_STATIC.value,
         threshold=confidence.parse_thresholds(_THRESHOLD.value),
-        data_dir=_DATA_DIR.value, rule=_RULE.value)
+        data_dir=_DATA_DIR.value, rule=_RULE.value,
+        mac_target=_MAC_TARGET.value)
     if result is None:
       raise SystemExit('stopped by a signal; the same command goes on')
+    pictures = not {'adaptive', 'exits'}.isdisjoint(result)
     if jax.process_index() == 0:
       path = epath.Path(_WORKDIR.value) / 'report.json'
       path.write_text(json.dumps(result, indent=1))
-      print(f'\nwrote {path} and pictures beside it')
+      print(f'\nwrote {path}' + (' and pictures beside it' if pictures else ''))
   except guards.USER_ERRORS as error:
     logging.debug('where it came from', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error

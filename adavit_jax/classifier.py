@@ -13,8 +13,8 @@ from adavit_jax.cascade_classifier import CascadeClassifier
 from adavit_jax.cascade_classifier import check_max_batch_size
 from adavit_jax.data import decode
 from adavit_jax.exits import confidence
+from adavit_jax.models import actions as actions_lib
 from adavit_jax.models.actions import Actions
-from adavit_jax.policies import fixed
 from adavit_jax.policies import learned
 from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
@@ -72,9 +72,13 @@ class Classifier:
       max_batch_size: larger batches are split.
 
     Raises:
-      ValueError: for a max_batch_size below 1.
+      ValueError: for a max_batch_size below 1, and actions that are not 0 and
+        1 of shape [L].
     """
     check_max_batch_size(max_batch_size)
+    if actions is not None:
+      num = system.model.num_adaptive
+      actions = actions_lib.checked(actions, None, num, gates=False)
     self._system, self.class_names = system, tuple(class_names)
     self.threshold = system.config.nets.threshold
     self.params = system_lib.final_params(state)
@@ -96,6 +100,13 @@ class Classifier:
   def read(self, path):
     """An image file as the model takes it, see `data.decode.read`."""
     return decode.read(path, self.system.config.data, self.system.model)
+
+  def warm_up(self):
+    """Compiles for every batch size, so that no call has to."""
+    model = self.system.model
+    shape = (model.image_size, model.image_size, model.channels)
+    for size in self._sizes:
+      self(np.zeros((size, *shape), np.uint8))
 
   def __call__(self, images):
     """Classifies images.
@@ -133,14 +144,15 @@ class Classifier:
                       self._cost.adaptive(actions))
 
 
-def load(workdir, *, phase='', best=False, rule=None, thresholds=None,
-         max_batch_size=256):
+def load(workdir, *, phase='', best=False, actions=None, rule=None,
+         thresholds=None, max_batch_size=256):
   """Makes a `Classifier` of a trained run.
 
   Args:
     workdir: directory of the run.
     phase: end of this phase; '' for the newest checkpoint.
     best: the best checkpoint of the last phase instead.
+    actions: `Actions` [L] for every image, instead of the run's own choice.
     rule: replaces the config's `exits.rule`, of a model with exits.
     thresholds: of a model with exits, see `CascadeClassifier.thresholds`; None
       lets no image leave early.
@@ -155,9 +167,12 @@ def load(workdir, *, phase='', best=False, rule=None, thresholds=None,
 
   Raises:
     ValueError: if there is no such run, a rule is unknown, thresholds do not
-      fit it, the model has no exits to use them, or max_batch_size is below 1.
+      fit it, the model has no exits to use them, or exits and no use for
+      actions, and as `Classifier`.
   """
   info = restore.find(workdir, phase=phase, best=best)[2]
+  if not phase:
+    restore.warn_of_unfinished(workdir)
   if rule is not None:
     info['config']['exits']['rule'] = rule
   system = restore.system(info)
@@ -165,21 +180,20 @@ def load(workdir, *, phase='', best=False, rule=None, thresholds=None,
                         best=best)
   class_names = info['dataset']['class_names']
   if isinstance(system, staged.StagedSystem):
+    if actions is not None:
+      raise ValueError(f'actions are for a model without exits, and {workdir} '
+                       f'holds one with exits; leave them out')
     if thresholds is None:
       thresholds = confidence.NEVER
     return CascadeClassifier(
         system, state, thresholds=thresholds, class_names=class_names,
         max_batch_size=max_batch_size)
-  if rule is not None or thresholds is not None:
-    raise ValueError(f'rule={rule!r} and thresholds={thresholds} are for a '
-                     f'model with exits, and {workdir} holds none; leave them '
-                     f'out')
-  num, actions = system.model.num_adaptive, None
-  if info['phase'] == 'static' and system.config.static.policy != 'stochastic':
-    actions = static.actions(system.config.static, num, 1, key=None)
-  elif info['phase'] in ('dense', 'static'):
-    # Stochastic depth is for training; at inference every layer runs.
-    actions = fixed.all_layers(num)
+  for name, value in dict(rule=rule, thresholds=thresholds).items():
+    if value is not None:
+      raise ValueError(f'{name}={value!r} is for a model with exits, and '
+                       f'{workdir} holds none; leave it out')
+  if actions is None:
+    actions = static.at_inference(system, info['phase'])
   return Classifier(system, state, actions=actions, class_names=class_names,
                     max_batch_size=max_batch_size)
 

@@ -225,5 +225,7 @@ def _check_batch_size(batch_size):
 
 
 def _check_platforms(platforms):
-  if not platforms or not set(platforms) <= set(PLATFORMS):
-    raise ValueError(f'platforms={tuple(platforms)}: give some of {PLATFORMS}')
+  if (isinstance(platforms, str) or not platforms
+      or not set(platforms) <= set(PLATFORMS)):
+    raise ValueError(f'platforms={platforms!r}: give a list of some of '
+                     f'{PLATFORMS}')

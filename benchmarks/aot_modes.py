@@ -9,19 +9,15 @@ each encoder once per layer and size takes minutes to compile. So two depths
 stand in the table: no number may grow with depth.
 """
 
-import os
 import re
 import time
 
 from absl import app
 from absl import flags
 
-# Before jax is imported; see aot_tpu.py.
-os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+import topology  # before jax
 
 import jax
-from jax.experimental import topologies
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
@@ -45,8 +41,10 @@ _COUNTED = {'conditional': r' conditional\(', 'while': r' while\(',
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
-  device = topologies.get_topology_desc(
-      platform='tpu', topology_name=_TOPOLOGY.value).devices[0]
+  try:
+    device = topology.devices(_TOPOLOGY.value)[0]
+  except ValueError as error:
+    raise SystemExit(f'error: {error}') from error
   print(f'{_MODEL.value}, {_DTYPE.value}, one chip of {_TOPOLOGY.value}\n')
   print(f'{"mode":<10}{"batch":>6}{"depth":>6}{"passes of":>12}'
         f'{"compile s":>11}' + ''.join(f'{name:>13}' for name in _COUNTED))

@@ -13,7 +13,6 @@ batch axis was lost on the way and every chip computes every image.
 """
 
 import math
-import os
 import re
 import time
 import types
@@ -22,13 +21,9 @@ from absl import app
 from absl import flags
 from ml_collections import config_flags
 
-# Before jax is imported: its own backend is the CPU, and libtpu must not look
-# for the machine's TPU.
-os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+import topology  # before jax
 
 import jax
-from jax.experimental import topologies
 import jax.numpy as jnp
 import numpy as np
 
@@ -96,18 +91,10 @@ def make_mesh(name):
     name: 'KIND:SHAPE', e.g. 'v5e:4x4'.
 
   Raises:
-    ValueError: there is no libtpu, or no such topology.
+    ValueError: as `topology.devices`.
   """
-  try:
-    devices = topologies.get_topology_desc(
-        platform='tpu', topology_name=name).devices
-  except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
-    raise ValueError(
-        f'--topology={name} cannot be compiled for ({error}); give one such as '
-        f"v5e:4x4. libtpu comes with pip install -e '.[tpu]' and serves one "
-        f'process at a time') from error
   return jax.sharding.Mesh(
-      np.asarray(devices), (mesh_lib.AXIS,),
+      np.asarray(topology.devices(name)), (mesh_lib.AXIS,),
       axis_types=(jax.sharding.AxisType.Auto,))
 
 

@@ -82,6 +82,9 @@ def _run_all():
     raise ValueError(f'--modes has {sorted(unknown)}; known: cond, compact, '
                      f'static')
   named = _named_models()
+  if _OUTPUT.value:  # it would be a pity to find out after the first row
+    with open(_OUTPUT.value, 'a', encoding='utf-8'):
+      pass
   print(f'{jax.devices()[0].device_kind}, {timing.num_cores()} CPU cores '
         f'({platform.machine()}), jax {jax.__version__}, medians of '
         f'{_REPEATS.value} rounds in alternation\n')

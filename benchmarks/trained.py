@@ -45,7 +45,7 @@ def rows(workdir, batches, *, repeats, threshold=None, data_dir=None):
     batches: batch sizes.
     repeats: rounds; each sees other images.
     threshold: the policy's or every exit's; None takes those of report.json,
-      of a cascade each in a row of its own, else the config's.
+      of a cascade each in a row of its own, else, of a policy, the config's.
     data_dir: replaces the config's.
 
   Yields:
@@ -53,7 +53,7 @@ def rows(workdir, batches, *, repeats, threshold=None, data_dir=None):
     cascade the share of stages.
 
   Raises:
-    ValueError: as `check`.
+    ValueError: as `check`, or a cascade has no thresholds.
   """
   info = check(workdir)
   config = config_dict.ConfigDict(info['config'])
@@ -115,7 +115,7 @@ def _policy(clf, workdir, threshold, best, max_batch_size):
       actions=fixed.all_layers(system.model.num_adaptive),
       max_batch_size=max_batch_size)
   return (dense, system.plain_cost.dense, lambda p: p.actions.keep.mean(),
-          {'policy': lambda: None})
+          {'policy' if clf.actions is None else 'static': lambda: None})
 
 
 def _cascade(clf, workdir, threshold):
@@ -123,10 +123,12 @@ def _cascade(clf, workdir, threshold):
   found = {'threshold given': threshold}
   if threshold is None:
     report = _report(workdir)
-    found = {name: report.get(name, {}).get('thresholds')
-             for name in ('same_accuracy', 'slack', 'mac_target')}
-  found = {k: v for k, v in found.items() if v is not None} or {
-      'as loaded': clf.thresholds}
+    found = {name: report[name]['thresholds'] for name in (
+        'threshold', 'same_accuracy', 'slack', 'mac_target') if name in report}
+  if not found:
+    raise ValueError(f'{workdir!r} has no thresholds yet, so that no image '
+                     f'would leave; run python eval.py --workdir={workdir} '
+                     f'first, or give --threshold')
   settings = {f'cascade, {name}': functools.partial(
       setattr, clf, 'thresholds', values) for name, values in found.items()}
   system, vit = clf.system, jax.device_put(clf.params['vit'])

@@ -153,7 +153,11 @@ def describe(y, about):
 def main(path, *files):
   path = pathlib.Path(path)
   path = path / 'stage_0' if path.is_dir() else path
-  about = json.loads(pathlib.Path(f'{path}.json').read_text())
+  described = pathlib.Path(f'{path}.json')
+  if not (path.exists() and described.exists()):
+    raise SystemExit(f'error: {path} and {described} must stand side by side, '
+                     f'as export.py writes them')
+  about = json.loads(described.read_text())
   images = np.stack([read(file, about['images']) for file in files])
   run = run_stages if about['mode'] == 'stages' else run_program
   for file, (y, remark) in zip(files, run(path, about, images)):

@@ -17,7 +17,9 @@ def _load(path):
 
 @pytest.fixture(scope='module')
 def aot_tpu():
-  return _load('benchmarks/aot_tpu.py')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(pathlib.Path(tiny.ROOT, 'benchmarks'))
+    yield _load('benchmarks/aot_tpu.py')
 
 
 @pytest.mark.parametrize('name', ['imagenet_policy', 'imagenet_ravit'])

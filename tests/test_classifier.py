@@ -120,6 +120,14 @@ def test_the_threshold_is_a_knob_at_run_time(made, images, oracle):
   assert again == (0, 0)
 
 
+def test_the_first_threshold_is_that_of_the_config():
+  config = tiny.get_config()
+  config.nets.threshold = 0.7
+  system = system_lib.create(config, tiny.dataset())
+  clf = classifier.Classifier(system, system_lib.init_state(system, 0))
+  assert clf.threshold == 0.7
+
+
 def test_a_fixed_policy_runs_its_mask(images):
   actions = Actions.from_keep(np.float32([1, 0, 1, 0, 0, 1]))
   clf, state = _make(actions=actions, max_batch_size=4)

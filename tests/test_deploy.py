@@ -276,6 +276,7 @@ def test_what_lies_beside_an_artefact(cond):
     (dict(mode='compact', batch_size=2.5), 'batch_size=2.5 must be a whole'),
     (dict(mode='dense', platforms=('gpu',)), r"platforms=\('gpu',\): give"),
     (dict(mode='dense', platforms=()), r'platforms=\(\): give'),
+    (dict(mode='dense', platforms='cpu'), "platforms='cpu': give a list"),
 ])
 def test_wrong_arguments(clf, tmp_path, arguments, message):
   with pytest.raises(ValueError, match=message):

@@ -121,6 +121,8 @@ def test_two_exits_are_searched_exhaustively(levels):
   got = calibrate_lib.calibrate(confidence, correct, macs, same_accuracy=True)
   want = spent[accuracy >= correct[-1].mean()].min()
   np.testing.assert_allclose(got.macs, want, rtol=1e-12)
+  with pytest.raises(ValueError, match=f'exits is {accuracy.max():g}$'):
+    calibrate_lib.calibrate(confidence, correct, macs, min_accuracy=1.01)
 
 
 @pytest.mark.parametrize('seed', range(4))

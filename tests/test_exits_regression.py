@@ -6,6 +6,8 @@ from adavit_jax.data import splits
 from adavit_jax.exits import confidence as confidence_lib
 from adavit_jax.report import exits as exits_report
 from adavit_jax.train import loop
+from adavit_jax.train import restore
+from adavit_jax.train import system as system_lib
 import numpy as np
 import pytest
 import states
@@ -72,6 +74,7 @@ def test_regression_end_to_end(regression, capsys):
     np.testing.assert_allclose(
         row['rmse'], np.sqrt((errors[i]**2).mean()), rtol=1e-4)
     assert row['macs'] == sum(stages[:i + 1]) - sum(system.head_macs[:i])
+    assert row['macs_ratio'] == row['macs'] / system.dense
   assert [row.get('layer') for row in result['exits']] == [1, 3, None]
   rows = [result[key] for key in ('same_accuracy', 'slack', 'mac_target')]
   for row in rows + result['curve']:
@@ -109,6 +112,26 @@ def test_the_last_exit_meets_its_own_accuracy(regression, monkeypatch):
       type(trainer.evaluator), '__call__', lambda *args: found)
   row = exits_report.evaluate(trainer, _about(workdir))['same_accuracy']
   assert row['shares'] == [0, 0, 1]
+
+
+def test_the_best_of_the_heads_at_one_layer():
+  rows = [dict(layer=1, head='mlp'), dict(layer=1, head='resmlp'),
+          dict(layer=3, head='mlp'), {}]
+  found, = exits_report.best_heads(rows, np.array([.1, .3, .2, .9]))
+  assert found == dict(
+      layer=1, head='resmlp', score=.3, mean=pytest.approx(.2))
+
+
+def test_heads_at_one_layer_are_no_cascade(tmp_path, monkeypatch):
+  """In which every image would pay for all of them."""
+  trainer = loop.Trainer(
+      _config('exits', **{'model.exits': ((1, 'mlp'), (1, 'resmlp'))}),
+      str(tmp_path), tiny.dataset())
+  state = system_lib.init_state(trainer.system, 0)
+  monkeypatch.setattr(restore, 'state', lambda *args, **kwargs: state)
+  result = exits_report.evaluate(trainer, _about(str(tmp_path)))
+  assert not {'curve', 'same_accuracy', 'slack', 'mac_target'} & set(result)
+  assert [found['layer'] for found in result['best_heads']] == [1]
 
 
 @pytest.mark.parametrize('kind, fields, message', [

@@ -33,7 +33,8 @@ def _config(**fields):
   config.model.depth = None  # the field of a ViT
   config.model.update(image_size=8, patch_size=2, width=8, num_heads=2,
                       layers=(1, 1), factors=(2., 1.))
-  config.exits.update(steps=STEPS, batch_size=8, ema=0.5, weights=(0.5, 1.))
+  config.exits.update(steps=STEPS, batch_size=8, ema=0.5, weights=(0.5, 1.),
+                      slack=0.15)
   config.mac_target = 0.6
   config.update_from_flattened_dict(fields)
   return config
@@ -162,7 +163,9 @@ def test_report_has_what_it_promises(run, dataset, tiny_data, capsys):
     assert row['macs'] == sum(macs[:i + 1])
     assert row['paper_flops'] == 2 * sum(
         trainer.system.paper_cost.stages[:i + 1])
+  less = held.score[-1].mean() - trainer.config.exits.slack
   for name, target in (('same_accuracy', dict(same_accuracy=True)),
+                       ('slack', dict(min_accuracy=less)),
                        ('mac_target', dict(max_macs=0.6 * sum(macs)))):
     found = calibrate.calibrate(held.confidence, held.score, macs, **target)
     want = calibrate.evaluate(
@@ -172,6 +175,7 @@ def test_report_has_what_it_promises(run, dataset, tiny_data, capsys):
     assert row['shares'] == want.shares.tolist()
     assert row['accuracy'] == pytest.approx(want.accuracy)
     assert row['macs'] == pytest.approx(want.macs)
+  assert result['slack']['thresholds'] != result['same_accuracy']['thresholds']
   macs = [row['macs'] for row in result['curve']]
   assert macs == sorted(macs)
   assert {len(row['thresholds']) for row in result['curve']} == {
@@ -232,10 +236,28 @@ def test_a_run_loads_as_a_cascade(run, dataset):
 
   with pytest.raises(ValueError, match='read-only'):
     clf.thresholds[0] = 1.
+  with pytest.raises(ValueError, match='negated, give -0.3 for 0.3'):
+    clf.thresholds = 0.3
   with pytest.raises(ValueError, match='float32; give uint8'):
     clf(np.float32(images))
   with pytest.raises(ValueError, match=r'\(1, 9, 9, 1\), the model takes'):
     next(clf.stream([np.zeros((9, 9, 1), np.uint8)]))
+
+
+def test_another_rule_than_the_one_of_the_config(run, dataset, tiny_data):
+  workdir, trainer, state = run
+  images = dataset.test.images(np.arange(16))
+  vit = system_lib.final_params(state)['vit']
+  logits = np.asarray(jax.jit(lambda p, x: stages.exit_logits(
+      trainer.system.model, p, trainer.system.normalize(x)))(vit, images))
+  sure = np.float64(confidence.confidences(confidence.RULES['margin'], logits))
+  middle = np.sort(sure[0])[[7, 8]].mean()  # a threshold that entropy refuses
+  clf = adavit_jax.load(workdir, rule='margin', thresholds=middle)
+  np.testing.assert_array_equal(
+      clf(images).exit, confidence.choose(sure, middle))
+  result = report.evaluate(workdir, rule='margin', threshold=middle)
+  assert result['rule'] == 'margin'
+  assert result['threshold']['shares'] == [0.5, 0.5]
 
 
 @pytest.mark.parametrize('fields, message', [

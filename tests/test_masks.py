@@ -8,8 +8,10 @@ from adavit_jax.models.actions import Actions
 from adavit_jax.report import masks
 from adavit_jax.train import entry
 from adavit_jax.train import evaluate
+from adavit_jax.train import loop
 import numpy as np
 import pytest
+import tiny
 
 
 def _best_mixture(macs, accuracy, budget):
@@ -83,6 +85,29 @@ def test_known_masks_come_from_every_source(monkeypatch):
       [1, 1, 1, 1], [1, 0, 1, 1], [0, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]])
   # (stem, the fixed encoder, MSA 1 and MLP 1, head) of all that the model has
   np.testing.assert_allclose(found.macs[corners[2]], (10 + 6 + 6 + 6) / 34)
+
+
+def test_a_tuned_mask_is_judged_by_test_images(monkeypatch):
+  state = types.SimpleNamespace(params={'vit': 'last'}, ema={'vit': 'averaged'})
+  monkeypatch.setattr(loop, 'Trainer', lambda *args: types.SimpleNamespace(
+      train=lambda: state))
+  spend = cost.Cost(stem=10, msa=4, mlp=2, head=6, policy=0, num_fixed=1,
+                    num_adaptive=2)
+
+  def given(vit, split, keep):
+    assert (vit, split) == ('averaged', 'test')
+    correct = np.arange(4) < 3
+    return evaluate.Outputs(~correct, correct, np.ones(4),
+                            np.broadcast_to(keep, (4, 4)))
+
+  trainer = types.SimpleNamespace(
+      config=tiny.get_config(),
+      system=types.SimpleNamespace(plain_cost=spend),
+      dataset=types.SimpleNamespace(holdout='held out', test='test'),
+      evaluator=types.SimpleNamespace(given=given))
+  row = masks.finetuned(
+      trainer, 'workdir', Actions.from_keep(np.float32([1, 0, 0, 1])))
+  assert (row['keep'], row['accuracy'], row['macs']) == ('1001', .75, 28)
 
 
 @pytest.mark.parametrize('budget, want', [

@@ -5,17 +5,17 @@ import dataclasses
 import io
 import json
 import pathlib
+import types
 
 import adavit_jax
-from adavit_jax import cost
 from adavit_jax import data
 from adavit_jax import report
 from adavit_jax.models.actions import Actions
 from adavit_jax.report import baselines
 from adavit_jax.report import compare
 from adavit_jax.report import masks
-from adavit_jax.train import evaluate
 from adavit_jax.train import loop
+from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import restore
 from adavit_jax.train import system as system_lib
 import numpy as np
@@ -23,46 +23,6 @@ import pytest
 import states
 from states import two_devices  # a fixture
 import tiny
-
-L = 3
-
-
-def _outputs(keep, prediction, loss):
-  keep = np.asarray(keep, np.float32)
-  prediction = np.asarray(prediction)
-  return evaluate.Outputs(prediction, prediction == 0, np.asarray(loss), keep)
-
-
-def test_adaptive_row_by_hand():
-  spend = cost.Cost(stem=10, msa=4, mlp=2, head=6, policy=1, num_fixed=1,
-                    num_adaptive=2)  # dense: 10 + 3 * 6 + 6 = 34
-  keep = [[1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0]]
-  out = _outputs(keep, [0, 1, 0], [.1, .2, .3])
-  dense = _outputs(np.ones((3, 4)), [0, 0, 0], [.9, .1, .5])
-  row = compare.adaptive_row(out, dense, spend, {'hard': [True, False, False]})
-  assert row['accuracy'] == pytest.approx(2 / 3)
-  macs = [10 + 6 + 12 + 6 + 1, 10 + 6 + 6 + 1, 10 + 6 + 4 + 6 + 1]
-  assert row['macs'] == pytest.approx(np.mean(macs))
-  assert row['macs_ratio'] == pytest.approx(np.mean(macs) / 34)
-  assert row['encoder_macs_ratio'] == pytest.approx(
-      (np.mean(macs) - 16) / 18)
-  assert row['unique_actions'] == 3
-  assert row['kept_msa_mean'] == pytest.approx(1)
-  assert row['difficulty_correlation'] == pytest.approx(1)
-  assert row['agreement'] == pytest.approx(2 / 3)
-  assert (row['kept_easy'], row['kept_hard']) == (0.5, 4)
-
-
-def test_random_actions_meet_the_budget_in_the_mean():
-  spend = cost.Cost(10, 4, 2, 6, 0, 1, 2)
-  keep = compare.budget_keep(spend, 0.8)
-  expected = 10 + 6 + 6 + keep * 2 * (4 + 2)
-  assert expected / 34 == pytest.approx(0.8)
-
-
-def test_interpolation_reads_between_two_masks():
-  rows = [dict(macs_ratio=1., accuracy=.9), dict(macs_ratio=.5, accuracy=.7)]
-  assert compare.interpolate(rows, .6)['accuracy'] == pytest.approx(.74)
 
 
 @pytest.fixture(scope='module')
@@ -77,6 +37,12 @@ def run(tmp_path_factory):
 @pytest.fixture
 def tiny_data(run, monkeypatch):
   monkeypatch.setattr('adavit_jax.data.load', lambda *a, **k: run[1])
+
+
+@pytest.fixture
+def maker(run):
+  trainer = loop.Trainer(tiny.get_config(), *run)
+  return baselines.Report(trainer, run[0])
 
 
 @pytest.fixture(scope='module')
@@ -119,11 +85,25 @@ def test_report_has_what_it_promises(run, reported):
   assert 'distinct action vectors' in printed
 
 
-def test_data_of_other_classes_has_no_report(run, monkeypatch):
-  swapped = dataclasses.replace(run[1], class_names=('1', '0', '2', '3'))
-  monkeypatch.setattr('adavit_jax.data.load', lambda *a, **k: swapped)
-  with pytest.raises(ValueError, match="class 0 is '1' in this data and was"):
-    report.evaluate(run[0], static=False)
+@pytest.mark.parametrize('changed, given, message', [
+    (lambda data: dict(class_names=('1', '0', '2', '3')), {},
+     "class 0 is '1' in this data and was"),
+    (lambda data: dict(holdout=data.test, test=data.holdout), {},
+     'the images are not those that'),
+    (lambda data: {}, dict(threshold=1.5), r'=1.5 must be in \(0, 1\)'),
+    (lambda data: {}, dict(rule='entropy'), '--rule=entropy is for a model')])
+def test_what_has_no_report(run, monkeypatch, changed, given, message):
+  dataset = dataclasses.replace(run[1], **changed(run[1]))
+  folders = []
+
+  def load(config, **_):
+    folders.append(config.data_dir)
+    return dataset
+
+  monkeypatch.setattr('adavit_jax.data.load', load)
+  with pytest.raises(ValueError, match=message):
+    report.evaluate(run[0], static=False, data_dir='moved', **given)
+  assert folders == ['moved']
 
 
 @pytest.mark.parametrize('phases, phase', [
@@ -141,11 +121,85 @@ def test_static_masks_are_of_the_vit_that_the_joint_phase_began_with(
   assert states.same(got, state.teacher) == (phase == 'policy')
 
 
-def test_a_run_without_a_policy_has_no_report(run, reported, tiny_data):
+def test_a_run_without_a_policy_has_a_row_of_what_it_reaches(
+    run, reported, tiny_data, tmp_path, capsys):
   """Every static baseline is a run of its own."""
-  static, *_ = pathlib.Path(run[0], 'static').iterdir()
-  with pytest.raises(ValueError, match="ends with the phase 'static'"):
-    report.evaluate(str(static))
+  want, _ = reported
+  static = pathlib.Path(run[0], 'static', want['static']['keep'])
+  result = report.evaluate(str(static))
+  assert dict(result['static'], keep=static.name) == want['static']
+  assert result['dense'] == want['dense']
+  assert capsys.readouterr().out.count('static  ') == 1
+  with pytest.raises(ValueError, match='threshold=0.5 is for a policy, and'):
+    report.evaluate(str(static), threshold=0.5)
+  config = tiny.get_config()
+  config.phases, config.dense.steps = ('dense',), 1
+  trainer = loop.Trainer(config, str(tmp_path), run[1])
+  vit = system_lib.final_params(trainer.train())['vit']
+  result = report.evaluate(str(tmp_path))
+  assert result['dense'] == compare.row(
+      trainer.evaluator.dense(vit, run[1].test), trainer.system.plain_cost)
+  assert 'static' not in result
+
+
+def test_a_run_is_evaluated_on_other_devices(run, reported, monkeypatch):
+  """Three do not divide the batches of 8 and 16."""
+  make_mesh = mesh_lib.make_mesh
+  monkeypatch.setattr(mesh_lib, 'make_mesh', lambda: make_mesh(3))
+  monkeypatch.setattr('adavit_jax.data.load', lambda *a, **k: run[1])
+  with pytest.raises(ValueError, match='joint.batch_size=8, which these 3 '
+                     'devices do not divide; use as many as do'):
+    report.evaluate(run[0])
+  result = report.evaluate(
+      run[0], threshold=reported[0]['adaptive']['threshold'], static=False)
+  for name in ('dense', 'adaptive'):
+    for key in ('loss', 'macs_ratio'):
+      np.testing.assert_allclose(
+          result[name][key], reported[0][name][key], rtol=1e-5)
+
+
+def test_another_budget_than_the_configs(run, reported, tiny_data):
+  result = report.evaluate(run[0], static=False, mac_target=0.45)
+  assert (result['mac_target'], reported[0]['mac_target']) == (0.45, 0.55)
+  assert (result['adaptive']['threshold']
+          > reported[0]['adaptive']['threshold'])
+
+
+def test_of_an_unfinished_run_it_is_said_so(run, monkeypatch, caplog):
+  monkeypatch.setattr(restore, 'unfinished', lambda *args: 'at step 3 of 6')
+  adavit_jax.load(run[0], phase='dense')
+  assert not caplog.text
+  adavit_jax.load(run[0])
+  assert f'{run[0]} is at step 3 of 6, and no more' in caplog.text
+
+
+def test_a_run_loads_with_actions_of_ones_own(run):
+  clf = adavit_jax.load(
+      run[0], actions=Actions([1, 0, 1], [0, 0, 1]), max_batch_size=3)
+  clf.warm_up()
+  compiled = clf._run._cache_size()
+  assert compiled == 3
+  for size in (1, 2, 3, 5):
+    images = np.zeros((size, 8, 8, 1), np.uint8)
+    np.testing.assert_array_equal(
+        clf(images).actions.keep, [[1, 0, 1, 0, 0, 1]] * size)
+  assert clf._run._cache_size() == compiled
+  for actions in (Actions([1, 0], [0, 0]), Actions(*np.ones((2, 4, 3)))):
+    with pytest.raises(ValueError, match=r'with 3 .* give both as \(3,\)$'):
+      adavit_jax.load(run[0], actions=actions)
+
+
+def test_a_static_run_loads_with_its_mask(run, reported):
+  for static in pathlib.Path(run[0], 'static').iterdir():
+    assert '0' in static.name
+    clf = adavit_jax.load(str(static))
+    np.testing.assert_array_equal(clf.actions.keep, [*map(int, static.name)])
+
+
+@pytest.mark.parametrize('given', [dict(thresholds=0.5), dict(rule='margin')])
+def test_a_policy_loads_with_nothing_that_is_for_exits(run, given):
+  with pytest.raises(ValueError, match='for a model with exits'):
+    adavit_jax.load(run[0], **given)
 
 
 def test_a_run_that_continues_another_has_a_report(run, tiny_data, tmp_path):
@@ -224,11 +278,20 @@ def test_without_held_out_images_what_needs_them_is_left_out(run, tiny_data):
     maker.final()
 
 
+def test_a_static_mask_pays_for_no_policy(maker, monkeypatch):
+  """So a budget just above its own MACs is met by the next one up alone."""
+  monkeypatch.setattr(maker, '_data', types.SimpleNamespace(holdout=()))
+  last = masks.last_k(3)
+  for i, ratio in enumerate(maker.trainer.system.plain_cost.ratio(last)):
+    for budget, want in ((ratio, i), (ratio + 1e-3, max(i - 1, 0))):
+      found, = maker.static_masks(budget).values()
+      np.testing.assert_array_equal(found.keep, last.keep[want])
+
+
 def test_the_calibrated_threshold_meets_the_budget_on_held_out_images(
-    run, tiny_data):
+    run, maker):
   workdir, dataset = run
-  trainer = loop.Trainer(tiny.get_config(), workdir, dataset)
-  maker = baselines.Report(trainer, workdir)
+  trainer = maker.trainer
   state = restore.state(trainer.system, trainer.mesh, workdir)
   params = system_lib.final_params(state)
   def spent(threshold):
@@ -244,11 +307,10 @@ def test_the_calibrated_threshold_meets_the_budget_on_held_out_images(
   assert spent(1 / (1 + np.exp(0.02 - logit))) > target
 
 
-def test_one_set_of_weights_is_compared_at_the_same_macs(run, tiny_data):
+def test_one_set_of_weights_is_compared_at_the_same_macs(run, maker):
   """The static curve through three masks, all rows on the test images."""
   workdir, dataset = run
-  trainer = loop.Trainer(tiny.get_config(), workdir, dataset)
-  maker = baselines.Report(trainer, workdir)
+  trainer = maker.trainer
   cost = trainer.system.plain_cost
   keep = np.array([[1] * 6, [1, 0, 1, 1, 1, 0], [0] * 6])
   maker._masks = masks.Known(
@@ -268,3 +330,47 @@ def test_one_set_of_weights_is_compared_at_the_same_macs(run, tiny_data):
   assert one['shuffled']['macs_ratio'] == pytest.approx(ratio)
   # Random actions meet the budget in the mean only.
   assert one['random']['macs_ratio'] == pytest.approx(ratio, abs=.05)
+
+
+def test_every_draw_is_another_one_and_of_test_images(maker, monkeypatch):
+  evaluator, test = maker.trainer.evaluator, maker.trainer.dataset.test
+  seen = []
+  for name in ('given', 'adaptive'):
+    def spy(params, *args, run=getattr(evaluator, name), **kwargs):
+      seen.append(args)
+      return run(params, *args, **kwargs)
+    monkeypatch.setattr(evaluator, name, spy)
+  _, out = maker.final(0.5)
+  maker.sweep(1)
+  maker.at(0.8)
+  (_, final), *draws, (_, swept), (_, moved) = seen
+  splits, keeps = zip(*draws)
+  assert all(x is test for x in (final, *splits, swept, moved))
+  random, shuffled = keeps[::2], keeps[1::2]
+  assert len({keep.tobytes() for keep in random}) == 3
+  assert len({keep.tobytes() for keep in shuffled}) == 3
+  for keep in shuffled:
+    assert (keep != out.keep).any()
+    assert sorted(keep.tolist()) == sorted(out.keep.tolist())
+
+
+def test_a_sweep_goes_from_many_macs_to_few(maker):
+  rows = maker.sweep(3)
+  thresholds, macs = ([row[key] for row in rows]
+                      for key in ('threshold', 'macs_ratio'))
+  assert thresholds == sorted(thresholds)
+  assert macs == sorted(macs, reverse=True) and macs[0] > macs[-1]
+
+
+def test_masks_of_table_1_drop_the_first_or_the_last_layers(
+    maker, monkeypatch):
+  monkeypatch.setattr(maker, '_untuned_row', lambda keep: [*map(int, keep)])
+  assert maker._fixed_rows() == {
+      'table_1_3_first': [0] * 6, 'table_1_3_last': [0] * 6,
+      'table_1_4_first': [0, 1, 1, 0, 0, 1],
+      'table_1_4_last': [1, 1, 0, 1, 0, 0]}
+
+
+def test_a_policy_is_calibrated_to_the_macs_asked_for(maker, monkeypatch):
+  monkeypatch.setattr(maker, 'calibrate', lambda state, target: target)
+  assert maker.at(0.875)['threshold'] == 0.875

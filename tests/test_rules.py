@@ -109,6 +109,7 @@ def test_rules_are_for_classification_or_for_regression():
 
 def test_thresholds_out_of_the_range_of_a_rule():
   confidence_lib.check_range('entropy', [-0.3, np.inf, -np.inf])
+  confidence_lib.check_range('patience', [1.5, 4.5])
   with pytest.raises(ValueError, match='negated, give -0.3 for 0.3'):
     confidence_lib.check_range('entropy', 0.3)
   with pytest.raises(ValueError, match="range of the rule 'margin', 0 to 1"):

@@ -123,6 +123,17 @@ def test_weights_choose_images(given):
   np.testing.assert_allclose(got.accuracy, want.accuracy, rtol=1e-5)
 
 
+@pytest.mark.parametrize('batch_size', [1, 5, 20])
+def test_images_may_be_searched_in_batches(given, found, batch_size):
+  weights = np.linspace(0.5, 1.5, 12, dtype=np.float32)
+  for options in ({}, {'weights': weights, 'forward': True}):
+    want = search.greedy_chain(*given, **options)
+    got = search.greedy_chain(*given, batch_size=batch_size, **options)
+    np.testing.assert_array_equal(got.actions.keep, want.actions.keep)
+    np.testing.assert_allclose(got.loss, want.loss, rtol=1e-5)
+    np.testing.assert_allclose(got.accuracy, want.accuracy, rtol=1e-6)
+
+
 def test_candidates_are_the_chains_of_all_easy_and_hard_images(given, found):
   model, params, _, z1, _ = given
   calls = []

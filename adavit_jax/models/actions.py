@@ -47,7 +47,7 @@ def checked(actions, batch_size, num_layers, *, gates):
 
   Args:
     actions: `Actions` of anything like arrays.
-    batch_size: B.
+    batch_size: B; None where one decision must hold for all images.
     num_layers: L.
     gates: whether other numbers than 0 and 1 make sense; those of a traced
       array are not known.
@@ -62,11 +62,15 @@ def checked(actions, batch_size, num_layers, *, gates):
   actions = Actions(*(a if isinstance(a, jax.Array) else np.asarray(a)
                       for a in actions))
   shapes = tuple(a.shape for a in actions)
-  if shapes not in [((num_layers,),) * 2, ((batch_size, num_layers),) * 2]:
+  fit = [(num_layers,)]
+  if batch_size is not None:
+    fit.append((batch_size, num_layers))
+  if shapes not in [(shape, shape) for shape in fit]:
+    images = '' if batch_size is None else f' and {batch_size} images'
     raise ValueError(
         f'actions have shapes {shapes[0]} and {shapes[1]}; with {num_layers} '
-        f'adaptive encoders and {batch_size} images give both as '
-        f'({num_layers},) or as ({batch_size}, {num_layers})')
+        f'adaptive encoders{images} give both as '
+        f'{" or as ".join(map(str, fit))}')
   for a in actions:
     if not any(jnp.issubdtype(a.dtype, kind)
                for kind in (jnp.floating, jnp.integer, np.bool_)):

@@ -81,11 +81,14 @@ class MultiExit(nn.Module):
     x = self.vit.encode(x, *self.span(index), **options)
     return x, self.exit(x, index)
 
-  def __call__(self, images):
-    """All stages, [B, S, S, C] -> logits at every exit [E, B, K]."""
+  def __call__(self, images, **options):
+    """All stages, with the options of `stage`.
+
+    [B, S, S, C] -> logits at every exit [E, B, K].
+    """
     x, logits = None, []
     for i in range(self.num_stages):
-      x, y = self.stage(images, x, i)
+      x, y = self.stage(images, x, i, **options)
       logits.append(y)
     return jnp.stack(logits)
 

@@ -134,11 +134,14 @@ class RAViT(nn.Module):
     y = self.norms[index](cls[:, 0]).astype(jnp.float32)
     return cls, self.heads[index](y)
 
-  def __call__(self, images):
-    """All branches, [B, S, S, C] -> logits at every exit [E, B, K]."""
+  def __call__(self, images, **options):
+    """All branches, with the options of `stage`.
+
+    [B, S, S, C] -> logits at every exit [E, B, K].
+    """
     cls, logits = None, []
     for i in range(self.num_stages):
-      cls, y = self.stage(images, cls, i)
+      cls, y = self.stage(images, cls, i, **options)
       logits.append(y)
     return jnp.stack(logits)
 

@@ -31,7 +31,7 @@ class Chain(NamedTuple):
 
 
 def greedy_chain(model, params, cost, z1, labels, *, weights=None,
-                 forward=False, progress=lambda done: None):
+                 forward=False, batch_size=None, progress=lambda done: None):
   """Drops the layer that costs least loss per MAC saved, one after the other.
 
   Args:
@@ -42,6 +42,7 @@ def greedy_chain(model, params, cost, z1, labels, *, weights=None,
     labels: [B] int.
     weights: how much each image counts, [B]; None counts all alike.
     forward: add layers to none instead, what saves most loss per MAC first.
+    batch_size: images that run at once; None for all B.
     progress: called with the number of masks tried so far, after each; of
       `num_tried` in all.
 
@@ -49,10 +50,11 @@ def greedy_chain(model, params, cost, z1, labels, *, weights=None,
     `Chain` of 2L + 1 masks.
   """
   weights = jnp.ones(len(labels)) if weights is None else weights
+  size = min(batch_size or len(labels), len(labels))
+  batches = _batches(size, (z1, labels, weights))
   done = itertools.count(1)
   def evaluate(keep):
-    loss, accuracy = map(
-        float, _evaluate(model, params, z1, labels, weights, keep))
+    loss, accuracy = map(float, _evaluate(model, params, batches, keep))
     progress(next(done))
     return loss, accuracy
   num = model.num_adaptive
@@ -78,7 +80,7 @@ def num_tried(num_layers):
   return 1 + num_layers * (2 * num_layers + 1)
 
 
-def candidates(model, params, cost, z1, labels, *,
+def candidates(model, params, cost, z1, labels, *, batch_size=None,
                progress=lambda done: None):
   """Masks worth choosing from: the chains of all, easy and hard images.
 
@@ -86,7 +88,7 @@ def candidates(model, params, cost, z1, labels, *,
   the smallest entropy: what easy images need is not what hard ones need.
 
   Args:
-    model, params, cost, z1, labels: as in `greedy_chain`.
+    model, params, cost, z1, labels, batch_size: as in `greedy_chain`.
     progress: likewise, over the `NUM_CHAINS` chains.
 
   Returns:
@@ -106,19 +108,32 @@ def candidates(model, params, cost, z1, labels, *,
   each = num_tried(model.num_adaptive)
   chains = [
       greedy_chain(model, params, cost, z1, labels, weights=weights,
+                   batch_size=batch_size,
                    progress=lambda done, i=i: progress(i * each + done)).actions
       for i, weights in enumerate((jnp.ones_like(easy), easy, 1 - easy))]
   return Actions(*map(jnp.concatenate, zip(*chains)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _evaluate(model, params, z1, labels, weights, keep):
-  logits = modes.adaptive(
-      model, params, z1, Actions.from_keep(keep), 'cond').total
-  loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-  correct = (logits.argmax(-1) == labels).astype(jnp.float32)
-  mean = lambda x: (weights * x).sum() / weights.sum()
-  return mean(loss), mean(correct)
+def _batches(size, arrays):
+  """Arrays [B, ...] as batches [n, size, ...], filled up with zeros."""
+  num = len(arrays[-1])
+  rows = -(-num // size) * size
+  pad = lambda x: jnp.pad(x, [(0, rows - num), *[(0, 0)] * (x.ndim - 1)])
+  return [pad(x).reshape(-1, size, *x.shape[1:]) for x in arrays]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _evaluate(model, params, batches, keep):
+  def sums(batch):
+    z1, labels, weights = batch
+    logits = modes.adaptive(
+        model, params, z1, Actions.from_keep(keep), 'cond').total
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    correct = (logits.argmax(-1) == labels).astype(jnp.float32)
+    return (weights * loss).sum(), (weights * correct).sum()
+  total = batches[-1].sum()
+  return [x.sum() / total for x in jax.lax.map(sums, batches)]
 
 
 def nearest(chain, cost, macs_ratio):

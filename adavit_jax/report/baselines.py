@@ -25,12 +25,11 @@ class Report:
     """Restores the run.
 
     Args:
-      trainer: `loop.Trainer` made from the run's own config.
+      trainer: `loop.Trainer` made from the config of a run with a trained
+        policy.
       workdir: directory of the run.
       best: take the best checkpoint of the last phase, not its end.
 
-    Raises:
-      ValueError: if there is no finished dense phase with a policy after it.
     """
     self.trainer = trainer
     self._system, self._evaluator = trainer.system, trainer.evaluator
@@ -38,10 +37,6 @@ class Report:
     self._restore = lambda **kw: restore.state(
         trainer.system, trainer.mesh, workdir, **kw)
     self._state = self._restore(best=best)
-    self.phase = restore.find(workdir, best=best)[2]['phase']
-    if self.phase in ('dense', 'static'):
-      raise ValueError(f'{workdir!r} ends with the phase {self.phase!r}; there '
-                       f'is no trained policy to report on')
     self._rng = np.random.default_rng(trainer.config.seed)
     self.dense = self._evaluator.dense(self._state.teacher, self._data.test)
 

@@ -1,12 +1,12 @@
 """From a work directory to its report."""
 
-from absl import logging
 from etils import epath
 import jax
 from ml_collections import config_dict
 import numpy as np
 
 from adavit_jax.report import baselines
+from adavit_jax.report import compare
 from adavit_jax.report import exits
 from adavit_jax.report import masks
 from adavit_jax.report import pictures
@@ -15,6 +15,8 @@ from adavit_jax.train import checks
 from adavit_jax.train import loop
 from adavit_jax.train import restore
 from adavit_jax.train import staged
+from adavit_jax.train import system as system_lib
+from adavit_jax.train.phases import static as static_phase
 
 _LABELS = (
     ('dense', 'dense'), ('adaptive', 'adaptive'),
@@ -25,18 +27,20 @@ _LABELS = (
 
 
 def evaluate(workdir, *, threshold=None, best=False, static=True,
-             data_dir=None, rule=None):
+             data_dir=None, rule=None, mac_target=None):
   """Evaluates a run on the test split; prints tables and draws pictures.
 
   Args:
-    workdir: directory of a run whose policy is trained, or whose model has
-      exits: see `exits.evaluate`.
+    workdir: directory of a run; of a model with exits see `exits.evaluate`.
+      Without a trained policy the report has the rows dense and, after a
+      static phase, static.
     threshold: the policy's, or that of every exit's confidence; None
       calibrates it to the config's `mac_target` on held-out data.
     best: the best checkpoint instead of the last.
     static: also tune static sub-networks for the same MACs as a policy's.
     data_dir: replaces the config's.
     rule: replaces the config's `exits.rule`.
+    mac_target: replaces the config's.
 
   Returns:
     The report as a dict that JSON can hold, or None if a signal stopped it.
@@ -54,13 +58,18 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
     config.data.data_dir = data_dir
   if rule is not None:
     config.exits.rule = rule
-  trainer = loop.Trainer(config, workdir)
+  if mac_target is not None:
+    config.mac_target = mac_target
+  trainer = loop.Trainer(config, workdir, evaluates=True)
+  size = config.joint.batch_size
+  static = static and info['phase'] == 'joint'
+  if static and size % trainer.mesh.size:
+    raise ValueError(f'static sub-networks are tuned with joint.batch_size='
+                     f'{size}, which these {trainer.mesh.size} devices do not '
+                     f'divide; use as many as do, or give --nostatic')
   checks.same_classes(info, trainer.dataset, workdir)
   checks.same_images(info, trainer.dataset, workdir)
-  unfinished = restore.unfinished(*restore.find(workdir)[1:])
-  if unfinished:
-    logging.warning('%s is %s, and this a report of what it has reached; the '
-                    'same train.py goes on with it', workdir, unfinished)
+  unfinished = restore.warn_of_unfinished(workdir)
   about = dict(
       workdir=str(workdir), phase=info['phase'], step=int(step), best=best,
       finished=not unfinished,
@@ -76,12 +85,19 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
                                     and 0 < threshold < 1):
     raise ValueError(f'--threshold={threshold} must be in (0, 1): it is the '
                      f"policy's")
+  if static_phase.at_inference(trainer.system, info['phase']) is not None:
+    if threshold is not None:
+      raise ValueError(f'--threshold={threshold} is for a policy, and '
+                       f'{workdir} holds none yet; leave it out')
+    result = dict(about, **_without_policy(trainer, workdir, info, best))
+    _show_rows(result, [(key, key) for key in ('dense', 'static')])
+    return result
   report = baselines.Report(trainer, workdir, best=best)
-  result = dict(about, dense=report.dense_row())
+  result = dict(about, mac_target=config.mac_target, dense=report.dense_row())
   rows, outputs = report.final(threshold)
   result.update(rows)
   one = report.one_set_of_weights()
-  if static and report.phase == 'joint':
+  if static:
     chosen = report.static_masks(result['adaptive']['macs_ratio'])
     for name, actions in chosen.items():
       result[name] = masks.finetuned(trainer, workdir, actions)
@@ -97,11 +113,32 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
   return result
 
 
+def _without_policy(trainer, workdir, info, best):
+  """Rows of a run that ends with its dense or a static phase."""
+  system = trainer.system
+  state = restore.state(system, trainer.mesh, workdir, best=best)
+  def row(vit, actions):
+    return compare.row(trainer.evaluator.given(
+        vit, trainer.dataset.test, np.asarray(actions.keep)),
+                       system.plain_cost)
+  vit = system_lib.final_params(state)['vit']
+  every = static_phase.at_inference(system, 'dense')
+  if info['phase'] == 'dense':
+    return dict(dense=row(vit, every))
+  mask = static_phase.at_inference(system, 'static')
+  return dict(dense=row(state.teacher, every), static=row(vit, mask))
+
+
+def _show_rows(result, labels=_LABELS):
+  if jax.process_index() == 0:
+    print(f"\n{result['num_test']} test images, seed {result['seed']}, "
+          f"{result['device']}\n")
+    print(table.format_rows(
+        [(label, result[key]) for key, label in labels if key in result]))
+
+
 def _show(result, model):
-  print(f"\n{result['num_test']} test images, seed {result['seed']}, "
-        f"{result['device']}\n")
-  print(table.format_rows(
-      [(label, result[key]) for key, label in _LABELS if key in result]))
+  _show_rows(result)
   print()
   print(table.format_policy(result['adaptive'], model.num_adaptive))
   one = result['one_set_of_weights']

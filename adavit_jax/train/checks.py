@@ -9,10 +9,11 @@ from adavit_jax import data
 from adavit_jax.models.actions import Actions
 from adavit_jax.train import restore
 
-# What may differ between a run and its resumption.
+# What may differ between a run and its resumption: no more than rounding
+# depends on it.
 _FREE_FIELDS = ('log_every', 'eval_every', 'checkpoint_every',
                 'eval_batch_size', 'data.data_dir', 'data.cache_dir',
-                'init.workdir', 'init.weights')
+                'init.workdir', 'init.weights', 'model.remat', 'model.unroll')
 
 
 def sizes(config, dataset):

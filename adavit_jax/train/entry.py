@@ -53,9 +53,8 @@ def enter(trainer, state, phase, had_price=False):
 
 def with_stats(trainer, state):
   """The state with the feature statistics of its ViT on training images."""
-  z1, _ = trainer.evaluator.z1(
-      state.params['vit'], trainer.dataset.train, 5000)
-  features = inputs.token_features(z1, trainer.system.nets.tokens)
+  features = jnp.asarray(trainer.evaluator.token_features(
+      state.params['vit'], trainer.dataset.train, 5000))
   return state.replace(
       stats=inputs.Stats(features.mean(0), features.std(0) + 1e-2))
 
@@ -85,9 +84,12 @@ def static_masks(trainer, vit, *, forward=False):
   show = lambda done: progress.update(done, done, {})
   given = (trainer.system.model, vit, trainer.system.plain_cost,
            *mesh_lib.replicate((z1, labels), trainer.mesh))
+  # Every device runs all images: it gets as many at once as in evaluation.
+  how = dict(batch_size=trainer.config.eval_batch_size // trainer.mesh.size,
+             progress=show)
   if forward:
-    found = search.greedy_chain(*given, forward=True, progress=show).actions
+    found = search.greedy_chain(*given, forward=True, **how).actions
   else:
-    found = search.candidates(*given, progress=show)
+    found = search.candidates(*given, **how)
   progress.close()
   return found

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from adavit_jax.models.actions import Actions
+from adavit_jax.policies import inputs
 from adavit_jax.policies import learned
 from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
@@ -117,10 +118,20 @@ class Evaluator:
 
   def z1(self, vit, split, num):
     """z1 and labels of up to `num` evenly spaced images: [n, N, D], [n]."""
-    rows = np.linspace(0, len(split) - 1, min(num, len(split))).astype(int)
-    out = [self._z1(vit, split.images(rows[i:i + self._batch_size]))
-           for i in range(0, len(rows), self._batch_size)]
-    return np.concatenate(mesh_lib.fetch(out)), split.labels[rows]
+    rows = _evenly(split, num)
+    return (np.concatenate(list(self._z1_of(vit, split, rows))),
+            split.labels[rows])
+
+  def token_features(self, vit, split, num):
+    """`inputs.token_features` of `z1`, a batch after the other: [n, F]."""
+    return np.concatenate([
+        inputs.token_features(z1, self._system.nets.tokens)
+        for z1 in self._z1_of(vit, split, _evenly(split, num))])
+
+  def _z1_of(self, vit, split, rows):
+    for i in range(0, len(rows), self._batch_size):
+      yield mesh_lib.fetch(
+          self._z1(vit, split.images(rows[i:i + self._batch_size])))
 
   def _collect(self, split, run):
     return collect(split, run, self._mesh, self._batch_size)
@@ -147,6 +158,10 @@ class Evaluator:
     prediction = logits.argmax(-1)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return Outputs(prediction, prediction == labels, loss, actions.keep)
+
+
+def _evenly(split, num):
+  return np.linspace(0, len(split) - 1, min(num, len(split))).astype(int)
 
 
 def collect(split, run, mesh, batch_size):

@@ -30,13 +30,15 @@ from adavit_jax.train.phases import static
 class Trainer:
   """All that one process holds while it trains."""
 
-  def __init__(self, config, workdir, dataset=None):
+  def __init__(self, config, workdir, dataset=None, *, evaluates=False):
     """Checks the config against data, model and devices.
 
     Args:
       config: see `train.config.default_config`.
       workdir: directory of the run.
       dataset: `Dataset`; None loads `config.data`.
+      evaluates: it is not to train, maybe on other devices: batches of the
+        phases may be of any size, and those of evaluation are rounded up.
 
     Raises:
       ValueError: for anything that could not work, before any compute.
@@ -49,9 +51,12 @@ class Trainer:
     self._began_from = ''  # phase of the run that this one continues
     self._had_price = False  # whether that run has set the price of MACs
     self.mesh = mesh_lib.make_mesh()
-    for phase in config.phases:
-      mesh_lib.check_batch_size(
-          config[phase].batch_size, self.mesh, f'{phase}.batch_size')
+    if evaluates:
+      config.eval_batch_size += -config.eval_batch_size % self.mesh.size
+    else:
+      for phase in config.phases:
+        mesh_lib.check_batch_size(
+            config[phase].batch_size, self.mesh, f'{phase}.batch_size')
     self.dataset = dataset or data.load(config.data, seed=config.seed)
     checks.sizes(config, self.dataset)
     self.system = system_lib.create(config, self.dataset)
@@ -150,6 +155,8 @@ class Trainer:
     """A state that begins anew from another run's parameters."""
     init = self.config.init
     info = restore.find(init.workdir, phase=init.phase)[2]
+    if not init.phase:
+      restore.warn_of_unfinished(init.workdir)
     self._began_from = info['phase']
     self._had_price = restore.has_price(info)
     if self.config.phases[0] not in config_lib.FROM_SCRATCH:

@@ -3,6 +3,7 @@
 import json
 import types
 
+from absl import logging
 import jax
 from ml_collections import config_dict
 
@@ -164,6 +165,22 @@ def unfinished(step, info):
     return ''
   return (f"at step {step - info['start']} of {info['config'][phase]['steps']} "
           f"of the phase {phase!r} of {', '.join(phases)}")
+
+
+def warn_of_unfinished(workdir):
+  """Logs where a run stands that has phases to go.
+
+  Args:
+    workdir: directory of the run.
+
+  Returns:
+    Whether it has.
+  """
+  where = unfinished(*find(workdir)[1:])
+  if where:
+    logging.warning('%s is %s, and no more than that is read of it; the same '
+                    'train.py goes on with it', workdir, where)
+  return bool(where)
 
 
 def sets_price(config, phases):

@@ -24,6 +24,25 @@ def loss(system, params, state, batch, key, progress):
   return total, (metrics, {})
 
 
+def at_inference(system, phase):
+  """What a run does at inference that ends with a phase.
+
+  Args:
+    system: `System` of the run.
+    phase: its last one.
+
+  Returns:
+    `Actions` [L] for every image, or None: a learned policy decides. After a
+    stochastic policy, which is for training, every layer runs.
+  """
+  c, num = system.config.static, system.model.num_adaptive
+  if phase not in ('dense', 'static'):
+    return None
+  if phase == 'dense' or c.policy == 'stochastic':
+    return fixed.all_layers(num)
+  return actions(c, num, 1, key=None)
+
+
 def actions(c, num_layers, batch_size, key):
   """What the config's policy decides for a batch.
 

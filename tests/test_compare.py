@@ -1,0 +1,84 @@
+"""Rows of a report and their table, by hand."""
+
+from adavit_jax import cost
+from adavit_jax.report import compare
+from adavit_jax.report import table
+from adavit_jax.train import evaluate
+import numpy as np
+import pytest
+
+
+def _outputs(keep, prediction, loss):
+  keep = np.asarray(keep, np.float32)
+  prediction = np.asarray(prediction)
+  return evaluate.Outputs(prediction, prediction == 0, np.asarray(loss), keep)
+
+
+def test_adaptive_row_by_hand():
+  spend = cost.Cost(stem=10, msa=4, mlp=2, head=6, policy=1, num_fixed=1,
+                    num_adaptive=2)  # dense: 10 + 3 * 6 + 6 = 34
+  keep = [[1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0]]
+  out = _outputs(keep, [0, 1, 0], [.1, .2, .3])
+  dense = _outputs(np.ones((3, 4)), [0, 0, 0], [.9, .1, .5])
+  row = compare.adaptive_row(out, dense, spend, {'hard': [True, False, False]})
+  assert row['accuracy'] == pytest.approx(2 / 3)
+  assert row['loss'] == pytest.approx(.2)
+  macs = [10 + 6 + 12 + 6 + 1, 10 + 6 + 6 + 1, 10 + 6 + 4 + 6 + 1]
+  assert row['macs'] == pytest.approx(np.mean(macs))
+  assert row['macs_ratio'] == pytest.approx(np.mean(macs) / 34)
+  assert row['encoder_macs_ratio'] == pytest.approx(
+      (np.mean(macs) - 16) / 18)
+  assert row['unique_actions'] == 3
+  assert row['kept_msa_mean'] == pytest.approx(1)
+  assert row['kept_msa_std'] == pytest.approx(np.std([2, 0, 1]))
+  assert row['kept_mlp_mean'] == pytest.approx(2 / 3)
+  assert row['kept_mlp_std'] == pytest.approx(np.std([2, 0, 0]))
+  assert row['kept_std'] == pytest.approx(np.std([4, 0, 1]))
+  assert row['keep_rate'] == pytest.approx([2 / 3, 1 / 3, 1 / 3, 1 / 3])
+  assert row['difficulty_correlation'] == pytest.approx(1)
+  assert row['agreement'] == pytest.approx(2 / 3)
+  assert (row['kept_easy'], row['kept_hard']) == (0.5, 4)
+
+
+def test_random_actions_meet_the_budget_in_the_mean():
+  spend = cost.Cost(10, 4, 2, 6, 0, 1, 2)
+  keep = compare.budget_keep(spend, 0.8)
+  expected = 10 + 6 + 6 + keep * 2 * (4 + 2)
+  assert expected / 34 == pytest.approx(0.8)
+
+
+def test_draws_are_averaged():
+  assert compare.mean_rows([dict(a=1., b=0.), dict(a=4., b=1.)]) == dict(
+      a=2.5, b=.5)
+
+
+def test_interpolation_reads_between_two_masks():
+  rows = [dict(macs_ratio=1., accuracy=.9), dict(macs_ratio=.5, accuracy=.7)]
+  assert compare.interpolate(rows, .6)['accuracy'] == pytest.approx(.74)
+
+
+def test_a_table_to_the_letter():
+  row = dict(accuracy=.875, macs=1.25e6, macs_ratio=.5, encoder_macs_ratio=.25)
+  large = dict(row, accuracy=1., macs=4e9)
+  assert table.format_rows([('dense', large), ('adaptive', row)]) == (
+      '          accuracy %  MACs/image  of dense  of encoders\n'
+      '-------------------------------------------------------\n'
+      'dense         100.00      4.00 G     0.500        0.250\n'
+      'adaptive       87.50      1.25 M     0.500        0.250')
+
+
+def test_what_is_said_of_a_policy_to_the_letter():
+  row = dict(kept_msa_mean=2.5, kept_msa_std=.5, kept_mlp_mean=1.25,
+             kept_mlp_std=.75, unique_actions=7, difficulty_correlation=.375,
+             agreement=.9, threshold=.625, kept_easy=3., kept_hard=4.5)
+  lines = (
+      'kept of 3: MSA 2.50 ± 0.50, MLP 1.25 ± 0.75\n'
+      'distinct action vectors: 7\n'
+      'rank correlation of kept layers with the dense loss: 0.38\n'
+      'agreement with the dense prediction: 90.00 %\n'
+      'threshold: 0.625')
+  split = '\nkept on easy images 3.00, on hard ones 4.50'
+  assert table.format_policy(row, 3) == lines + split
+  del row['kept_easy']
+  row['difficulty_correlation'] = None
+  assert table.format_policy(row, 3) == lines.replace('0.38', '-')
