@@ -126,7 +126,7 @@ def _cascade(clf, workdir, threshold):
     found = {name: report[name]['thresholds'] for name in (
         'threshold', 'same_accuracy', 'slack', 'mac_target') if name in report}
   if not found:
-    raise ValueError(f'{workdir!r} has no thresholds yet, so that no image '
+    raise ValueError(f'{str(workdir)!r} has no thresholds yet, so that no image '
                      f'would leave; run python eval.py --workdir={workdir} '
                      f'first, or give --threshold')
   settings = {f'cascade, {name}': functools.partial(

@@ -104,6 +104,12 @@ def test_flags_that_list_nothing_to_time_are_refused(
   assert _error(execution, monkeypatch, **{flag: value}) == f'error: {message}'
 
 
+def test_a_cascade_that_no_image_leaves_is_not_timed(execution, tmp_path):
+  with pytest.raises(ValueError, match='has no thresholds yet, so that no '
+                     'image would leave; run python eval.py --workdir='):
+    execution.trained._cascade(None, tmp_path, None)
+
+
 def test_a_model_that_runs_in_stages_is_refused(execution, monkeypatch):
   names = ['vit_digits_patch2_8', 'ravit_cifar_patch4_32']
   message = _error(execution, monkeypatch, models=names)

@@ -255,6 +255,8 @@ def test_another_rule_than_the_one_of_the_config(run, dataset, tiny_data):
   clf = adavit_jax.load(workdir, rule='margin', thresholds=middle)
   np.testing.assert_array_equal(
       clf(images).exit, confidence.choose(sure, middle))
+  with pytest.raises(ValueError, match='holds one with exits; leave them out'):
+    adavit_jax.load(workdir, actions=adavit_jax.Actions([1], [1]))
   result = report.evaluate(workdir, rule='margin', threshold=middle)
   assert result['rule'] == 'margin'
   assert result['threshold']['shares'] == [0.5, 0.5]

@@ -81,7 +81,9 @@ def test_stages_are_the_encoders_one_by_one(model, params, images):
       found.append((carry, y))
     tokens, logits = map(jnp.stack, zip(*found))
     plain = model.vit.apply({'params': params['vit']}, images)
-    inference = stages_lib.exit_logits(model, params, images, inference=True)
+    inference = jnp.stack([
+        stages_lib.exit_logits(model, params, images, inference=True),
+        model.apply({'params': params}, images, inference=True)])
     return (tokens, logits, inference, plain.total,
             *_by_hand(model, params, images, keep))
 
@@ -89,7 +91,7 @@ def test_stages_are_the_encoders_one_by_one(model, params, images):
       params, images[:4])
   assert logits.shape == (5, 4, 4) and logits.dtype == jnp.float32
   _close(logits, want)
-  _close(inference, want)
+  _close(inference, jnp.stack([want] * 2))
   _close(logits[-1], plain)
   _close(tokens, want_tokens[np.array([1, 2, 2, 4, 5])])
   # Exits that are alike would hide one in another's place.

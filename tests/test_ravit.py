@@ -143,9 +143,10 @@ def test_stages_are_the_model(model, params):
   images = _images()
   want = jax.jit(lambda p, x: model.apply({'params': p}, x))(params, images)
   for kwargs in (dict(), dict(unroll=2, remat=True), dict(inference=True)):
-    got = jax.jit(lambda p, x: stages_lib.exit_logits(model, p, x, **kwargs))(
-        params, images)
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    got = jax.jit(lambda p, x: (
+        stages_lib.exit_logits(model, p, x, **kwargs),
+        model.apply({'params': p}, x, **kwargs)))(params, images)
+    np.testing.assert_allclose(got, [want] * 2, rtol=1e-5, atol=1e-5)
 
 
 def test_the_carry_is_the_cls_token_and_counts(model, params):
