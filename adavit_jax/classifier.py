@@ -66,8 +66,8 @@ class Classifier:
     Args:
       system: `System`.
       state: `State` of it.
-      actions: `Actions` [L] of NumPy arrays to run on every image; None asks
-        the learned policy.
+      actions: `Actions` [L] to run on every image, of anything like arrays;
+        None asks the learned policy.
       class_names: K strings.
       max_batch_size: larger batches are split.
 
@@ -78,7 +78,8 @@ class Classifier:
     check_max_batch_size(max_batch_size)
     if actions is not None:
       num = system.model.num_adaptive
-      actions = actions_lib.checked(actions, None, num, gates=False)
+      actions = Actions(*map(np.asarray, actions_lib.checked(
+          actions, None, num, gates=False)))
     self._system, self.class_names = system, tuple(class_names)
     self.threshold = system.config.nets.threshold
     self.params = system_lib.final_params(state)
@@ -176,22 +177,23 @@ def load(workdir, *, phase='', best=False, actions=None, rule=None,
   if rule is not None:
     info['config']['exits']['rule'] = rule
   system = restore.system(info)
+  exits = isinstance(system, staged.StagedSystem)
+  given = dict(actions=actions) if exits else dict(
+      rule=rule, thresholds=thresholds)
+  for name, value in given.items():
+    if value is not None:
+      kind, held = ('without exits', 'one') if exits else ('with exits', 'none')
+      raise ValueError(f'{name}={value!r} is for a model {kind}, and {workdir} '
+                       f'holds {held}; leave it out')
   state = restore.state(system, mesh_lib.make_mesh(1), workdir, phase=phase,
                         best=best)
   class_names = info['dataset']['class_names']
-  if isinstance(system, staged.StagedSystem):
-    if actions is not None:
-      raise ValueError(f'actions are for a model without exits, and {workdir} '
-                       f'holds one with exits; leave them out')
+  if exits:
     if thresholds is None:
       thresholds = confidence.NEVER
     return CascadeClassifier(
         system, state, thresholds=thresholds, class_names=class_names,
         max_batch_size=max_batch_size)
-  for name, value in dict(rule=rule, thresholds=thresholds).items():
-    if value is not None:
-      raise ValueError(f'{name}={value!r} is for a model with exits, and '
-                       f'{workdir} holds none; leave it out')
   if actions is None:
     actions = static.at_inference(system, info['phase'])
   return Classifier(system, state, actions=actions, class_names=class_names,

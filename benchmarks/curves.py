@@ -16,7 +16,7 @@ def main(output, *runs):
   """Draws the curve and the exits alone of each LABEL=DIR into a PNG file."""
   figure = Figure(figsize=(6, 4), layout='constrained')
   axes = figure.subplots()
-  reports = {}
+  reports = []
   for run in runs:
     label, equals, directory = run.partition('=')
     path = os.path.join(directory, 'report.json')
@@ -26,14 +26,14 @@ def main(output, *runs):
       sys.exit(f'error: there is no {path}; run python eval.py '
                f'--workdir={directory} first')
     with open(path, encoding='utf-8') as f:
-      reports[label] = json.load(f)
-    if 'curve' not in reports[label]:
-      sys.exit(f'error: {path} has no curve: it is not of a model with exits, '
-               f'or thresholds were given, or a layer has several heads')
-  if len({'accuracy' in r['exits'][0] for r in reports.values()}) > 1:
+      reports.append((label, json.load(f)))
+    if 'curve' not in reports[-1][1]:
+      sys.exit(f'error: {path} has no curve: it is not of a model with several '
+               f'exits at several layers, or thresholds were given')
+  if len({'accuracy' in r['exits'][0] for _, r in reports}) > 1:
     sys.exit('error: some runs tell classes, some a number: no one axis '
              'fits both')
-  for i, (label, report) in enumerate(reports.items()):
+  for i, (label, report) in enumerate(reports):
     classes = 'accuracy' in report['exits'][0]
     score = lambda r: 100 * r['accuracy'] if classes else r['mae']
     for key, style, name in (('curve', '-', label),

@@ -82,20 +82,22 @@ def _run_all():
     raise ValueError(f'--modes has {sorted(unknown)}; known: cond, compact, '
                      f'static')
   named = _named_models()
-  if _OUTPUT.value:  # it would be a pity to find out after the first row
-    with open(_OUTPUT.value, 'a', encoding='utf-8'):
-      pass
+  rows = []
+  _write(rows)  # now: it would be a pity to fail after the first row
   print(f'{jax.devices()[0].device_kind}, {timing.num_cores()} CPU cores '
         f'({platform.machine()}), jax {jax.__version__}, medians of '
         f'{_REPEATS.value} rounds in alternation\n')
   print(timing.header())
-  rows = []
   for row in _rows(named, batches, keeps):
     rows.append(row)
     print(timing.format_row(row), flush=True)
-    if _OUTPUT.value:  # each time: nothing is lost of a run cut short
-      with open(_OUTPUT.value, 'w', encoding='utf-8') as f:
-        json.dump(rows, f, indent=1)
+    _write(rows)  # each time: nothing is lost of a run cut short
+
+
+def _write(rows):
+  if _OUTPUT.value:
+    with open(_OUTPUT.value, 'w', encoding='utf-8') as f:
+      json.dump(rows, f, indent=1)
 
 
 def _numbers(flag, texts, kind, valid, what):
@@ -113,7 +115,7 @@ def _named_models():
   """{name: model} to time, or {} once the runs of --workdir are checked."""
   if _WORKDIR.value:
     for workdir in _WORKDIR.value:
-      trained.check(workdir)
+      trained.check(workdir, _THRESHOLD.value)
     return {}
   named = {name: adavit_jax.create(name, dtype=_DTYPE.value)
            for name in _MODELS.value}

@@ -14,21 +14,32 @@ from adavit_jax import models
 from adavit_jax.models import stages
 from adavit_jax.policies import fixed
 from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import phases
 from adavit_jax.train import restore
 import timing
 
 
-def check(workdir):
+def check(workdir, threshold=None):
   """Returns the `info` of a run, see `restore.find`, that can be timed.
 
+  Args:
+    workdir: directory of the run.
+    threshold: as in `rows`.
+
   Raises:
-    ValueError: if there is no checkpoint, or it ends with the dense phase.
+    ValueError: if there is no checkpoint, it ends with the dense phase, or of a
+      model with exits there is no threshold.
   """
   info = restore.find(workdir)[2]
   if info['phase'] == 'dense':
     raise ValueError(f'{workdir!r} has only its dense phase, and no policy to '
                      f'time; train its other phases, or time its model with '
                      f'--models')
+  if (info['phase'] in phases.STAGED and threshold is None
+      and not _thresholds(workdir)):
+    raise ValueError(f'{workdir!r} has no thresholds yet, so that no image '
+                     f'would leave; run python eval.py --workdir={workdir} '
+                     f'first, or give --threshold')
   return info
 
 
@@ -53,9 +64,9 @@ def rows(workdir, batches, *, repeats, threshold=None, data_dir=None):
     cascade the share of stages.
 
   Raises:
-    ValueError: as `check`, or a cascade has no thresholds.
+    ValueError: as `check`.
   """
-  info = check(workdir)
+  info = check(workdir, threshold)
   config = config_dict.ConfigDict(info['config'])
   if data_dir:
     config.data.data_dir = data_dir
@@ -120,15 +131,8 @@ def _policy(clf, workdir, threshold, best, max_batch_size):
 
 def _cascade(clf, workdir, threshold):
   """As `_policy`, for a `CascadeClassifier`."""
-  found = {'threshold given': threshold}
-  if threshold is None:
-    report = _report(workdir)
-    found = {name: report[name]['thresholds'] for name in (
-        'threshold', 'same_accuracy', 'slack', 'mac_target') if name in report}
-  if not found:
-    raise ValueError(f'{str(workdir)!r} has no thresholds yet, so that no image '
-                     f'would leave; run python eval.py --workdir={workdir} '
-                     f'first, or give --threshold')
+  found = (_thresholds(workdir) if threshold is None else
+           {'threshold given': threshold})
   settings = {f'cascade, {name}': functools.partial(
       setattr, clf, 'thresholds', values) for name, values in found.items()}
   system, vit = clf.system, jax.device_put(clf.params['vit'])
@@ -142,6 +146,13 @@ def _cascade(clf, workdir, threshold):
   dense = lambda images: np.asarray(every(vit, images))
   num = system.num_exits
   return dense, system.dense, lambda p: (1 + p.exit.mean()) / num, settings
+
+
+def _thresholds(workdir):
+  """{name: those that eval.py wrote of a cascade}."""
+  report = _report(workdir)
+  names = 'threshold', 'same_accuracy', 'slack', 'mac_target'
+  return {name: report[name]['thresholds'] for name in names if name in report}
 
 
 def _report(workdir):

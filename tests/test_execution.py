@@ -12,6 +12,7 @@ import tiny
 from adavit_jax import cost
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
+from adavit_jax.train import restore
 
 _BENCHMARKS = str(pathlib.Path(__file__).parents[1] / 'benchmarks')
 
@@ -104,10 +105,15 @@ def test_flags_that_list_nothing_to_time_are_refused(
   assert _error(execution, monkeypatch, **{flag: value}) == f'error: {message}'
 
 
-def test_a_cascade_that_no_image_leaves_is_not_timed(execution, tmp_path):
-  with pytest.raises(ValueError, match='has no thresholds yet, so that no '
-                     'image would leave; run python eval.py --workdir='):
-    execution.trained._cascade(None, tmp_path, None)
+def test_a_cascade_that_no_image_leaves_is_not_timed(
+    execution, monkeypatch, tmp_path):
+  monkeypatch.setattr(
+      restore, 'find', lambda workdir: ('last', 1, dict(phase='exits')))
+  assert 'has no thresholds yet, so that no image would leave' in _error(
+      execution, monkeypatch, workdir=[str(tmp_path)])
+  execution.trained.check(tmp_path, threshold=0.5)
+  (tmp_path / 'report.json').write_text('{"slack": {"thresholds": [0.5]}}')
+  execution.trained.check(tmp_path)
 
 
 def test_a_model_that_runs_in_stages_is_refused(execution, monkeypatch):

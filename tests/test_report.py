@@ -42,7 +42,7 @@ def tiny_data(run, monkeypatch):
 @pytest.fixture
 def maker(run):
   trainer = loop.Trainer(tiny.get_config(), *run)
-  return baselines.Report(trainer, run[0])
+  return baselines.Report(trainer, run[0], 0.55)
 
 
 @pytest.fixture(scope='module')
@@ -115,7 +115,7 @@ def test_static_masks_are_of_the_vit_that_the_joint_phase_began_with(
   trainer = loop.Trainer(tiny.get_config(), workdir, dataset)
   trainer.config.phases = phases
   trainer.config.init.workdir = workdir
-  got = baselines.Report(trainer, workdir)._untuned
+  got = baselines.Report(trainer, workdir, 0.55)._untuned
   state = restore.state(trainer.system, trainer.mesh, workdir, phase=phase)
   assert states.same(got, system_lib.final_params(state)['vit'])
   assert states.same(got, state.teacher) == (phase == 'policy')
@@ -130,8 +130,10 @@ def test_a_run_without_a_policy_has_a_row_of_what_it_reaches(
   assert dict(result['static'], keep=static.name) == want['static']
   assert result['dense'] == want['dense']
   assert capsys.readouterr().out.count('static  ') == 1
-  with pytest.raises(ValueError, match='threshold=0.5 is for a policy, and'):
-    report.evaluate(str(static), threshold=0.5)
+  for given in ('threshold', 'mac_target'):
+    with pytest.raises(ValueError, match=f'{given}=0.5 is for a policy, and .* '
+                       "ends with its phase 'static', in which none decides"):
+      report.evaluate(str(static), **{given: 0.5})
   config = tiny.get_config()
   config.phases, config.dense.steps = ('dense',), 1
   trainer = loop.Trainer(config, str(tmp_path), run[1])
@@ -158,11 +160,24 @@ def test_a_run_is_evaluated_on_other_devices(run, reported, monkeypatch):
           result[name][key], reported[0][name][key], rtol=1e-5)
 
 
-def test_another_budget_than_the_configs(run, reported, tiny_data):
-  result = report.evaluate(run[0], static=False, mac_target=0.45)
-  assert (result['mac_target'], reported[0]['mac_target']) == (0.45, 0.55)
-  assert (result['adaptive']['threshold']
-          > reported[0]['adaptive']['threshold'])
+def test_another_budget_than_the_configs(
+    run, reported, tiny_data, monkeypatch):
+  want, _ = reported
+  given, tuned = [], masks.finetuned
+  monkeypatch.setattr(
+      baselines.Report, 'static_masks', lambda *args: dict(static=given[0]))
+  def again(trainer, workdir, actions):
+    assert trainer.config.mac_target == 0.55
+    return tuned(trainer, workdir, actions)
+  monkeypatch.setattr(masks, 'finetuned', again)
+  given.append(Actions.from_keep(np.array(
+      [*map(float, want['static']['keep'])])))
+  result = report.evaluate(run[0], mac_target=0.45)
+  assert result['static'] == want['static']  # a run that is there already
+  assert (result['budget'], want['budget']) == (0.45, 0.55)
+  assert result['adaptive']['threshold'] > want['adaptive']['threshold']
+  with pytest.raises(ValueError, match='threshold=0.5 gives them: leave one'):
+    report.evaluate(run[0], mac_target=0.45, threshold=0.5)
 
 
 def test_of_an_unfinished_run_it_is_said_so(run, monkeypatch, caplog):
@@ -271,7 +286,7 @@ def test_without_held_out_images_what_needs_them_is_left_out(run, tiny_data):
   trainer = loop.Trainer(tiny.get_config(), workdir, dataset)
   trainer.dataset = dataclasses.replace(dataset, holdout=data.ArraySplit(
       np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0, int)))
-  maker = baselines.Report(trainer, workdir)
+  maker = baselines.Report(trainer, workdir, 0.55)
   assert maker.one_set_of_weights() == {}
   assert list(maker.static_masks(0.5)) == ['static_last']
   with pytest.raises(ValueError, match='no images were held out'):

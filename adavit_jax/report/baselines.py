@@ -21,17 +21,18 @@ _DRAWS = 3  # random and shuffled rows are means over as many draws
 class Report:
   """Everything that a run's report needs, computed once."""
 
-  def __init__(self, trainer, workdir, *, best=False):
+  def __init__(self, trainer, workdir, budget, *, best=False):
     """Restores the run.
 
     Args:
       trainer: `loop.Trainer` made from the config of a run with a trained
         policy.
       workdir: directory of the run.
+      budget: MACs per image to calibrate the policy to, as a share of the dense
+        model's.
       best: take the best checkpoint of the last phase, not its end.
-
     """
-    self.trainer = trainer
+    self.trainer, self._budget = trainer, budget
     self._system, self._evaluator = trainer.system, trainer.evaluator
     self._data = trainer.dataset
     self._restore = lambda **kw: restore.state(
@@ -102,13 +103,13 @@ class Report:
 
     Args:
       state: `State` with a trained policy.
-      threshold: the policy's, or None to calibrate it to `mac_target`.
+      threshold: the policy's, or None to calibrate it to the budget.
 
     Returns:
       (dict of rows adaptive, random, shuffled; `Outputs` of the policy).
     """
     if threshold is None:
-      threshold = self.calibrate(state, self.trainer.config.mac_target)
+      threshold = self.calibrate(state, self._budget)
     params, test = system_lib.final_params(state), self._data.test
     cost = self._system.cost
     out = self._evaluator.adaptive(

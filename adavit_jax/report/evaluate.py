@@ -48,8 +48,10 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
 
   Raises:
     ValueError: if there is no such run, its data is missing or has other
-      classes or images, a policy's threshold is outside (0, 1), or a rule is
-      unknown or given for a policy.
+      classes or images, a policy's threshold is outside (0, 1), a rule is
+      unknown or given for a policy, threshold or mac_target are given
+      together, cannot be met or have no policy to use them, or static
+      sub-networks cannot be tuned on so many devices.
   """
   _, step, info = restore.find(workdir, best=best)
   config = config_dict.ConfigDict(info['config'])
@@ -58,9 +60,15 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
     config.data.data_dir = data_dir
   if rule is not None:
     config.exits.rule = rule
+  if mac_target is not None and threshold is not None:
+    raise ValueError(f'--mac_target={mac_target} calibrates thresholds, and '
+                     f'--threshold={threshold} gives them: leave one out')
+  own_target = config.mac_target
   if mac_target is not None:
-    config.mac_target = mac_target
+    config.mac_target = mac_target  # and is checked with the rest
   trainer = loop.Trainer(config, workdir, evaluates=True)
+  # A mask spends what it spends: its run is the same for another budget.
+  trainer.config.mac_target = own_target
   size = config.joint.batch_size
   static = static and info['phase'] == 'joint'
   if static and size % trainer.mesh.size:
@@ -75,9 +83,10 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
       finished=not unfinished,
       seed=config.seed,
       device=f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-      num_test=len(trainer.dataset.test))
+      budget=config.mac_target, num_test=len(trainer.dataset.test))
   if isinstance(trainer.system, staged.StagedSystem):
-    return exits.evaluate(trainer, about, threshold=threshold, best=best)
+    return exits.evaluate(trainer, about, threshold=threshold,
+                          budget=config.mac_target, best=best)
   if rule is not None:
     raise ValueError(f'--rule={rule} is for a model with exits, and {workdir} '
                      f'holds a policy; leave it out')
@@ -86,14 +95,17 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
     raise ValueError(f'--threshold={threshold} must be in (0, 1): it is the '
                      f"policy's")
   if static_phase.at_inference(trainer.system, info['phase']) is not None:
-    if threshold is not None:
-      raise ValueError(f'--threshold={threshold} is for a policy, and '
-                       f'{workdir} holds none yet; leave it out')
+    for name, value in dict(threshold=threshold, mac_target=mac_target).items():
+      if value is not None:
+        raise ValueError(f'--{name}={value} is for a policy, and {workdir} '
+                         f"ends with its phase {info['phase']!r}, in which "
+                         f'none decides; leave it out')
     result = dict(about, **_without_policy(trainer, workdir, info, best))
     _show_rows(result, [(key, key) for key in ('dense', 'static')])
     return result
-  report = baselines.Report(trainer, workdir, best=best)
-  result = dict(about, mac_target=config.mac_target, dense=report.dense_row())
+  report = baselines.Report(
+      trainer, workdir, config.mac_target, best=best)
+  result = dict(about, dense=report.dense_row())
   rows, outputs = report.final(threshold)
   result.update(rows)
   one = report.one_set_of_weights()

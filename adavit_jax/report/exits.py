@@ -19,7 +19,7 @@ _TARGETS = (('same_accuracy', 'cascade, same accuracy'),
             ('threshold', 'cascade, threshold given'))
 
 
-def evaluate(trainer, about, *, threshold=None, best=False):
+def evaluate(trainer, about, *, threshold=None, budget=None, best=False):
   """Evaluates a run on the test split; prints a table and draws a picture.
 
   Thresholds are calibrated on held-out images: for the accuracy of the last
@@ -30,6 +30,8 @@ def evaluate(trainer, about, *, threshold=None, best=False):
   Args:
     trainer: `loop.Trainer` of the run, its system a `StagedSystem`.
     about: dict of what a report says of a run, 'workdir' among it.
+    budget: MACs to calibrate to, as a share of the model's without exits; None
+      takes the config's `mac_target`.
     threshold: of every exit's confidence, or [E - 1] of them, to use instead of
       calibrated ones.
     best: the best checkpoint instead of the last.
@@ -58,6 +60,7 @@ def evaluate(trainer, about, *, threshold=None, best=False):
     confidence.check_thresholds(threshold, num_exits)
   # Where several heads lie at one depth, every image would pay for all.
   layers = [layer for layer, _ in getattr(system.model, 'exits', ())]
+  budget = trainer.config.mac_target if budget is None else budget
   calibrated = (threshold is None and num_exits > 1
                 and len(set(layers)) == len(layers))
   if calibrated and not len(holdout):
@@ -80,7 +83,7 @@ def evaluate(trainer, about, *, threshold=None, best=False):
     targets = dict(
         same_accuracy=dict(min_accuracy=last),
         slack=dict(min_accuracy=last - system.config.exits.slack),
-        mac_target=dict(max_macs=trainer.config.mac_target * system.dense))
+        mac_target=dict(max_macs=budget * system.dense))
     for name, target in targets.items():
       try:
         found = calibrate.calibrate(*images, **target)

@@ -1,5 +1,6 @@
 """The best static sub-networks: what choosing layers per image has to beat."""
 
+import contextlib
 import os
 from typing import NamedTuple
 
@@ -125,13 +126,13 @@ def known(trainer, vit, candidates):
       [np.asarray(a.keep) for a in (candidates, added, last_k(num))]), axis=0)
   logging.info('comparing %d static masks on %d held-out images', len(keep),
                len(trainer.dataset.holdout))
-  progress = writer.Progress(len(keep), 'masks', 'static masks')
   rows = []
-  for k in keep:
-    out = trainer.evaluator.given(vit, trainer.dataset.holdout, k)
-    rows.append(compare.row(out, trainer.system.plain_cost))
-    progress.update(len(rows), len(rows), {})
-  progress.close()
+  with contextlib.closing(
+      writer.Progress(len(keep), 'masks', 'static masks')) as progress:
+    for k in keep:
+      out = trainer.evaluator.given(vit, trainer.dataset.holdout, k)
+      rows.append(compare.row(out, trainer.system.plain_cost))
+      progress.update(len(rows), len(rows), {})
   return Known(keep, *(np.array([row[key] for row in rows])
                        for key in ('macs_ratio', 'accuracy', 'loss')))
 

@@ -60,6 +60,24 @@ def budget(config, system):
         f"model's MACs; set it higher, or num_fixed lower")
 
 
+def both_heads(config, model):
+  """Checks that a phase with a teacher trains both heads of a ViT.
+
+  Args:
+    config: see `train.config.default_config`.
+    model: from `models.create`.
+
+  Raises:
+    ValueError: if it would leave the class head as it is.
+  """
+  for phase in ('joint', 'static'):
+    if (phase in config.phases and config[phase].distill == 1
+        and model.distillation):
+      raise ValueError(f'{phase}.distill=1 teaches the distillation head alone '
+                       f'and leaves the class head of {config.model.name!r} as '
+                       f'it is; set it below 1')
+
+
 def same_classes(info, dataset, workdir):
   """Checks that labels mean what they meant to a run.
 
@@ -113,8 +131,8 @@ def same_holdout(info, config, dataset):
     dataset: `Dataset` of the config.
 
   Raises:
-    ValueError: if both are of one data set and split it differently, or it
-      has other images now.
+    ValueError: if both are of one data set and split it differently, or files
+      of it were added or removed.
   """
   saved = restore.with_defaults(info['config'])
   if _data_set(saved['data']) != _data_set(config.data):
@@ -129,13 +147,15 @@ def same_holdout(info, config, dataset):
         f'holdout={then[1]}, this run by seed {now[0]} and holdout={now[1]}: '
         f'it could hold out images that its parameters were trained on; set '
         f'--config.data.seed={then[0]} --config.data.holdout={then[1]}')
-  digest = info['dataset'].get('split')  # Older runs do not say.
-  if digest not in (None, data.fingerprint(dataset)):
+  # Of built-in sets the seed says it all. Older runs have no digest.
+  digest = info['dataset'].get('split')
+  if (config.data.name.startswith(('folder', 'tfds:'))
+      and digest not in (None, data.fingerprint(dataset))):
     raise ValueError(
-        f'{config.data.name!r} has other images now than when '
-        f'{config.init.workdir} was trained on it, and is split anew: this run '
-        f'could hold out images that its parameters were trained on; bring '
-        f'back what was there, or train from the start on what there is now')
+        f'{config.data.name!r} has other images now, or reads them otherwise, '
+        f'than when {config.init.workdir} was trained on it: this run could '
+        f'hold out images that its parameters were trained on; bring back what '
+        f'was there, or train from the start on what there is now')
 
 
 def _data_set(config_data):

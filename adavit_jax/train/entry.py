@@ -3,6 +3,8 @@
 Functions of a `loop.Trainer`, of which they read system, data and config.
 """
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 
@@ -79,17 +81,15 @@ def static_masks(trainer, vit, *, forward=False):
   z1, labels = trainer.evaluator.z1(
       vit, trainer.dataset.holdout, trainer.config.num_search)
   num_tried = search.num_tried(trainer.system.model.num_adaptive)
-  progress = writer.Progress(
-      num_tried * (1 if forward else search.NUM_CHAINS), 'masks', 'mask search')
-  show = lambda done: progress.update(done, done, {})
+  total = num_tried * (1 if forward else search.NUM_CHAINS)
   given = (trainer.system.model, vit, trainer.system.plain_cost,
            *mesh_lib.replicate((z1, labels), trainer.mesh))
   # Every device runs all images: it gets as many at once as in evaluation.
-  how = dict(batch_size=trainer.config.eval_batch_size // trainer.mesh.size,
-             progress=show)
-  if forward:
-    found = search.greedy_chain(*given, forward=True, **how).actions
-  else:
-    found = search.candidates(*given, **how)
-  progress.close()
-  return found
+  size = trainer.config.eval_batch_size // trainer.mesh.size
+  with contextlib.closing(
+      writer.Progress(total, 'masks', 'mask search')) as progress:
+    how = dict(batch_size=size,
+               progress=lambda done: progress.update(done, done, {}))
+    if forward:
+      return search.greedy_chain(*given, forward=True, **how).actions
+    return search.candidates(*given, **how)

@@ -39,6 +39,7 @@ class Trainer:
       dataset: `Dataset`; None loads `config.data`.
       evaluates: it is not to train, maybe on other devices: batches of the
         phases may be of any size, and those of evaluation are rounded up.
+        Whoever trains with its config checks the sizes anew.
 
     Raises:
       ValueError: for anything that could not work, before any compute.
@@ -52,6 +53,7 @@ class Trainer:
     self._had_price = False  # whether that run has set the price of MACs
     self.mesh = mesh_lib.make_mesh()
     if evaluates:
+      config = self.config = config.copy_and_resolve_references()
       config.eval_batch_size += -config.eval_batch_size % self.mesh.size
     else:
       for phase in config.phases:
@@ -61,6 +63,8 @@ class Trainer:
     checks.sizes(config, self.dataset)
     self.system = system_lib.create(config, self.dataset)
     phases.check(config, self.system.model)
+    if saved is None and not evaluates:
+      checks.both_heads(config, self.system.model)
     self._staged = isinstance(self.system, staged.StagedSystem)
     if not self._staged:
       checks.budget(config, self.system)

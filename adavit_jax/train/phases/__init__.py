@@ -50,11 +50,6 @@ def check(config, model):
     raise ValueError(f"config.phases={tuple(names)}: 'last_exit' would change "
                      f'the backbone under heads that {heads[0]!r} trained; put '
                      f'it first')
-  for name in {'joint', 'static'}.intersection(names):
-    if config[name].distill == 1 and model.distillation:
-      raise ValueError(f'{name}.distill=1 teaches the distillation head alone '
-                       f'and leaves the class head of {model_name!r} as it '
-                       f'is; set it below 1')
   if 'layer_wise' in names and config.layer_wise.steps < model.num_stages:
     raise ValueError(f'layer_wise.steps={config.layer_wise.steps} must be at '
                      f'least {model.num_stages}, the number of exits')
