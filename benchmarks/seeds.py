@@ -34,6 +34,10 @@ def main(directories):
   seeds = [r['seed'] for r in reports]
   if len(set(seeds)) < len(seeds):
     raise SystemExit(f'error: the runs have seeds {seeds}; give one of each')
+  budgets = sorted({r['budget'] for r in reports if 'budget' in r})
+  if len(budgets) > 1:
+    raise SystemExit(f'error: the reports are for budgets of {budgets}; run '
+                     f'eval.py with one --mac_target for all')
   for directory, report in zip(directories, reports):
     if not report.get('finished', True):
       raise SystemExit(f'error: {directory} was not finished when eval.py '
