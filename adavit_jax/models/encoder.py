@@ -1,5 +1,7 @@
 """The pre-LN transformer encoder as two residual branches, MSA and MLP."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -120,6 +122,8 @@ def branches(encoder):
   return branch('msa'), branch('mlp')
 
 
+# Jitted, since Flax asks for the shapes whenever a model is traced.
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def init_stack(key, encoder, num_layers):
   """Initialises a stack of encoders.
 

@@ -5,6 +5,8 @@ Equations are those of US 12,394,190. The patent prints the likelihoods (5) and
 dropped layer too, without which it is no distribution.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -112,12 +114,18 @@ def init_params(nets, model, key):
   Returns:
     (parameter tree, `Stats` [F] of mean 0 and deviation 1).
   """
+  return _init(nets, model, key)
+
+
+# Jitted once for all calls, as the model's own.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _init(nets, model, key):
   width = nets.num_features(model)
   stats = inputs.Stats(jnp.zeros(width, jnp.float32),
                        jnp.ones(width, jnp.float32))
   z1 = jnp.zeros((1, model.num_tokens, model.width))
   logits = jnp.zeros((1, nets.num_classes))
-  return jax.jit(nets.init)(key, z1, stats, logits)['params'], stats
+  return nets.init(key, z1, stats, logits)['params'], stats
 
 
 def observe(nets, model, params, z1, stats):
