@@ -1,6 +1,7 @@
 """Runs the tests on 8 CPU devices; this file is read before jax is."""
 
 import atexit
+import gc
 import importlib.metadata
 import os
 import shutil
@@ -24,6 +25,8 @@ for _flag, _value in _FLAGS.items():
   if _flag not in os.environ.get('XLA_FLAGS', ''):
     os.environ['XLA_FLAGS'] = (
         f'{os.environ.get("XLA_FLAGS", "")} {_flag}={_value}')
+# An eighth of the time is looking for garbage among what JAX has traced.
+gc.set_threshold(200_000, 50, 100)
 
 
 # First, so that no worker is left with one of them at the end; xdist keeps

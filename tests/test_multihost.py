@@ -117,7 +117,8 @@ def test_two_processes(tmp_path):
     port = s.getsockname()[1]
   env = os.environ | {
       'PYTHONPATH': ROOT, 'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+      'XLA_FLAGS': os.environ['XLA_FLAGS'] + (
+          ' --xla_force_host_platform_device_count=2')}  # The last one counts.
   logs = [tmp_path / f'{i}.log' for i in range(2)]
   processes = []
   try:
