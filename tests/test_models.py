@@ -185,6 +185,22 @@ def test_conv_stem_has_the_patch_stems_grid():
   assert jax.eval_shape(embed, params, images).shape == (2, 1 + 16, 128)
 
 
+def test_a_model_traced_again_initialises_nothing_again(monkeypatch):
+  inits, init = [], encoder_lib.Encoder.init
+  def spy(self, *args):
+    inits.append(self)
+    return init(self, *args)
+  monkeypatch.setattr(encoder_lib.Encoder, 'init', spy)
+  model = tiny.model(width=20, num_heads=5)  # of which no other test is
+  params = jax.eval_shape(
+      lambda: models.init_params(model, jax.random.key(0)))
+  assert len(inits) == 2  # the fixed encoders and the adaptive ones
+  for size in (1, 2):
+    jax.eval_shape(lambda p, x: model.apply({'params': p}, x), params,
+                   jax.ShapeDtypeStruct((size, 8, 8, 1), jnp.float32))
+  assert len(inits) == 2
+
+
 def test_bfloat16_keeps_parameters_and_logits_in_float32():
   model = tiny.model(dtype='bfloat16')
   params = jax.eval_shape(
