@@ -136,6 +136,15 @@ def test_round_trip_is_exact(tmp_path, distillation):
                                 params['adaptive']['fc1']['kernel'][0])
 
 
+def test_a_saved_model_keeps_its_number_of_heads(tmp_path):
+  """No tensor shows it, and with another one all logits would be wrong."""
+  model = tiny.model(num_heads=4)
+  weights.save(tmp_path / 'a.safetensors', model, tiny.params(model))
+  with pytest.raises(ValueError, match=r'a.safetensors is of a model with '
+                     r'num_heads=4 \(not 2\): create that one$'):
+    weights.load(model.copy(num_heads=2), tmp_path / 'a.safetensors', KEY)
+
+
 def test_exported_names_and_arrays_are_timms(tmp_path):
   model = golden_model('timm_deit_distilled')
   params = weights.load(model, path('timm_deit_distilled'), KEY)

@@ -21,7 +21,8 @@ def save(path, model, params, *, preprocessing=None):
     path: of the new file, '.safetensors'; folders are made.
     model: `ViT` with the patch stem.
     params: its parameters; policy networks are not part of it.
-    preprocessing: `Preprocessing` of its images, kept in the file's metadata.
+    preprocessing: `Preprocessing` of its images, kept in the file's metadata,
+      as is the number of heads, which no tensor shows.
 
   Raises:
     ValueError: if timm has no such model, or the parameters are not its own.
@@ -33,7 +34,7 @@ def save(path, model, params, *, preprocessing=None):
   _check(model, params)
   tensors = {t.name: t.from_leaf(_leaf(model, params, t.leaf))
              for t in timm.FORMAT.tensors(model)}
-  metadata = {'format': 'pt'}
+  metadata = {'format': 'pt', mismatch.NUM_HEADS: str(model.num_heads)}
   if preprocessing is not None:
     metadata[images.METADATA] = images.to_json(preprocessing)
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,10 @@ import jax.numpy as jnp
 
 from adavit_jax import models
 
+# Key in the metadata of files of our own: of any number of heads the tensors
+# have the same shapes.
+NUM_HEADS = 'num_heads'
+
 
 def check_model(model):
   """Raises a ValueError unless other libraries have such a model."""
@@ -15,6 +19,14 @@ def check_model(model):
   if model.stem != 'patch':
     raise ValueError(f"stem={model.stem!r}: other libraries' models have "
                      f"stem='patch'")
+
+
+def check_num_heads(model, checkpoint):
+  """Raises a ValueError if a `files.Checkpoint` says it has other heads."""
+  found = checkpoint.metadata.get(NUM_HEADS, str(model.num_heads))
+  if found != str(model.num_heads):
+    raise ValueError(f'{checkpoint.path} is of a model with num_heads={found} '
+                     f'(not {model.num_heads}): create that one')
 
 
 def check(model, path, fmt, wanted, arrays):
