@@ -93,8 +93,7 @@ class CascadeClassifier:
     Raises:
       ValueError: for images of another size or type.
     """
-    images = np.asarray(images)
-    models.check_pixels(self.system.model, images)
+    images = models.as_pixels(self.system.model, images)
     return self._cascade(images)
 
   def warm_up(self):
@@ -121,9 +120,7 @@ class CascadeClassifier:
 
   def _checked(self, images):
     for image in images:
-      image = np.asarray(image)
-      models.check_pixels(self.system.model, image[None])
-      yield image
+      yield models.as_pixels(self.system.model, [image])[0]
 
 
 def check_max_batch_size(value):

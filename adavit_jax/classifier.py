@@ -122,8 +122,7 @@ class Classifier:
       ValueError: for images of another size or type, or a threshold outside
         (0, 1).
     """
-    images = np.asarray(images)
-    models.check_pixels(self.system.model, images)
+    images = models.as_pixels(self.system.model, images)
     check_threshold(self.threshold)
     largest, parts = self._sizes[-1], []
     for start in range(0, len(images), largest):

@@ -6,5 +6,5 @@ from adavit_jax.models.registry import create as create
 from adavit_jax.models.registry import names as names
 from adavit_jax.models.vit import Logits as Logits
 from adavit_jax.models.vit import ViT as ViT
-from adavit_jax.models.vit import check_pixels as check_pixels
+from adavit_jax.models.vit import as_pixels as as_pixels
 from adavit_jax.models.vit import init_params as init_params

@@ -220,9 +220,21 @@ def check_normalized(model, images):
                      f'adavit_jax.load')
 
 
-def check_pixels(model, images):
-  """Raises a ValueError unless `images` are uint8 and `check_images` passes."""
+def as_pixels(model, images):
+  """Images as an array, if they are uint8 [B, S, S, C] that `model` takes.
+
+  Raises:
+    ValueError: if not, as `check_images`.
+  """
+  try:
+    images = np.asarray(images)
+  except ValueError as e:
+    shapes = sorted({np.shape(image) for image in images})
+    raise ValueError(f'images have the shapes {str(shapes)[1:-1]}; `read` of '
+                     f'the classifier of adavit_jax.load gives files of any '
+                     f'size in the shape of the model') from e
   check_images(model, images)
   if images.dtype != np.uint8:
     raise ValueError(f'images are {images.dtype}; give uint8 pixels of 0 to '
                      f'255, they are normalised here')
+  return images
