@@ -66,7 +66,7 @@ class Slots:
     """
     self.capacity = capacity
     self._programs = programs
-    row = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
+    row = jax.ShapeDtypeStruct((1, *images.shape[1:]), _dtype(images))
     states = []
     for program in programs[:-1]:
       before = states[-1] if states else None
@@ -78,7 +78,7 @@ class Slots:
 
   def _zeros(self, row):
     return jax.tree.map(
-        lambda x: jnp.zeros((self.capacity, *x.shape[1:]), _dtype(x)), row)
+        lambda x: jnp.zeros((self.capacity, *x.shape[1:]), x.dtype), row)
 
   def fits(self, images):
     """Whether the slots were made for images of this shape and type."""

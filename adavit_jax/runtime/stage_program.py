@@ -31,11 +31,10 @@ class StageProgram:
 
   def _compile(self, images, state):
     leaves, tree = jax.tree.flatten(self._params)
-    shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
-    shapes, args = jax.tree.map(shape, (leaves, (images, state)))
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
     rebuild = lambda leaves: jax.tree.unflatten(tree, leaves)
     jaxpr = jax.make_jaxpr(lambda leaves, *args: self._run(
-        rebuild(leaves), *args))(shapes, *args).jaxpr
+        rebuild(leaves), *args))(shapes, images, state).jaxpr
     read = {v for eqn in jaxpr.eqns for v in eqn.invars
             if isinstance(v, core.Var)}.union(
                 v for v in jaxpr.outvars if isinstance(v, core.Var))
