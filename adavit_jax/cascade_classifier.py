@@ -120,7 +120,8 @@ class CascadeClassifier:
 
   def _checked(self, images):
     for image in images:
-      yield models.as_pixels(self.system.model, [image])[0]
+      yield models.as_pixels(
+          self.system.model, np.asarray(image)[None])[0]
 
 
 def check_max_batch_size(value):

@@ -25,7 +25,8 @@ for _flag, _value in _FLAGS.items():
   if _flag not in os.environ.get('XLA_FLAGS', ''):
     os.environ['XLA_FLAGS'] = (
         f'{os.environ.get("XLA_FLAGS", "")} {_flag}={_value}')
-# An eighth of the time is looking for garbage among what JAX has traced.
+# By default, an eighth of the time goes into looking for garbage among all that
+# JAX has traced.
 gc.set_threshold(200_000, 50, 100)
 
 

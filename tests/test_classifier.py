@@ -144,7 +144,7 @@ def test_a_fixed_policy_runs_its_mask(images):
     (np.zeros((2, 9, 9, 1), np.uint8), r'\(2, 9, 9, 1\).*8, 8, 1'),
     (np.zeros((0, 8, 8, 1), np.uint8), 'B >= 1'),
     ([np.zeros((8, 9, 1), np.uint8), np.zeros((8, 8, 1), np.uint8)],
-     r'the shapes \(8, 8, 1\), \(8, 9, 1\); `read`'),
+     r'images make no array \(.*; resize and crop each to \[8, 8, 1\], or'),
     (np.zeros((2, 8, 8, 1), np.float32), 'float32; give uint8')])
 def test_wrong_images(clf, images, message):
   with pytest.raises(ValueError, match=message):

@@ -122,7 +122,8 @@ def branches(encoder):
   return branch('msa'), branch('mlp')
 
 
-# Jitted, since Flax asks for the shapes whenever a model is traced.
+# Flax asks for its shapes whenever a model is traced; jitted, it is itself
+# traced only once.
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def init_stack(key, encoder, num_layers):
   """Initialises a stack of encoders.

@@ -224,15 +224,15 @@ def as_pixels(model, images):
   """Images as an array, if they are uint8 [B, S, S, C] that `model` takes.
 
   Raises:
-    ValueError: if not, as `check_images`.
+    ValueError: if not, as `check_images`, or they are no array at all.
   """
   try:
     images = np.asarray(images)
   except ValueError as e:
-    shapes = sorted({np.shape(image) for image in images})
-    raise ValueError(f'images have the shapes {str(shapes)[1:-1]}; `read` of '
-                     f'the classifier of adavit_jax.load gives files of any '
-                     f'size in the shape of the model') from e
+    s, c = model.image_size, model.channels
+    raise ValueError(f'images make no array ({e}); resize and crop each to '
+                     f'[{s}, {s}, {c}], or give what `read` of the classifier '
+                     f'of adavit_jax.load makes of their files') from e
   check_images(model, images)
   if images.dtype != np.uint8:
     raise ValueError(f'images are {images.dtype}; give uint8 pixels of 0 to '

@@ -114,16 +114,16 @@ def init_params(nets, model, key):
   Returns:
     (parameter tree, `Stats` [F] of mean 0 and deviation 1).
   """
-  return _init(nets, model, key)
+  return _init(nets, nets.num_features(model), (model.num_tokens, model.width),
+               key)
 
 
 # Jitted once for all calls, as the model's own.
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _init(nets, model, key):
-  width = nets.num_features(model)
-  stats = inputs.Stats(jnp.zeros(width, jnp.float32),
-                       jnp.ones(width, jnp.float32))
-  z1 = jnp.zeros((1, model.num_tokens, model.width))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _init(nets, num_features, shape, key):
+  stats = inputs.Stats(jnp.zeros(num_features, jnp.float32),
+                       jnp.ones(num_features, jnp.float32))
+  z1 = jnp.zeros((1, *shape))
   logits = jnp.zeros((1, nets.num_classes))
   return nets.init(key, z1, stats, logits)['params'], stats
 

@@ -31,7 +31,7 @@ class StageProgram:
 
   def _compile(self, images, state):
     leaves, tree = jax.tree.flatten(self._params)
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
+    shapes = jax.eval_shape(lambda x: x, leaves)
     rebuild = lambda leaves: jax.tree.unflatten(tree, leaves)
     jaxpr = jax.make_jaxpr(lambda leaves, *args: self._run(
         rebuild(leaves), *args))(shapes, images, state).jaxpr

@@ -81,6 +81,7 @@ def load(model, path, key, *, new_head=True):
   mismatch.check_model(model)
   checkpoint = files.read(path)
   fmt = recognise(checkpoint)
+  mismatch.check_num_heads(model, checkpoint)
   arrays = fmt.clean(checkpoint.tensors)
   _check_tokens(model, checkpoint.path, fmt.dist in arrays)
   wanted = fmt.tensors(model, arrays.keys())
@@ -88,7 +89,6 @@ def load(model, path, key, *, new_head=True):
   wanted = [t for t in wanted if t.leaf[0] not in new_heads]
   _resize_positions(model, wanted, arrays)
   mismatch.check(model, checkpoint.path, fmt, wanted, arrays)
-  mismatch.check_num_heads(model, checkpoint)
   params = _stack(model, wanted, arrays)
   params.update({head: init(key) for head, init in new_heads.items()})
   return jax.tree.map(jnp.array, params)

@@ -15,14 +15,15 @@ from adavit_jax.weights import timm
 def save(path, model, params, *, preprocessing=None):
   """Writes a model under timm's names; `load` gives it back exactly.
 
-  Which encoders are fixed and which adaptive is not in the file.
+  The number of heads, which no tensor shows, goes into the file's metadata, and
+  `load` refuses another one. Which encoders are fixed and which adaptive is not
+  in the file.
 
   Args:
     path: of the new file, '.safetensors'; folders are made.
     model: `ViT` with the patch stem.
     params: its parameters; policy networks are not part of it.
-    preprocessing: `Preprocessing` of its images, kept in the file's metadata,
-      as is the number of heads, which no tensor shows.
+    preprocessing: `Preprocessing` of its images, kept in the file's metadata.
 
   Raises:
     ValueError: if timm has no such model, or the parameters are not its own.

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 
 from adavit_jax import models
 
-# Key in the metadata of files of our own: of any number of heads the tensors
-# have the same shapes.
-NUM_HEADS = 'num_heads'
+# Key in the metadata of the files that `save` writes: the tensors have the same
+# shapes whatever the number of heads.
+NUM_HEADS = 'adavit_jax.num_heads'
 
 
 def check_model(model):
