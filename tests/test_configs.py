@@ -1,0 +1,43 @@
+"""Every file of `configs/`, in every variant, makes a system that can train."""
+
+import importlib.util
+import pathlib
+import types
+
+from adavit_jax import data
+from adavit_jax.train import checks
+from adavit_jax.train import config as config_lib
+from adavit_jax.train import system as system_lib
+import pytest
+import tiny
+
+FILES = {path.stem: path for path in pathlib.Path(
+    tiny.ROOT, 'configs').glob('*.py')}
+# Those that have others than the one without a name.
+VARIANTS = dict(
+    cifar10_exits=('', 'cpu', 'cpu_heads'), cifar10_policy=('', 'cpu', 'cpu_65'),
+    cifar10_ravit=('', 'cpu'), digit_scenes_policy=('mix', 'max'),
+    digits_exits=('', 'end_to_end', 'layer_wise'),
+    digits_policy=('', 'patent'), folder_policy=('small', 'tiny'),
+    imagenet_policy=('small', 'base', 'tiny'))
+
+
+@pytest.mark.parametrize('name, variant', [
+    (name, variant) for name in sorted(FILES)
+    for variant in VARIANTS.get(name, ('',))])
+def test_a_variant_can_train(name, variant):
+  spec = importlib.util.spec_from_file_location(name, FILES[name])
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config(variant)
+  if config.phases[0] not in config_lib.FROM_SCRATCH:
+    config.init.workdir = 'a run that is there'
+  config_lib.check(config)
+  regression = name.startswith('rotated')
+  channels = 1 if 'digit' in name else 3
+  system = system_lib.create(config, types.SimpleNamespace(
+      num_classes=0 if regression else 10, channels=channels,
+      mean=(.5,) * channels, std=(.5,) * channels,
+      target=data.Target(0., 1., 'degrees') if regression else None))
+  if isinstance(system, system_lib.System):
+    checks.budget(config, system)
