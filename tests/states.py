@@ -1,11 +1,13 @@
-"""States of runs: copied, and compared bit for bit."""
+"""Runs that tests share, and their states, compared bit for bit."""
 
+from adavit_jax.train import loop
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import step as step_lib
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -36,6 +38,16 @@ def devices(count):
 
 
 two_devices = devices(2)
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """(work directory, data) of a run of all phases."""
+  workdir = str(tmp_path_factory.mktemp('run'))
+  config = tiny.get_config()
+  dataset = tiny.dataset()
+  assert loop.Trainer(config, workdir, dataset).train() is not None
+  return workdir, dataset
 
 
 def bits(x):

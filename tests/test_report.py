@@ -21,17 +21,9 @@ from adavit_jax.train import system as system_lib
 import numpy as np
 import pytest
 import states
+from states import run  # a fixture
 from states import two_devices  # a fixture
 import tiny
-
-
-@pytest.fixture(scope='module')
-def run(tmp_path_factory):
-  workdir = str(tmp_path_factory.mktemp('run'))
-  config = tiny.get_config()
-  dataset = tiny.dataset()
-  assert loop.Trainer(config, workdir, dataset).train() is not None
-  return workdir, dataset
 
 
 @pytest.fixture
@@ -180,41 +172,11 @@ def test_another_budget_than_the_configs(
     report.evaluate(run[0], mac_target=0.45, threshold=0.5)
 
 
-def test_of_an_unfinished_run_it_is_said_so(run, monkeypatch, caplog):
-  monkeypatch.setattr(restore, 'unfinished', lambda *args: 'at step 3 of 6')
-  adavit_jax.load(run[0], phase='dense')
-  assert not caplog.text
-  adavit_jax.load(run[0])
-  assert f'{run[0]} is at step 3 of 6, and no more' in caplog.text
-
-
-def test_a_run_loads_with_actions_of_ones_own(run):
-  clf = adavit_jax.load(
-      run[0], actions=Actions([1, 0, 1], [0, 0, 1]), max_batch_size=3)
-  clf.warm_up()
-  compiled = clf._run._cache_size()
-  assert compiled == 3
-  for size in (1, 2, 3, 5):
-    images = np.zeros((size, 8, 8, 1), np.uint8)
-    np.testing.assert_array_equal(
-        clf(images).actions.keep, [[1, 0, 1, 0, 0, 1]] * size)
-  assert clf._run._cache_size() == compiled
-  for actions in (Actions([1, 0], [0, 0]), Actions(*np.ones((2, 4, 3)))):
-    with pytest.raises(ValueError, match=r'with 3 .* give both as \(3,\)$'):
-      adavit_jax.load(run[0], actions=actions)
-
-
 def test_a_static_run_loads_with_its_mask(run, reported):
   for static in pathlib.Path(run[0], 'static').iterdir():
     assert '0' in static.name
     clf = adavit_jax.load(str(static))
     np.testing.assert_array_equal(clf.actions.keep, [*map(int, static.name)])
-
-
-@pytest.mark.parametrize('given', [dict(thresholds=0.5), dict(rule='margin')])
-def test_a_policy_loads_with_nothing_that_is_for_exits(run, given):
-  with pytest.raises(ValueError, match='for a model with exits'):
-    adavit_jax.load(run[0], **given)
 
 
 def test_a_run_that_continues_another_has_a_report(run, tiny_data, tmp_path):
@@ -259,26 +221,6 @@ def test_static_baselines_begin_from_the_dense_vit(
   assert (config.phases, config.static.keep) == (('static',), '101011')
   assert config.static.learning_rate == 0.25
   assert directory == f'{workdir}/static/101011' and got is dataset
-
-
-@pytest.mark.parametrize('phase', ['dense', ''])
-def test_a_run_loads_as_a_classifier(run, tiny_data, phase):
-  """Newest: what the evaluator finds. Dense: every layer of the teacher."""
-  workdir, dataset = run
-  clf = adavit_jax.load(workdir, phase=phase)
-  images = dataset.test.images(np.arange(len(dataset.test)))
-  got = clf(images)
-  trainer = loop.Trainer(tiny.get_config(), workdir, dataset)
-  state = restore.state(trainer.system, trainer.mesh, workdir, phase=phase)
-  params = system_lib.final_params(state)
-  if phase == 'dense':
-    want = trainer.evaluator.dense(params['vit'], dataset.test)
-  else:
-    want = trainer.evaluator.adaptive(
-        params, state.stats, dataset.test, threshold=clf.threshold)
-  np.testing.assert_array_equal(got.labels, want.prediction)
-  np.testing.assert_array_equal(got.actions.keep, want.keep)
-  assert clf.class_names == dataset.class_names
 
 
 def test_without_held_out_images_what_needs_them_is_left_out(run, tiny_data):

@@ -1,20 +1,14 @@
 """Benchmarks time their functions in turn."""
 
-import importlib.util
-import pathlib
-
 import jax
 import numpy as np
 import pytest
-
-_PATH = pathlib.Path(__file__).parents[1] / 'benchmarks' / 'timing.py'
+import tiny
 
 
 def _timing(monkeypatch):
   """The module with a clock that only its functions move."""
-  spec = importlib.util.spec_from_file_location('timing', _PATH)
-  timing = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(timing)
+  timing = tiny.load('benchmarks/timing.py')
   now = [0.]
   monkeypatch.setattr(timing.time, 'perf_counter', lambda: now[0])
   return timing, now

@@ -3,6 +3,7 @@
 Also a config file for train.py: `--config=tests/tiny.py`.
 """
 
+import importlib.util
 import os
 import pathlib
 import subprocess
@@ -89,6 +90,15 @@ def params(model, seed=0, scale=0.3):
   return jax.tree.map(
       lambda x: rng.normal(size=x.shape, scale=scale).astype(np.float32),
       shapes)
+
+
+def load(path):
+  """The module in a file of the project that is no package's."""
+  path = pathlib.Path(ROOT, path)
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
 
 
 def command(*args):
