@@ -35,6 +35,18 @@ def gelu(x):
   return 0.5 * x * (1 + jax.lax.erf(x * 0.5 ** 0.5))
 
 
+def columns(dense, y, start, stop):
+  """The outputs start to stop of an initialised `nn.Dense`, computed alone.
+
+  [..., F] -> [..., stop - start] in the dtype of the layer.
+  """
+  p = dense.variables['params']
+  kernel, bias = (p[name][..., start:stop].astype(dense.dtype)
+                  for name in ('kernel', 'bias'))
+  y = y @ kernel
+  return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+
+
 class Encoder(nn.Module):
   """One encoder, split so that either branch can be left out.
 
@@ -80,8 +92,8 @@ class Encoder(nn.Module):
       q, k, v = self._heads(self.qkv(y), b)
     else:
       first = y.reshape(b, n, d)[:, :read].reshape(-1, d)
-      q, = self._heads(self._project(first, 0, d), b)
-      k, v = self._heads(self._project(y, d, 3 * d), b)
+      q, = self._heads(columns(self.qkv, first, 0, d), b)
+      k, v = self._heads(columns(self.qkv, y, d, 3 * d), b)
     y = attention(q, k, v).transpose(0, 2, 1, 3)  # [B, Q, H, d]
     return self.proj(y.reshape(-1, d)).reshape(b, -1, d)
 
@@ -90,13 +102,6 @@ class Encoder(nn.Module):
     parts, d = y.shape[-1] // self.width, self.width // self.num_heads
     y = y.reshape(b, -1, parts, self.num_heads, d)
     return y.transpose(2, 0, 3, 1, 4)
-
-  def _project(self, y, start, stop):
-    """The columns start to stop of `qkv` alone."""
-    p = self.qkv.variables['params']
-    kernel, bias = (p[name][..., start:stop].astype(self.dtype)
-                    for name in ('kernel', 'bias'))
-    return y @ kernel + bias
 
   def mlp(self, x):
     """MLP branch (exact GELU), [B, N, D] -> [B, N, D]."""

@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from adavit_jax.models.encoder import Encoder
+from adavit_jax.models.encoder import columns
 from adavit_jax.models.encoder import gelu
 
 FILTERS = 16  # of the 3x3 convolution in the CNN heads
@@ -66,6 +67,12 @@ class ExitHead(nn.Module):
   def features(self, tokens):
     """[B, P + n, D] to the [B, F] that the last linear layer reads."""
     raise NotImplementedError
+
+  @property
+  def read(self):
+    """P where the class token is all that is read; a new head's parameters
+    are made for all tokens (None)."""
+    return None if self.is_initializing() else self.num_prefix
 
   def norm(self, name='norm'):
     return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=name)
@@ -127,32 +134,33 @@ class CnnProjectHead(CnnIgnoreHead):
 class VitHead(ExitHead):
   """ViT-EE: one more encoder, then the class token as in the backbone.
 
-  The opening LayerNorm is that of the encoder.
+  The opening LayerNorm is that of the encoder, which computes all keys and
+  values, but queries and MLP of the prefix tokens alone.
   """
 
   def features(self, tokens):
-    x = Encoder(self.width, self.num_heads, self.mlp_dim, self.dtype,
-                name='encoder')(tokens)
-    return self.class_token(self.norm()(x[:, :self.num_prefix]))
+    encoder = Encoder(self.width, self.num_heads, self.mlp_dim, self.dtype,
+                      name='encoder')
+    return self.class_token(self.norm()(encoder(tokens, self.read)))
 
 
 class MlpMixerHead(ExitHead):
   """MLP-Mixer-EE: one Mixer block over all tokens, then the class token.
 
   Both MLPs are 4 D wide, that over the N = P + n tokens too, as in the one port
-  that has it; the Mixer's own is D / 2. It is dearer than an encoder with an
-  MLP of 4 D where N < 2 D, and GELU of its 4 D x D hidden units costs more time
+  that has it; the Mixer's own is D / 2. What leaves the token MLP is computed
+  for the prefix tokens alone; GELU of its 4 D x D hidden units costs more time
   than its MACs tell.
   """
 
   def features(self, tokens):
     hidden, num_tokens = 4 * self.width, tokens.shape[1]
     y = self.norm('norm1')(tokens).swapaxes(1, 2)  # [B, D, N]
-    y = Mlp(hidden, num_tokens, self.dtype, name='token_mlp')(y)
-    x = tokens + y.swapaxes(1, 2)
+    y = Mlp(hidden, num_tokens, self.dtype, name='token_mlp')(y, self.read)
+    x = tokens[:, :self.read] + y.swapaxes(1, 2)
     y = self.norm('norm2')(x)
     x = x + Mlp(hidden, self.width, self.dtype, name='channel_mlp')(y)
-    return self.class_token(self.norm()(x[:, :self.num_prefix]))
+    return self.class_token(self.norm()(x))
 
 
 class ResMlpHead(ExitHead):
@@ -197,10 +205,11 @@ class Mlp(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x):
-    """[..., F] -> [..., width]."""
+  def __call__(self, x, read=None):
+    """[..., F] -> [..., width], or the first `read` of these alone."""
     x = gelu(_dense(self.hidden, self.dtype, 'fc1')(x))
-    return _dense(self.width, self.dtype, 'fc2')(x)
+    last = _dense(self.width, self.dtype, 'fc2')
+    return last(x) if read is None else columns(last, x, 0, read)
 
 
 def _dense(features, dtype, name):
