@@ -325,6 +325,18 @@ def test_modes_agree_in_bfloat16(params):
   assert np.abs(got - want).max() < 0.05 * want.std()
 
 
+@pytest.mark.parametrize('dtype', [bool, np.int32, np.float32])
+@pytest.mark.parametrize('mode', ['masked', 'static', 'cond', 'compact'])
+def test_no_types_or_ranks_are_promoted(model, params, images, mode, dtype):
+  shared = np.array([1, 0, 1], dtype)
+  each = np.tile(shared, (len(images), 1))
+  a = shared if mode in ('static', 'cond') else each
+  with jax.numpy_dtype_promotion('strict'), jax.numpy_rank_promotion('raise'):
+    out = jax.eval_shape(lambda params, images: modes.forward(
+        model, params, images, Actions(a, a), mode=mode).total, params, images)
+  assert out.dtype == jnp.float32
+
+
 def test_compact_packs_on_each_device_under_shard_map(model, params, run):
   mesh = mesh_lib.make_mesh(8)
   z1 = jax.random.normal(

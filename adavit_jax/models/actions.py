@@ -32,8 +32,9 @@ class Actions(NamedTuple):
     Where it is False, nothing but the heads reads what an encoder gives.
     """
     xp = np if isinstance(self.msa, np.ndarray) else jnp
-    from_here = xp.cumsum(self.msa[..., ::-1], axis=-1)[..., ::-1]
-    return from_here - self.msa > 0
+    kept = self.msa.astype(np.int32)
+    from_here = xp.cumsum(kept[..., ::-1], axis=-1)[..., ::-1]
+    return from_here > kept
 
   @classmethod
   def from_keep(cls, keep):

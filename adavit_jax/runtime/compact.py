@@ -67,7 +67,7 @@ def residual(run, x, keep, chunk, most=_SIZES):
     run: maps [C, N, ...] to [C, n, ...], row by row: what is added to the first
       n <= N tokens.
     x: [B, N, ...].
-    keep: [B], 1 = run, 0 = leave the row as it is.
+    keep: [B], 1 or True = run, 0 or False = leave the row as it is.
     chunk: rows per pass, from `chunk_size`.
     most: of `pass_sizes`.
 
@@ -76,7 +76,7 @@ def residual(run, x, keep, chunk, most=_SIZES):
   """
   size = x.shape[0]
   chunk = min(chunk, size)
-  wanted = keep > 0
+  wanted = keep.astype(bool)
   num = wanted.sum(dtype=jnp.int32)
   # Kept rows first, in their order. The places after them hold rows that are
   # not there: reads are clipped and writes dropped.

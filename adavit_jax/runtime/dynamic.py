@@ -56,11 +56,11 @@ def cond(model, params, x, actions, *, start=0, read=None):
   def step(x, layer):
     i, all_read, *keeps = layer
     for options, keep in zip(runs, keeps):
-      which = jnp.where(keep > 0, jnp.where(all_read, 1, 2), 0)
+      which = jnp.where(keep, jnp.where(all_read, 1, 2), 0)
       x = jax.lax.switch(which, options, params['adaptive'], x, i)
     return x, None
 
-  keeps = Actions(*map(jnp.asarray, actions))
+  keeps = Actions(*(jnp.asarray(a, bool) for a in actions))
   all_read = keeps.read_later | (read is None)
   xs = (start + jnp.arange(len(all_read)), all_read, *keeps)
   return jax.lax.scan(step, x, xs)[0]
@@ -107,17 +107,18 @@ def compact(model, params, x, actions, *, chunk=None, start=0, read=None):
       return packed(run_mlp, x, keep_mlp, chunk), None
     # For all images or none: to pack those that are read and those that are
     # not apart takes longer than it saves.
-    for_all = (keep_msa * all_read).any()
-    x = packed(run_msa, x, keep_msa * for_all, chunk)
-    x = packed(lambda x: run_msa(x, read), x, keep_msa * ~for_all, chunk,
+    for_all = (keep_msa & all_read).any()
+    x = packed(run_msa, x, keep_msa & for_all, chunk)
+    x = packed(lambda x: run_msa(x, read), x, keep_msa & ~for_all, chunk,
                most=_PREFIX_SIZES)
-    x = packed(run_mlp, x, keep_mlp * all_read, chunk)
-    first = packed(run_mlp, x[:, :read], keep_mlp * ~all_read, size,
+    x = packed(run_mlp, x, keep_mlp & all_read, chunk)
+    first = packed(run_mlp, x[:, :read], keep_mlp & ~all_read, size,
                    most=_PREFIX_SIZES)
     return jax.lax.dynamic_update_slice(x, first, (0, 0, 0)), None
 
   keeps = Actions(*(
-      jnp.broadcast_to(a, (size, np.shape(a)[-1])) for a in actions))
+      jnp.broadcast_to(a, (size, np.shape(a)[-1])).astype(bool)
+      for a in actions))
   all_read = keeps.read_later | (read is None)
   xs = (start + jnp.arange(all_read.shape[-1]),
         *(a.T for a in (all_read, *keeps)))
