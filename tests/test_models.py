@@ -251,6 +251,12 @@ def test_wrong_numbers(name, more, key, value):
     models.create(name, **more, **{key: value})
 
 
+@pytest.mark.parametrize('key', [0, None, np.float32(1)])
+def test_a_key_is_no_number(key):
+  with pytest.raises(ValueError, match=r'key=.* is no PRNG key; give jax'):
+    models.init_params(tiny.model(), key)
+
+
 @pytest.mark.parametrize('name', [_VIT, _RAVIT])
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
 def test_dtypes(name, dtype):

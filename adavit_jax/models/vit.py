@@ -171,7 +171,16 @@ class ViT(nn.Module):
 
 
 def init_params(model, key):
-  """Initialises the float32 parameter tree of `model`; reads no weights."""
+  """Initialises the float32 parameter tree of `model`; reads no weights.
+
+  Raises:
+    ValueError: if `key` is no PRNG key.
+  """
+  dtype = getattr(key, 'dtype', None)
+  if dtype != np.uint32 and not (
+      dtype and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)):
+    raise ValueError(f'key={key!r} is no PRNG key; give jax.random.key(0), or '
+                     f'that of another seed')
   return _init(model, key)
 
 
