@@ -1,9 +1,10 @@
 """Multiply-accumulates (MACs) in closed form; FLOPs = 2 x MACs.
 
 Counted are matrix products and convolutions, as in the tables of the field;
-LayerNorm, softmax and GELU are not. Every encoder counts over all its tokens,
-as it runs in training. For inference, tokens that nobody reads are not computed
-(`unread`, `left_out`): 7 % of what is counted of ViT-Ti/16.
+LayerNorm, softmax and GELU are not. Every encoder of a backbone counts over all
+its tokens, as it runs in training. For inference, tokens that nobody reads are
+not computed (`unread`, `left_out`): 7 % of what is counted of ViT-Ti/16. Exit
+heads never compute them, so they count without (`exit_cost`).
 """
 
 from typing import NamedTuple

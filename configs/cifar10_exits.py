@@ -18,7 +18,8 @@ not been run; time and accuracy are not known.
 from adavit_jax.models.exit_heads import HEADS
 from adavit_jax.train import config as base
 
-# Of the heads that cpu_heads compares, the best at its depths on held-out images.
+# On held-out images the best of cpu_heads after 2 and 4 encoders, and better
+# than cnn_project after 1.
 _EXITS = ((1, 'vit'), (2, 'vit'), (4, 'mlp'))
 
 

@@ -6,6 +6,7 @@ import math
 from adavit_jax import exit_cost
 from adavit_jax import models
 from adavit_jax.models import exit_heads
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -184,6 +185,32 @@ def test_which_tokens_are_read(name):
   assert all(read[:2]) == any(read[:2]) == (
       name not in ('cnn_ignore', 'resmlp'))
   assert all(read[2:]) == any(read[2:]) == (name != 'mlp')
+
+
+@pytest.mark.parametrize('name', ['vit', 'mlp_mixer'])
+def test_tokens_that_are_left_out_change_nothing(name, monkeypatch):
+  class AllTokens(exit_heads.HEADS[name]):
+    num_needed = None
+
+  def gradients(head):
+    loss = lambda p, x: jnp.sin(_apply(head, p, x)).sum()
+    return jax.value_and_grad(loss, (0, 1))(params, tokens)
+
+  tokens = _tokens(2)
+  params = _params(_head(name, 2), tokens)
+  got = gradients(_head(name, 2))
+  monkeypatch.setitem(exit_heads.HEADS, name, AllTokens)
+  want = gradients(_head(name, 2))
+  chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', exit_heads.HEADS)
+def test_no_types_or_ranks_are_promoted(name):
+  head, tokens = _head(name), _tokens()
+  params = _params(head, tokens)
+  with jax.numpy_dtype_promotion('strict'), jax.numpy_rank_promotion('raise'):
+    out = jax.eval_shape(lambda p: head.apply({'params': p}, tokens), params)
+  assert out.dtype == jnp.float32
 
 
 def test_a_fresh_resmlp_starts_as_documented():

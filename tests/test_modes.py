@@ -326,15 +326,21 @@ def test_modes_agree_in_bfloat16(params):
 
 
 @pytest.mark.parametrize('dtype', [bool, np.int32, np.float32])
-@pytest.mark.parametrize('mode', ['masked', 'static', 'cond', 'compact'])
-def test_no_types_or_ranks_are_promoted(model, params, images, mode, dtype):
-  shared = np.array([1, 0, 1], dtype)
-  each = np.tile(shared, (len(images), 1))
-  a = shared if mode in ('static', 'cond') else each
+@pytest.mark.parametrize('mode', sorted(modes.MODES))
+def test_no_types_or_ranks_are_promoted(
+    model, params, images, z1, run, mode, dtype):
+  keep = np.array([1, 0, 1], dtype)
+  actions = Actions(keep, ~keep.astype(bool))
   with jax.numpy_dtype_promotion('strict'), jax.numpy_rank_promotion('raise'):
-    out = jax.eval_shape(lambda params, images: modes.forward(
-        model, params, images, Actions(a, a), mode=mode).total, params, images)
-  assert out.dtype == jnp.float32
+    forward = lambda params, images, actions: modes.forward(
+        model, params, images, actions, mode=mode).total
+    if mode == 'static':
+      got = jax.jit(lambda p, x: forward(p, x, actions))(params, images)
+    else:
+      got = jax.jit(forward)(params, images, actions)
+  want = run['masked'](params, z1, Actions(*(
+      np.float32(a) for a in actions)))
+  np.testing.assert_allclose(got, want, **CLOSE)
 
 
 def test_compact_packs_on_each_device_under_shard_map(model, params, run):

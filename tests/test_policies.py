@@ -34,6 +34,11 @@ def test_what_a_later_msa_layer_reads(array, msa, want):
       rows.read_later, np.array([want, [1, 1, 0]], bool))
 
 
+def test_a_gate_reads_too():
+  gates = Actions(np.float32([0, 1, .5]), None)
+  np.testing.assert_array_equal(gates.read_later, [True, True, False])
+
+
 @pytest.mark.parametrize('number, num_msa, num_mlp', [
     (1, 5, 5), (2, 5, 3), (3, 3, 3), (4, 1, 2), (5, 0, 0)])
 def test_table_1(number, num_msa, num_mlp):

@@ -32,7 +32,7 @@ class Actions(NamedTuple):
     Where it is False, nothing but the heads reads what an encoder gives.
     """
     xp = np if isinstance(self.msa, np.ndarray) else jnp
-    kept = self.msa.astype(np.int32)
+    kept = self.msa.astype(bool).astype(np.int32)
     from_here = xp.cumsum(kept[..., ::-1], axis=-1)[..., ::-1]
     return from_here > kept
 

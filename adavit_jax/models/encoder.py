@@ -36,14 +36,21 @@ def gelu(x):
 
 
 def columns(dense, y, start, stop):
-  """The outputs start to stop of an initialised `nn.Dense`, computed alone.
+  """The outputs start to stop of an `nn.Dense`, computed alone.
 
-  [..., F] -> [..., stop - start] in the dtype of the layer.
+  Args:
+    dense: an initialised layer with a bias and a compute dtype.
+    y: [..., F].
+    start: number of the first output.
+    stop: one past the last.
+
+  Returns:
+    [..., stop - start] in the dtype of the layer.
   """
   p = dense.variables['params']
   kernel, bias = (p[name][..., start:stop].astype(dense.dtype)
                   for name in ('kernel', 'bias'))
-  y = y @ kernel
+  y = y.astype(dense.dtype) @ kernel
   return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
 

@@ -69,9 +69,11 @@ class ExitHead(nn.Module):
     raise NotImplementedError
 
   @property
-  def read(self):
-    """P where the class token is all that is read; a new head's parameters
-    are made for all tokens (None)."""
+  def num_needed(self):
+    """P, the tokens that a head computes which ends in the class token.
+
+    None, for all, while parameters are made: those of all tokens are needed.
+    """
     return None if self.is_initializing() else self.num_prefix
 
   def norm(self, name='norm'):
@@ -134,30 +136,31 @@ class CnnProjectHead(CnnIgnoreHead):
 class VitHead(ExitHead):
   """ViT-EE: one more encoder, then the class token as in the backbone.
 
-  The opening LayerNorm is that of the encoder, which computes all keys and
-  values, but queries and MLP of the prefix tokens alone.
+  The opening LayerNorm is that of the encoder. Keys and values are of all
+  tokens; queries, attention, projection and MLP of the prefix tokens alone.
   """
 
   def features(self, tokens):
     encoder = Encoder(self.width, self.num_heads, self.mlp_dim, self.dtype,
                       name='encoder')
-    return self.class_token(self.norm()(encoder(tokens, self.read)))
+    return self.class_token(self.norm()(encoder(tokens, self.num_needed)))
 
 
 class MlpMixerHead(ExitHead):
   """MLP-Mixer-EE: one Mixer block over all tokens, then the class token.
 
   Both MLPs are 4 D wide, that over the N = P + n tokens too, as in the one port
-  that has it; the Mixer's own is D / 2. What leaves the token MLP is computed
-  for the prefix tokens alone; GELU of its 4 D x D hidden units costs more time
-  than its MACs tell.
+  that has it; the Mixer's own is D / 2. Outputs of the token MLP, and the
+  channel MLP, are computed for the prefix tokens alone. GELU of the token MLP's
+  4 D x D hidden units costs more time than its MACs tell.
   """
 
   def features(self, tokens):
     hidden, num_tokens = 4 * self.width, tokens.shape[1]
+    needed = self.num_needed
     y = self.norm('norm1')(tokens).swapaxes(1, 2)  # [B, D, N]
-    y = Mlp(hidden, num_tokens, self.dtype, name='token_mlp')(y, self.read)
-    x = tokens[:, :self.read] + y.swapaxes(1, 2)
+    y = Mlp(hidden, num_tokens, self.dtype, name='token_mlp')(y, needed)
+    x = tokens[:, :needed] + y.swapaxes(1, 2)
     y = self.norm('norm2')(x)
     x = x + Mlp(hidden, self.width, self.dtype, name='channel_mlp')(y)
     return self.class_token(self.norm()(x))
@@ -175,21 +178,21 @@ class ResMlpHead(ExitHead):
     x = tokens[:, self.num_prefix:]
     y = self.affine('affine1', x).swapaxes(1, 2)  # [B, D, n]
     y = _dense(y.shape[-1], self.dtype, 'patch_mix')(y)
-    x = x + self.scale('scale1', 0.1) * y.swapaxes(1, 2)
+    x = x + self.channels('scale1', 0.1) * y.swapaxes(1, 2)
     y = self.affine('affine2', x)
     y = Mlp(4 * self.width, self.width, self.dtype, name='channel_mlp')(y)
-    x = x + self.scale('scale2', 0.1) * y
+    x = x + self.channels('scale2', 0.1) * y
     return self.affine('affine', x).mean(1)
 
   def affine(self, name, x):
-    shift = self.param(
-        f'{name}_shift', nn.initializers.zeros, (self.width,), jnp.float32)
-    return self.scale(f'{name}_scale', 1.) * x + shift.astype(self.dtype)
+    shift = self.channels(f'{name}_shift', 0.)
+    return self.channels(f'{name}_scale', 1.) * x + shift
 
-  def scale(self, name, value):
+  def channels(self, name, value):
+    """A parameter [D] that starts at a value, as [1, 1, D]."""
     init = nn.initializers.constant(value)
-    return self.param(
-        name, init, (self.width,), jnp.float32).astype(self.dtype)
+    param = self.param(name, init, (self.width,), jnp.float32)
+    return param.astype(self.dtype)[None, None]
 
 
 class Mlp(nn.Module):

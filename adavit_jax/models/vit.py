@@ -174,13 +174,14 @@ def init_params(model, key):
   """Initialises the float32 parameter tree of `model`; reads no weights.
 
   Raises:
-    ValueError: if `key` is no PRNG key.
+    ValueError: if `key` is no single PRNG key.
   """
-  dtype = getattr(key, 'dtype', None)
-  if dtype != np.uint32 and not (
-      dtype and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)):
-    raise ValueError(f'key={key!r} is no PRNG key; give jax.random.key(0), or '
-                     f'that of another seed')
+  dtype = getattr(key, 'dtype', np.dtype(object))
+  typed = jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+  raw = dtype == np.uint32
+  if not (typed or raw) or np.ndim(key) != (0 if typed else 1):
+    raise ValueError(f'key={key!r} is no PRNG key; give one, for example '
+                     f'jax.random.key(0)')
   return _init(model, key)
 
 

@@ -45,7 +45,7 @@ def init_params(model, key):
     key: for the initialisation; with weights, for a head of other classes.
 
   Raises:
-    ValueError: as `load`, or if `key` is no PRNG key.
+    ValueError: as `load` and `models.init_params`.
   """
   if getattr(model, 'weights', ''):
     return load(model, model.weights, key)
