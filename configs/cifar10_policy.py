@@ -11,8 +11,8 @@ the others, from its end (README.md has the commands), 15, and evaluation 13 to
 of the MACs, 82.6 % at 27 % (mac_target=0.27).
 
 `:cpu_65` has 65 tokens instead of 17 and gains more by choosing per image; its
-dense phase takes some 40 minutes on 2 cores, the others 15. Test accuracy, mean of
-seeds 0 to 2: dense 80.6 %, adaptive 77.5 % at 28 % of the MACs.
+dense phase takes some 40 minutes on 2 cores, the others 15. Test accuracy, mean
+of seeds 0 to 2: dense 80.6 %, adaptive 77.5 % at 28 % of the MACs.
 
 Without a variant: the full schedule (300 epochs, bfloat16) for one GPU. It has
 not been run; time and accuracy are not known.
