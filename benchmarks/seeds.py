@@ -19,7 +19,7 @@ _POLICY = ('unique_actions', 'difficulty_correlation', 'kept_easy',
 
 
 def main(directories):
-  if not directories:
+  if not directories or directories[0].startswith('-'):
     raise SystemExit(__doc__)
   reports = []
   for directory in directories:

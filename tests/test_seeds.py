@@ -42,3 +42,9 @@ def test_mean_and_spread(seeds, run, capsys):
 def test_reports_of_unlike_runs_are_not_averaged(seeds, run, fields, message):
   with pytest.raises(SystemExit, match=message):
     seeds.main([run(0.8), run(0.9, **fields)])
+
+
+@pytest.mark.parametrize('arguments', [[], ['--help']])
+def test_how_to_call_it(seeds, arguments):
+  with pytest.raises(SystemExit, match='python benchmarks/seeds.py runs/'):
+    seeds.main(arguments)

@@ -151,8 +151,9 @@ class MlpMixerHead(ExitHead):
 
   Both MLPs are 4 D wide, that over the N = P + n tokens too, as in the one port
   that has it; the Mixer's own is D / 2. Outputs of the token MLP, and the
-  channel MLP, are computed for the prefix tokens alone. GELU of the token MLP's
-  4 D x D hidden units costs more time than its MACs tell.
+  channel MLP, are computed for the prefix tokens alone, so the weights of the
+  others go unused. GELU of the token MLP's 4 D x D hidden units costs more time
+  than its MACs tell.
   """
 
   def features(self, tokens):

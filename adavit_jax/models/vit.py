@@ -178,10 +178,10 @@ def init_params(model, key):
   """
   dtype = getattr(key, 'dtype', np.dtype(object))
   typed = jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
-  raw = dtype == np.uint32
-  if not (typed or raw) or np.ndim(key) != (0 if typed else 1):
-    raise ValueError(f'key={key!r} is no PRNG key; give one, for example '
-                     f'jax.random.key(0)')
+  if not (typed or dtype == np.uint32) or np.shape(key) != (
+      () if typed else (2,)):
+    raise ValueError(f'key={key!r} is not one PRNG key; give '
+                     f'jax.random.key(0), or one of those of a split')
   return _init(model, key)
 
 
