@@ -254,8 +254,8 @@ def test_wrong_numbers(name, more, key, value):
 @pytest.mark.parametrize('key', [
     0, None, np.float32(1), np.uint32(0), jax.random.split(jax.random.key(0)),
     jax.random.split(jax.random.PRNGKey(0)), np.zeros(4, np.uint32)])
-def test_a_key_is_no_number(key):
-  with pytest.raises(ValueError, match=r'(?s)key=.* is not one PRNG key; give jax'):
+def test_what_is_not_one_key(key):
+  with pytest.raises(ValueError, match=r'(?s)key=.* is not one PRNG key; give'):
     models.init_params(tiny.model(), key)
 
 
