@@ -1,34 +1,39 @@
 """A trained model with exits as a Python function that stops early."""
 
+import functools
 import numbers
 
+import jax
 import numpy as np
 
 from adavit_jax import models
 from adavit_jax.data import decode
 from adavit_jax.exits import confidence
 from adavit_jax.runtime import cascade
+from adavit_jax.train import phases
 from adavit_jax.train import system as system_lib
 
 
 class CascadeClassifier:
-  """Runs a `StagedSystem`: an image leaves at the first exit sure enough of it.
+  """Runs a `System` in stages: an image leaves at the first exit sure enough of it.
 
   Threads may share it, as they may a `runtime.cascade.Cascade`.
 
   Attributes:
     class_names: K strings, or () where the run has none.
+    phase: that the run ended with.
   """
   # A mistyped attribute, `threshold` for one, is an error.
-  __slots__ = ('class_names', '_system', '_cascade')
+  __slots__ = ('class_names', 'phase', '_system', '_cascade')
 
-  def __init__(self, system, state, *, thresholds=confidence.NEVER,
+  def __init__(self, system, state, phase, *, thresholds=confidence.NEVER,
                class_names=(), max_batch_size=256):
     """Takes the parameters from a state.
 
     Args:
-      system: `StagedSystem`.
+      system: `System`.
       state: `State` of it.
+      phase: after which the layers are chosen as it leaves them.
       thresholds: see the property of that name.
       class_names: K strings.
       max_batch_size: larger batches are split, and a stream runs a stage when
@@ -38,24 +43,27 @@ class CascadeClassifier:
       ValueError: for thresholds that do not fit, or a max_batch_size below 1.
     """
     check_max_batch_size(max_batch_size)
-    self._system, self.class_names = system, tuple(class_names)
-    params = system.all_params(state, system_lib.final_params(state))
+    self._system, self.phase = system, phase
+    self.class_names = tuple(class_names)
+    params = jax.jit(system.fold)(system_lib.final_params(state))
     sizes = [s for s in cascade.SIZES if s < max_batch_size] + [max_batch_size]
+    dropping = phases.decider(system.config, phase) != 'all'
     predict = None if system.target is None else lambda outputs: outputs[:, 0]
     self._cascade = cascade.Cascade(
-        system.programs(), params, system.rule, thresholds,
-        system.cost.stages, spent=system.spent if system.nets else None,
+        system.programs(phase), params, system.rule, thresholds,
+        system.stage_cost(phase).stages,
+        spent=functools.partial(system.stage_macs, phase) if dropping else None,
         predict=predict, sizes=sizes)
     self.thresholds = thresholds
 
   @property
   def system(self):
-    """`StagedSystem`."""
+    """`System`."""
     return self._system
 
   @property
   def params(self):
-    """Groups of parameters, see `StagedSystem`."""
+    """Groups of parameters, folded for inference."""
     return self._cascade.params
 
   @property

@@ -14,14 +14,12 @@ from adavit_jax.cascade_classifier import check_max_batch_size
 from adavit_jax.data import decode
 from adavit_jax.exits import confidence
 from adavit_jax.models import actions as actions_lib
+from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
-from adavit_jax.policies import learned
 from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
-from adavit_jax.train import restore
-from adavit_jax.train import staged
+from adavit_jax.train import run as run_lib
 from adavit_jax.train import system as system_lib
-from adavit_jax.train.phases import static
 
 
 class Prediction(NamedTuple):
@@ -30,7 +28,7 @@ class Prediction(NamedTuple):
   Attributes:
     logits: [B, K] float32; the sum of both heads of a distilled model.
     labels: [B] int, the class of the largest logit.
-    actions: `Actions` [B, L], the layers that ran.
+    actions: `Actions` [B, L1], [B, L2], the layers that ran.
     macs: [B], multiply-accumulates of the layers that ran, over all tokens.
   """
   logits: np.ndarray
@@ -52,12 +50,11 @@ class Classifier:
     class_names: K strings, or () where the run has none.
     threshold: the policy's, in (0, 1): higher drops more. It may be changed at
       any time and recompiles nothing.
-    params: {'vit': ..., 'policy': ...}.
-    stats: `inputs.Stats` of the policy's features.
+    params: groups, folded for inference.
   """
   # A mistyped attribute, `thresholds` for one, is an error.
-  __slots__ = ('class_names', 'threshold', 'params', 'stats', '_system',
-               '_actions', '_sizes', '_cost', '_run')
+  __slots__ = ('class_names', 'threshold', 'params', '_system', '_actions',
+               '_sizes', '_cost', '_run')
 
   def __init__(self, system, state, *, actions=None, class_names=(),
                max_batch_size=256):
@@ -66,24 +63,26 @@ class Classifier:
     Args:
       system: `System`.
       state: `State` of it.
-      actions: `Actions` [L] to run on every image, of anything like arrays;
-        None asks the learned policy.
+      actions: `Actions` [L1], [L2] to run on every image, of array-likes; None
+        asks the learned policy.
       class_names: K strings.
       max_batch_size: larger batches are split.
 
     Raises:
-      ValueError: for a max_batch_size below 1, and actions that are not 0 and
-        1 of shape [L].
+      ValueError: for a max_batch_size below 1, actions that are not 0 and 1 of
+        these shapes, or none where there is no policy.
     """
     check_max_batch_size(max_batch_size)
     if actions is not None:
-      num = system.model.num_adaptive
       actions = Actions(*map(np.asarray, actions_lib.checked(
-          actions, None, num, gates=False)))
+          actions, None, plan.num_layers(system.model), gates=False)))
+    elif system.nets is None:
+      raise ValueError('actions=None asks a policy, and this system has none; '
+                       'give actions, fixed.all_layers(...) for example')
     self._system, self.class_names = system, tuple(class_names)
     self.threshold = system.config.nets.threshold
-    self.params = system_lib.final_params(state)
-    self.stats, self._actions = state.stats, actions
+    self.params = jax.jit(system.fold)(system_lib.final_params(state))
+    self._actions = actions
     self._sizes = batch_sizes(max_batch_size)
     self._cost = system.cost if actions is None else system.plain_cost
     self._run = jax.jit(functools.partial(predict, system, actions))
@@ -95,7 +94,7 @@ class Classifier:
 
   @property
   def actions(self):
-    """`Actions` [L] that every image gets, or None: the policy decides."""
+    """`Actions` [L1], [L2] that every image gets, or None: the policy decides."""
     return self._actions
 
   def read(self, path):
@@ -131,15 +130,14 @@ class Classifier:
       size = next(s for s in self._sizes if s >= num)
       if num < size:  # padding copies
         batch = np.pad(batch, [(0, size - num), *[(0, 0)] * 3])
-      out = self._run(self.params, self.stats, batch, np.arange(size) < num,
+      out = self._run(self.params, batch, np.arange(size) < num,
                       np.float32(self.threshold))
       parts.append(out)
       if len(parts) > 2:  # so that no more than three parts lie on the device
         parts[-3] = jax.device_get(parts[-3])
     # Only the last part is padded.
-    logits, keep = (np.concatenate(x)[:len(images)]
-                    for x in zip(*jax.device_get(parts)))
-    actions = Actions.from_keep(keep)
+    logits, actions = jax.tree.map(
+        lambda *x: np.concatenate(x)[:len(images)], *jax.device_get(parts))
     return Prediction(logits, logits.argmax(-1), actions,
                       self._cost.adaptive(actions))
 
@@ -152,7 +150,8 @@ def load(workdir, *, phase='', best=False, actions=None, rule=None,
     workdir: directory of the run.
     phase: end of this phase; '' for the newest checkpoint.
     best: the best checkpoint of the last phase instead.
-    actions: `Actions` [L] for every image, instead of the run's own choice.
+    actions: `Actions` [L1], [L2] for every image, instead of the run's own
+      choice.
     rule: replaces the config's `exits.rule`, of a model with exits.
     thresholds: of a model with exits, see `CascadeClassifier.thresholds`; None
       lets no image leave early.
@@ -170,65 +169,63 @@ def load(workdir, *, phase='', best=False, actions=None, rule=None,
       fit it, the model has no exits to use them, or exits and no use for
       actions, and as `Classifier`.
   """
-  info = restore.find(workdir, phase=phase, best=best)[2]
-  if not phase:
-    restore.warn_of_unfinished(workdir)
-  if rule is not None:
-    info['config']['exits']['rule'] = rule
-  system = restore.system(info)
-  exits = isinstance(system, staged.StagedSystem)
-  given = dict(actions=actions) if exits else dict(
-      rule=rule, thresholds=thresholds)
-  for name, value in given.items():
-    if value is not None:
-      kind, held = ('without exits', 'one') if exits else ('with exits', 'none')
-      raise ValueError(f'{name}={value!r} is for a model {kind}, and {workdir} '
-                       f'holds {held}; leave it out')
-  state = restore.state(system, mesh_lib.make_mesh(1), workdir, phase=phase,
-                        best=best)
+  with run_lib.Run(workdir) as run:
+    saved = run.find(phase=phase, best=best)
+    info = saved.info
+    if not phase:
+      run.warn_of_unfinished()
+    if rule is not None:
+      info['config']['exits']['rule'] = rule
+    system = run_lib.system(info)
+    exits = system.num_exits > 1
+    unused = dict(actions=actions) if exits else dict(
+        rule=rule, thresholds=thresholds)
+    for name, value in unused.items():
+      if value is not None:
+        kind, held = (('without exits', 'one') if exits else
+                      ('with exits', 'none'))
+        raise ValueError(f'{name}={value!r} is for a model {kind}, and '
+                         f'{workdir} holds {held}; leave it out')
+    state = run.state(saved, system, mesh_lib.make_mesh(1))
   class_names = info['dataset']['class_names']
   if exits:
     if thresholds is None:
       thresholds = confidence.NEVER
     return CascadeClassifier(
-        system, state, thresholds=thresholds, class_names=class_names,
-        max_batch_size=max_batch_size)
+        system, state, info['phase'], thresholds=thresholds,
+        class_names=class_names, max_batch_size=max_batch_size)
   if actions is None:
-    actions = static.at_inference(system, info['phase'])
+    actions = system.actions(info['phase'])
   return Classifier(system, state, actions=actions, class_names=class_names,
                     max_batch_size=max_batch_size)
 
 
-def predict(system, given, params, stats, images, valid, threshold):
+def predict(system, actions, params, images, valid, threshold):
   """The whole classifier as a pure function, to be jitted.
 
   Args:
     system: `System`.
-    given: `Actions` [L] of NumPy arrays, or None for the learned policy.
-    params: {'vit': ..., 'policy': ...}.
-    stats: `inputs.Stats`.
+    actions: `Actions` [L1], [L2] of NumPy arrays, or None for the learned
+      policy.
+    params: groups, folded.
     images: uint8 [B, S, S, C].
     valid: [B] bool, False for padding.
     threshold: the policy's, [].
 
   Returns:
-    (logits [B, K], keep [B, 2L]).
+    (logits [B, K], `Actions` [B, L1], [B, L2]).
   """
-  model = system.model
-  z1 = modes.fixed(model, params['vit'], system.normalize(images))
-  if given is None:
-    features = system.features(params, z1, stats)
-    actions = learned.greedy(
-        system.nets, params['policy'], features, threshold=threshold)
+  images = system.normalize(images)
+  z1 = system.fixed(params, images)
+  mode = 'static'
+  if actions is None:
+    actions = system.greedy(params, z1, images, threshold)
     actions = Actions(*(a * valid[:, None] for a in actions))
-    mode = 'cond' if len(images) == 1 else 'compact'
-  else:
-    actions, mode = given, 'static'
-  logits = modes.adaptive(model, params['vit'], z1, actions, mode).total
-  # Not len: the batch axis of an exported program may have no size.
-  shape = (images.shape[0], 2 * model.num_adaptive)
-  keep = jnp.broadcast_to(actions.keep, shape)
-  return logits, keep
+    mode = 'cond' if images.shape[0] == 1 else 'compact'
+  logits = modes.adaptive(
+      system.model, params, z1, actions, mode, images=images).total
+  return logits, Actions(*(
+      jnp.broadcast_to(a, (images.shape[0], a.shape[-1])) for a in actions))
 
 
 def check_threshold(value):

@@ -1,10 +1,11 @@
-"""What is computed: the transformer, its stems, and the registry of names."""
+"""What is computed: backbones, their exits, and the registry of names."""
 
 from adavit_jax.models.actions import Actions as Actions
-from adavit_jax.models.multi_exit import MultiExit as MultiExit
+from adavit_jax.models.backbone import Backbone as Backbone
+from adavit_jax.models.backbone import Logits as Logits
+from adavit_jax.models.inputs import as_pixels as as_pixels
+from adavit_jax.models.params import fold as fold
+from adavit_jax.models.params import init_params as init_params
 from adavit_jax.models.registry import create as create
 from adavit_jax.models.registry import names as names
-from adavit_jax.models.vit import Logits as Logits
-from adavit_jax.models.vit import ViT as ViT
-from adavit_jax.models.vit import as_pixels as as_pixels
-from adavit_jax.models.vit import init_params as init_params
+from adavit_jax.models.registry import register as register

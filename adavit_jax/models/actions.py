@@ -1,4 +1,4 @@
-"""Which MSA and MLP branches of the adaptive encoders run."""
+"""Which MSA and MLP branches of the droppable encoders run."""
 
 from typing import NamedTuple
 
@@ -8,70 +8,64 @@ import numpy as np
 
 
 class Actions(NamedTuple):
-  """1 = run, 0 = drop, over the L adaptive encoders.
+  """1 = run, 0 = drop, over the layers behind the place of the policy.
 
-  Other values are gates, which only the mode `masked` knows.
+  Other values are gates, which only the mode `masked` knows. A model has L1
+  MSA and L2 MLP layers that may be dropped, in the order of its plan.
 
   Attributes:
-    msa: [B, L] per image or [L] shared (a1 in US 12,394,190).
-    mlp: the same for the MLP branches (a2).
+    msa: [B, L1] per image or [L1] shared (a1 in US 12,394,190).
+    mlp: [B, L2] or [L2] likewise (a2).
   """
   msa: jax.Array
   mlp: jax.Array
 
   @property
   def keep(self):
-    """Both halves as one vector, [B, 2L] or [2L]: all MSA, then all MLP."""
+    """Both halves as one vector, [..., L1 + L2]: all MSA, then all MLP."""
     xp = np if isinstance(self.msa, np.ndarray) else jnp
     return xp.concatenate([self.msa, self.mlp], axis=-1)
 
-  @property
-  def read_later(self):
-    """Whether a later encoder keeps its MSA branch, [B, L] or [L] of bool.
-
-    Where it is False, nothing but the heads reads what an encoder gives.
-    """
-    xp = np if isinstance(self.msa, np.ndarray) else jnp
-    kept = self.msa.astype(bool).astype(np.int32)
-    from_here = xp.cumsum(kept[..., ::-1], axis=-1)[..., ::-1]
-    return from_here > kept
-
   @classmethod
-  def from_keep(cls, keep):
-    """The inverse of `keep`."""
-    length = keep.shape[-1] // 2
-    return cls(keep[..., :length], keep[..., length:])
+  def from_keep(cls, keep, num_layers):
+    """The inverse of `keep`; num_layers is (L1, L2)."""
+    return cls(keep[..., :num_layers[0]], keep[..., num_layers[0]:])
+
+  @property
+  def num_kept(self):
+    """How many layers run, [...]."""
+    return self.msa.sum(-1) + self.mlp.sum(-1)
 
 
 def checked(actions, batch_size, num_layers, *, gates):
   """Actions as arrays that fit.
 
   Args:
-    actions: `Actions` of anything like arrays.
+    actions: `Actions` of array-likes.
     batch_size: B; None where one decision must hold for all images.
-    num_layers: L.
-    gates: whether other numbers than 0 and 1 make sense; those of a traced
+    num_layers: (L1, L2).
+    gates: whether other values than 0 and 1 are allowed; those of a traced
       array are not known.
 
   Returns:
-    `Actions` of NumPy or JAX arrays [L] or [B, L].
+    `Actions` of NumPy or JAX arrays [L1], [L2] or [B, L1], [B, L2].
 
   Raises:
-    ValueError: for other shapes, what are no numbers, and gates where they make
-      no sense.
+    ValueError: for other shapes, non-numeric values, or values other than 0
+      and 1 unless gates=True.
   """
   actions = Actions(*(a if isinstance(a, jax.Array) else np.asarray(a)
                       for a in actions))
   shapes = tuple(a.shape for a in actions)
-  fit = [(num_layers,)]
+  fit = [tuple((num,) for num in num_layers)]
   if batch_size is not None:
-    fit.append((batch_size, num_layers))
-  if shapes not in [(shape, shape) for shape in fit]:
+    fit.append(tuple((batch_size, num) for num in num_layers))
+  if shapes not in fit:
     images = '' if batch_size is None else f' and {batch_size} images'
     raise ValueError(
-        f'actions have shapes {shapes[0]} and {shapes[1]}; with {num_layers} '
-        f'adaptive encoders{images} give both as '
-        f'{" or as ".join(map(str, fit))}')
+        f'actions have shapes {shapes[0]} and {shapes[1]}; with '
+        f'{num_layers[0]} MSA and {num_layers[1]} MLP layers to drop{images} '
+        f'give {" or ".join(f"{a} and {b}" for a, b in fit)}')
   for a in actions:
     if not any(jnp.issubdtype(a.dtype, kind)
                for kind in (jnp.floating, jnp.integer, np.bool_)):

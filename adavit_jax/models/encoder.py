@@ -6,6 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from adavit_jax.models.backbone import Branch
+from adavit_jax.models.backbone import Delta
+
 
 def attention(q, k, v):
   """Softmax attention in head-major layout.
@@ -123,15 +126,42 @@ class Encoder(nn.Module):
     return x + self.mlp(x)
 
 
-def branches(encoder):
-  """The branches of an `Encoder` as functions of its parameters and tokens.
+def branches(encoder, at):
+  """The two branches of an `Encoder` for a plan.
+
+  Args:
+    encoder: `Encoder`.
+    at: `Tokens` that it reads and gives.
 
   Returns:
-    (msa, mlp), each (params, x, ...) -> what is added to x.
+    (MSA `Branch`, MLP `Branch`).
   """
-  def branch(name):
-    return lambda p, *args: encoder.apply({'params': p}, *args, method=name)
-  return branch('msa'), branch('mlp')
+  def msa(params, x, read, ctx):
+    del ctx
+    return Delta(encoder.apply({'params': params}, x, read, method='msa'))
+
+  def mlp(params, x, read, ctx):
+    del read, ctx
+    return Delta(encoder.apply({'params': params}, x, method='mlp'))
+
+  n, d, hidden = at.num, encoder.width, encoder.mlp_dim
+  msa_macs, mlp_macs = macs(n, d, hidden)
+  msa_unread, mlp_unread = unread_macs(n, at.prefix, d, hidden)
+  return (Branch('msa', msa, msa_macs, msa_unread),
+          Branch('mlp', mlp, mlp_macs, mlp_unread, local=True))
+
+
+def macs(n, d, mlp_dim):
+  """MACs of one encoder over N tokens of width D: (MSA, MLP)."""
+  return 4 * n * d * d + 2 * n * n * d, 2 * n * d * mlp_dim
+
+
+def unread_macs(n, read, d, mlp_dim):
+  """What `macs` counts beyond an output of `read` tokens: (MSA, MLP).
+
+  The other tokens have no queries, attention, projection and MLP.
+  """
+  return (n - read) * (2 * d * d + 2 * n * d), (n - read) * 2 * d * mlp_dim
 
 
 # Flax asks for its shapes whenever a model is traced; jitted, it is itself
@@ -153,37 +183,16 @@ def init_stack(key, encoder, num_layers):
   return jax.vmap(init)(jax.random.split(key, num_layers))
 
 
-def run_stack(encoder, stack, x, start, stop, *, read=None, unroll=1,
-              remat=False, inference=False):
-  """Runs some encoders of a stack in a row, by one scan.
+def scan_stack(encoder, stack, x):
+  """Runs a stack of encoders one after the other.
 
   Args:
     encoder: `Encoder`.
     stack: its parameters, see `init_stack`.
     x: tokens [B, N, D].
-    start: number of the first encoder, from 0.
-    stop: one past the last.
-    read: how many of the first tokens the caller reads; the last encoder, which
-      is then no part of the scan, computes no others. None for all.
-    unroll: encoders unrolled into one step of the scan.
-    remat: recompute the encoders in the backward pass.
-    inference: read the weights of each encoder where they lie, instead of
-      copying those of all encoders that run; a gradient would be dearer.
 
   Returns:
-    [B, N, D], or [B, read, D].
+    [B, N, D].
   """
-  def run(x, p, read):
-    return encoder.apply({'params': p}, x, read), None
-  run = jax.checkpoint(run, static_argnums=2) if remat else run
-  layer = lambda i: jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], stack)
-  end = stop if read is None else max(stop - 1, start)
-  if start < end:
-    if inference:
-      step, xs = lambda x, i: run(x, layer(i), None), jnp.arange(start, end)
-    else:
-      step, xs = lambda x, p: run(x, p, None), layer(slice(start, end))
-    x, _ = jax.lax.scan(step, x, xs, unroll=unroll)
-  if end < stop:
-    x, _ = run(x, layer(end), read)
-  return x[:, :read]
+  return jax.lax.scan(
+      lambda x, p: (encoder.apply({'params': p}, x), None), x, stack)[0]

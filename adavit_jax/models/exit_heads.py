@@ -8,7 +8,8 @@ that defines the name is taken: DPT's read-out for CNN-Project (a port convolves
 linear layer after the convolutions (a port has an MLP). Ours are the LayerNorm
 that each head opens with, since a pre-LN backbone hands on tokens that nothing
 has normalised, no dropout, and the mean over prefix tokens. Heads share no
-parameters.
+parameters. Where a backbone has no class token, the mean over all tokens stands
+in for it.
 """
 
 import difflib
@@ -16,6 +17,8 @@ import difflib
 import flax.linen as nn
 import jax.numpy as jnp
 
+from adavit_jax.models import encoder as encoder_lib
+from adavit_jax.models.backbone import Tokens
 from adavit_jax.models.encoder import Encoder
 from adavit_jax.models.encoder import columns
 from adavit_jax.models.encoder import gelu
@@ -30,21 +33,23 @@ class ExitHead(nn.Module):
   token is the mean of both, normalised before it is taken.
 
   Attributes:
-    width: token width D.
-    num_prefix: P, tokens before the patches.
-    grid: (gh, gw), patches per column and row; n = gh * gw.
+    at: `Tokens` of the place: P prefix tokens, then n patches.
     num_outputs: K, classes, or 1 for regression.
-    num_heads: of the 'vit' head's encoder; divides `width`.
-    mlp_dim: hidden width of the 'vit' head's MLP.
     dtype: compute dtype; parameters, last layer and logits are float32.
   """
-  width: int
-  num_prefix: int
-  grid: tuple[int, int]
+  at: Tokens
   num_outputs: int
-  num_heads: int
-  mlp_dim: int
   dtype: jnp.dtype = jnp.float32
+
+  @property
+  def width(self):
+    """D."""
+    return self.at.width
+
+  @property
+  def num_prefix(self):
+    """P."""
+    return self.at.prefix
 
   @nn.compact
   def __call__(self, tokens):
@@ -53,13 +58,13 @@ class ExitHead(nn.Module):
     Raises:
       ValueError: if the tokens are not as many or as wide as the head expects.
     """
-    gh, gw = self.grid
-    shape = (self.num_prefix + gh * gw, self.width)
+    shape = (self.at.num, self.width)
     if tokens.ndim != 3 or tokens.shape[1:] != shape:
       raise ValueError(
           f'tokens have shape {tuple(tokens.shape)}, the head takes '
           f'[B, {shape[0]}, {shape[1]}]: {self.num_prefix} prefix tokens and '
-          f'{gh} x {gw} patches; give all tokens of the model it was made for')
+          f'{shape[0] - self.num_prefix} patches; give all tokens of the place '
+          f'it was made for')
     x = self.features(tokens).astype(jnp.float32)
     return nn.Dense(self.num_outputs, name='head',
                     kernel_init=nn.initializers.truncated_normal(0.02))(x)
@@ -70,25 +75,25 @@ class ExitHead(nn.Module):
 
   @property
   def num_needed(self):
-    """P, the tokens that a head computes which ends in the class token.
+    """P, the tokens to compute in a head that ends in the class token.
 
-    None, for all, while parameters are made: those of all tokens are needed.
+    None, for all, during initialisation, and where there is no prefix.
     """
-    return None if self.is_initializing() else self.num_prefix
+    return None if self.is_initializing() else self.num_prefix or None
 
   def norm(self, name='norm'):
     return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=name)
 
   def class_token(self, tokens):
     """[B, P + n, D] -> [B, D]."""
-    return tokens[:, :self.num_prefix].mean(1)
+    return tokens[:, :self.num_prefix or None].mean(1)
 
 
 class MlpHead(ExitHead):
   """MLP-EE: the class token alone, D -> 4 D -> D -> K with GELU."""
 
   def features(self, tokens):
-    x = self.class_token(self.norm()(tokens[:, :self.num_prefix]))
+    x = self.class_token(self.norm()(tokens[:, :self.num_prefix or None]))
     return gelu(Mlp(4 * self.width, self.width, self.dtype, name='mlp')(x))
 
 
@@ -102,7 +107,7 @@ class CnnIgnoreHead(ExitHead):
   def features(self, tokens):
     x = self.norm()(tokens)
     x = self.read(self.class_token(x)[:, None], x[:, self.num_prefix:])
-    x = x.reshape(-1, *self.grid, self.width)  # [B, gh, gw, D]
+    x = x.reshape(-1, *self.at.grid, self.width)  # [B, gh, gw, D]
     x = nn.Conv(FILTERS, (3, 3), dtype=self.dtype, name='conv')(x)
     x = nn.max_pool(nn.elu(x), (2, 2), (2, 2), padding='SAME')
     return x.reshape(x.shape[0], -1)
@@ -141,8 +146,8 @@ class VitHead(ExitHead):
   """
 
   def features(self, tokens):
-    encoder = Encoder(self.width, self.num_heads, self.mlp_dim, self.dtype,
-                      name='encoder')
+    encoder = Encoder(self.width, self.at.num_heads, self.at.mlp_dim,
+                      self.dtype, name='encoder')
     return self.class_token(self.norm()(encoder(tokens, self.num_needed)))
 
 
@@ -240,28 +245,80 @@ def check_name(head):
     raise ValueError(f'unknown exit head {head!r}; {hint}')
 
 
-def create(head, vit, num_outputs, *, name=None):
-  """Creates an exit head for the tokens of a `ViT`.
+def check_place(head, at):
+  """Raises a ValueError if the tokens of a place do not fit a head.
+
+  Args:
+    head: one of `HEADS`.
+    at: `Tokens`.
+  """
+  check_name(head)
+  if at.grid is None and issubclass(HEADS[head], CnnIgnoreHead):
+    raise ValueError(f'exit head {head!r} convolves, and the tokens of its '
+                     f'place lie on no raster; choose one of '
+                     f"{[h for h in HEADS if 'cnn' not in h]}")
+
+
+def create(head, at, num_outputs, *, dtype=jnp.float32, name=None):
+  """Creates an exit head for the tokens of a place.
 
   Made in a module's `setup` or compact method it is a submodule of it.
 
   Args:
     head: one of `HEADS`.
-    vit: the `ViT`.
+    at: `Tokens` of the place.
     num_outputs: K, classes, or 1 for regression.
+    dtype: compute dtype.
     name: of the submodule, as in Flax.
 
   Returns:
     `ExitHead`.
 
   Raises:
-    ValueError: for another head, or fewer than one output.
+    ValueError: for another head, one that does not fit the place, or fewer
+      than one output.
   """
-  check_name(head)
+  check_place(head, at)
   if num_outputs < 1:
     raise ValueError(f'num_outputs={num_outputs} must be at least 1')
-  side = vit.image_size // vit.patch_size
-  return HEADS[head](
-      width=vit.width, num_prefix=vit.num_prefix, grid=(side, side),
-      num_outputs=num_outputs, num_heads=vit.num_heads, mlp_dim=vit.mlp_dim,
-      dtype=vit.dtype, name=name)
+  return HEADS[head](at=at, num_outputs=num_outputs, dtype=dtype, name=name)
+
+
+def head_macs(name, at, num_outputs):
+  """MACs of one image in an exit head, convolutions with their zero padding.
+
+  Of 'vit' and 'mlp_mixer' only what their class token needs is computed, in
+  training too, and counted.
+
+  Args:
+    name: one of `HEADS`.
+    at: `Tokens` that it reads.
+    num_outputs: K.
+
+  Returns:
+    int.
+
+  Raises:
+    ValueError: for another name.
+  """
+  check_name(name)
+  d, n, p = at.width, at.num, at.prefix
+  patches, needed = n - p, p or n
+  last = d * num_outputs
+  channels = 2 * 4 * d * d  # of one token, D -> 4 D -> D
+
+  if name == 'mlp':
+    return channels + last
+  if name == 'vit':
+    unread = sum(encoder_lib.unread_macs(n, needed, d, at.mlp_dim))
+    return sum(encoder_lib.macs(n, d, at.mlp_dim)) - unread + last
+  if name == 'mlp_mixer':
+    return d * (n + needed) * 4 * d + needed * channels + last
+  if name == 'resmlp':
+    return d * patches * patches + patches * channels + last
+
+  gh, gw = at.grid
+  pooled = ((gh + 1) // 2) * ((gw + 1) // 2)
+  project = patches * 2 * d * d if name == 'cnn_project' else 0
+  return (project + patches * 9 * d * FILTERS
+          + pooled * FILTERS * num_outputs)

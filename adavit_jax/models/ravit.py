@@ -1,20 +1,25 @@
 """RAViT: one transformer per resolution, coarse first, joined by the CLS token.
 """
 
-from typing import Any
+import itertools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from adavit_jax.models import backbone
+from adavit_jax.models import inputs
 from adavit_jax.models.encoder import Encoder
+from adavit_jax.models.encoder import branches
 from adavit_jax.models.encoder import init_stack
-from adavit_jax.models.encoder import run_stack
+from adavit_jax.models.encoder import macs
+from adavit_jax.models.encoder import scan_stack
 from adavit_jax.models.stem import PatchStem
-from adavit_jax.models.vit import check_normalized
+from adavit_jax.models.stem import stem_macs
+from adavit_jax.models.vit import check_encoder
 
 
-class RAViT(nn.Module):
+class RAViT(backbone.Backbone):
   """Resolution-adaptive ViT with an exit after each branch (RAViT, figure 1).
 
   Every branch sees the same image at its own size through patches of one size
@@ -23,44 +28,31 @@ class RAViT(nn.Module):
   the branch's exit: LayerNorm and one linear layer.
 
   A branch with 0 layers is absent, its exit too: layers=(2, 0, 3) has two
-  stages and (0, 0, 4) is a plain ViT of 4 encoders. Names of parameters carry
+  exits and (0, 0, 4) is a plain ViT of 4 encoders. Names of parameters carry
   the number of the branch in `layers`, absent ones counted.
 
   Attributes:
-    image_size: side S of the square input in pixels.
     patch_size: side of a patch; divides the size of every branch.
-    num_classes: K.
     width: token width D.
     layers: encoders of each branch, the coarsest first: i-j-k in the paper.
     factors: per branch, S over the side that the branch sees, >= 1 and falling.
       Equal factors split the layers of one resolution over several exits.
     num_heads: H; divides `width`.
-    channels: input channels C.
     mlp_ratio: MLP hidden width over D.
     shared_stem: one patch embedding for all branches instead of one each.
-    dtype: compute dtype; parameters, softmax and logits are float32.
   """
-  image_size: int
   patch_size: int
-  num_classes: int
   width: int
   layers: tuple[int, ...]
   factors: tuple[float, ...]
   num_heads: int
-  channels: int = 3
   mlp_ratio: float = 4.0
   shared_stem: bool = False
-  dtype: Any = jnp.float32
 
   @property
   def branches(self):
     """Numbers of the branches that are present."""
     return [i for i, layers in enumerate(self.layers) if layers]
-
-  @property
-  def num_stages(self):
-    """E, branches that are present; each ends in an exit."""
-    return len(self.branches)
 
   @property
   def mlp_dim(self):
@@ -102,48 +94,140 @@ class RAViT(nn.Module):
     return Encoder(self.width, self.num_heads, self.mlp_dim, self.dtype,
                    parent=None)
 
-  def stage(self, images, cls, index, **options):
-    """Runs one branch; see `stages.stages`.
+  def at(self, branch):
+    """`Tokens` behind every encoder of a branch."""
+    side = self.branch_size(branch) // self.patch_size
+    return backbone.Tokens(self.width, 1 + side * side, 1, (side, side),
+                           self.num_heads, self.mlp_dim)
+
+  def tokenize(self, images, cls, index):
+    """The tokens that open a branch.
 
     Args:
       images: [B, S, S, C], of the model's size: the branch resizes them.
       cls: CLS token of the branch before, [B, 1, D]; None for the learned one.
-      index: which of the `num_stages` branches that are present.
-      **options: unroll, remat and inference, see `run_stack`. For inference,
-        the last encoder computes the CLS token alone.
+      index: which of the branches that are present.
 
     Returns:
-      (CLS token after the encoders [B, 1, D], logits [B, K] float32).
-
-    Raises:
-      ValueError: as `vit.check_normalized`.
+      [B, N, D].
     """
-    check_normalized(self, images)
     x = self.stems[index](
         resize(images, self.branch_size(self.branches[index])))
     if cls is None:
       cls = jnp.tile(self.cls, (x.shape[0], 1, 1))
     x = jnp.concatenate([cls.astype(x.dtype), x], axis=1)
-    x = x + self.pos_embeddings[index].astype(x.dtype)
-    x = run_stack(self.encoder, self.encoders[index], x, 0,
-                  self.layers[self.branches[index]],
-                  read=1 if options.get('inference') else None, **options)
+    return x + self.pos_embeddings[index].astype(x.dtype)
+
+  def answer(self, x, index):
+    """Tokens [..., n, D], the CLS token first, to the `Logits` of an exit."""
     # The encoders are pre-LN: handed over is the token itself, and the norm
     # belongs to the exit, as it does to a branch of an encoder.
-    cls = x[:, :1]
-    y = self.norms[index](cls[:, 0]).astype(jnp.float32)
-    return cls, self.heads[index](y)
+    y = self.norms[index](x[..., 0, :]).astype(jnp.float32)
+    return backbone.Logits(self.heads[index](y))
 
-  def __call__(self, images, **options):
-    """All branches, with the options of `stage`.
-
-    [B, S, S, C] -> logits at every exit [E, B, K].
-    """
+  def __call__(self, images):
+    """All branches: [B, S, S, C] to logits at every exit [E, B, K]."""
+    inputs.check_normalized(self, images)
     cls, logits = None, []
-    for i in range(self.num_stages):
-      cls, y = self.stage(images, cls, i, **options)
-      logits.append(y)
+    for i, stack in enumerate(self.encoders):
+      x = self.tokenize(images, cls, i)
+      x = scan_stack(self.encoder, stack, x)
+      cls = x[:, :1]
+      logits.append(self.answer(x, i).cls)
     return jnp.stack(logits)
+
+  def embed(self, params, images, ctx):
+    return self.apply(
+        {'params': params}, images, None, 0, method='tokenize'), {}
+
+  def plan(self):
+    items = []
+    for i, branch in enumerate(self.branches):
+      if i:
+        items.append(self._bridge(i))
+      at = self.at(branch)
+      items.append(backbone.Stack(
+          f'encoders_{branch}', 0, self.layers[branch],
+          branches(self.encoder, at), at))
+    return tuple(items)
+
+  def _bridge(self, index):
+    """Hands the CLS token over to the branch `index`."""
+    branch = self.branches[index]
+    def run(params, x, images, ctx):
+      del ctx
+      return self.apply({'params': params}, images, x[:, :1], index,
+                        method='tokenize'), {}
+    stem = () if self.shared_stem else (f'patch_embed_{branch}',)
+    return backbone.Bridge(
+        run, self._tokenize_macs(branch), (*stem, f'pos_embedding_{branch}'),
+        reads_images=True, read=1)
+
+  def own_exits(self):
+    places = itertools.accumulate(self.layers[i] for i in self.branches)
+    return tuple(
+        backbone.OwnExit(place, self.width * self.num_classes,
+                         (f'norm_{i}', f'head_{i}'), read=1)
+        for i, place in zip(self.branches, places))
+
+  def classify(self, params, x, index, ctx):
+    return self.apply({'params': params}, x, index, method='answer'), {}
+
+  @property
+  def embed_macs(self):
+    return self._tokenize_macs(self.branches[0])
+
+  def _tokenize_macs(self, branch):
+    size, full = self.branch_size(branch), self.image_size
+    # Rows, then columns, as products with dense weights.
+    resize_macs = size * full * self.channels * (full + size)
+    stem = stem_macs('patch', size, self.patch_size, self.channels, self.width)
+    return stem + (resize_macs if size < full else 0)
+
+  def paper_macs(self):
+    """MACs of each branch as the paper counts them: encoders alone.
+
+    Equation 2 for one encoder of a branch with N tokens, 2 N^2 D + 12 N D^2
+    where the MLP is 4 D wide, and equation 3 for the sum over encoders. Twice
+    these numbers are the FLOPs of the paper's tables.
+    """
+    return tuple(
+        self.layers[i] * sum(macs(self.branch_tokens(i), self.width,
+                                  self.mlp_dim))
+        for i in self.branches)
+
+  def check(self):
+    super().check()
+    check_encoder(self)
+    layers, factors = self.layers, self.factors
+    for key, value in dict(layers=layers, factors=factors).items():
+      if not isinstance(value, tuple):
+        raise ValueError(f'{key}={value!r} must be a tuple with one number for '
+                         f'each branch')
+    if len(layers) != len(factors):
+      raise ValueError(
+          f'layers={layers} and factors={factors} must have one number for '
+          f'each branch; 0 layers leave a branch out')
+    if (any(not isinstance(n, int) or n < 0 for n in layers)
+        or not any(layers)):
+      raise ValueError(f'layers={layers} must be whole numbers, none negative '
+                       f'and at least one of them positive')
+    if min(factors) < 1 or any(a < b for a, b in zip(factors, factors[1:])):
+      raise ValueError(f'factors={factors} must be at least 1 and must not '
+                       f'rise: the coarsest branch comes first')
+    for i in self.branches:
+      self._check_branch(i)
+
+  def _check_branch(self, branch):
+    size, p = self.branch_size(branch), self.patch_size
+    if size % p or size < p:
+      below = max(size // p * p, p)
+      fits = [f'{self.image_size / s:g} ({s} pixels)'
+              for s in (below, below + p) if s <= self.image_size]
+      raise ValueError(
+          f'factors={self.factors}: branch {branch} sees {size} x {size} '
+          f'pixels, which patch_size={p} does not divide; the nearest factors '
+          f'that fit: {" or ".join(fits) or "none"}')
 
 
 def resize(images, size):
@@ -158,32 +242,16 @@ def resize(images, size):
   return jax.image.resize(images, (b, size, size, c), 'linear', antialias=True)
 
 
-def check(m):
-  """Raises a ValueError if the attributes of a `RAViT` do not fit together."""
-  if m.width % m.num_heads:
-    raise ValueError(f'num_heads={m.num_heads} does not divide width={m.width}')
-  for key in ('layers', 'factors'):
-    if not isinstance(getattr(m, key), tuple):
-      raise ValueError(f'{key}={getattr(m, key)!r} must be a tuple with one '
-                       f'number for each branch')
-  if len(m.layers) != len(m.factors):
-    raise ValueError(
-        f'layers={m.layers} and factors={m.factors} must have one number for '
-        f'each branch; 0 layers leave a branch out')
-  if (any(not isinstance(n, int) or n < 0 for n in m.layers)
-      or not any(m.layers)):
-    raise ValueError(f'layers={m.layers} must be whole numbers, none negative '
-                     f'and at least one of them positive')
-  if min(m.factors) < 1 or any(a < b for a, b in zip(m.factors, m.factors[1:])):
-    raise ValueError(f'factors={m.factors} must be at least 1 and must not '
-                     f'rise: the coarsest branch comes first')
-  for i in m.branches:
-    size, p = m.branch_size(i), m.patch_size
-    if size % p or size < p:
-      below = max(size // p * p, p)
-      fits = [f'{m.image_size / s:g} ({s} pixels)'
-              for s in (below, below + p) if s <= m.image_size]
-      raise ValueError(
-          f'factors={m.factors}: branch {i} sees {size} x {size} pixels, which '
-          f'patch_size={p} does not divide; the nearest factors that fit: '
-          f'{" or ".join(fits) or "none"}')
+# The models of the paper.
+MODELS = {
+    'ravit_cifar_patch4_32': dict(
+        image_size=32, patch_size=4, num_classes=10, width=128, num_heads=4,
+        layers=(1, 3), factors=(2, 1)),
+    'ravit_tiny_imagenet_patch4_64': dict(
+        image_size=64, patch_size=4, num_classes=200, width=768, num_heads=12,
+        layers=(2, 0, 3), factors=(4, 2, 1)),
+    # Branches of 64, 128 and 224 pixels.
+    'ravit_imagenet_patch16_224': dict(
+        image_size=224, patch_size=16, num_classes=1000, width=768,
+        num_heads=12, layers=(1, 1, 8), factors=(3.5, 1.75, 1)),
+}

@@ -62,3 +62,16 @@ def conv_stem_channels(width, patch_size):
   """Output channels of each stride-2 convolution of `ConvStem`."""
   steps = int(math.log2(patch_size))
   return [max(width >> (steps - 1 - i), 8) for i in range(steps)]
+
+
+def stem_macs(stem, image_size, patch_size, channels, width):
+  """MACs of 'patch' or 'conv' for one image."""
+  grid = image_size // patch_size
+  if stem == 'patch':
+    return grid * grid * patch_size * patch_size * channels * width
+  macs, side = 0, image_size
+  for out in conv_stem_channels(width, patch_size):
+    side //= 2
+    macs += side * side * 9 * channels * out
+    channels = out
+  return macs + grid * grid * channels * width

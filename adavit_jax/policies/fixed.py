@@ -11,7 +11,7 @@ TABLE_1 = {1: (5, 5), 2: (5, 3), 3: (3, 3), 4: (1, 2), 5: (0, 0)}
 
 
 def all_layers(num_layers):
-  """Keeps everything: `Actions` of ones [L]."""
+  """Keeps everything: `Actions` of ones [L1], [L2]; num_layers is (L1, L2)."""
   return drop(num_layers, 0, 0)
 
 
@@ -19,28 +19,29 @@ def drop(num_layers, num_msa, num_mlp, *, which='last'):
   """Drops a number of MSA and MLP layers at one end of the adaptive encoders.
 
   Args:
-    num_layers: L.
+    num_layers: (L1, L2).
     num_msa: MSA layers to drop.
     num_mlp: MLP layers to drop.
     which: 'last' (nearest to the output) or 'first' (as Table 1 prints it,
       against the finding stated beside it that early layers matter more).
 
   Returns:
-    `Actions` of NumPy float32 [L].
+    `Actions` of NumPy float32 [L1], [L2].
 
   Raises:
     ValueError: if there are fewer layers than are to be dropped.
   """
   if which not in ('first', 'last'):
     raise ValueError(f"which={which!r} must be 'first' or 'last'")
-  if not 0 <= num_msa <= num_layers or not 0 <= num_mlp <= num_layers:
+  wanted = num_msa, num_mlp
+  if not all(0 <= drop <= num for drop, num in zip(wanted, num_layers)):
     raise ValueError(f'cannot drop {num_msa} MSA and {num_mlp} MLP layers of '
-                     f'{num_layers} adaptive encoders')
-  def keep(num):
-    a = np.ones(num_layers, np.float32)
-    a[slice(0, num) if which == 'first' else slice(num_layers - num, None)] = 0
+                     f'{num_layers[0]} and {num_layers[1]}')
+  def keep(num, total):
+    a = np.ones(total, np.float32)
+    a[slice(0, num) if which == 'first' else slice(total - num, None)] = 0
     return a
-  return Actions(keep(num_msa), keep(num_mlp))
+  return Actions(*map(keep, wanted, num_layers))
 
 
 def table_1(number, num_layers, *, which='first'):
@@ -51,23 +52,44 @@ def table_1(number, num_layers, *, which='first'):
 
 
 def parse(keep, num_layers):
-  """A mask from text: 2L digits 0 or 1, all MSA first, to `Actions` [L].
+  """A mask from text: digits 0 or 1, L1 for MSA, then L2, to `Actions`.
 
   Raises:
     ValueError: if the text has another length or other characters.
   """
-  if len(keep) != 2 * num_layers or set(keep) - {'0', '1'}:
-    raise ValueError(f'keep={keep!r} must be {2 * num_layers} digits 0 or 1, '
-                     f'for {num_layers} MSA, then {num_layers} MLP layers')
-  return Actions.from_keep(np.array(list(keep), np.float32))
+  if len(keep) != sum(num_layers) or set(keep) - {'0', '1'}:
+    raise ValueError(f'keep={keep!r} must be {sum(num_layers)} digits 0 or 1, '
+                     f'for {num_layers[0]} MSA, then {num_layers[1]} MLP '
+                     f'layers')
+  return Actions.from_keep(np.array(list(keep), np.float32), num_layers)
 
 
 def survival(num_layers, final):
-  """Survival probability falling linearly with depth (figure 9), [L].
+  """Survival probability falling linearly with depth (figure 9).
 
-  The first adaptive encoder lies one step below 1, the last one at `final`.
+  The first adaptive layer lies one step below 1, the last one at `final`.
+
+  Returns:
+    `Actions` [L1], [L2].
   """
-  return 1 - (1 - final) * jnp.arange(1, num_layers + 1) / num_layers
+  return Actions(*(1 - (1 - final) * jnp.arange(1, num + 1) / num
+                   for num in num_layers))
+
+
+def draw(key, batch_size, keep):
+  """Keeps each layer with a probability of its own.
+
+  Args:
+    key: PRNG key.
+    batch_size: B.
+    keep: probabilities, `Actions` [L1], [L2].
+
+  Returns:
+    `Actions` of 0 and 1, [B, L1], [B, L2].
+  """
+  return Actions(*(
+      jax.random.bernoulli(k, p, (batch_size, len(p))).astype(jnp.float32)
+      for k, p in zip(jax.random.split(key), keep)))
 
 
 def stochastic(key, batch_size, num_layers, *, final):
@@ -76,24 +98,20 @@ def stochastic(key, batch_size, num_layers, *, final):
   Args:
     key: PRNG key.
     batch_size: B.
-    num_layers: L.
-    final: survival probability of the last encoder, in [0, 1].
+    num_layers: (L1, L2).
+    final: survival probability of the last layer, in [0, 1].
 
   Returns:
-    `Actions` [B, L].
+    `Actions` [B, L1], [B, L2].
   """
-  keep = jnp.tile(survival(num_layers, final), 2)
-  shape = (batch_size, 2 * num_layers)
-  return Actions.from_keep(
-      jax.random.bernoulli(key, keep, shape).astype(jnp.float32))
+  return draw(key, batch_size, survival(num_layers, final))
 
 
 def uniform(key, batch_size, num_layers, *, keep):
-  """Keeps each layer with probability `keep`: `Actions` [B, L].
+  """Keeps each layer with probability `keep`: `Actions` [B, L1], [B, L2].
 
   With `keep` = the share of adaptive MACs that may be spent, the expected MACs
   meet the budget exactly, whatever MSA and MLP layers cost.
   """
-  shape = (batch_size, 2 * num_layers)
-  return Actions.from_keep(
-      jax.random.bernoulli(key, keep, shape).astype(jnp.float32))
+  return draw(key, batch_size,
+              Actions(*(jnp.full(num, keep) for num in num_layers)))

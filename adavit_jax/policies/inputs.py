@@ -27,14 +27,33 @@ class Features(NamedTuple):
   aux_logits: jax.Array | None
 
 
-def token_features(z1, tokens):
-  """z1 [B, N, D], each token normalised, to [B, F] float32."""
+def token_features(z1, tokens, prefix):
+  """What the networks see of the tokens where the policy decides.
+
+  Args:
+    z1: [B, N, D]; each token is normalised.
+    tokens: 'all' (flattened) or 'pooled': the class token and the mean of the
+      others, or without a class token the mean alone.
+    prefix: P, class and distillation tokens.
+
+  Returns:
+    [B, F] float32, see `num_features`.
+  """
   x = z1.astype(jnp.float32)
   x = x - x.mean(-1, keepdims=True)
   x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6)
-  if tokens == 'pooled':
-    return jnp.concatenate([x[:, 0], x[:, 1:].mean(1)], axis=-1)
-  return x.reshape(x.shape[0], -1)
+  if tokens == 'all':
+    return x.reshape(x.shape[0], -1)
+  if not prefix:
+    return x.mean(1)
+  return jnp.concatenate([x[:, 0], x[:, 1:].mean(1)], axis=-1)
+
+
+def num_features(at, tokens):
+  """F of `token_features` at a place with `Tokens` `at`."""
+  if tokens == 'all':
+    return at.width * at.num
+  return at.width * (2 if at.prefix else 1)
 
 
 def difficulty(logits):

@@ -11,7 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
+from adavit_jax.models.params import check_key
 from adavit_jax.policies import inputs
 from adavit_jax.runtime import modes
 
@@ -22,11 +24,11 @@ class PolicyNets(nn.Module):
   Two early answers may show both networks how hard an image is, by their
   log-probabilities, largest probability, entropy and margin beside z1: with
   `aux` that of a linear classifier on z1, which tells how hard the image is for
-  any model; with `head` that of the ViT's own head, put on z1, which tells what
-  this model would say if it dropped everything. Gradients stop at z1.
+  any model; with `head` what this model would say if it dropped every layer: of
+  a ViT, its own head on z1. Gradients stop at z1.
 
   Attributes:
-    num_layers: L.
+    num_layers: (L1, L2), MSA and MLP layers that may be dropped.
     num_classes: K.
     tokens: 'all' (flattened) or 'pooled' (class token, mean of the others).
     aux: adds the auxiliary classifier.
@@ -36,7 +38,7 @@ class PolicyNets(nn.Module):
     bias: initial bias; positive values start by keeping most layers.
     num_candidates: C, masks whose success the value head predicts (0: no head).
   """
-  num_layers: int
+  num_layers: tuple[int, int]
   num_classes: int
   tokens: str = 'all'
   aux: bool = True
@@ -45,15 +47,16 @@ class PolicyNets(nn.Module):
   bias: float = 2.0
   num_candidates: int = 0
 
-  def num_features(self, model):
-    """Width F of the token features for a given `ViT`."""
-    return model.width * (model.num_tokens if self.tokens == 'all' else 2)
+  def num_features(self, at):
+    """Width F of the token features at a place with `Tokens` `at`."""
+    return inputs.num_features(at, self.tokens)
 
   def setup(self):
     init = nn.initializers.normal(0.01)
     bias = nn.initializers.constant(self.bias)
-    self.msa_net = nn.Dense(self.num_layers, kernel_init=init, bias_init=bias)
-    self.mlp_net = nn.Dense(self.num_layers, kernel_init=init, bias_init=bias)
+    self.msa_net, self.mlp_net = (
+        nn.Dense(num, kernel_init=init, bias_init=bias, name=name)
+        for num, name in zip(self.num_layers, ('msa_net', 'mlp_net')))
     if self.aux:
       self.aux_head = nn.Dense(self.num_classes, kernel_init=init)
     if self.hidden:
@@ -61,16 +64,23 @@ class PolicyNets(nn.Module):
     if self.num_candidates:
       self.value_head = nn.Dense(self.num_candidates, kernel_init=init)
 
-  def features(self, z1, stats, head_logits=None):
-    """z1 [B, N, D], `Stats` [F] and logits [B, K] for `head` to `Features`.
+  def features(self, x, stats, head_logits=None):
+    """What both networks see.
+
+    Args:
+      x: `inputs.token_features` of z1, [B, F].
+      stats: `Stats` [F].
+      head_logits: [B, K] for `head`.
+
+    Returns:
+      `Features`.
 
     Raises:
       ValueError: if `head` is set and there are no logits.
     """
     if self.head and head_logits is None:
-      raise ValueError("head=True shows the networks what the ViT's head says "
+      raise ValueError("head=True shows the networks what the model's head says "
                        'of z1, and head_logits is None; use learned.observe')
-    x = inputs.token_features(z1, self.tokens)
     x = jax.lax.stop_gradient((x - stats.mean) / stats.std)
     aux_logits = self.aux_head(x) if self.aux else None
     x = x * inputs.TOKEN_SCALE
@@ -92,11 +102,11 @@ class PolicyNets(nn.Module):
     return self.mlp_net(x)
 
   def value(self, features):
-    """Logits [B, C] that the ViT is right under each candidate mask."""
+    """Logits [B, C] that the model is right under each candidate mask."""
     return self.value_head(features.inputs)
 
-  def __call__(self, z1, stats, head_logits=None):
-    features = self.features(z1, stats, head_logits)
+  def __call__(self, x, stats, head_logits=None):
+    features = self.features(x, stats, head_logits)
     msa = self.msa(features)
     mlp = self.mlp(features, (msa > 0).astype(jnp.float32))
     value = self.value(features) if self.num_candidates else None
@@ -108,37 +118,48 @@ def init_params(nets, model, key):
 
   Args:
     nets: `PolicyNets`.
-    model: the `ViT` that they steer.
+    model: the `Backbone` that they steer.
     key: PRNG key.
 
   Returns:
     (parameter tree, `Stats` [F] of mean 0 and deviation 1).
+
+  Raises:
+    ValueError: if `key` is not a single PRNG key.
   """
-  return _init(nets, nets.num_features(model), (model.num_tokens, model.width),
-               key)
+  check_key(key)
+  return _init(
+      nets, nets.num_features(plan.tokens_at(model, model.num_fixed)), key)
 
 
 # Jitted once for all calls, as the model's own.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _init(nets, num_features, shape, key):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _init(nets, num_features, key):
   stats = inputs.Stats(jnp.zeros(num_features, jnp.float32),
                        jnp.ones(num_features, jnp.float32))
-  z1 = jnp.zeros((1, *shape))
+  x = jnp.zeros((1, num_features))
   logits = jnp.zeros((1, nets.num_classes))
-  return nets.init(key, z1, stats, logits)['params'], stats
+  return nets.init(key, x, stats, logits)['params'], stats
 
 
-def observe(nets, model, params, z1, stats):
-  """What the networks see of z1; the gradient stops at z1 and at the ViT.
+def token_features(nets, model, z1):
+  """`inputs.token_features` of z1, the activations where the policy decides."""
+  at = plan.tokens_at(model, model.num_fixed)
+  return inputs.token_features(model.tokens(z1, at), nets.tokens, at.prefix)
+
+
+def observe(nets, model, params, z1, images=None):
+  """What the networks see of z1; the gradient stops at z1 and at the model.
 
   The patent shows them z1 alone; the early answers are this library's.
 
   Args:
     nets: `PolicyNets`.
-    model: the `ViT` that they steer.
-    params: {'policy': their parameters, 'vit': the ViT's}.
-    z1: output of the fixed encoders, [B, N, D].
-    stats: `Stats` [F].
+    model: the `Backbone` that they steer.
+    params: groups: 'policy' and 'policy_stats', for `head` also 'backbone',
+      folded.
+    z1: activations where the policy decides.
+    images: [B, S, S, C], normalised; for `head`, where `plan.rereads_images`.
 
   Returns:
     `Features` of B images.
@@ -146,9 +167,10 @@ def observe(nets, model, params, z1, stats):
   z1 = jax.lax.stop_gradient(z1)
   logits = None
   if nets.head:  # `inputs.difficulty` stops the gradient of its logits.
-    logits = modes.classify(model, params['vit'], z1).total
-  return nets.apply({'params': params['policy']}, z1, stats, logits,
-                    method='features')
+    logits = modes.without_layers(model, params, z1, images).total
+  return nets.apply(
+      {'params': params['policy']}, token_features(nets, model, z1),
+      params['policy_stats'], logits, method='features')
 
 
 def bounded(logits, bound):
@@ -177,8 +199,8 @@ def entropy(s):
   return -(s * jnp.log(s) + (1 - s) * jnp.log1p(-s))
 
 
-def sample(nets, params, features, key, *, bound, free):
-  """Draws actions (equations 3 and 4), bounded, with encoders freed so far.
+def sample(nets, params, features, key, *, bound, free=None):
+  """Draws actions (equations 3 and 4), bounded, with layers freed so far.
 
   Args:
     nets: `PolicyNets`.
@@ -186,18 +208,21 @@ def sample(nets, params, features, key, *, bound, free):
     features: `Features` of B images.
     key: PRNG key.
     bound: λ of `bounded`.
-    free: [L], 0 where the curriculum still forces an encoder to run.
+    free: `Actions` [L1], [L2], 0 where the curriculum still forces a layer to
+      run; None frees every layer.
 
   Returns:
     `Actions` [B, L].
   """
   keys = jax.random.split(key)
-  def draw(key, logits):
+  def draw(key, logits, free):
     a = jax.random.bernoulli(key, bounded(logits, bound)).astype(jnp.float32)
-    return jnp.where(free > 0, a, 1.)
-  msa = draw(keys[0], nets.apply({'params': params}, features, method='msa'))
+    return a if free is None else jnp.where(free > 0, a, 1.)
+  free = free or Actions(None, None)
+  msa = draw(keys[0], nets.apply({'params': params}, features, method='msa'),
+             free.msa)
   mlp_logits = nets.apply({'params': params}, features, msa, method='mlp')
-  return Actions(msa, draw(keys[1], mlp_logits))
+  return Actions(msa, draw(keys[1], mlp_logits, free.mlp))
 
 
 def greedy(nets, params, features, *, threshold=0.5, free=None):
@@ -208,16 +233,18 @@ def greedy(nets, params, features, *, threshold=0.5, free=None):
     params: their parameters.
     features: `Features` of B images.
     threshold: in (0, 1); higher drops more.
-    free: as in `sample`; None frees every encoder.
+    free: as in `sample`.
 
   Returns:
     `Actions` [B, L].
   """
-  def decide(logits):
+  def decide(logits, free):
     a = (jax.nn.sigmoid(logits) >= threshold).astype(jnp.float32)
     return a if free is None else jnp.where(free > 0, a, 1.)
-  msa = decide(nets.apply({'params': params}, features, method='msa'))
-  mlp = decide(nets.apply({'params': params}, features, msa, method='mlp'))
+  free = free or Actions(None, None)
+  msa = decide(nets.apply({'params': params}, features, method='msa'), free.msa)
+  mlp = decide(nets.apply({'params': params}, features, msa, method='mlp'),
+               free.mlp)
   return Actions(msa, mlp)
 
 

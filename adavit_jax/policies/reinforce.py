@@ -1,10 +1,12 @@
 """Rewards and the policy gradient, as pure functions (US 12,394,190).
 
-Letters: S samples per image, B batch, L adaptive encoders.
+Letters: S samples per image, B batch, L1 MSA and L2 MLP layers to drop.
 """
 
 import jax
 import jax.numpy as jnp
+
+from adavit_jax.models.actions import Actions
 
 PRICES = 1e-3, 20.  # between which the controller keeps the price μ of MACs
 
@@ -13,10 +15,10 @@ def drop_reward(actions):
   """Shares of dropped layers, the first two terms of equation 12.
 
   Args:
-    actions: `Actions` [..., L].
+    actions: `Actions` [..., L1], [..., L2].
 
   Returns:
-    (1 - |a1| / L, 1 - |a2| / L), each [...]. The patent prints a 2-norm in the
+    (1 - |a1| / L1, 1 - |a2| / L2), each [...]. The patent prints a 2-norm in the
     second term; for 0/1 actions the count of equation 16 is meant.
   """
   return 1 - actions.msa.mean(-1), 1 - actions.mlp.mean(-1)
@@ -76,21 +78,23 @@ def surrogate(log_likelihood, advantage):
 
 
 def curriculum(progress, num_layers, share):
-  """Which encoders are free at this point of the phase: the last ones first.
+  """Which layers are free at this point of the phase: the last ones first.
 
   Args:
     progress: share of the phase that has passed, in [0, 1].
-    num_layers: L.
+    num_layers: (L1, L2).
     share: share of the phase over which they are freed; 0 frees all at once.
 
   Returns:
-    [L] of 0 and 1.
+    `Actions` of 0 and 1, [L1], [L2].
   """
-  if not share:
-    return jnp.ones(num_layers)
-  num_free = jnp.ceil(jnp.clip(progress / share, 0, 1) * num_layers)
-  num_free = jnp.maximum(num_free, 1)
-  return (jnp.arange(num_layers) >= num_layers - num_free).astype(jnp.float32)
+  def free(num):
+    if not share:
+      return jnp.ones(num)
+    num_free = jnp.ceil(jnp.clip(progress / share, 0, 1) * num)
+    num_free = jnp.maximum(num_free, 1)
+    return (jnp.arange(num) >= num - num_free).astype(jnp.float32)
+  return Actions(*map(free, num_layers))
 
 
 def update_price(log_price, macs_ratio, target, rate):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.runtime import modes
 
@@ -21,7 +22,7 @@ class Chain(NamedTuple):
   """Nested static masks, from all layers to none.
 
   Attributes:
-    actions: `Actions` [C, L], C = 2L + 1.
+    actions: `Actions` [C, L1], [C, L2], C = L1 + L2 + 1.
     loss: mean cross-entropy on the search data, [C].
     accuracy: share of correct answers on the search data, [C].
   """
@@ -30,16 +31,17 @@ class Chain(NamedTuple):
   accuracy: np.ndarray
 
 
-def greedy_chain(model, params, cost, z1, labels, *, weights=None,
+def greedy_chain(model, params, cost, z1, labels, *, images=None, weights=None,
                  forward=False, batch_size=None, progress=lambda done: None):
   """Drops the layer that costs least loss per MAC saved, one after the other.
 
   Args:
-    model: a `ViT`.
-    params: its parameters.
+    model: a `Backbone`.
+    params: groups, folded.
     cost: `Cost` of the model.
-    z1: output of the fixed encoders on held-out images, [B, N, D].
+    z1: activations of held-out images where the policy decides, B of them.
     labels: [B] int.
+    images: [B, S, S, C], normalised; needed where `plan.rereads_images`.
     weights: how much each image counts, [B]; None counts all alike.
     forward: add layers to none instead, what saves most loss per MAC first.
     batch_size: images that run at once; None for all B.
@@ -47,21 +49,22 @@ def greedy_chain(model, params, cost, z1, labels, *, weights=None,
       `num_tried` in all.
 
   Returns:
-    `Chain` of 2L + 1 masks.
+    `Chain` of L1 + L2 + 1 masks.
   """
   weights = jnp.ones(len(labels)) if weights is None else weights
   size = min(batch_size or len(labels), len(labels))
-  batches = _batches(size, (z1, labels, weights))
+  batches = _batches(size, (z1, images, labels, weights))
   done = itertools.count(1)
+  num_layers = plan.num_layers(model)
   def evaluate(keep):
-    loss, accuracy = map(float, _evaluate(model, params, batches, keep))
+    loss, accuracy = map(float, _evaluate(
+        model, params, batches, Actions.from_keep(keep, num_layers)))
     progress(next(done))
     return loss, accuracy
-  num = model.num_adaptive
-  macs = np.repeat([cost.msa, cost.mlp], num).astype(np.float64)
-  keep = np.full(2 * num, not forward, np.float32)
+  macs = np.array([*cost.msa, *cost.mlp], np.float64)
+  keep = np.full(len(macs), not forward, np.float32)
   rows = [(keep.copy(), *evaluate(keep))]
-  while len(rows) <= 2 * num:
+  while len(rows) <= len(macs):
     tried = []
     for i in np.flatnonzero(keep != forward):
       candidate = keep.copy()
@@ -72,27 +75,30 @@ def greedy_chain(model, params, cost, z1, labels, *, weights=None,
     rows.append((keep.copy(), loss, accuracy))
   keeps, losses, accuracies = map(
       np.stack, zip(*(rows[::-1] if forward else rows)))
-  return Chain(Actions.from_keep(jnp.asarray(keeps)), losses, accuracies)
+  return Chain(Actions.from_keep(jnp.asarray(keeps), num_layers), losses,
+               accuracies)
 
 
 def num_tried(num_layers):
-  """How many masks `greedy_chain` tries for L layers of either kind."""
-  return 1 + num_layers * (2 * num_layers + 1)
+  """How many masks `greedy_chain` tries for (L1, L2) layers."""
+  num = sum(num_layers)
+  return 1 + num * (num + 1) // 2
 
 
-def candidates(model, params, cost, z1, labels, *, batch_size=None,
+def candidates(model, params, cost, z1, labels, *, images=None, batch_size=None,
                progress=lambda done: None):
   """Masks worth choosing from: the chains of all, easy and hard images.
 
-  Easy is the half of the images on which the ViT's own head, put on z1, has
-  the smallest entropy: what easy images need is not what hard ones need.
+  Easy is the half of the images on which the model without its layers has the
+  smallest entropy: what easy images need is not what hard ones need.
 
   Args:
-    model, params, cost, z1, labels, batch_size: as in `greedy_chain`.
+    model, params, cost, z1, labels, images, batch_size: as in `greedy_chain`.
     progress: likewise, over the `NUM_CHAINS` chains.
 
   Returns:
-    `Actions` [3 (2L + 1), L]; the first 2L + 1 are the chain of all images.
+    `Actions` [3 C, L1], [3 C, L2], C = L1 + L2 + 1; the first C are the chain
+    of all images.
 
   Raises:
     ValueError: if there are fewer than two images.
@@ -100,15 +106,15 @@ def candidates(model, params, cost, z1, labels, *, batch_size=None,
   if len(labels) < 2:
     raise ValueError(f'the search of masks needs 2 images, got {len(labels)}; '
                      f'set --config.data.holdout or num_search higher')
-  logits = modes.classify(model, params, z1).total
+  logits = modes.without_layers(model, params, z1, images).total
   p = jax.nn.softmax(logits)
   entropy = -(p * jnp.log(p + 1e-9)).sum(-1)
   rank = entropy.argsort().argsort()
   easy = (rank < len(entropy) // 2).astype(jnp.float32)
-  each = num_tried(model.num_adaptive)
+  each = num_tried(plan.num_layers(model))
   chains = [
-      greedy_chain(model, params, cost, z1, labels, weights=weights,
-                   batch_size=batch_size,
+      greedy_chain(model, params, cost, z1, labels, images=images,
+                   weights=weights, batch_size=batch_size,
                    progress=lambda done, i=i: progress(i * each + done)).actions
       for i, weights in enumerate((jnp.ones_like(easy), easy, 1 - easy))]
   return Actions(*map(jnp.concatenate, zip(*chains)))
@@ -116,19 +122,20 @@ def candidates(model, params, cost, z1, labels, *, batch_size=None,
 
 @functools.partial(jax.jit, static_argnums=0)
 def _batches(size, arrays):
-  """Arrays [B, ...] as batches [n, size, ...], filled up with zeros."""
-  num = len(arrays[-1])
-  rows = -(-num // size) * size
-  pad = lambda x: jnp.pad(x, [(0, rows - num), *[(0, 0)] * (x.ndim - 1)])
-  return [pad(x).reshape(-1, size, *x.shape[1:]) for x in arrays]
+  """Trees of arrays [B, ...] as batches [n, size, ...], padded with zeros."""
+  def split(x):
+    rows = -(-len(x) // size) * size
+    x = jnp.pad(x, [(0, rows - len(x)), *[(0, 0)] * (x.ndim - 1)])
+    return x.reshape(-1, size, *x.shape[1:])
+  return jax.tree.map(split, arrays)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _evaluate(model, params, batches, keep):
+def _evaluate(model, params, batches, actions):
   def sums(batch):
-    z1, labels, weights = batch
+    z1, images, labels, weights = batch
     logits = modes.adaptive(
-        model, params, z1, Actions.from_keep(keep), 'cond').total
+        model, params, z1, actions, 'cond', images=images).total
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     correct = (logits.argmax(-1) == labels).astype(jnp.float32)
     return (weights * loss).sum(), (weights * correct).sum()
@@ -140,12 +147,12 @@ def nearest(chain, cost, macs_ratio):
   """The mask that spends at least `macs_ratio`, as little as can be.
 
   Args:
-    chain: `Actions` [C, L], the one that spends most first.
+    chain: `Actions` [C, L1], [C, L2], the one that spends most first.
     cost: `Cost`; without policy networks, which a static model does not run.
     macs_ratio: share of the dense model's MACs.
 
   Returns:
-    `Actions` [L]; the first where none spends as much.
+    `Actions` [L1], [L2]; the first where none spends as much.
   """
   ratios = np.asarray(cost.ratio(chain))
   enough = np.flatnonzero(ratios >= macs_ratio - 1e-9)

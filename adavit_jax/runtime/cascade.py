@@ -49,7 +49,7 @@ class Cascade:
     """Makes a runner; programs are compiled when first used, or by `warm_up`.
 
     Args:
-      stages: E stages, from `models.stages.stages`.
+      stages: E stages, from `runtime.stages.stages`.
       params: parameters of the model.
       rule: one of `exits.confidence.RULES`, or any other `Rule`.
       thresholds: see the property of that name.

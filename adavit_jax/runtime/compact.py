@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from adavit_jax.runtime import branches
+
 # MACs that one pass should have to hide its gather, its scatter and the start
 # of its matrix products, and few enough that its activations stay in the cache
 # (benchmarks/execution.py --chunks). Only the CPU's figure has been measured.
@@ -46,35 +48,28 @@ def pass_sizes(chunk, most=_SIZES):
   return [small, *even] if small >= 2 else even
 
 
-def add(x, y):
-  """x [B, N, D] with y [B, n, D] added to its first n tokens."""
-  if y.shape[1] == x.shape[1]:
-    return x + y
-  return jax.lax.dynamic_update_slice(
-      x, x[:, :y.shape[1]] + y, (0,) * x.ndim)
-
-
 def residual(run, x, keep, chunk, most=_SIZES):
   """x + run(x) in the rows that keep it; the other rows are not computed.
 
   Kept rows go through `run` in a loop of passes of `chunk` rows, as many as
   there are, and the rest of them in one pass of the smallest size that holds
   them, chosen by a switch. The program has the code of `run` once per size,
-  whatever the number of rows: nothing depends on `keep` but how often its loops
-  turn and which branch is taken.
+  whatever the number of rows: `keep` changes trip counts and the branch taken,
+  never shapes.
 
   Args:
-    run: maps [C, N, ...] to [C, n, ...], row by row: what is added to the first
-      n <= N tokens.
-    x: [B, N, ...].
+    run: row by row, what is added to x: for an array [C, N, ...] one of
+      [C, n, ...], added to the first n <= N tokens; for a dict some of its
+      keys.
+    x: [B, N, ...], or a dict of arrays [B, ...].
     keep: [B], 1 or True = run, 0 or False = leave the row as it is.
     chunk: rows per pass, from `chunk_size`.
     most: of `pass_sizes`.
 
   Returns:
-    [B, N, ...].
+    As x.
   """
-  size = x.shape[0]
+  size = len(keep)
   chunk = min(chunk, size)
   wanted = keep.astype(bool)
   num = wanted.sum(dtype=jnp.int32)
@@ -90,18 +85,21 @@ def residual(run, x, keep, chunk, most=_SIZES):
     return jax.lax.dynamic_slice(order, (start,), (length,))
 
   def passed(x, start, length):
-    taken = x.at[rows_of(start, length)].get(mode='clip', **known)
-    y = run(taken)
-    return taken[:, :y.shape[1]] + y
+    rows = rows_of(start, length)
+    taken = jax.tree.map(lambda a: a.at[rows].get(mode='clip', **known), x)
+    return _sum(taken, run(taken))
 
   def written(x, start, y):
-    rows = rows_of(start, len(y))
-    return x.at[rows, :y.shape[1]].set(y, mode='drop', **known)
+    rows = rows_of(start, len(jax.tree.leaves(y)[0]))
+    put = lambda a, y: a.at[rows, :y.shape[1]].set(y, mode='drop', **known)
+    if isinstance(x, dict):
+      return {**x, **{key: put(x[key], part) for key, part in y.items()}}
+    return put(x, y)
 
   def whole(i, x):
     # A pass of all rows needs no gather.
     if chunk == size:
-      return add(x, run(x))
+      return branches.add(x, run(x))
     return written(x, i * chunk, passed(x, i * chunk, chunk))
 
   full = num // chunk
@@ -113,9 +111,10 @@ def residual(run, x, keep, chunk, most=_SIZES):
   def last(_, x):
     def padded(length):
       def branch(x):
-        y = passed(x, done, length)
-        missing = sizes[-1] - length
-        return jnp.pad(y, ((0, missing), *((0, 0),) * (y.ndim - 1)))
+        return jax.tree.map(
+            lambda y: jnp.pad(y, ((0, sizes[-1] - length),
+                                  *((0, 0),) * (y.ndim - 1))),
+            passed(x, done, length))
       return branch
     which = (num - done > jnp.asarray(sizes)).sum()
     return written(x, done, jax.lax.switch(which, list(map(padded, sizes)), x))
@@ -123,3 +122,10 @@ def residual(run, x, keep, chunk, most=_SIZES):
   # A loop of one turn or none works in place, where a branch that leaves x as
   # it is, or writes into it, would copy it (seen on CPU).
   return jax.lax.fori_loop(0, (num > done).astype(jnp.int32), last, x)
+
+
+def _sum(x, y):
+  """The tokens of x that y is added to, with y added."""
+  if isinstance(x, dict):
+    return {key: _sum(x[key], part) for key, part in y.items()}
+  return x[:, :y.shape[1]] + y

@@ -4,133 +4,70 @@
 `static` leaves dropped branches out of the program; `cond` skips them at run
 time when one decision holds for the whole batch; `compact` runs each branch on
 the images that keep it.
-
-The heads read the prefix tokens alone. So the last MSA layer that an image
-keeps needs no other queries, and the MLP layers from there on no other tokens:
-all modes but `masked` leave them out, `compact` the queries only where no image
-of the batch needs them.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from adavit_jax.models import actions as actions_lib
-from adavit_jax.models.encoder import branches
-from adavit_jax.runtime.dynamic import compact
-from adavit_jax.runtime.dynamic import cond
+from adavit_jax.models import inputs
+from adavit_jax.models import plan
+from adavit_jax.models.actions import Actions
+from adavit_jax.models.backbone import EVAL
+from adavit_jax.models.params import fold
+from adavit_jax.runtime import masked
+from adavit_jax.runtime import skipping
+
+MODES = ('masked', 'static', 'cond', 'compact')
+
+
+def embed(model, params, images, ctx=EVAL):
+  """What the plan begins with.
+
+  Args:
+    model: a `Backbone`.
+    params: groups.
+    images: [B, S, S, C], normalised.
+    ctx: `Context`; with `stats` of the whole backbone in training.
+
+  Returns:
+    `masked.Result`.
+
+  Raises:
+    ValueError: for images that the model does not take.
+  """
+  inputs.check_normalized(model, images)
+  x, changed = model.embed(params['backbone'], images, ctx)
+  return masked.Result(x, masked.merged(ctx.stats, changed), None)
 
 
 def fixed(model, params, images):
-  """Runs the stem and the M fixed encoders (equation 1).
+  """Runs the embedding and the M fixed encoders (equation 1).
 
   Args:
-    model: a `ViT`.
-    params: its parameters.
+    model: a `Backbone`.
+    params: groups, folded.
     images: [B, S, S, C], normalised.
 
   Returns:
-    z1 [B, N, D].
+    z1, the activations where the policy decides: [B, N, D], or a dict.
   """
-  x = model.apply({'params': params}, images, method='embed')
-  msa, mlp = branches(model.encoder)
-  for i in range(model.num_fixed):
-    p = jax.tree.map(lambda leaf: leaf[i], params['fixed'])
-    x = x + msa(p, x)
-    x = x + mlp(p, x)
-  return x
+  x = embed(model, params, images).x
+  return masked.unrolled(model, params, x, images, 0, model.num_fixed)
 
 
-def segment(model, params, start, stop):
-  """The adaptive encoders start to stop alone, as `masked` takes them.
+def adaptive(model, params, x, actions, mode, *, images=None, chunk=None):
+  """Runs the encoders behind the policy and the last exit (equation 2).
 
   Args:
-    model: a `ViT`.
-    params: its parameters.
-    start: number of the first, from 0 over the adaptive encoders.
-    stop: one past the last.
-
-  Returns:
-    (a `ViT` with stop - start adaptive encoders, its parameters); tokens go
-    into the first of them instead of z1.
-  """
-  part = model.clone(depth=model.num_fixed + stop - start)
-  adaptive = jax.tree.map(lambda leaf: leaf[start:stop], params['adaptive'])
-  return part, {**params, 'adaptive': adaptive}
-
-
-def masked(model, params, x, gates, *, unroll=1, remat=False):
-  """Runs every adaptive branch and scales its output by a gate.
-
-  Args:
-    model: a `ViT`.
-    params: its parameters.
-    x: z1 [B, N, D].
-    gates: `Actions` of [B, L] or [L]; 0/1 for actions, any float for
-      stochastic depth (0 or 1 / survival probability).
-    unroll: encoders unrolled into one step of the scan.
-    remat: recompute the branches in the backward pass.
-
-  Returns:
-    (x [B, N, D], prefix tokens after each adaptive encoder [L, B, P, D]).
-  """
-  msa, mlp = branches(model.encoder)
-  layers = lambda a: jnp.broadcast_to(
-      a, (x.shape[0], model.num_adaptive)).T[..., None, None].astype(x.dtype)
-
-  def step(x, layer):
-    p, keep_msa, keep_mlp = layer  # keep_*: [B, 1, 1]
-    x = x + keep_msa * msa(p, x)
-    x = x + keep_mlp * mlp(p, x)
-    return x, x[:, :model.num_prefix]
-
-  step = jax.checkpoint(step) if remat else step
-  xs = (params['adaptive'], layers(gates.msa), layers(gates.mlp))
-  return jax.lax.scan(step, x, xs, unroll=unroll)
-
-
-def static(model, params, x, actions):
-  """Runs the branches that are kept; the others are absent from the program.
-
-  Args:
-    model: a `ViT`.
-    params: its parameters.
-    x: z1 [B, N, D].
-    actions: `Actions` of [L], concrete when the program is traced.
-
-  Returns:
-    Prefix tokens [B, P, D].
-
-  Raises:
-    ValueError: if the actions are traced, or differ between images.
-  """
-  if any(isinstance(a, jax.core.Tracer) or np.ndim(a) != 1 for a in actions):
-    raise ValueError("mode='static' takes concrete actions of shape [L]; use "
-                     "'cond' for a traced decision, 'masked' for one per image")
-  actions = actions_lib.Actions(*map(np.asarray, actions))
-  msa, mlp = branches(model.encoder)
-  for i, read_later in enumerate(actions.read_later):
-    p = jax.tree.map(lambda leaf: leaf[i], params['adaptive'])
-    read = None if read_later else model.num_prefix
-    if actions.msa[i]:
-      x = x[:, :read] + msa(p, x, read)
-    if actions.mlp[i]:
-      x = x[:, :read]
-      x = x + mlp(p, x)
-  return x[:, :model.num_prefix]
-
-
-def adaptive(model, params, x, actions, mode, *, chunk=None):
-  """Runs the adaptive encoders and the heads (equation 2).
-
-  Args:
-    model: a `ViT`.
-    params: its parameters.
-    x: z1 [B, N, D].
-    actions: `Actions` of 0 and 1, [L] or [B, L] as the mode takes them; lists
-      will do.
+    model: a `Backbone`.
+    params: groups, folded.
+    x: z1, see `fixed`.
+    actions: `Actions` of 0 and 1, [L1], [L2] or with an axis [B] before, as the
+      mode takes them; array-likes are accepted.
     mode: 'masked', 'static', 'cond' or 'compact'.
-    chunk: as `compact` takes it; the other modes have none.
+    images: [B, S, S, C], normalised; needed where `plan.rereads_images`.
+    chunk: as `skipping.run` takes it; the other modes have none.
 
   Returns:
     `Logits`.
@@ -140,37 +77,60 @@ def adaptive(model, params, x, actions, mode, *, chunk=None):
   """
   if mode not in MODES:
     raise ValueError(f'unknown mode {mode!r}; known: {sorted(MODES)}')
-  actions = actions_lib.checked(
-      actions, x.shape[0], model.num_adaptive, gates=mode == 'masked')
-  options = dict(chunk=chunk) if mode == 'compact' else {}
-  if mode in ('cond', 'compact'):
-    options['read'] = model.num_prefix
-  return classify(model, params,
-                  MODES[mode](model, params, x, actions, **options))
+  actions = actions_lib.checked(actions, batch_of(x), plan.num_layers(model),
+                                gates=mode == 'masked')
+  start = model.num_fixed
+  if mode == 'masked':
+    x = masked.run(model, params, x, images, actions, start=start).x
+  else:
+    x = skipping.run(model, params, x, images, actions, mode, start=start,
+                     read=plan.read_last(model), chunk=chunk)
+  return classify(model, params, x)
+
+
+def batch_of(x):
+  """B of activations."""
+  return jax.tree.leaves(x)[0].shape[0]
+
+
+def without_layers(model, params, x, images=None):
+  """`Logits` of z1 when every layer that may be dropped is dropped."""
+  none = Actions(*map(np.zeros, plan.num_layers(model)))
+  return adaptive(model, params, x, none, 'static', images=images)
 
 
 def classify(model, params, x):
-  """The heads on an encoder's output: tokens [B, N, D] to `Logits` [B, K]."""
-  prefix = x[:, :model.num_prefix]
-  return model.apply({'params': params}, prefix, method='classify')
+  """The last exit on the activations at the end of the plan: `Logits`."""
+  return model.classify(params['backbone'], x, len(model.own_exits()) - 1,
+                        EVAL)[0]
 
 
-def forward(model, params, images, actions, *, mode='masked'):
+def dense(model, params, images):
+  """Classifies images with all layers: `Logits` [B, K]."""
+  x = embed(model, params, images).x
+  x = masked.run(model, params, x, images, read=plan.read_last(model),
+                 inference=True).x
+  return classify(model, params, x)
+
+
+def forward(model, params, images, actions=None, *, mode='masked'):
   """Classifies images under given actions; see `fixed` and `adaptive`.
 
+  Args:
+    model: from `adavit_jax.create`; added exits are not asked.
+    params: from `adavit_jax.init_params`.
+    images: [B, S, S, C], normalised.
+    actions: `Actions`; None runs all layers, in any mode the same program.
+    mode: see `adaptive`.
+
+  Returns:
+    `Logits`.
+
   Raises:
-    ValueError: for a model with exits, or as `fixed` and `adaptive`.
+    ValueError: for images that the model does not take, or as `adaptive`.
   """
-  if hasattr(model, 'num_stages'):
-    raise ValueError(f'{type(model).__name__} has exits; run it as model.apply('
-                     f"{{'params': params}}, images), or stage by stage")
+  params = fold(model, params)
+  if actions is None:
+    return dense(model, params, images)
   z1 = fixed(model, params, images)
-  return adaptive(model, params, z1, actions, mode)
-
-
-def _masked_tokens(model, params, x, actions):
-  return masked(model, params, x, actions)[0]
-
-
-MODES = {'masked': _masked_tokens, 'static': static, 'cond': cond,
-         'compact': compact}
+  return adaptive(model, params, z1, actions, mode, images=images)

@@ -151,6 +151,18 @@ class Checkpoints:
     """
     return self._json(kind, self._find(step, kind), 'info')
 
+  def groups(self, step: int, kind: str = 'last'):
+    """Gives {field: names of its entries} of a saved state; reads no arrays.
+
+    Of a dataclass with the field `params`, a dict of trees, for instance
+    {'params': {'backbone', 'policy'}}.
+    """
+    found = {}
+    for path in self._json(kind, self._find(step, kind), 'about')['leaves']:
+      field, _, rest = path.partition('/')
+      found.setdefault(field, set()).add(rest.partition('/')[0])
+    return found
+
   def restore(self, abstract_state, step: int | None = None,
               kind: str = 'last', *, partial: bool = False):
     """Restores a state onto given shardings.

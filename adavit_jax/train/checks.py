@@ -1,13 +1,16 @@
 """Checks of a config against data, model and the run that it continues."""
 
+import copy
 import json
 import os
 
-import jax.numpy as jnp
+import numpy as np
 
 from adavit_jax import data
+from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
-from adavit_jax.train import restore
+from adavit_jax.train import config as config_lib
+from adavit_jax.train.phases import joint
 
 # What may differ between a run and its resumption: no more than rounding
 # depends on it.
@@ -49,33 +52,28 @@ def budget(config, system):
   Raises:
     ValueError: if what always runs costs as much or more.
   """
-  none = jnp.zeros(system.model.num_adaptive)
-  floor = float(system.cost.ratio(Actions(none, none)))
-  learned_phases = {'warm_start', 'policy', 'joint'}
-  if (learned_phases.intersection(config.phases)
-      and config.mac_target <= floor):
+  none = Actions(*map(np.zeros, plan.num_layers(system.model)))
+  floor = float(system.cost.ratio(none))
+  if config_lib.trains_policy(config) and config.mac_target <= floor:
     raise ValueError(
         f'mac_target={config.mac_target} cannot be met: stem, fixed '
         f'encoders, heads and policy nets alone are {floor:.3f} of the dense '
         f"model's MACs; set it higher, or num_fixed lower")
 
 
-def both_heads(config, model):
-  """Checks that a phase with a teacher trains both heads of a ViT.
+def both_heads(config, system):
+  """Checks that a phase with a teacher trains both heads of a model.
 
   Args:
     config: see `train.config.default_config`.
-    model: from `models.create`.
+    system: `System`.
 
   Raises:
     ValueError: if it would leave the class head as it is.
   """
   for phase in ('joint', 'static'):
-    if (phase in config.phases and config[phase].distill == 1
-        and model.distillation):
-      raise ValueError(f'{phase}.distill=1 teaches the distillation head alone '
-                       f'and leaves the class head of {config.model.name!r} as '
-                       f'it is; set it below 1')
+    if phase in config.phases:
+      joint.check_heads(phase, system)
 
 
 def same_classes(info, dataset, workdir):
@@ -105,7 +103,7 @@ def same_images(info, dataset, workdir):
   """Checks that the images are split as they were when a run was trained.
 
   Args:
-    info: as in `same_classes`; older runs do not say.
+    info: as in `same_classes`.
     dataset: `Dataset` that goes with it now.
     workdir: directory of that run.
 
@@ -114,8 +112,8 @@ def same_images(info, dataset, workdir):
       held out now. Another number of classes is found elsewhere.
   """
   then = info['dataset']
-  if (then.get('num_classes') == dataset.num_classes
-      and then.get('split') not in (None, data.fingerprint(dataset))):
+  if (then['num_classes'] == dataset.num_classes
+      and then['split'] != data.fingerprint(dataset)):
     raise ValueError(
         f'the images are not those that {workdir} was trained on: some were '
         f'added, removed or put into another class; bring them back, or train '
@@ -134,7 +132,7 @@ def same_holdout(info, config, dataset):
     ValueError: if both are of one data set and split it differently, or files
       of it were added or removed.
   """
-  saved = restore.with_defaults(info['config'])
+  saved = info['config']
   if _data_set(saved['data']) != _data_set(config.data):
     return
   def split(config):
@@ -147,10 +145,9 @@ def same_holdout(info, config, dataset):
         f'holdout={then[1]}, this run by seed {now[0]} and holdout={now[1]}: '
         f'it could hold out images that its parameters were trained on; set '
         f'--config.data.seed={then[0]} --config.data.holdout={then[1]}')
-  # Of built-in sets the seed says it all. Older runs have no digest.
-  digest = info['dataset'].get('split')
+  # Of built-in sets the seed says it all.
   if (config.data.name.startswith(('folder', 'tfds:'))
-      and digest not in (None, data.fingerprint(dataset))):
+      and info['dataset']['split'] != data.fingerprint(dataset)):
     raise ValueError(
         f'{config.data.name!r} has other images now, or reads them otherwise, '
         f'than when {config.init.workdir} was trained on it: this run could '
@@ -170,8 +167,7 @@ def same_run(info, config, workdir, *, nets=True):
   """Checks that a run is continued with the config that it began with.
 
   Args:
-    info: what the checkpoint says of itself, see `loop.Trainer.info`; fields
-      that its config lacks have their defaults.
+    info: what the checkpoint says of itself, see `run.Saved`.
     config: see `train.config.default_config`.
     workdir: directory of the run.
     nets: False where no policy network exists, whose config then says nothing.
@@ -179,11 +175,10 @@ def same_run(info, config, workdir, *, nets=True):
   Raises:
     ValueError: names up to five fields that differ and may not.
   """
-  saved = restore.with_defaults(info['config'])
+  saved = copy.deepcopy(info['config'])
   now = json.loads(json.dumps(config.to_dict()))
-  # A directory may have moved since, and '' was then its newest phase. Older
-  # runs do not say which one it was.
-  saved['init']['phase'] = info.get('began_from') or now['init']['phase']
+  # A directory may have moved since, and '' was then its newest phase.
+  saved['init']['phase'] = info['began_from'] or now['init']['phase']
   now['init']['phase'] = now['init']['phase'] or saved['init']['phase']
   if not nets:
     del saved['nets'], now['nets']

@@ -8,11 +8,12 @@ import contextlib
 import jax
 import jax.numpy as jnp
 
+from adavit_jax.models import plan
 from adavit_jax.policies import inputs
 from adavit_jax.policies import search
-from adavit_jax.train import config as config_lib
+from adavit_jax.train import history
 from adavit_jax.train import mesh as mesh_lib
-from adavit_jax.train import restore
+from adavit_jax.train import phases as phases_lib
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
 from adavit_jax.train import writer
@@ -35,16 +36,18 @@ def enter(trainer, state, phase, had_price=False):
     ValueError: as `static_masks`, before a warm start.
   """
   phases = trainer.config.phases
-  if phase in config_lib.TAUGHT and state.teacher is None:
-    state = state.replace(params=system_lib.final_params(state), ema=None)
+  rules = phases_lib.PHASES[phase]
+  if rules.teacher and state.teacher is None:
+    params = system_lib.final_params(state)
     state = with_stats(trainer, state.replace(
-        teacher=jax.tree.map(jnp.copy, state.params['vit'])))
-  elif phase == 'dense':
+        params=params, ema=None, teacher=jax.tree.map(
+            jnp.copy, system_lib.model_params(params))))
+  elif rules.decides == 'all':
     state = state.replace(teacher=None)
   if phase == 'warm_start':
     state = state.replace(
-        candidates=static_masks(trainer, system_lib.final_params(state)['vit']))
-  priced = had_price or restore.sets_price(
+        candidates=static_masks(trainer, system_lib.final_params(state)))
+  priced = had_price or history.sets_price(
       trainer.config, phases[:phases.index(phase)])
   if phase in ('policy', 'joint') and not priced:
     state = state.replace(log_price=jnp.log(
@@ -54,23 +57,25 @@ def enter(trainer, state, phase, had_price=False):
 
 
 def with_stats(trainer, state):
-  """The state with the feature statistics of its ViT on training images."""
+  """The state with its policy's feature statistics on training images."""
+  if trainer.system.nets is None:
+    return state
   features = jnp.asarray(trainer.evaluator.token_features(
-      state.params['vit'], trainer.dataset.train, 5000))
-  return state.replace(
-      stats=inputs.Stats(features.mean(0), features.std(0) + 1e-2))
+      state.params, trainer.dataset.train, 5000))
+  stats = inputs.Stats(features.mean(0), features.std(0) + 1e-2)
+  return state.replace(params={**state.params, 'policy_stats': stats})
 
 
-def static_masks(trainer, vit, *, forward=False):
+def static_masks(trainer, params, *, forward=False):
   """Static masks found greedily on held-out images (`search.candidates`).
 
   Args:
     trainer: `loop.Trainer`.
-    vit: parameters of the ViT.
+    params: groups.
     forward: the chain that adds layers instead (see `search.greedy_chain`).
 
   Returns:
-    `Actions` [C, L].
+    `Actions` [C, L1], [C, L2].
 
   Raises:
     ValueError: if no images were held out.
@@ -78,18 +83,20 @@ def static_masks(trainer, vit, *, forward=False):
   if not len(trainer.dataset.holdout):
     raise ValueError('the greedy search needs held-out images; set '
                      '--config.data.holdout=0.1')
-  z1, labels = trainer.evaluator.z1(
-      vit, trainer.dataset.holdout, trainer.config.num_search)
-  num_tried = search.num_tried(trainer.system.model.num_adaptive)
+  system = trainer.system
+  z1, images, labels = trainer.evaluator.z1(
+      params, trainer.dataset.holdout, trainer.config.num_search)
+  num_tried = search.num_tried(plan.num_layers(system.model))
   total = num_tried * (1 if forward else search.NUM_CHAINS)
-  given = (trainer.system.model, vit, trainer.system.plain_cost,
-           *mesh_lib.replicate((z1, labels), trainer.mesh))
+  z1, images, labels = mesh_lib.replicate((z1, images, labels), trainer.mesh)
+  args = (system.model, system.fold(system_lib.model_params(params)),
+          system.plain_cost, z1, labels)
   # Every device runs all images: it gets as many at once as in evaluation.
   size = trainer.config.eval_batch_size // trainer.mesh.size
   with contextlib.closing(
       writer.Progress(total, 'masks', 'mask search')) as progress:
-    how = dict(batch_size=size,
-               progress=lambda done: progress.update(done, done, {}))
+    options = dict(images=images, batch_size=size,
+                   progress=lambda done: progress.update(done, done, {}))
     if forward:
-      return search.greedy_chain(*given, forward=True, **how).actions
-    return search.candidates(*given, **how)
+      return search.greedy_chain(*args, forward=True, **options).actions
+    return search.candidates(*args, **options)

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
-from adavit_jax.policies import inputs
+from adavit_jax.policies import fixed
 from adavit_jax.policies import learned
-from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import system as system_lib
 
 
 class Outputs(NamedTuple):
@@ -22,24 +23,20 @@ class Outputs(NamedTuple):
     prediction: class of the largest total logit, [n].
     correct: [n] bool.
     loss: cross-entropy, [n].
-    keep: actions taken, MSA then MLP, [n, 2L].
+    actions: `Actions` taken, [n, L1], [n, L2].
   """
   prediction: np.ndarray
   correct: np.ndarray
   loss: np.ndarray
-  keep: np.ndarray
+  actions: Actions
 
   @property
   def accuracy(self):
     return float(self.correct.mean())
 
-  @property
-  def actions(self):
-    return Actions.from_keep(self.keep)
-
 
 class Evaluator:
-  """Runs a system over splits; every program compiles once.
+  """Runs the last exit of a system over splits; every program compiles once.
 
   Accuracy is measured in the `masked` mode, which the others equal.
   """
@@ -60,104 +57,125 @@ class Evaluator:
     jit = functools.partial(jax.jit, out_shardings=mesh_lib.replicated(mesh))
     self._given = jit(self._run_given)
     self._adaptive = jit(self._run_adaptive)
-    self._decisions = jit(lambda *args: (self._decide(*args)[1].keep,))
+    self._decisions = jit(lambda *args: tuple(self._decide(*args)[-1]))
     self._z1 = jit(self._run_z1)
+    self._features = jit(self._run_features)
 
-  def given(self, vit, split, keep):
+  def given(self, params, split, actions):
     """Classifies a split under given actions.
 
     Args:
-      vit: parameters of the ViT.
+      params: groups.
       split: `Split` of n images.
-      keep: 0/1 actions, [2L] for all images or [n, 2L].
+      actions: `Actions` of 0 and 1, [L1], [L2] for all images or with an axis
+        [n] before.
 
     Returns:
       `Outputs`.
     """
-    keep = np.broadcast_to(keep, (len(split), np.shape(keep)[-1]))
-    return Outputs(*self._collect(
-        split, lambda images, labels, rows: self._given(
-            vit, images, labels, keep[rows].astype(np.float32))))
+    every = [np.broadcast_to(a, (len(split), np.shape(a)[-1]))
+             for a in actions]
+    params = system_lib.model_params(params)
+    return self._outputs(split, lambda images, labels, rows: self._given(
+        params, images, labels,
+        Actions(*(a[rows].astype(np.float32) for a in every))))
 
-  def dense(self, vit, split):
+  def dense(self, params, split):
     """`given` with all layers."""
-    return self.given(
-        vit, split, np.ones(2 * self._system.model.num_adaptive))
+    return self.given(params, split, fixed.all_layers(
+        plan.num_layers(self._system.model)))
 
-  def adaptive(self, params, stats, split, *, threshold):
+  def adaptive(self, params, split, *, threshold):
     """Classifies a split under the learned policy.
 
     Args:
-      params: {'vit': ..., 'policy': ...}.
-      stats: `inputs.Stats`.
+      params: groups, with the policy's.
       split: `Split`.
-      threshold: the policy's threshold in (0, 1); does not recompile.
+      threshold: the policy's, in (0, 1); does not recompile.
 
     Returns:
       `Outputs`.
     """
-    return Outputs(*self._collect(
-        split, lambda images, labels, rows: self._adaptive(
-            params, stats, images, labels, jnp.float32(threshold))))
+    return self._outputs(split, lambda images, labels, rows: self._adaptive(
+        params, images, labels, jnp.float32(threshold)))
 
-  def decisions(self, params, stats, split, *, threshold):
+  def decisions(self, params, split, *, threshold):
     """What the learned policy would run, without running it.
 
     Args:
       params: as in `adaptive`.
-      stats: as in `adaptive`.
       split: `Split` of n images.
       threshold: as in `adaptive`.
 
     Returns:
-      `Actions` [n, L].
+      `Actions` [n, L1], [n, L2].
     """
-    keep, = self._collect(split, lambda images, labels, rows: self._decisions(
-        params, stats, images, jnp.float32(threshold)))
-    return Actions.from_keep(keep)
+    return Actions(*self._collect(
+        split, lambda images, labels, rows: self._decisions(
+            params, images, jnp.float32(threshold))))
 
-  def z1(self, vit, split, num):
-    """z1 and labels of up to `num` evenly spaced images: [n, N, D], [n]."""
-    rows = _evenly(split, num)
-    return (np.concatenate(list(self._z1_of(vit, split, rows))),
-            split.labels[rows])
+  def z1(self, params, split, num):
+    """Up to `num` evenly spaced images where the policy decides.
 
-  def token_features(self, vit, split, num):
-    """`inputs.token_features` of `z1`, a batch after the other: [n, F]."""
+    Returns:
+      (activations, normalised images or None if `plan.rereads_images` says that
+      they are not needed, labels [n]).
+    """
+    rows, params = _evenly(split, num), system_lib.model_params(params)
+    parts = [mesh_lib.fetch(self._z1(params, split.images(batch)))
+             for batch in self._batches(rows)]
+    z1, images = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    return z1, images, split.labels[rows]
+
+  def token_features(self, params, split, num):
+    """The policy's features of as many images, before they are scaled: [n, F].
+    """
+    params = system_lib.model_params(params)
     return np.concatenate([
-        inputs.token_features(z1, self._system.nets.tokens)
-        for z1 in self._z1_of(vit, split, _evenly(split, num))])
+        mesh_lib.fetch(self._features(params, split.images(rows)))
+        for rows in self._batches(_evenly(split, num))])
 
-  def _z1_of(self, vit, split, rows):
+  def _batches(self, rows):
     for i in range(0, len(rows), self._batch_size):
-      yield mesh_lib.fetch(
-          self._z1(vit, split.images(rows[i:i + self._batch_size])))
+      yield rows[i:i + self._batch_size]
+
+  def _outputs(self, split, run):
+    *columns, msa, mlp = self._collect(split, run)
+    return Outputs(*columns, Actions(msa, mlp))
 
   def _collect(self, split, run):
     return collect(split, run, self._mesh, self._batch_size)
 
-  def _run_z1(self, vit, images):
-    return modes.fixed(self._system.model, vit, self._system.normalize(images))
+  def _run_z1(self, params, images):
+    images = self._system.normalize(images)
+    z1 = self._system.fixed(self._system.fold(params), images)
+    again = plan.rereads_images(self._system.model)
+    return z1, images if again else None
 
-  def _run_given(self, vit, images, labels, keep):
-    return self._outputs(vit, self._run_z1(vit, images), labels,
-                         Actions.from_keep(keep))
+  def _run_features(self, params, images):
+    z1, _ = self._run_z1(params, images)
+    return learned.token_features(self._system.nets, self._system.model, z1)
 
-  def _decide(self, params, stats, images, threshold):
-    z1 = self._run_z1(params['vit'], images)
-    features = self._system.features(params, z1, stats)
-    return z1, learned.greedy(self._system.nets, params['policy'], features,
-                              threshold=threshold)
+  def _run_given(self, params, images, labels, actions):
+    images, params = self._system.normalize(images), self._system.fold(params)
+    z1 = self._system.fixed(params, images)
+    return self._classify(params, z1, images, labels, actions)
 
-  def _run_adaptive(self, params, stats, images, labels, threshold):
-    z1, actions = self._decide(params, stats, images, threshold)
-    return self._outputs(params['vit'], z1, labels, actions)
+  def _decide(self, params, images, threshold):
+    images, params = self._system.normalize(images), self._system.fold(params)
+    z1 = self._system.fixed(params, images)
+    return params, images, z1, self._system.greedy(
+        params, z1, images, threshold)
 
-  def _outputs(self, vit, z1, labels, actions):
-    logits = self._system.classify(vit, z1, actions).total
+  def _run_adaptive(self, params, images, labels, threshold):
+    params, images, z1, actions = self._decide(params, images, threshold)
+    return self._classify(params, z1, images, labels, actions)
+
+  def _classify(self, params, z1, images, labels, actions):
+    logits = self._system.classify(params, z1, images, actions).total
     prediction = logits.argmax(-1)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return Outputs(prediction, prediction == labels, loss, actions.keep)
+    return prediction, prediction == labels, loss, *actions
 
 
 def _evenly(split, num):

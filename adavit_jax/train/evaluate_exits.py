@@ -19,7 +19,7 @@ class ExitOutputs(NamedTuple):
     score: 1 where the class is right, or minus the absolute error, [E, n].
     loss: of the task, without smoothing, [E, n].
     confidence: under the config's rule, larger is surer, [E, n].
-    macs: of each stage alone, [E, n]; what a policy drops is not counted.
+    macs: of each stage alone, [E, n]; dropped layers are not counted.
   """
   prediction: np.ndarray
   score: np.ndarray
@@ -29,13 +29,13 @@ class ExitOutputs(NamedTuple):
 
 
 class ExitEvaluator:
-  """Runs all stages of a `StagedSystem` over splits."""
+  """Runs all stages of a system over splits."""
 
   def __init__(self, system, mesh, batch_size):
-    """Prepares the program.
+    """Prepares the programs.
 
     Args:
-      system: `StagedSystem`.
+      system: `System`.
       mesh: from `mesh.make_mesh`.
       batch_size: images per batch, a multiple of the devices.
 
@@ -44,14 +44,23 @@ class ExitEvaluator:
     """
     mesh_lib.check_batch_size(batch_size, mesh, 'eval_batch_size')
     self._system, self._mesh, self._batch_size = system, mesh, batch_size
-    self._run = jax.jit(
-        self._outputs, out_shardings=mesh_lib.replicated(mesh))
+    self._run = jax.jit(self._outputs, static_argnums=0,
+                        out_shardings=mesh_lib.replicated(mesh))
 
-  def __call__(self, params, split):
-    """`ExitOutputs` on a `Split`; `params` from `StagedSystem.all_params`."""
+  def __call__(self, phase, params, split):
+    """Runs all stages on all images.
+
+    Args:
+      phase: after which the layers are chosen as it leaves them.
+      params: groups.
+      split: `Split` of n images.
+
+    Returns:
+      `ExitOutputs`.
+    """
     parts = evaluate.collect(
-        split, lambda images, labels, rows: self._run(params, images, labels),
-        self._mesh, self._batch_size)
+        split, lambda images, labels, rows: self._run(
+            phase, params, images, labels), self._mesh, self._batch_size)
     outputs = ExitOutputs(*(x.T for x in parts))
     # A mean in float32 can lie above all that the images reach.
     return outputs._replace(score=outputs.score.astype(np.float64))
@@ -60,17 +69,17 @@ class ExitEvaluator:
     """Names and values [...] of what the task measures by scores [..., n]."""
     return self._system.task.metrics(score)
 
-  def _outputs(self, params, images, labels):
+  def _outputs(self, phase, params, images, labels):
     system, task = self._system, self._system.task
-    images = system.normalize(images)
+    images, params = system.normalize(images), system.fold(params)
     carry, memory, rows = None, None, []
-    for k, stage in enumerate(system.stages()):
+    for k, stage in enumerate(system.stages(phase, 'masked')):
       carry, outputs = stage(params, images, carry)
       loss = task.loss_of_labels(outputs, labels)
       outputs = task.denormalize(outputs)
       confidence, memory = system.rule(outputs, memory)
       prediction = task.predict(outputs)
-      macs = jnp.broadcast_to(system.spent(k, carry), labels.shape)
+      macs = jnp.broadcast_to(system.stage_macs(phase, k, carry), labels.shape)
       rows.append((prediction, task.score(prediction, labels), loss,
                    confidence, macs))
     # Images first, as they are collected.

@@ -14,45 +14,49 @@ from adavit_jax.train import entry
 from adavit_jax.train import evaluate
 from adavit_jax.train import evaluate_exits
 from adavit_jax.train import guards
+from adavit_jax.train import history
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
 from adavit_jax.train import preemption
 from adavit_jax.train import pretrained
-from adavit_jax.train import restore
-from adavit_jax.train import staged
+from adavit_jax.train import run as run_lib
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
 from adavit_jax.train import validate
 from adavit_jax.train import writer
-from adavit_jax.train.phases import static
 
 
 class Trainer:
   """All that one process holds while it trains."""
 
-  def __init__(self, config, workdir, dataset=None, *, evaluates=False):
+  def __init__(self, config, workdir, dataset=None, *, run=None):
     """Checks the config against data, model and devices.
 
     Args:
       config: see `train.config.default_config`.
       workdir: directory of the run.
       dataset: `Dataset`; None loads `config.data`.
-      evaluates: it is not to train, maybe on other devices: batches of the
-        phases may be of any size, and those of evaluation are rounded up.
-        Whoever trains with its config checks the sizes anew.
+      run: the opened `Run` where it is not to train but to be evaluated, maybe
+        on other devices: batches of the phases may be of any size, and those of
+        evaluation are rounded up. Whoever trains with its config checks the
+        sizes anew.
 
     Raises:
       ValueError: for anything that could not work, before any compute.
     """
     config_lib.check(config)
-    saved = pretrained.saved_info(workdir)
+    if run is not None:
+      saved = run.newest()
+    else:
+      with run_lib.Run(workdir) as opened:
+        saved = opened.newest()
     config = pretrained.with_preprocessing(config, saved)
     self.config, self.workdir = config, workdir
     self.stopped_by = None
     self._began_from = ''  # phase of the run that this one continues
     self._had_price = False  # whether that run has set the price of MACs
     self.mesh = mesh_lib.make_mesh()
-    if evaluates:
+    if run is not None:
       config = self.config = config.copy_and_resolve_references()
       config.eval_batch_size += -config.eval_batch_size % self.mesh.size
     else:
@@ -62,21 +66,16 @@ class Trainer:
     self.dataset = dataset or data.load(config.data, seed=config.seed)
     checks.sizes(config, self.dataset)
     self.system = system_lib.create(config, self.dataset)
-    phases.check(config, self.system.model)
-    if saved is None and not evaluates:
-      checks.both_heads(config, self.system.model)
-    self._staged = isinstance(self.system, staged.StagedSystem)
-    if not self._staged:
-      checks.budget(config, self.system)
+    phases.check(self.system)
+    if saved is None and run is None:
+      checks.both_heads(config, self.system)
+    checks.budget(config, self.system)
     self._weights = None  # other people's, until the run begins
     if saved is None and config.init.weights:
       self._weights = pretrained.load(self.system)
-    if 'static' in config.phases:
-      static.actions(config.static, self.system.model.num_adaptive, 1,
-                     jax.random.key(0))
-    evaluator = (evaluate_exits.ExitEvaluator if self._staged else
-                 evaluate.Evaluator)
-    self.evaluator = evaluator(self.system, self.mesh, config.eval_batch_size)
+    self.evaluator, self.exit_evaluator = (
+        kind(self.system, self.mesh, config.eval_batch_size)
+        for kind in (evaluate.Evaluator, evaluate_exits.ExitEvaluator))
 
   def info(self, phase, start, finished):
     """What a checkpoint says of itself, JSON."""
@@ -128,16 +127,17 @@ class Trainer:
       else:
         state = system_lib.init_state(self.system, config.seed)
         if self._weights is not None:
-          state = state.replace(
-              params={**state.params, 'vit': self._weights})
+          state = state.replace(params={**state.params, **self._weights})
           self._weights = None
           logging.info('initialised from %s', config.init.weights)
         state = self._replicate(state)
         logging.info('%s', parameter_overview.get_parameter_overview(
-            state.params, include_stats=False))
+            {group: tree for group, tree in state.params.items()
+             if not group.endswith('stats')}, include_stats=False))
       return state, 0, 0
     kind, step = latest
     info = ckpts.info(step, kind)
+    info = {**info, 'config': run_lib.with_defaults(info['config'])}
     checks.same_run(info, config, self.workdir,
                     nets=self.system.nets is not None)
     checks.same_classes(info, self.dataset, self.workdir)
@@ -146,8 +146,8 @@ class Trainer:
     state = ckpts.restore(
         mesh_lib.put_shapes(shapes, self.mesh), step, kind)
     logging.info('resumed from step %d, phase %s', step, info['phase'])
-    self._began_from = info.get('began_from', '')
-    self._had_price = restore.had_price(info)
+    self._began_from = info['began_from']
+    self._had_price = info['had_price']
     index = list(config.phases).index(info['phase'])
     if info['finished']:
       # It is there, unless a kill came between the best checkpoint and it.
@@ -158,27 +158,37 @@ class Trainer:
   def _restore_params(self):
     """A state that begins anew from another run's parameters."""
     init = self.config.init
-    info = restore.find(init.workdir, phase=init.phase)[2]
-    if not init.phase:
-      restore.warn_of_unfinished(init.workdir)
+    with run_lib.Run(init.workdir) as run:
+      saved = run.find(phase=init.phase)
+      info = saved.info
+      if not init.phase:
+        run.warn_of_unfinished()
+      if not phases.PHASES[self.config.phases[0]].from_scratch:
+        checks.same_classes(info, self.dataset, init.workdir)
+      checks.same_holdout(info, self.config, self.dataset)
+      self._check_order(info)
+      state = run.state(saved, self.system, self.mesh)
     self._began_from = info['phase']
-    self._had_price = restore.has_price(info)
-    if self.config.phases[0] not in config_lib.FROM_SCRATCH:
-      checks.same_classes(info, self.dataset, init.workdir)
-    checks.same_holdout(info, self.config, self.dataset)
-    phases.check_heads(self.config, info['config'])
-    state = restore.state(self.system, self.mesh, init.workdir,
-                          phase=init.phase)
+    self._had_price = history.has_price(info)
     logging.info('initialised from %s, step %d', init.workdir, state.step)
     state = state.replace(
         params=system_lib.final_params(state), ema=None,
         step=jnp.zeros_like(state.step),
         key=self._replicate(jax.random.key(self.config.seed)))
-    if (self.config.phases[0] in config_lib.TAUGHT and state.teacher is not None
-        and not restore.policy_has_learned(info)):
+    if (phases.PHASES[self.config.phases[0]].teacher
+        and state.teacher is not None
+        and not history.policy_has_learned(info)):
       # After a static phase the policy networks are new, the teacher is not.
       state = entry.with_stats(self, state)
     return state
+
+  def _check_order(self, info):
+    """Checks that no heads of another run stay on a backbone that changes."""
+    exits = tuple(map(tuple, info['config']['model']['exits'] or ()))
+    if self.system.model.exits and exits == self.system.model.exits:
+      phases.check_order(
+          self.config, [*history.so_far(info), *self.config.phases],
+          f' of {self.config.init.workdir}')
 
   def _replicate(self, tree):
     return mesh_lib.replicate(tree, self.mesh)
@@ -237,8 +247,7 @@ class Trainer:
     split = self.dataset.holdout
     if not len(split):
       return None
-    score, values = validate.validate(
-        self.system, self.evaluator, state, split, phase)
+    score, values = validate.validate(self, state, phase)
     metrics.write(step, {f'holdout/{k}': v for k, v in values.items()})
     logging.info('%s, step %d, held out: %s', phase, step, ', '.join(
         f'{k} {np.round(v, 4)}' for k, v in values.items()))

@@ -1,5 +1,7 @@
 """AdamW or Muon with warm-up, cosine decay, clipping; parameters averaged."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -8,7 +10,7 @@ from optax import contrib
 OPTIMIZERS = ('adamw', 'muon')
 
 
-def make_optimizer(config, steps: int
+def make_optimizer(config, steps: int, *, stacks=()
                    ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """Makes the optimizer of one phase.
 
@@ -16,8 +18,8 @@ def make_optimizer(config, steps: int
     config: ConfigDict with
       optimizer: one of `OPTIMIZERS`. 'muon' orthogonalises the momentum of
         every kernel of a stack of encoders [L, in, out] (queries, keys and
-        values as one matrix) and of every convolution [h, w, in, out] (Jordan
-        et al., 2024), scaled to the size of Adam's updates (Liu et al., 2025,
+        values as one matrix) and of every convolution [h, w, in, out], in a
+        stack [L, h, w, in, out] (Jordan et al., 2024), scaled to the size of Adam's updates (Liu et al., 2025,
         arXiv:2502.16982). All other leaves get Adam with Nesterov momentum,
         without decay.
       learning_rate: the peak.
@@ -27,6 +29,8 @@ def make_optimizer(config, steps: int
       clip_norm: the largest global norm of the gradient; 0 clips nothing.
       b1, b2: decay of Adam's two moments, in [0, 1); Muon's one is 0.95.
     steps: optimizer steps of the phase.
+    stacks: names of the groups of parameters with a leading axis of encoders,
+      see `plan.groups`; for 'muon'.
 
   Returns:
     (tx, schedule); `schedule(count)` is the learning rate of the update that
@@ -43,7 +47,8 @@ def make_optimizer(config, steps: int
     update = contrib.muon(
         schedule, beta=0.95, weight_decay=config.weight_decay,
         consistent_rms=0.2, adam_b1=config.b1, adam_b2=config.b2,
-        muon_weight_dimension_numbers=_matrices)
+        muon_weight_dimension_numbers=functools.partial(
+            _matrices, stacks))
   else:
     update = optax.adamw(schedule, b1=config.b1, b2=config.b2,
                          weight_decay=config.weight_decay, mask=decay_mask)
@@ -80,16 +85,19 @@ def decay_mask(params):
   return jax.tree_util.tree_map_with_path(is_kernel, params)
 
 
-def _matrices(params):
+def _matrices(stacks, params):
   """Axes of the matrices that Muon trains; None for leaves that it does not.
 
-  Stacked kernels [L, in, out] are L matrices, those of a convolution
-  [h, w, in, out] one.
+  Kernels [in, out] of one encoder and convolutions [h, w, in, out] are
+  matrices; a stack of encoders has a leading axis more.
   """
-  axes = {3: contrib.MuonDimensionNumbers(1, 2),
-          4: contrib.MuonDimensionNumbers((0, 1, 2), 3)}
-  return jax.tree.map(lambda kernel, leaf: axes.get(leaf.ndim) if kernel
-                      else None, decay_mask(params), params)
+  def axes(path, kernel, leaf):
+    stacked = len(path) > 1 and path[1].key in stacks
+    if not kernel or leaf.ndim < 3:
+      return None
+    inner = tuple(range(stacked, leaf.ndim - 1))
+    return contrib.MuonDimensionNumbers(inner, leaf.ndim - 1)
+  return jax.tree_util.tree_map_with_path(axes, decay_mask(params), params)
 
 
 def ema_update(ema, params, decay: float, *, step=None):

@@ -12,25 +12,9 @@ import jax
 
 from adavit_jax import weights
 from adavit_jax.data import config as data_config
-from adavit_jax.train import checkpoints
-from adavit_jax.train import config as config_lib
-from adavit_jax.train import restore
-
-
-def saved_info(workdir):
-  """What the run in a directory says of itself; None where there is none.
-
-  Returns:
-    `info` of its newest checkpoint, see `loop.Trainer.info`; fields that its
-    config lacks have their defaults.
-  """
-  with checkpoints.Checkpoints(workdir, read_only=True) as ckpts:
-    latest = ckpts.latest()
-    if latest is None:
-      return None
-    kind, step = latest
-    info = ckpts.info(step, kind)
-    return dict(info, config=restore.with_defaults(info['config']))
+from adavit_jax.train import phases
+from adavit_jax.train import run as run_lib
+from adavit_jax.train import system as system_lib
 
 
 def with_preprocessing(config, saved):
@@ -41,7 +25,7 @@ def with_preprocessing(config, saved):
 
   Args:
     config: see `train.config.default_config`.
-    saved: `saved_info` of the work directory.
+    saved: `run.Saved` of the work directory, or None.
 
   Returns:
     The config, a copy if anything changes.
@@ -52,16 +36,16 @@ def with_preprocessing(config, saved):
   """
   init = config.init
   if (saved is not None and init.weights
-      and not saved['config']['init']['weights']):
+      and not saved.info['config']['init']['weights']):
     raise ValueError(f'the run in the work directory did not begin with '
                      f'weights, init.weights={init.weights!r} would not be '
                      f'read; give another --workdir, or no weights to resume')
   if saved is not None:
-    found = saved['config']['data']
-  elif init.workdir and (source := saved_info(init.workdir)):
-    found = source['config']['data']
+    found = saved.info['config']['data']
+  elif init.workdir and (info := _newest_info(init.workdir)):
+    found = info['config']['data']
     # Left open there too, they were the data's own, which differ here.
-    used = {field: source['dataset'][field] for field in ('mean', 'std')}
+    used = {field: info['dataset'][field] for field in ('mean', 'std')}
     found = {**found, **{k: v for k, v in used.items() if found[k] is None}}
   elif init.weights and any(
       config.data[field] is None for field in data_config.PREPROCESSING):
@@ -81,6 +65,12 @@ def with_preprocessing(config, saved):
   return config
 
 
+def _newest_info(workdir):
+  with run_lib.Run(workdir) as run:
+    saved = run.newest()
+  return None if saved is None else saved.info
+
+
 def _of_weights(path, name):
   checkpoint = weights.read(path)
   # vit_* and deit_* are one architecture: only a file whose own name does not
@@ -94,10 +84,10 @@ def load(system):
   """Reads `config.init.weights`.
 
   Args:
-    system: `System`, or `StagedSystem` of a `MultiExit`.
+    system: `System`.
 
   Returns:
-    Parameters of its ViT; the head is new if the file has other classes.
+    Groups of its backbone; the head is new if the file has other classes.
 
   Raises:
     ValueError: as `weights.load`; and if the head would be new where no phase
@@ -105,6 +95,7 @@ def load(system):
   """
   config = system.config
   key = jax.random.fold_in(jax.random.key(config.seed), 1)
-  trained = set(config_lib.FROM_SCRATCH)  # also the last exit
-  return weights.load(system.backbone, config.init.weights, key,
-                      new_head=bool(trained.intersection(config.phases)))
+  trained = set(phases.having('from_scratch'))  # also the last exit
+  return system_lib.model_params(weights.load(
+      system.model, config.init.weights, key,
+      new_head=bool(trained.intersection(config.phases))))

@@ -5,48 +5,41 @@ import operator
 
 from adavit_jax.policies import reinforce
 
-_POSITIVE = lambda x: x > 0, 'must be positive'
-_COUNT = lambda x: x >= 1, 'must be at least 1'
-_FINITE = math.isfinite, 'must be a finite number'
-_WEIGHT = lambda x: x >= 0, 'must not be negative'
-_SHARE = lambda x: 0 <= x <= 1, 'must be in [0, 1]: it is a share'
-_BELOW_1 = lambda x: 0 <= x < 1, 'must be in [0, 1)'
+POSITIVE = lambda x: x > 0, 'must be positive'
+COUNT = lambda x: x >= 1, 'must be at least 1'
+FINITE = math.isfinite, 'must be a finite number'
+WEIGHT = lambda x: x >= 0, 'must not be negative'
+SHARE = lambda x: 0 <= x <= 1, 'must be in [0, 1]: it is a share'
+BELOW_1 = lambda x: 0 <= x < 1, 'must be in [0, 1)'
 _LOW, _HIGH = reinforce.PRICES
-_PRICE = (lambda x: _LOW <= x <= _HIGH,
-          f'must be in [{_LOW}, {_HIGH}], where it is kept')
-
-_RL = dict(alpha=_WEIGHT, samples=_COUNT, entropy=_WEIGHT, price=_PRICE,
-           price_rate=_WEIGHT, aux=_WEIGHT,
-           bound=(lambda x: 0.5 < x <= 1, 'must be in (0.5, 1]'))
-_PATH = dict(distill=_SHARE, temperature=_POSITIVE, representation=_WEIGHT)
+PRICE = (lambda x: _LOW <= x <= _HIGH,
+         f'must be in [{_LOW}, {_HIGH}], where it is kept')
 
 _RANGES = {
-    '': dict(seed=_WEIGHT, log_every=_COUNT, eval_every=_COUNT,
-             checkpoint_every=_COUNT, eval_batch_size=_COUNT,
-             num_search=_COUNT,
+    '': dict(seed=WEIGHT, log_every=COUNT, eval_every=COUNT,
+             checkpoint_every=COUNT, eval_batch_size=COUNT, num_search=COUNT,
              mac_target=(lambda x: 0 < x <= 1, 'must be in (0, 1]: it is a '
                          "share of the dense model's MACs")),
-    'model': dict(unroll=_COUNT),
-    'nets': dict(hidden=_WEIGHT, bias=_FINITE,
+    'model': dict(unroll=COUNT),
+    'nets': dict(hidden=WEIGHT, bias=FINITE,
                  threshold=(lambda x: 0 < x < 1, 'must be in (0, 1)')),
-    'dense': dict(drop_path=_BELOW_1, nested=_WEIGHT, random_masks=_SHARE,
-                  mask_weight=_WEIGHT),
-    'warm_start': dict(masks=_COUNT),
-    'policy': dict(_RL, curriculum=_SHARE),
-    'joint': dict(_RL, **_PATH, policy_lr_factor=_WEIGHT, sampled=_SHARE),
-    'static': dict(_PATH, survival=_SHARE),
-    'exits': dict(slack=_WEIGHT),
 }
 # Of a phase that is to be run; its optimizer checks the rest.
-_OF_PHASES = dict(steps=_POSITIVE, batch_size=_POSITIVE,
-                  learning_rate=_POSITIVE, ema=_BELOW_1)
+_OF_PHASES = dict(steps=POSITIVE, batch_size=POSITIVE, learning_rate=POSITIVE,
+                  ema=BELOW_1)
 
 
-def check(config):
-  """Raises a ValueError that names the number outside its range."""
-  for phase in config.phases:
-    _check(config, phase, _OF_PHASES)
-  for part, ranges in _RANGES.items():
+def check(config, phases):
+  """Raises a ValueError that names the number outside its range.
+
+  Args:
+    config: see `train.config.default_config`.
+    phases: {name: `Phase`}.
+  """
+  for name in config.phases:
+    _check(config, name, _OF_PHASES)
+  parts = {**_RANGES, **{name: p.ranges for name, p in phases.items()}}
+  for part, ranges in parts.items():
     _check(config, part, ranges)
 
 

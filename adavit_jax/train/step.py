@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from adavit_jax import data
-from adavit_jax.train import config as config_lib
+from adavit_jax.models import plan
 from adavit_jax.train import optimizer
 from adavit_jax.train import phases
 from adavit_jax.train import system as system_lib
@@ -33,12 +33,12 @@ def begin_phase(system, state, phase):
 
   Carries on from the averaged parameters where the last phase kept an average.
   """
-  c = system.config[phase]
+  c, rules = system.config[phase], phases.PHASES[phase]
   params = system_lib.final_params(state)
   trained = _trained(params, phase)
-  tx, _ = optimizer.make_optimizer(c, c.steps // phases.rounds(phase, system))
+  tx, _ = _optimizer(system, c, c.steps // rules.rounds(system))
   # Copies, since a step donates the state and may not see a buffer twice.
-  ema = jax.tree.map(jnp.copy, trained) if c.ema else None
+  ema = jax.tree.map(jnp.copy, _averaged(params, phase)) if c.ema else None
   return state.replace(params=params, opt_state=tx.init(trained), ema=ema)
 
 
@@ -46,8 +46,8 @@ def abstract_state(system, phase):
   """Shapes of the state during a phase, to restore a checkpoint into."""
   def build():
     state = system_lib.init_state(system, 0)
-    if phase in config_lib.TAUGHT:
-      state = state.replace(teacher=state.params['vit'])
+    if phases.PHASES[phase].teacher:
+      state = state.replace(teacher=system_lib.model_params(state.params))
     return begin_phase(system, state, phase)
   return jax.eval_shape(build)
 
@@ -57,7 +57,7 @@ def make_step(system, phase, start):
 
   Args:
     system: `System`.
-    phase: a name in `phases.MODULES`.
+    phase: a name in `phases.PHASES`.
     start: global step at which the phase began.
 
   Returns:
@@ -65,10 +65,10 @@ def make_step(system, phase, start):
     (state, metrics), to be jitted with the state donated. All randomness
     comes from the state's key and step.
   """
-  c, module = system.config[phase], phases.MODULES[phase]
-  num_rounds = phases.rounds(phase, system)
+  c, rules = system.config[phase], phases.PHASES[phase]
+  num_rounds = rules.rounds(system)
   length = c.steps // num_rounds
-  tx, schedule = optimizer.make_optimizer(c, length)
+  tx, schedule = _optimizer(system, c, length)
   prepare = functools.partial(
       data.augment, config_data=_augmentation(system.config, phase),
       num_classes=system.model.num_classes, target=system.target,
@@ -82,8 +82,8 @@ def make_step(system, phase, start):
     trained = _trained(state.params, phase)
 
     def loss(trained):
-      return module.loss(
-          system, trained, state, batch, loss_key, done / c.steps)
+      return rules.loss(system, {**state.params, **trained}, state, batch,
+                        loss_key, done)
 
     grads, (metrics, updates) = jax.grad(loss, has_aux=True)(trained)
     grad_norm = optax.tree.norm(grads)
@@ -94,24 +94,24 @@ def make_step(system, phase, start):
           lambda fresh, old: jnp.where(since == 0, fresh, old),
           tx.init(trained), opt_state)
     changes, opt_state = tx.update(grads, opt_state, trained)
-    if phase == 'layer_wise':
-      changes = module.only(
-          system.model, changes, module.stage_of(system, done))
-    if phase == 'joint':
-      changes['policy'] = jax.tree.map(
-          lambda u: c.policy_lr_factor * u, changes['policy'])
-    trained = optax.apply_updates(trained, changes)
+    changes = rules.adjust(system, changes, done)
+    params = {**state.params, **optax.apply_updates(trained, changes),
+              **jax.lax.stop_gradient(updates.pop('params', {}))}
     ema = state.ema
     if c.ema:
-      ema = optimizer.ema_update(ema, trained, c.ema, step=done)
+      ema = optimizer.ema_update(
+          ema, _averaged(params, phase), c.ema, step=done)
     metrics = {**metrics, 'learning_rate': schedule(since),
                'grad_norm': grad_norm}
-    state = state.replace(
-        step=state.step + 1, params={**state.params, **trained},
-        opt_state=opt_state, ema=ema, **updates)
+    state = state.replace(step=state.step + 1, params=params,
+                          opt_state=opt_state, ema=ema, **updates)
     return state, metrics
 
   return step
+
+
+def _optimizer(system, c, steps):
+  return optimizer.make_optimizer(c, steps, stacks=plan.groups(system.model))
 
 
 def _augmentation(config, phase):
@@ -121,7 +121,8 @@ def _augmentation(config, phase):
   policy decides about one image.
   """
   config_data = config.data.copy_and_resolve_references()
-  if phase in config_lib.TAUGHT or config.exits.policy:
+  if (phases.PHASES[phase].teacher
+      or phases.decider(config, phase) == 'policy'):
     config_data.mixup = config_data.cutmix = 0.
     if config_data.policy_crop_padding is not None:
       config_data.crop_padding = config_data.policy_crop_padding
@@ -129,6 +130,14 @@ def _augmentation(config, phase):
 
 
 def _trained(params, phase):
-  # A model with branches has no heads of its own.
-  return {group: params[group] for group in phases.MODULES[phase].TRAINS
+  """The groups with a gradient; a model without added exits has no heads."""
+  return {group: params[group] for group in phases.PHASES[phase].trains
           if group in params}
+
+
+def _averaged(params, phase):
+  """The groups that are averaged: batch statistics go with the backbone."""
+  groups = phases.PHASES[phase].trains
+  if 'backbone' in groups:
+    groups = (*groups, 'batch_stats')
+  return {group: params[group] for group in groups if group in params}

@@ -1,23 +1,58 @@
 """Model, policy networks and cost of a run, made once from its config."""
 
 import dataclasses
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
+from absl import logging
 from flax import struct
 import jax
 import jax.numpy as jnp
 from ml_collections import config_dict
+import numpy as np
 
-from adavit_jax import cost
-from adavit_jax import models
+from adavit_jax import cost as cost_lib
 from adavit_jax import data
+from adavit_jax import models
+from adavit_jax.exits import confidence
+from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
-from adavit_jax.policies import inputs
+from adavit_jax.models.backbone import Context
+from adavit_jax.models.backbone import X
+from adavit_jax.policies import fixed
 from adavit_jax.policies import learned
+from adavit_jax.runtime import masked
 from adavit_jax.runtime import modes
+from adavit_jax.runtime import stages
 from adavit_jax.train import config as config_lib
-from adavit_jax.train import staged
+from adavit_jax.train import phases
 from adavit_jax.train import tasks
+from adavit_jax.train.phases import static
+
+
+class Start(NamedTuple):
+  """A batch at the place where the policy decides, in training.
+
+  Attributes:
+    x: activations z1.
+    ctx: `Context` for what follows, with the statistics so far.
+  """
+  x: X
+  ctx: Context
+
+
+class Finish(NamedTuple):
+  """A batch at the last exit, in training.
+
+  Attributes:
+    logits: `Logits` [B, K].
+    nested: `Logits` [R, B, K] of the last exit put on the tokens at the place
+      of the policy and behind each encoder but the last one, or None.
+    stats: batch statistics of the backbone, or None where there are none.
+  """
+  logits: models.Logits
+  nested: models.Logits | None
+  stats: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +61,10 @@ class System:
 
   Attributes:
     config: the run's frozen config.
-    model: `ViT`.
-    nets: `PolicyNets`.
+    model: a `Backbone`.
+    task: `tasks.Classification` or `tasks.Regression`.
+    target: `Target` of a regression, or None.
+    nets: `PolicyNets`, or None where no policy is trained or used.
     cost: `Cost` with the policy networks.
     plain_cost: `Cost` without them.
     mean: per-channel mean that images are normalised with, in units of 1: the
@@ -35,56 +72,249 @@ class System:
     std: per-channel deviation, likewise.
   """
   config: config_dict.ConfigDict
-  model: models.ViT
-  nets: learned.PolicyNets
-  cost: cost.Cost
-  plain_cost: cost.Cost
+  model: models.Backbone
+  task: tasks.Classification | tasks.Regression
+  target: data.Target | None
+  nets: learned.PolicyNets | None
+  cost: cost_lib.Cost
+  plain_cost: cost_lib.Cost
   mean: tuple[float, ...]
   std: tuple[float, ...]
-  target = None  # regression is for a `StagedSystem`
+
+  @property
+  def scan(self):
+    """How stacks are run in training: unroll and remat."""
+    c = self.config.model
+    return dict(unroll=c.unroll, remat=c.remat)
+
+  @property
+  def exits(self):
+    """The exits of the model, a list of `plan.Exit`."""
+    return plan.exits(self.model)
+
+  @property
+  def num_exits(self):
+    """E."""
+    return len(self.exits)
+
+  @property
+  def rule(self):
+    """The `Rule` of the config: how sure an exit is."""
+    return confidence.RULES[self.config.exits.rule]
+
+  @property
+  def weights(self):
+    """Weight of each exit in end-to-end training, [E].
+
+    One number in the config is for all of them, but for the last exit of a
+    model with added exits, which counts double.
+    """
+    weights = np.full(self.num_exits, self.config.exits.weights, np.float32)
+    if len(self.config.exits.weights) == 1 and self.model.exits:
+      weights[-1] *= 2
+    return weights
+
+  @functools.cached_property
+  def two_heads(self):
+    """Whether the last exit has a head for a teacher's answers."""
+    c = self.model
+    images = jnp.zeros((1, c.image_size, c.image_size, c.channels))
+    def run(key):
+      return modes.forward(c, models.init_params(c, key), images)
+    return jax.eval_shape(run, jax.random.key(0)).dist is not None
 
   def normalize(self, images):
     """uint8 [B, H, W, C] to the model's float32 input [B, S, S, C]."""
     return data.normalize(images, self.mean, self.std,
                           image_size=self.model.image_size)
 
-  def masked(self, params, z1, gates):
-    """`modes.masked` with the config's unrolling and rematerialisation."""
-    c = self.config.model
-    return modes.masked(self.model, params, z1, gates, unroll=c.unroll,
-                        remat=c.remat)
+  # For inference; params are groups, folded.
 
-  def classify(self, params, z1, gates):
-    """`Logits` of z1 [B, N, D] under gates [B, L] or [L], all in one pass."""
-    x, _ = self.masked(params, z1, gates)
+  def fold(self, params):
+    """Groups for inference, see `models.fold`."""
+    return models.fold(self.model, params)
+
+  def frozen(self, params):
+    """Folded groups through which no gradient flows."""
+    return self.fold(jax.lax.stop_gradient(params))
+
+  def fixed(self, params, images):
+    """`modes.fixed`: z1 of normalised images."""
+    return modes.fixed(self.model, params, images)
+
+  def classify(self, params, z1, images, actions):
+    """`Logits` of z1 under gates [B, ...] or [...], every branch computed."""
+    x = masked.run(self.model, params, z1, images, actions,
+                   start=self.model.num_fixed, **self.scan).x
     return modes.classify(self.model, params, x)
 
-  def features(self, params, z1, stats):
-    """`learned.observe` z1; params with the groups 'vit' and 'policy'."""
-    return learned.observe(self.nets, self.model, params, z1, stats)
+  def repeated(self, params, z1, images, actions, num):
+    """Logits of each image under `num` vectors of actions.
 
-  @property
-  def backbone(self):
-    """The model itself, as a `StagedSystem` names its ViT."""
-    return self.model
+    Images before vectors: the rows stay on the devices that hold the images.
+
+    Args:
+      params: groups, folded.
+      z1: activations of B images.
+      images: [B, S, S, C], normalised.
+      actions: `Actions` [B num, L1], [B num, L2], an image's in a row.
+      num: vectors of an image.
+
+    Returns:
+      [B, num, K].
+    """
+    more = lambda x: jnp.repeat(x, num, axis=0)
+    images = more(images) if plan.rereads_images(self.model) else None
+    logits = self.classify(
+        params, jax.tree.map(more, z1), images, actions).total
+    return logits.reshape(-1, num, logits.shape[-1])
+
+  def features(self, params, z1, images):
+    """`learned.observe` z1; params with the policy's groups."""
+    return learned.observe(self.nets, self.model, params, z1, images)
+
+  def greedy(self, params, z1, images, threshold=None):
+    """What the policy decides: `Actions` [B, L1], [B, L2].
+
+    Args:
+      params: groups, folded, with the policy's.
+      z1: activations of B images.
+      images: [B, S, S, C], normalised.
+      threshold: of the policy; None for the config's.
+    """
+    if threshold is None:
+      threshold = self.config.nets.threshold
+    return learned.greedy(
+        self.nets, params['policy'], self.features(params, z1, images),
+        threshold=threshold)
+
+  def tokens(self, x):
+    """Tokens [B, N, D] of z1."""
+    return self.model.tokens(
+        x, plan.tokens_at(self.model, self.model.num_fixed))
+
+  def actions(self, phase):
+    """`Actions` [L1], [L2] of every image after a phase; None: the policy's."""
+    decider = phases.decider(self.config, phase)
+    if decider == 'policy':
+      return None
+    if decider == 'mask':
+      return static.at_inference(self)
+    return fixed.all_layers(plan.num_layers(self.model))
+
+  def stages(self, phase, mode=None):
+    """E functions (params, normalised images, carry) -> (carry, outputs).
+
+    Args:
+      phase: after which the layers are chosen as it leaves them.
+      mode: see `stages.stages`; 'masked' for training, None for inference.
+
+    Returns:
+      As `stages.stages`; outputs [B, K] normalised.
+    """
+    decider = phases.decider(self.config, phase)
+    decide = {'all': None, 'mask': self._mask, 'policy': self.greedy}[decider]
+    return stages.stages(self.model, decide=decide, mode=mode,
+                         inference=mode is None, **self.scan)
+
+  def _mask(self, params, z1, images):
+    del params, images
+    return Actions(*(
+        jnp.broadcast_to(a, (modes.batch_of(z1), len(a)))
+        for a in static.at_inference(self)))
+
+  def programs(self, phase, mode=None):
+    """`stages` from uint8 images to outputs in the target's unit."""
+    return [functools.partial(_program, self, stage)
+            for stage in self.stages(phase, mode)]
+
+  def stage_cost(self, phase):
+    """`Cost` whose stages are those of `stages`."""
+    learned_policy = phases.decider(self.config, phase) == 'policy'
+    return self.cost if learned_policy else self.plain_cost
+
+  def stage_macs(self, phase, index, carry):
+    """MACs of a stage, given the carry that leaves it: [] or [B]."""
+    actions = None
+    if (phases.decider(self.config, phase) != 'all'
+        and plan.spans(self.model)[index][1] > self.model.num_fixed):
+      actions = Actions(*carry[1])
+    return self.stage_cost(phase).stage(index, actions)
+
+  # For training; params are groups as they are.
+
+  def context(self, params, key=None):
+    """`Context` of training."""
+    return Context(True, key, params.get('batch_stats'))
+
+  def begin(self, params, images, key=None):
+    """Embedding and fixed encoders in training: `Start`."""
+    ctx = self.context(params, key)
+    x, stats, _ = modes.embed(self.model, params, images, ctx)
+    x, stats, _ = masked.run(
+        self.model, params, x, images, stop=self.model.num_fixed,
+        ctx=ctx._replace(stats=stats), unroll=min(
+            masked.UNROLLED, max(self.model.num_fixed, 1)))
+    return Start(x, ctx._replace(stats=stats))
+
+  def finish(self, params, start, images, gates, *, nested=False):
+    """The encoders behind the policy and the last exit in training.
+
+    Args:
+      params: groups.
+      start: `Start` of B images.
+      images: [B, S, S, C], normalised; may be None unless
+        `plan.rereads_images`.
+      gates: `Actions` of floats [B, ...] or [...].
+      nested: whether to classify behind every encoder, see `Finish`.
+
+    Returns:
+      `Finish`.
+    """
+    model = self.model
+    read = plan.read_last(model) if nested else None
+    out = masked.run(model, params, start.x, images, gates,
+                     start=model.num_fixed, ctx=start.ctx, firsts=read,
+                     **self.scan)
+    ctx, last = start.ctx._replace(stats=out.stats), len(model.own_exits()) - 1
+    classify = lambda x: model.classify(params['backbone'], x, last, ctx)
+    inner = None
+    if nested:
+      firsts = jnp.concatenate([start.x[None, :, :read], out.firsts[:-1]])
+      inner = jax.vmap(lambda x: classify(x)[0])(firsts)
+    logits, changed = classify(out.x)
+    return Finish(logits, inner, masked.merged(out.stats, changed))
+
+  def updates(self, stats):
+    """New batch statistics as the updates of a loss."""
+    return {} if stats is None else {'params': {'batch_stats': stats}}
+
+
+def _program(system, stage, params, images, carry):
+  # Normalised in every stage anew: pixels are a quarter of what floats take.
+  carry, y = stage(params, system.normalize(images), carry)
+  return carry, system.task.denormalize(y)
 
 
 def create(config, dataset):
-  """Makes the `System` of a config, or its `StagedSystem`, for a data set.
+  """Makes the `System` of a config for a data set.
 
   Args:
     config: see `train.config.default_config`.
     dataset: anything with num_classes, channels, mean, std and target.
 
   Raises:
-    ValueError: if model and data do not fit together, or there is one class.
+    ValueError: if model and data do not fit together, there is one class, or
+      `config.exits` does not fit them.
   """
-  if dataset.target is None and dataset.num_classes < 2:
+  regression = dataset.target is not None
+  if not regression and dataset.num_classes < 2:
     raise ValueError(f'{config.data.name!r} has {dataset.num_classes} class; '
                      f'there must be at least 2 to tell apart')
+  task = tasks.create(dataset)
   model = models.create(
       config.model.name, **config_lib.model_overrides(config),
-      dtype=config.dtype, num_classes=tasks.create(dataset).num_outputs,
+      dtype=config.dtype, num_classes=task.num_outputs,
       channels=dataset.channels)
   if config.data.image_size != model.image_size:
     raise ValueError(
@@ -97,16 +327,38 @@ def create(config, dataset):
   if {len(mean), len(std)} != {model.channels}:
     raise ValueError(f'data.mean={mean} and data.std={std} must have one value '
                      f'for each of the {model.channels} channels of the images')
-  if hasattr(model, 'num_stages'):
-    return staged.create(config, model, dataset, mean, std)
-  if dataset.target is not None:
-    raise ValueError(f'{config.data.name!r} is a regression, which takes a '
-                     f"model with exits; set for example --config.model.exits="
-                     f"\"((2,'mlp'),(4,'mlp'))\" and --config.phases="
-                     f"\"('exits',)\"")
-  nets = config_lib.policy_nets(config, model)
-  return System(config, model, nets, cost.vit(model, nets), cost.vit(model),
-                mean, std)
+  _check_exits(config, model, regression)
+  nets = None
+  if config_lib.uses_policy(config):
+    nets = config_lib.policy_nets(config, model)
+  return System(config, model, task, dataset.target, nets,
+                cost_lib.of(model, nets), cost_lib.of(model), mean, std)
+
+
+def _check_exits(config, model, regression):
+  c, num = config.exits, len(plan.exits(model))
+  if len(c.weights) not in (1, num):
+    raise ValueError(
+        f'exits.weights={tuple(c.weights)} must have one number for each of '
+        f'the {num} exits of {config.model.name!r}, or one for all of them')
+  if not all(0 <= w < np.inf for w in c.weights) or not any(c.weights):
+    raise ValueError(f'exits.weights={tuple(c.weights)} must be finite, not '
+                     f'negative, and at least one of them positive')
+  rules = confidence.rules_for(regression)
+  if c.rule not in rules and (num > 1 or not regression):
+    kind = 'regression' if regression else 'classification'
+    raise ValueError(f'exits.rule={c.rule!r}; known for {kind}: {list(rules)}')
+  if regression:
+    if config_lib.uses_policy(config):
+      raise ValueError(f'a policy is for classification, and the labels of '
+                       f'{config.data.name!r} are numbers; set '
+                       f'exits.policy=False and phases without one')
+    data.check_regression(config.data)
+    if num == 2:
+      logging.warning(
+          'no image can leave early: the rule %r compares two exits in a row, '
+          'and model.exits=%s has one before the last; add another', c.rule,
+          model.exits)
 
 
 @struct.dataclass
@@ -115,15 +367,16 @@ class State:
 
   Attributes:
     step: steps taken over all phases, [] int32.
-    params: {'vit': ..., 'policy': ...}; of a `StagedSystem` see there. Fields
-      that a system has no use for are None.
+    params: groups of parameters: of `models.init_params`, 'policy', and
+      'policy_stats', the feature statistics of the policy.
     opt_state: of the current phase.
-    ema: averaged parameters of the groups the phase trains; None if off.
+    ema: averaged parameters of the groups the phase trains, and of the batch
+      statistics with the backbone; None if off.
     log_price: log μ of the MAC controller, [].
-    stats: feature statistics of the policy.
-    candidates: `Actions` [C, L], static masks found greedily; the first
-      2L + 1 are the chain of all images (`search.candidates`).
-    teacher: the ViT's parameters at the end of the dense phase, or None.
+    candidates: `Actions` [C, L1], [C, L2], static masks found greedily; the
+      first L1 + L2 + 1 are the chain of all images (`search.candidates`).
+      None where there is no policy.
+    teacher: the model's groups at the end of the dense phase, or None.
     key: PRNG key of the run.
   """
   step: jax.Array
@@ -131,7 +384,6 @@ class State:
   opt_state: Any
   ema: Any
   log_price: jax.Array
-  stats: inputs.Stats
   candidates: Actions
   teacher: Any
   key: jax.Array
@@ -139,23 +391,27 @@ class State:
 
 def init_state(system, seed):
   """The state before the first phase, with no optimizer yet."""
-  key, vit_key, policy_key = jax.random.split(jax.random.key(seed), 3)
+  key, model_key, policy_key = jax.random.split(jax.random.key(seed), 3)
   model, nets = system.model, system.nets
-  params = models.init_params(model, vit_key)
-  # A model with exit heads names its groups itself.
-  params = params if 'heads' in params else {'vit': params}
-  fields = dict.fromkeys(
-      ('opt_state', 'ema', 'log_price', 'stats', 'candidates', 'teacher'))
+  params = models.init_params(model, model_key)
+  candidates = None
   if nets is not None:
-    params['policy'], fields['stats'] = learned.init_params(
-        nets, system.backbone, policy_key)
-  if not isinstance(system, staged.StagedSystem):
-    shape = (nets.num_candidates, model.num_adaptive)
-    fields['candidates'] = Actions(*jnp.ones((2, *shape), jnp.float32))
-    fields['log_price'] = jnp.zeros((), jnp.float32)
-  return State(step=jnp.zeros((), jnp.int32), params=params, key=key, **fields)
+    params['policy'], params['policy_stats'] = learned.init_params(
+        nets, model, policy_key)
+    candidates = Actions(*(jnp.ones((nets.num_candidates, num))
+                           for num in nets.num_layers))
+  return State(
+      step=jnp.zeros((), jnp.int32), params=params, opt_state=None, ema=None,
+      log_price=jnp.zeros((), jnp.float32), candidates=candidates,
+      teacher=None, key=key)
 
 
 def final_params(state):
   """The parameters to go on with: the averaged ones where there are any."""
   return {**state.params, **(state.ema or {})}
+
+
+def model_params(params):
+  """The groups of a dense model: without added exits and policy."""
+  return {group: params[group] for group in ('backbone', 'batch_stats')
+          if group in params}

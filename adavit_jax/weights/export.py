@@ -1,4 +1,4 @@
-"""Our parameters as a file that timm and we can load."""
+"""Our parameters as a file, one that timm can load where it has the model."""
 
 import pathlib
 
@@ -6,61 +6,62 @@ import jax
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
-from adavit_jax import models
+from adavit_jax.weights import attributes
+from adavit_jax.weights import formats
 from adavit_jax.weights import images
 from adavit_jax.weights import mismatch
-from adavit_jax.weights import timm
+from adavit_jax.weights import own
 
 
 def save(path, model, params, *, preprocessing=None):
-  """Writes a model under timm's names; `load` gives it back exactly.
+  """Writes a backbone; `load` gives it back exactly.
 
-  The number of heads, which no tensor shows, goes into the file's metadata, and
-  `load` refuses another one. Which encoders are fixed and which adaptive is not
-  in the file.
+  Under timm's names where timm has such a model, a ViT or DeiT with the patch
+  stem. Any other model is written in our own layout, whose tensors are named
+  by the paths of their groups, as in 'backbone/encoders_0/qkv/kernel' (`own`).
+
+  Whole numbers that no tensor shows, as the number of heads, go into the file's
+  metadata, and `load` refuses others. `num_fixed` is not in the file: it may be
+  loaded with any. Added exits ('heads') and policy networks are not written
+  either.
 
   Args:
     path: of the new file, '.safetensors'; folders are made.
-    model: `ViT` with the patch stem.
-    params: its parameters; policy networks are not part of it.
+    model: a `Backbone`.
+    params: its groups of parameters, not folded.
     preprocessing: `Preprocessing` of its images, kept in the file's metadata.
 
   Raises:
-    ValueError: if timm has no such model, or the parameters are not its own.
+    ValueError: if the path ends otherwise, or the parameters are not the
+      model's.
   """
   path = pathlib.Path(path).expanduser()
   if path.suffix != '.safetensors':
     raise ValueError(f'{path} must end in .safetensors')
-  mismatch.check_model(model)
-  _check(model, params)
-  tensors = {t.name: t.from_leaf(_leaf(model, params, t.leaf))
-             for t in timm.FORMAT.tensors(model)}
-  metadata = {'format': 'pt', mismatch.NUM_HEADS: str(model.num_heads)}
+  mismatch.check_params(model, params)
+  fmt = formats.of(model)[0]
+  arrays = {group: jax.tree.map(np.asarray, params[group])
+            for group in own.GROUPS if group in params}
+  tensors = {t.name: t.from_leaf(_leaf(arrays, t))
+             for t in fmt.tensors(model, ())}
+  size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+  if size(tensors) != size(arrays):
+    raise ValueError(f'the {fmt.title} layout of {type(model).__name__} holds '
+                     f'{size(tensors)} of its {size(arrays)} parameters')
+  metadata = attributes.of(model)
+  if fmt is not own.FORMAT:
+    metadata['format'] = 'pt'  # transformers asks for it
   if preprocessing is not None:
     metadata[images.METADATA] = images.to_json(preprocessing)
   path.parent.mkdir(parents=True, exist_ok=True)
   safetensors_numpy.save_file(tensors, path, metadata)
 
 
-def _leaf(model, params, path):
-  layer = None
-  if path[0] == 'encoders':
-    m, i = model.num_fixed, path[1]
-    group, layer = ('fixed', i) if i < m else ('adaptive', i - m)
-    path = (group, *path[2:])
-  for key in path:
-    params = params[key]
-  return np.asarray(params if layer is None else params[layer], np.float32)
-
-
-def _check(model, params):
-  like = jax.eval_shape(lambda: models.init_params(model, jax.random.key(0)))
-  describe = lambda tree: {
-      jax.tree_util.keystr(path): tuple(x.shape)
-      for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-  want, got = describe(like), describe(params)
-  wrong = [f'{key}: {got.get(key)} instead of {want.get(key)}'
-           for key in sorted({*want, *got}) if got.get(key) != want.get(key)]
-  if wrong:
-    raise ValueError(f'these are not the parameters of the model: '
-                     f'{"; ".join(wrong)}')
+def _leaf(groups, t):
+  """The array that `layout.Tensor` t is of."""
+  found = groups[t.group]
+  for key in t.leaf:
+    if not isinstance(key, int):
+      found = found[key]
+  row = next((key for key in t.leaf if isinstance(key, int)), ...)
+  return found[row]

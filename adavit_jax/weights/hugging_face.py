@@ -3,6 +3,7 @@
 from absl import logging
 
 from adavit_jax.weights import layout
+from adavit_jax.weights import vit
 
 _PATCHES = 'embeddings.patch_embeddings.projection'
 _PREFIXES = ('vit.', 'deit.', '')
@@ -30,9 +31,9 @@ def _clean(tensors):
 def _tensors(model, names):
   """`layout.Tensor` of every tensor that a file with `names` should hold."""
   d, hidden, k = model.width, model.mlp_dim, model.num_classes
-  found = layout.tokens(model, 'embeddings.cls_token', FORMAT.dist,
-                        'embeddings.position_embeddings')
-  found += layout.torch_patches(_PATCHES, model)
+  found = vit.tokens(model, 'embeddings.cls_token', FORMAT.dist,
+                      'embeddings.position_embeddings')
+  found += vit.torch_patches(_PATCHES, model)
   for i in range(model.depth):
     name, leaf = f'encoder.layer.{i}', ('encoders', i)
     norm = lambda before, here: layout.torch_norm(
@@ -61,4 +62,7 @@ FORMAT = layout.Format(
     clean=_clean,
     tensors=_tensors,
     block=r'encoder\.layer\.(\d+)\.',
-    dist='embeddings.distillation_token')
+    heads=vit.HEADS,
+    dist='embeddings.distillation_token',
+    adapt=vit.adapt,
+    sizes=vit.sizes)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from absl import logging
 
 from adavit_jax.weights import augreg
-from adavit_jax.weights import convert
 from adavit_jax.weights import files
+from adavit_jax.weights import formats
 from adavit_jax.weights import hugging_face
 from adavit_jax.weights import timm
 
@@ -33,6 +33,8 @@ class Preprocessing(NamedTuple):
 _IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 _HALF = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
+# Layouts of ViT and DeiT, whose libraries have preparations of their own.
+_KNOWN = (timm.FORMAT, hugging_face.FORMAT, augreg.FORMAT)
 # Where a layout shows the patch size: tensor and axis.
 _PATCHES = {timm.FORMAT.title: ('patch_embed.proj.weight', -1),
             augreg.FORMAT.title: ('embedding/kernel', 0)}
@@ -46,8 +48,8 @@ def preprocessing(source, name=''):
 
   1. what `save` wrote into the file,
   2. config.json (timm) or preprocessor_config.json (Hugging Face) beside it,
-  3. the tensors: every distilled model has ImageNet's mean and deviation, an
-     AugReg or big_vision .npz otherwise 0.5,
+  3. the tensors, of ViT and DeiT: every distilled model has ImageNet's mean
+     and deviation, an AugReg or big_vision .npz otherwise 0.5,
   4. `name`, else the names of the file and its folder: ImageNet's if 'deit'
      is in it, otherwise 0.5 as the ViT of timm and of Hugging Face have. The
      tensors of the two do not differ.
@@ -61,12 +63,13 @@ def preprocessing(source, name=''):
     name: of the model, as given to `create`.
 
   Raises:
-    ValueError: if the file cannot be read or recognised.
+    ValueError: if the file cannot be read or recognised, or it is of another
+      model and says nothing.
   """
   checkpoint = files.read(source)
   if METADATA in checkpoint.metadata:
     return _parse(checkpoint.metadata[METADATA], _from_ours, checkpoint.path)
-  fmt = convert.recognise(checkpoint)
+  fmt = formats.recognise(checkpoint)
   for file, parse in (('config.json', _from_timm),
                       ('preprocessor_config.json', _from_hugging_face)):
     beside = checkpoint.path.parent / file
@@ -74,6 +77,11 @@ def preprocessing(source, name=''):
       found = _parse(beside.read_bytes(), parse, beside)
       if found:
         return found
+  if fmt not in _KNOWN:
+    raise ValueError(
+        f'{checkpoint.path} does not say how its images were prepared: give '
+        f'`save` their preprocessing, or set config.data.mean, std, '
+        f'interpolation and crop')
   arrays = fmt.clean(checkpoint.tensors)
   deit = fmt.dist in arrays
   if not deit and fmt is not augreg.FORMAT:

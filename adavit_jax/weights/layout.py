@@ -1,4 +1,4 @@
-"""How the tensors of a checkpoint file lie in our parameter tree."""
+"""How the tensors of a checkpoint file lie in our groups of parameters."""
 
 from typing import Any, Callable, NamedTuple
 
@@ -6,22 +6,25 @@ import numpy as np
 
 
 class Tensor(NamedTuple):
-  """One tensor of a file and the leaf of our tree that it fills.
+  """One tensor of a file and the leaf of our groups that it fills.
 
   Attributes:
     name: in the file.
-    leaf: path in our tree; an encoder's is ('encoders', index, ...), counted
-      over fixed and adaptive ones together. Tensors of the same leaf are
-      joined along its last axis, in order (q, k, v).
+    leaf: path in its group. A number in it is a row of a stack of encoders:
+      ('encoders', 2, 'fc1', 'bias') is row 2 of the leaf without the number.
+      Tensors of the same path are joined along its last axis, in order (q, k,
+      v).
     shape: in the file.
     axes: transposition from the file to us; None keeps the order.
     shape_here: of the leaf, where it is not `shape` transposed.
+    group: 'backbone' or 'batch_stats'.
   """
   name: str
   leaf: tuple[Any, ...]
   shape: tuple[int, ...]
   axes: tuple[int, ...] | None = None
   shape_here: tuple[int, ...] | None = None
+  group: str = 'backbone'
 
   @property
   def order(self):
@@ -46,18 +49,29 @@ class Format(NamedTuple):
   Attributes:
     title: for messages.
     recognises: (names of a file) -> bool.
-    clean: (arrays by name) -> the same without prefixes and unused tensors.
+    clean: (arrays by name) -> the same without prefixes and unused tensors, a
+      new dict.
     tensors: (model, cleaned names) -> list of `Tensor`, one for each tensor
       that the file should hold.
-    block: regular expression whose first group is an encoder's number.
+    block: regular expression whose first group is an encoder's number; ''
+      where names have none.
+    heads: names of our groups of parameters that end in the classes. They
+      start anew where the first of them is missing or of other classes.
     dist: name of the distillation token after cleaning.
+    adapt: (model, path, format, tensors, arrays) -> None, makes of the cleaned
+      arrays those that the model needs, in place; None where nothing is to do.
+    sizes: (format, tensors, arrays) -> {attribute of the model: value} that
+      the arrays show, for messages; None without.
   """
   title: str
   recognises: Callable[..., bool]
   clean: Callable[..., dict]
   tensors: Callable[..., list[Tensor]]
-  block: str
-  dist: str
+  block: str = ''
+  heads: tuple[str, ...] = ()
+  dist: str = ''
+  adapt: Callable[..., None] | None = None
+  sizes: Callable[..., dict] | None = None
 
 
 def torch_dense(name, leaf, num_in, num_out):
@@ -71,22 +85,3 @@ def torch_norm(name, leaf, width):
   """A torch LayerNorm."""
   return [Tensor(f'{name}.weight', (*leaf, 'scale'), (width,)),
           Tensor(f'{name}.bias', (*leaf, 'bias'), (width,))]
-
-
-def torch_patches(name, model):
-  """A torch Conv2d over patches: weight [D, C, P, P] and bias."""
-  d, p, leaf = model.width, model.patch_size, ('patch_embed', 'proj')
-  return [
-      Tensor(f'{name}.weight', (*leaf, 'kernel'), (d, model.channels, p, p),
-             (2, 3, 1, 0)),
-      Tensor(f'{name}.bias', (*leaf, 'bias'), (d,))]
-
-
-def tokens(model, cls, dist, positions):
-  """Class token, distillation token if the model has one, and positions."""
-  d = model.width
-  found = [Tensor(cls, ('cls',), (1, 1, d)),
-           Tensor(positions, ('pos_embedding',), (1, model.num_tokens, d))]
-  if model.distillation:
-    found.append(Tensor(dist, ('dist',), (1, 1, d)))
-  return found

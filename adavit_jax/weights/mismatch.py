@@ -1,39 +1,32 @@
-"""Says in one message why a file and a model do not fit."""
+"""Says in one message why a file or parameters and a model do not fit."""
 
 import re
 
+from flax import traverse_util
 import jax.numpy as jnp
+import numpy as np
 
-from adavit_jax import models
-
-# Key in the metadata of the files that `save` writes: the tensors have the same
-# shapes whatever the number of heads.
-NUM_HEADS = 'adavit_jax.num_heads'
+from adavit_jax.weights import own
 
 
-def check_model(model):
-  """Raises a ValueError unless other libraries have such a model."""
-  if not isinstance(model, models.ViT):
-    raise ValueError(f'{type(model).__name__}: only a ViT or DeiT has a layout '
-                     f'of other libraries')
-  if model.stem != 'patch':
-    raise ValueError(f"stem={model.stem!r}: other libraries' models have "
-                     f"stem='patch'")
-
-
-def check_num_heads(model, checkpoint):
-  """Raises a ValueError if a `files.Checkpoint` says it has other heads."""
-  found = checkpoint.metadata.get(NUM_HEADS, str(model.num_heads))
-  if found != str(model.num_heads):
-    raise ValueError(f'{checkpoint.path} is of a model with num_heads={found} '
-                     f'(not {model.num_heads}): create that one')
+def check_params(model, params):
+  """Raises a ValueError unless `params` are groups of parameters of `model`."""
+  want = {t.name: t.shape for t in own.FORMAT.tensors(model)}
+  groups = {name: params[name] for name in own.GROUPS if name in params}
+  got = {name: np.shape(x) for name, x in
+         traverse_util.flatten_dict(groups, sep='/').items()}
+  wrong = [f'{name}: {got.get(name)} instead of {want.get(name)}'
+           for name in sorted({*want, *got}) if got.get(name) != want.get(name)]
+  if wrong:
+    raise ValueError(f'these are not the parameters of the model: '
+                     f'{"; ".join(wrong)}')
 
 
 def check(model, path, fmt, wanted, arrays):
   """Checks that a file holds exactly what a model needs.
 
   Args:
-    model: `ViT`.
+    model: a `Backbone`.
     path: of the file, for the message.
     fmt: `layout.Format` of the file.
     wanted: list of `layout.Tensor`.
@@ -72,14 +65,7 @@ def check(model, path, fmt, wanted, arrays):
 
 def _advice(model, fmt, wanted, arrays):
   """Attributes of the model that the file contradicts, as a sentence."""
-  blocks = {m[1] for m in (re.match(fmt.block, name) for name in arrays) if m}
-  found = {'depth': len(blocks)}
-  for t in wanted:
-    if t.leaf == ('patch_embed', 'proj', 'kernel') and t.name in arrays:
-      shape = arrays[t.name].shape
-      if len(shape) == 4:
-        p, _, c, d = (shape[i] for i in t.order)
-        found.update(patch_size=p, channels=c, width=d)
+  found = {} if fmt.sizes is None else fmt.sizes(fmt, wanted, arrays)
   wrong = [f'{key}={value} (not {getattr(model, key)})'
            for key, value in found.items() if value != getattr(model, key)]
   if not wrong:
@@ -91,7 +77,7 @@ def _by_block(found, block):
   """One line for the same tensor of all encoders: 'blocks.{0-11}.norm1...'."""
   lines = {}
   for name, what in found:
-    m = re.match(block, name)
+    m = re.match(block, name) if block else None
     start, stop = m.span(1) if m else (0, 0)
     key = (name[:start], name[stop:], what)
     lines.setdefault(key, []).append(m[1] if m else '')

@@ -1,14 +1,15 @@
 """timm's and DeiT's names, which are the same."""
 
 from adavit_jax.weights import layout
+from adavit_jax.weights import vit
 
 
 def _tensors(model, names=()):
   """`layout.Tensor` of every tensor; `names` does not matter here."""
   del names
   d, hidden, k = model.width, model.mlp_dim, model.num_classes
-  found = layout.tokens(model, 'cls_token', FORMAT.dist, 'pos_embed')
-  found += layout.torch_patches('patch_embed.proj', model)
+  found = vit.tokens(model, 'cls_token', FORMAT.dist, 'pos_embed')
+  found += vit.torch_patches('patch_embed.proj', model)
   for i in range(model.depth):
     name, leaf = f'blocks.{i}', ('encoders', i)
     found += layout.torch_norm(f'{name}.norm1', (*leaf, 'norm1'), d)
@@ -29,4 +30,7 @@ FORMAT = layout.Format(
     clean=dict,
     tensors=_tensors,
     block=r'blocks\.(\d+)\.',
-    dist='dist_token')
+    heads=vit.HEADS,
+    dist='dist_token',
+    adapt=vit.adapt,
+    sizes=vit.sizes)

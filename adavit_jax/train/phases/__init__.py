@@ -1,6 +1,6 @@
-"""Training is a list of phases; each names its loss and what it trains."""
+"""Training is a list of phases; each module says all there is to say of its own.
+"""
 
-from adavit_jax.models import MultiExit
 from adavit_jax.train.phases import classifier_wise
 from adavit_jax.train.phases import dense
 from adavit_jax.train.phases import exits
@@ -11,75 +11,86 @@ from adavit_jax.train.phases import policy
 from adavit_jax.train.phases import static
 from adavit_jax.train.phases import warm_start
 
-MODULES = {'dense': dense, 'warm_start': warm_start, 'policy': policy,
-           'joint': joint, 'static': static, 'exits': exits,
-           'last_exit': last_exit, 'classifier_wise': classifier_wise,
-           'layer_wise': layer_wise}
-# Phases of models that can stop early; the others are for a `ViT`.
-STAGED = ('exits', 'last_exit', 'classifier_wise', 'layer_wise')
-# Of them, those that any such model can have.
-_ANY_STAGED = ('exits',)
+PHASES = {'dense': dense.PHASE, 'warm_start': warm_start.PHASE,
+          'policy': policy.PHASE, 'joint': joint.PHASE, 'static': static.PHASE,
+          'exits': exits.PHASE, 'last_exit': last_exit.PHASE,
+          'classifier_wise': classifier_wise.PHASE,
+          'layer_wise': layer_wise.PHASE}
 
 
-def check(config, model):
-  """Raises a ValueError for phases that do not train this kind of model.
-
-  Args:
-    config: see `train.config.default_config`.
-    model: from `models.create`.
-  """
-  names, model_name = list(config.phases), config.model.name
-  if isinstance(model, MultiExit):
-    fits, kind = STAGED, 'has exit heads'
-  elif hasattr(model, 'num_stages'):
-    fits, kind = _ANY_STAGED, 'has branches'
-  else:
-    fits = tuple(n for n in MODULES if n not in STAGED)
-    kind = 'has no exits'
-  for name in names:
-    if name not in fits:
-      raise ValueError(
-          f'phase {name!r} does not train {model_name!r}, which {kind}; set '
-          f'config.phases to some of {list(fits)}, or another model')
-  weights = tuple(config.exits.weights)
-  if fits != _ANY_STAGED and 'exits' not in names and weights != (1.,):
-    raise ValueError(f"exits.weights={weights} is for the phase 'exits' and "
-                     f'not for {tuple(names)}; leave it out')
-  heads = _heads(names)
-  if heads and 'last_exit' in names[names.index(heads[0]):]:
-    raise ValueError(f"config.phases={tuple(names)}: 'last_exit' would change "
-                     f'the backbone under heads that {heads[0]!r} trained; put '
-                     f'it first')
-  if 'layer_wise' in names and config.layer_wise.steps < model.num_stages:
-    raise ValueError(f'layer_wise.steps={config.layer_wise.steps} must be at '
-                     f'least {model.num_stages}, the number of exits')
+def having(attribute, value=True):
+  """Names of the phases that have a value of an attribute."""
+  return tuple(name for name, phase in PHASES.items()
+               if getattr(phase, attribute) == value)
 
 
-def check_heads(config, saved):
-  """Checks that no heads of another run stay on a backbone that changes.
+def training(group, names=tuple(PHASES)):
+  """Those of some phases that train a group of parameters."""
+  return [name for name in names if group in PHASES[name].trains]
+
+
+def decider(config, phase):
+  """Who chooses the layers at the end of a phase: 'all', 'mask' or 'policy'.
 
   Args:
     config: see `train.config.default_config`.
-    saved: that of the run that it begins from, a dict.
-
-  Raises:
-    ValueError: if the last exit is trained under heads that the other run
-      trained, and they are not trained after it.
+    phase: one of the config's.
   """
   names = list(config.phases)
-  exits = [tuple(map(tuple, model.get('exits') or ()))
-           for model in (config.model, saved['model'])]
-  if ('last_exit' in names and exits[0] == exits[1] and _heads(saved['phases'])
-      and not _heads(names[names.index('last_exit'):])):
-    raise ValueError(f"config.phases={tuple(names)}: 'last_exit' would change "
-                     f'the backbone under heads that {config.init.workdir} '
-                     f"trained; add 'classifier_wise' behind it")
+  for name in reversed(names[:names.index(phase) + 1]):
+    if PHASES[name].decides:
+      return PHASES[name].decides
+  return 'policy' if config.exits.policy else 'all'
 
 
-def _heads(names):
-  return [n for n in names if 'heads' in MODULES[n].TRAINS]
+def check(system):
+  """Raises a ValueError for phases that do not fit the model or one another.
+
+  Args:
+    system: `System`.
+  """
+  config, names = system.config, list(system.config.phases)
+  for name in names:
+    if system.target is not None and not PHASES[name].exits:
+      raise ValueError(
+          f'phase {name!r} is for classes, and the labels of '
+          f'{config.data.name!r} are numbers; set config.phases to some of '
+          f"{list(having('exits'))}")
+    PHASES[name].check(system)
+  weights = tuple(config.exits.weights)
+  learns = {'exits', 'dense', 'joint', 'static'}.intersection(names)
+  if weights != (1.,) and not learns:
+    raise ValueError(f"exits.weights={weights} is for the phase 'exits' and "
+                     f'not for {tuple(names)}; leave it out')
+  check_order(config, names)
 
 
-def rounds(phase, system):
-  """Parts of a phase, each with an optimizer and a schedule of its own."""
-  return layer_wise.rounds(system) if phase == 'layer_wise' else 1
+def check_order(config, names, before=''):
+  """Checks that no phase changes the model under what was trained on it.
+
+  Args:
+    config: see `train.config.default_config`.
+    names: phases in their order; those of another run may come first.
+    before: where these were run, for the message.
+
+  Raises:
+    ValueError: if the backbone is trained under exits that another phase
+      trained and no later one trains again, or under a policy.
+  """
+  for i, name in enumerate(names):
+    trains = PHASES[name].trains
+    if 'backbone' not in trains:
+      continue
+    heads = [n for n in training('heads', names[:i])]
+    if (heads and 'heads' not in trains
+        and not training('heads', names[i + 1:])):
+      raise ValueError(
+          f'config.phases={tuple(names)}: {name!r} would change the backbone '
+          f'under heads that {heads[-1]!r}{before} trained; put it first, or '
+          f"add 'classifier_wise' behind it")
+    if (PHASES[name].exits and name in config.phases
+        and decider(config, name) == 'policy'):
+      raise ValueError(
+          f'config.phases={tuple(names)}: {name!r} would change the model '
+          f'under its policy; train exits behind a policy by '
+          f"'classifier_wise', with exits.policy=True in a run of its own")

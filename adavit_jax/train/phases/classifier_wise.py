@@ -1,18 +1,35 @@
-"""The early exits learn on a frozen backbone, all of them in one pass of it.
+"""The added exits learn on a frozen backbone, all of them in one pass of it.
 
-The backbone has no gradient, and an exit none from another exit.
+The backbone has no gradient, and an exit none from another exit. Where a policy
+decides, layers are dropped as they are at inference.
 """
 
 from adavit_jax.train.phases import exit_losses
+from adavit_jax.train.phases.phase import OPTIMIZER
+from adavit_jax.train.phases.phase import Phase
 
-TRAINS = ('heads',)
 
-
-def loss(system, params, state, batch, key, progress):
-  """Sum of the early exits' losses; arguments and result as in `exits.loss`."""
-  del key, progress
-  outputs = system.outputs(
-      system.all_params(state, params), batch.images)[:-1]
+def loss(system, params, state, batch, key, done):
+  """Sum of the added exits' losses; see `Phase.loss`."""
+  del state, key, done
+  folded, carry, outputs = system.fold(params), None, []
+  for e, stage in zip(system.exits, system.stages('classifier_wise', 'masked')):
+    carry, y = stage(folded, batch.images, carry)
+    if e.head:
+      outputs.append(y)
   each = exit_losses.each(system, outputs, batch)
   total = sum(each)
   return total, (exit_losses.metrics(system, total, outputs, each, batch), {})
+
+
+def check(system):
+  """Raises a ValueError for a model without added exits."""
+  if not system.model.exits:
+    raise ValueError(f"phase 'classifier_wise' trains model.exits, and "
+                     f'{system.config.model.name!r} has none; set for example '
+                     f'--config.model.exits="((2,\'mlp\'),)"')
+
+
+# Clipped by a common norm, the heads would learn from one another.
+PHASE = Phase(loss, trains=('heads',), exits=True, check=check,
+              defaults=dict(OPTIMIZER, clip_norm=0.0))

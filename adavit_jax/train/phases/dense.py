@@ -1,86 +1,101 @@
-"""Phase 1: the ViT, made robust to dropping.
+"""Phase 1: the whole model, made robust to dropping.
 
 Full model + every nested depth + random masks, so that one set of weights
 serves every budget. With `nested` and `mask_weight` at 0 this is the plain
-supervised training of a ViT.
+supervised training of a backbone.
 """
 
 import jax
 import jax.numpy as jnp
 
+from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
-from adavit_jax.runtime import modes
+from adavit_jax.policies import fixed
 from adavit_jax.train import losses
+from adavit_jax.train import ranges
+from adavit_jax.train.phases import exit_losses
+from adavit_jax.train.phases.phase import OPTIMIZER
+from adavit_jax.train.phases.phase import Phase
 
-TRAINS = ('vit',)
 
-
-def loss(system, params, state, batch, key, progress):
-  """Loss of the dense phase.
-
-  Args:
-    system: `System`.
-    params: {'vit': ...}, the trained parameters.
-    state: `State`; not used, the signature is that of every phase.
-    batch: `Batch` of images [B, S, S, C], targets [B, K], labels [B].
-    key: PRNG key of this step.
-    progress: share of the phase that has passed; not used.
-
-  Returns:
-    (loss [], (metrics, updates of state fields)).
-  """
-  del state, progress
+def loss(system, params, state, batch, key, done):
+  """Loss of the dense phase; see `Phase.loss`."""
+  del state, done
   c, model = system.config.dense, system.model
-  vit = params['vit']
-  size, num = batch.labels.shape[0], model.num_adaptive
-  drop_key, mask_key, rate_key = jax.random.split(key, 3)
+  size, num_layers = batch.labels.shape[0], plan.num_layers(model)
+  drop_key, mask_key, rate_key, key = jax.random.split(key, 4)
 
-  z1 = modes.fixed(model, vit, batch.images)
-  gates = drop_path(drop_key, size, num, c.drop_path)
+  start = system.begin(params, batch.images, key)
+  gates = drop_path(drop_key, size, num_layers, c.drop_path)
   num_masked = int(c.random_masks * size) if c.mask_weight else 0
+  more = lambda x: jnp.concatenate([x, x[:num_masked]])
   if num_masked:
     # Every image draws its own budget, so that all budgets are met.
-    keep = jax.random.uniform(rate_key, (num_masked, 1), minval=0.1)
-    masks = jax.random.bernoulli(mask_key, keep, (num_masked, 2 * num))
-    masks = Actions.from_keep(masks.astype(jnp.float32))
+    rate = jax.random.uniform(rate_key, (num_masked, 1), minval=0.1)
+    masks = (jax.random.bernoulli(k, rate, (num_masked, num)).astype(float)
+             for k, num in zip(jax.random.split(mask_key), num_layers))
     gates = Actions(*map(lambda a, b: jnp.concatenate([a, b]), gates, masks))
-  rows = jnp.concatenate([z1, z1[:num_masked]])
-  _, prefix = system.masked(vit, rows, gates)  # [L, B', P, D]
-  prefix = jnp.concatenate([rows[None, :, :model.num_prefix], prefix])
-  classify = lambda x: model.apply({'params': vit}, x, method='classify')
-
-  full = classify(prefix[-1, :size])
+  nested = c.nested and can_nest(model)
+  out = system.finish(
+      params, start._replace(x=jax.tree.map(more, start.x)),
+      more(batch.images) if plan.rereads_images(model) else None, gates,
+      nested=nested)
+  full = jax.tree.map(lambda x: x[:size], out.logits)
   ce = losses.head_cross_entropy(full, batch.targets)
   total, metrics = ce, {'loss': ce, 'accuracy': accuracy(full, batch)}
-  if c.nested:
-    nested = losses.head_cross_entropy(
-        classify(prefix[:-1, :size]), batch.targets)
-    total += c.nested * nested
-    metrics['nested_loss'] = nested
+  if nested:
+    value = losses.head_cross_entropy(
+        jax.tree.map(lambda x: x[:, :size], out.nested), batch.targets)
+    total += c.nested * value
+    metrics['nested_loss'] = value
   if num_masked:
-    logits = classify(prefix[-1, size:])
+    logits = jax.tree.map(lambda x: x[size:], out.logits)
     masked = (losses.head_cross_entropy(logits, batch.targets[:num_masked])
               + losses.distillation(logits.total, full.total[:num_masked])) / 2
     total += c.mask_weight * masked
     metrics['masked_loss'] = masked
-  return total, (metrics, {})
+  early = exit_losses.early(system, params, batch)
+  return total + early, (metrics, system.updates(out.stats))
+
+
+def can_nest(model):
+  """Whether the last exit can be put on the tokens behind every encoder.
+
+  It can where nothing but layers that may be dropped lies behind the policy.
+  """
+  parts = plan.segment(model, model.num_fixed, plan.num_encoders(model))
+  return (len(parts) == 1 and plan.read_last(model) is not None
+          and all(branch.kind for branch in parts[0].branches))
 
 
 def drop_path(key, batch_size, num_layers, rate):
   """Gates of stochastic depth, its rate rising linearly with depth to `rate`.
 
+  Args:
+    key: PRNG key.
+    batch_size: B.
+    num_layers: (L1, L2).
+    rate: of the last layer, in [0, 1).
+
   Returns:
-    `Actions` of floats [B, L]: 0, or 1 / survival probability (Huang et al.,
-    2016; DeiT's schedule).
+    `Actions` of floats [B, L1], [B, L2]: 0, or 1 / survival probability (Huang
+    et al., 2016; DeiT's schedule).
   """
   if not rate:
-    return Actions(*[jnp.ones((batch_size, num_layers))] * 2)
-  survival = 1 - rate * jnp.arange(1, num_layers + 1) / num_layers
-  survival = jnp.tile(survival, 2)
-  keep = jax.random.bernoulli(key, survival, (batch_size, 2 * num_layers))
-  return Actions.from_keep(keep / survival)
+    return Actions(*(jnp.ones((batch_size, num)) for num in num_layers))
+  survival = fixed.survival(num_layers, 1 - rate)
+  keep = fixed.draw(key, batch_size, survival)
+  return Actions(*(a / s for a, s in zip(keep, survival)))
 
 
 def accuracy(logits, batch):
   """Share of images whose largest total logit is the label's."""
   return (logits.total.argmax(-1) == batch.labels).mean()
+
+
+PHASE = Phase(
+    loss, trains=('backbone',), from_scratch=True, decides='all',
+    defaults=dict(OPTIMIZER, drop_path=0.1, nested=0.5, random_masks=0.5,
+                  mask_weight=0.5),
+    ranges=dict(drop_path=ranges.BELOW_1, nested=ranges.WEIGHT,
+                random_masks=ranges.SHARE, mask_weight=ranges.WEIGHT))

@@ -1,11 +1,13 @@
-"""What the phases of a model with exits have in common."""
+"""What the phases that train exits have in common."""
+
+from adavit_jax.runtime import stages
 
 
 def each(system, outputs, batch):
   """Loss of every exit: a list of [].
 
   Args:
-    system: `StagedSystem`.
+    system: `System`.
     outputs: list of [B, K], normalised.
     batch: `Batch`.
   """
@@ -15,9 +17,32 @@ def each(system, outputs, batch):
 def metrics(system, total, outputs, losses, batch, *, first=0):
   """Loss in all, and loss and scores of every exit, by number from `first`."""
   task = system.task
-  found = {'loss': total}
+  values = {'loss': total}
   for i, (y, value) in enumerate(zip(outputs, losses), first):
-    found[f'loss_{i}'] = value
+    values[f'loss_{i}'] = value
     score = task.score(task.predict(task.denormalize(y)), batch.labels)
-    found.update({f'{k}_{i}': v for k, v in task.metrics(score).items()})
-  return found
+    values.update({f'{k}_{i}': v for k, v in task.metrics(score).items()})
+  return values
+
+
+def early(system, params, batch):
+  """Weighted loss of the backbone's own early exits with all layers, [].
+
+  Phases that train the backbone by its last exit add it, so that the exits
+  before it keep learning.
+  """
+  weights = [w for e, w in zip(system.exits, system.weights) if not e.head][:-1]
+  if not weights:
+    return 0.
+  found, _ = stages.training(
+      system.model.clone(exits=()), params, batch.images,
+      system.context(params), num=len(weights), **system.scan)
+  losses = each(system, found, batch)
+  return sum(w * x for w, x in zip(weights, losses))
+
+
+def outputs(system, params, batch, key, **options):
+  """Every exit of a backbone that learns: see `stages.training`."""
+  return stages.training(
+      system.model, params, batch.images, system.context(params, key),
+      **options, **system.scan)

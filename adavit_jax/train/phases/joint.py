@@ -3,69 +3,79 @@
 import jax
 import jax.numpy as jnp
 
+from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
+from adavit_jax.policies import fixed
 from adavit_jax.policies import learned
-from adavit_jax.runtime import modes
 from adavit_jax.train import losses
+from adavit_jax.train import ranges
 from adavit_jax.train.phases import dense
-from adavit_jax.train.phases.policy import policy_gradient
+from adavit_jax.train.phases import exit_losses
+from adavit_jax.train.phases import policy as policy_phase
+from adavit_jax.train.phases.phase import OPTIMIZER
+from adavit_jax.train.phases.phase import Phase
 
-TRAINS = ('vit', 'policy')
 
+def loss(system, params, state, batch, key, done):
+  """Loss of the joint phase; see `Phase.loss`.
 
-def loss(system, params, state, batch, key, progress):
-  """Loss of the joint phase; arguments and result as in `dense.loss`.
-
-  One row an image carries the ViT's gradient: the greedy action's, or a
+  One row an image carries the model's gradient: the greedy action's, or a
   sampled one for a share `sampled` of the images. REINFORCE adds rows without
   gradient. Both losses are means over images.
   """
-  del progress
-  c, nets, num = system.config.joint, system.nets, system.model.num_adaptive
-  vit, policy = params['vit'], params['policy']
-  rl_key, sample_key, coin_key = jax.random.split(key, 3)
-  z1 = modes.fixed(system.model, vit, batch.images)
-  features = system.features(params, z1, state.stats)
-  rl, (metrics, updates) = policy_gradient(
-      system, c, policy, vit, z1, features, state.log_price, batch, rl_key,
-      jnp.ones(num))
+  del done
+  c, nets = system.config.joint, system.nets
+  rl_key, sample_key, coin_key, key = jax.random.split(key, 4)
+  start = system.begin(params, batch.images, key)
+  frozen = system.frozen(params)
+  # Without batch statistics the model is at inference what it is in training.
+  z1 = (start.x if start.ctx.stats is None
+        else system.fixed(frozen, batch.images))
+  features = system.features({**frozen, 'policy': params['policy']}, z1,
+                             batch.images)
+  rl, (metrics, updates) = policy_phase.policy_gradient(
+      system, c, {**frozen, 'policy': params['policy']}, z1, features,
+      state.log_price, batch, rl_key)
 
-  drawn = learned.sample(nets, policy, features, sample_key, bound=c.bound,
-                         free=jnp.ones(num))
+  policy = params['policy']
+  drawn = learned.sample(nets, policy, features, sample_key, bound=c.bound)
   greedy = learned.greedy(nets, policy, features)
-  coin = jax.random.bernoulli(coin_key, c.sampled, (z1.shape[0], 1))
+  coin = jax.random.bernoulli(coin_key, c.sampled, (len(batch.labels), 1))
   actions = Actions(*(jnp.where(coin, a, b) for a, b in zip(drawn, greedy)))
-  path, path_metrics = path_loss(
-      system, c, vit, z1, state.teacher, batch, jax.lax.stop_gradient(actions))
-  return rl + path, ({**metrics, **path_metrics}, updates)
+  path, (path_metrics, path_updates) = path_loss(
+      system, c, params, start, state.teacher, batch,
+      jax.lax.stop_gradient(actions))
+  return rl + path, ({**metrics, **path_metrics}, {**updates, **path_updates})
 
 
-def path_loss(system, c, vit, z1, teacher, batch, actions):
-  """Cross-entropy and distillation of the ViT under given actions (figure 3B).
+def path_loss(system, c, params, start, teacher, batch, actions):
+  """Cross-entropy and distillation under given actions (figure 3B).
 
   Args:
     system: `System`.
     c: config of the phase: distill, temperature, hard_distill, representation.
-    vit: parameters of the ViT.
-    z1: its fixed encoders' output, [B, N, D].
-    teacher: parameters of the dense ViT that teaches.
+    params: groups of parameters.
+    start: `system.begin` of the batch.
+    teacher: groups of the dense model that teaches.
     batch: `Batch`.
-    actions: `Actions` [B, L] or [L].
+    actions: `Actions` [B, L1], [B, L2] or [L1], [L2].
 
   Returns:
-    (loss [], metrics).
+    (loss [], (metrics, updates)).
   """
-  logits = system.classify(vit, z1, actions)
+  out = system.finish(params, start, batch.images, actions)
+  logits = out.logits
   # A distillation head that no teacher teaches learns from the labels.
   ce = (losses.cross_entropy(logits.cls, batch.targets) if c.distill else
         losses.head_cross_entropy(logits, batch.targets))
   metrics = {'loss': ce, 'accuracy': dense.accuracy(logits, batch)}
   total = ce
   if c.distill or c.representation:
-    teacher_z1 = modes.fixed(system.model, teacher, batch.images)
+    teacher = system.fold(teacher)
+    teacher_z1 = system.fixed(teacher, batch.images)
   if c.distill:
-    ones = jnp.ones(system.model.num_adaptive)
-    dense_logits = system.classify(teacher, teacher_z1, Actions(ones, ones))
+    every = fixed.all_layers(plan.num_layers(system.model))
+    dense_logits = system.classify(teacher, teacher_z1, batch.images, every)
     if logits.dist is None:
       student, taught = logits.total, dense_logits.total
     else:  # One head learns what two say together: their mean, not their sum.
@@ -75,7 +85,42 @@ def path_loss(system, c, vit, z1, teacher, batch, actions):
     total = (1 - c.distill) * ce + c.distill * distill
     metrics['distill_loss'] = distill
   if c.representation:
-    distance = losses.representation(z1, teacher_z1)
+    distance = losses.representation(
+        *map(system.tokens, (start.x, teacher_z1)))
     total += c.representation * distance
     metrics['representation_loss'] = distance
-  return total, metrics
+  total += exit_losses.early(system, params, batch)
+  return total, (metrics, system.updates(out.stats))
+
+
+def scale_policy(system, changes, done):
+  """The changes with the policy's scaled by `policy_lr_factor`."""
+  del done
+  factor = system.config.joint.policy_lr_factor
+  return {**changes, 'policy': jax.tree.map(
+      lambda u: factor * u, changes['policy'])}
+
+
+PATH_DEFAULTS = dict(distill=0.5, temperature=2.0, hard_distill=False,
+                     representation=0.0)
+PATH_RANGES = dict(distill=ranges.SHARE, temperature=ranges.POSITIVE,
+                   representation=ranges.WEIGHT)
+
+
+def check_heads(name, system):
+  """Raises a ValueError if a phase would leave the class head as it is."""
+  if system.config[name].distill == 1 and system.two_heads:
+    raise ValueError(f'{name}.distill=1 teaches the distillation head alone '
+                     f'and leaves the class head of '
+                     f'{system.config.model.name!r} as it is; set it below 1')
+
+
+PHASE = Phase(
+    loss, trains=('backbone', 'policy'), teacher=True, decides='policy',
+    check=lambda system: policy_phase.check('joint', system),
+    adjust=scale_policy,
+    defaults=dict(OPTIMIZER, learning_rate=5e-4, policy_lr_factor=2.0,
+                  sampled=0.3, **PATH_DEFAULTS,
+                  **{**policy_phase.RL_DEFAULTS, 'price_rate': 0.05}),
+    ranges=dict(policy_phase.RL_RANGES, **PATH_RANGES,
+                policy_lr_factor=ranges.WEIGHT, sampled=ranges.SHARE))

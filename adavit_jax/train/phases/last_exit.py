@@ -1,15 +1,20 @@
-"""The backbone alone: its own head learns, the early exits do not."""
+"""The backbone alone: its last exit learns, the early exits do not."""
 
 from adavit_jax.train.phases import exit_losses
+from adavit_jax.train.phases.phase import OPTIMIZER
+from adavit_jax.train.phases.phase import Phase
 
-TRAINS = ('vit',)
+
+def loss(system, params, state, batch, key, done):
+  """Loss of the last exit; see `Phase.loss`."""
+  del state, done
+  outputs, stats = exit_losses.outputs(system, params, batch, key)
+  each = exit_losses.each(system, outputs[-1:], batch)
+  return each[0], (
+      exit_losses.metrics(system, each[0], outputs[-1:], each, batch,
+                          first=system.num_exits - 1),
+      system.updates(stats))
 
 
-def loss(system, params, state, batch, key, progress):
-  """Loss of the last exit; arguments and result as in `exits.loss`."""
-  del key, progress
-  outputs = system.outputs(
-      system.all_params(state, params), batch.images)[-1:]
-  each = exit_losses.each(system, outputs, batch)
-  return each[0], (exit_losses.metrics(
-      system, each[0], outputs, each, batch, first=system.num_exits - 1), {})
+PHASE = Phase(loss, trains=('backbone',), from_scratch=True, exits=True,
+              defaults=OPTIMIZER)

@@ -7,82 +7,84 @@ over goes to the last. Every round has an optimizer and a schedule of its own.
 import jax
 import jax.numpy as jnp
 
+from adavit_jax.models import plan
 from adavit_jax.train.phases import exit_losses
-
-TRAINS = ('vit', 'heads')
-
-
-def rounds(system):
-  """E, the number of rounds."""
-  return system.num_exits
+from adavit_jax.train.phases.phase import OPTIMIZER
+from adavit_jax.train.phases.phase import Phase
 
 
 def stage_of(system, done):
   """Number of the stage that learns after `done` steps of the phase, []."""
-  num = rounds(system)
-  length = system.config.layer_wise.steps // num
-  return jnp.minimum(done // length, num - 1)
+  length = system.config.layer_wise.steps // system.num_exits
+  return jnp.minimum(done // length, system.num_exits - 1)
 
 
-def loss(system, params, state, batch, key, progress):
-  """Loss of one exit; arguments and result as in `exits.loss`.
+def loss(system, params, state, batch, key, done):
+  """Loss of one exit; see `Phase.loss`.
 
   Only the stage that learns is differentiated, and no later one is run.
   """
-  del key
-  done = jnp.round(progress * system.config.layer_wise.steps).astype(int)
+  del state
 
-  def learn(index, trained):
-    every = system.all_params(state, trained)
-    carry, outputs = None, []
-    for stage in system.stages()[:index + 1]:
-      carry = jax.lax.stop_gradient(carry)
-      carry, y = stage(every, batch.images, carry)
-      outputs.append(y)
+  def learn(index, params):
+    outputs, stats = exit_losses.outputs(
+        system, params, batch, key, num=index + 1, detach=True)
     value = exit_losses.each(system, outputs[-1:], batch)[0]
-    found = exit_losses.metrics(system, value, outputs[-1:], [value], batch)
-    return value, found
+    metrics = exit_losses.metrics(
+        system, value, outputs[-1:], [value], batch)
+    return value, metrics, system.updates(stats)
 
   stage = stage_of(system, done)
-  total, metrics = jax.lax.switch(
-      stage, [lambda trained, i=i: learn(i, trained)
+  total, metrics, updates = jax.lax.switch(
+      stage, [lambda params, i=i: learn(i, params)
               for i in range(system.num_exits)], params)
   # Which exit it is changes with the step, and so would the names.
-  return total, ({**{k.removesuffix('_0'): v for k, v in metrics.items()},
-                  'exit': stage}, {})
+  metrics = {k.removesuffix('_0'): v for k, v in metrics.items()}
+  return total, ({**metrics, 'exit': stage}, updates)
 
 
-def only(model, changes, stage):
-  """Leaves the changes of one stage's parameters, and no others.
+def only_stage(system, changes, done):
+  """Leaves the changes of the parameters of one stage, and no others.
 
   Zero gradients are not enough: weight decay would go on.
 
   Args:
-    model: `MultiExit`.
-    changes: tree like {'vit': ..., 'heads': ...}.
-    stage: [].
+    system: `System`.
+    changes: tree like {'backbone': ..., 'heads': ...}.
+    done: steps of the phase so far.
 
   Returns:
     The same tree.
   """
-  vit = model.vit
-  ends = jnp.array([model.span(i)[1] for i in range(model.num_stages)])
-  last = model.num_stages - 1
+  stage = stage_of(system, done)
+  owners = plan.owners(system.model)
+  heads = {f'exit_{e.index}': i for i, e in enumerate(system.exits) if e.head}
 
-  def of_vit(path, leaf):
-    group = path[0].key
-    if group in ('fixed', 'adaptive'):
-      first = vit.num_fixed if group == 'adaptive' else 0
-      owner = jnp.searchsorted(
-          ends, first + jnp.arange(leaf.shape[0]), side='right')
-      owner = owner.reshape(-1, *[1] * (leaf.ndim - 1))
-    else:
-      owner = last if group in ('norm', 'head', 'head_dist') else 0
+  def of_backbone(path, leaf):
+    owner = jnp.asarray(owners.get(path[0].key, 0))
+    owner = owner.reshape(-1, *[1] * (leaf.ndim - 1)) if owner.ndim else owner
     return jnp.where(owner == stage, leaf, 0)
 
   def of_heads(path, leaf):
-    return jnp.where(int(path[0].key.removeprefix('exit_')) == stage, leaf, 0)
+    return jnp.where(heads[path[0].key] == stage, leaf, 0)
 
-  mapped = jax.tree_util.tree_map_with_path
-  return dict(vit=mapped(of_vit, changes['vit']),
-              heads=mapped(of_heads, changes['heads']))
+  functions = dict(backbone=of_backbone, heads=of_heads)
+  return {group: jax.tree_util.tree_map_with_path(functions[group], tree)
+          for group, tree in changes.items()}
+
+
+def check(system):
+  """Raises a ValueError for fewer steps than exits, or averages."""
+  c, num = system.config.layer_wise, system.num_exits
+  if c.steps < num:
+    raise ValueError(f'layer_wise.steps={c.steps} must be at least {num}, the '
+                     f'number of exits')
+  if c.ema:
+    raise ValueError(f'layer_wise.ema={c.ema} must be 0: every stage is trained '
+                     f'on the ones that are frozen, and not on their average')
+
+
+PHASE = Phase(
+    loss, trains=('backbone', 'heads'), from_scratch=True, exits=True,
+    check=check, rounds=lambda system: system.num_exits, adjust=only_stage,
+    defaults=OPTIMIZER)

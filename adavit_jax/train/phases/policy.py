@@ -1,65 +1,66 @@
-"""Phase 3: REINFORCE on both policy networks, the ViT frozen (figure 6)."""
+"""Phase 3: REINFORCE on both policy networks, the model frozen (figure 6)."""
 
 import jax
 import jax.numpy as jnp
 
+from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import learned
 from adavit_jax.policies import reinforce
-from adavit_jax.runtime import modes
 from adavit_jax.train import losses
+from adavit_jax.train import ranges
+from adavit_jax.train.phases.phase import OPTIMIZER
+from adavit_jax.train.phases.phase import Phase
+from adavit_jax.train.phases.phase import choice
 
-TRAINS = ('policy',)
 
-
-def loss(system, params, state, batch, key, progress):
-  """Loss of the policy phase; arguments and result as in `dense.loss`."""
-  c, vit = system.config.policy, state.params['vit']
-  z1 = jax.lax.stop_gradient(modes.fixed(system.model, vit, batch.images))
+def loss(system, params, state, batch, key, done):
+  """Loss of the policy phase; see `Phase.loss`."""
+  c = system.config.policy
+  frozen = {**system.frozen(params), 'policy': params['policy']}
+  z1 = system.fixed(frozen, batch.images)
   free = reinforce.curriculum(
-      progress, system.model.num_adaptive, c.curriculum)
-  features = system.features(
-      {'vit': vit, 'policy': params['policy']}, z1, state.stats)
+      done / c.steps, plan.num_layers(system.model), c.curriculum)
+  features = system.features(frozen, z1, batch.images)
   return policy_gradient(
-      system, c, params['policy'], vit, z1, features, state.log_price, batch,
-      key, free)
+      system, c, frozen, z1, features, state.log_price, batch, key, free)
 
 
-def policy_gradient(system, c, policy, vit, z1, features, log_price, batch, key,
-                    free):
+def policy_gradient(system, c, params, z1, features, log_price, batch, key,
+                    free=None):
   """The REINFORCE loss with its entropy bonus and auxiliary classifier.
 
   Args:
     system: `System`.
     c: config of the phase: reward, alpha, samples, baseline, bound, entropy,
       price_rate, aux, normalize.
-    policy: parameters of the policy networks, the only ones with a gradient.
-    vit: parameters of the ViT.
-    z1: [B, N, D].
+    params: groups, folded; the policy's alone have a gradient.
+    z1: activations where the policy decides.
     features: `inputs.Features` of z1.
     log_price: log μ, [].
     batch: `Batch`.
     key: PRNG key.
-    free: encoders that the curriculum has freed, [L].
+    free: `Actions` [L1], [L2], layers that the curriculum has freed; None for
+      all.
 
   Returns:
     (loss [], (metrics, updates of state fields)).
   """
-  nets, cost = system.nets, system.cost
-  z1, vit = jax.lax.stop_gradient((z1, vit))
+  nets, cost, policy = system.nets, system.cost, params['policy']
+  if free is None:
+    free = Actions(*map(jnp.ones, nets.num_layers))
+  z1, params = jax.lax.stop_gradient((z1, params))
   keys = jax.random.split(key, c.samples)
   draw = lambda key: learned.sample(
       nets, policy, features, key, bound=c.bound, free=free)
-  actions = jax.lax.stop_gradient(jax.vmap(draw)(keys))  # [S, B, L]
-  greedy = learned.greedy(nets, policy, features, free=free)  # [B, L]
+  actions = jax.lax.stop_gradient(jax.vmap(draw)(keys))  # [S, B, ...]
+  greedy = learned.greedy(nets, policy, features, free=free)  # [B, ...]
 
-  def reward(actions):  # [R, B, L] -> each network's reward, parts: [R, B]
+  def reward(actions):  # [R, B, ...] -> each network's reward, parts: [R, B]
     num = actions.msa.shape[0]
-    # Images before samples: the rows stay on the chips that hold the images.
     rows = Actions(*(a.swapaxes(0, 1).reshape(-1, a.shape[-1])
                      for a in actions))
-    logits = system.classify(vit, jnp.repeat(z1, num, axis=0), rows).total
-    p = jax.nn.softmax(logits).reshape(-1, num, logits.shape[-1])
+    p = jax.nn.softmax(system.repeated(params, z1, batch.images, rows, num))
     p = p.swapaxes(0, 1)  # [R, B, K]
     correct = (p.argmax(-1) == batch.labels).astype(jnp.float32)
     success = jnp.take_along_axis(p, batch.labels[None, :, None], 2)[..., 0]
@@ -87,12 +88,14 @@ def policy_gradient(system, c, policy, vit, z1, features, log_price, batch, key,
       lambda a: learned.action_logits(nets, policy, features, a))(actions)
   s = Actions(*(learned.bounded(x, c.bound) for x in logits))
   total = 0.
-  for net_s, net_actions, advantage in zip(s, actions, advantages):
-    log_p = (learned.log_likelihood(net_s, net_actions) * free).sum(-1)
+  entropy = 0.
+  for net_s, net_actions, net_free, advantage in zip(
+      s, actions, free, advantages):
+    log_p = (learned.log_likelihood(net_s, net_actions) * net_free).sum(-1)
+    entropy += (learned.entropy(net_s) * net_free).sum(-1).mean()
     if c.normalize:
       advantage = advantage / jnp.maximum(advantage.std(), 1e-3)
     total += reinforce.surrogate(log_p, advantage)
-  entropy = (learned.entropy(s.keep) * jnp.tile(free, 2)).sum(-1).mean()
   total -= c.entropy * entropy
 
   macs_ratio = cost.ratio(greedy).mean()
@@ -102,7 +105,7 @@ def policy_gradient(system, c, policy, vit, z1, features, log_price, batch, key,
       'sample_accuracy': correct.mean(),
       'macs_ratio': macs_ratio,
       'sample_macs_ratio': cost.ratio(actions).mean(),
-      'policy_entropy': entropy / (2 * free.sum()),
+      'policy_entropy': entropy / free.num_kept,
       'dropped_msa': 1 - actions.msa.mean(),
       'dropped_mlp': 1 - actions.mlp.mean(),
       'success': success.mean(),
@@ -116,7 +119,7 @@ def policy_gradient(system, c, policy, vit, z1, features, log_price, batch, key,
     # It rests while layers run that the policy may not drop yet.
     updates['log_price'] = reinforce.update_price(
         log_price, macs_ratio, system.config.mac_target,
-        c.price_rate * free.min())
+        c.price_rate * free.keep.min())
   if nets.aux:
     aux = losses.cross_entropy(features.aux_logits, batch.targets)
     total += c.aux * aux
@@ -130,3 +133,30 @@ def num_unique(keep):
   weights = jax.random.bits(jax.random.key(0), keep.shape[-1:]) | 1
   hashes = jnp.sort((keep.astype(jnp.uint32) * weights).sum(-1))
   return 1 + (hashes[1:] != hashes[:-1]).sum()
+
+
+def check(name, system):
+  """Raises a ValueError for a reward or baseline that cannot work."""
+  c = system.config[name]
+  choice(f'{name}.reward', c.reward, ('macs', 'layers', 'split'))
+  choice(f'{name}.baseline', c.baseline, ('leave_one_out', 'greedy'))
+  if c.baseline == 'leave_one_out' and c.samples < 2:
+    raise ValueError(f'{name}.samples={c.samples}: the leave_one_out baseline '
+                     f'needs at least 2; or set baseline=greedy')
+
+
+RL_DEFAULTS = dict(
+    reward='macs', alpha=2.5, samples=4, baseline='leave_one_out', bound=0.95,
+    entropy=0.002, price=0.3, price_rate=0.02, aux=1.0,
+    normalize=True)  # advantages divided by their deviation
+RL_RANGES = dict(
+    alpha=ranges.WEIGHT, samples=ranges.COUNT, entropy=ranges.WEIGHT,
+    price=ranges.PRICE, price_rate=ranges.WEIGHT, aux=ranges.WEIGHT,
+    bound=(lambda x: 0.5 < x <= 1, 'must be in (0.5, 1]'))
+
+PHASE = Phase(
+    loss, trains=('policy',), teacher=True, decides='policy',
+    check=lambda system: check('policy', system),
+    defaults=dict(OPTIMIZER, learning_rate=3e-3, weight_decay=0.0,
+                  curriculum=0.0, **RL_DEFAULTS),
+    ranges=dict(RL_RANGES, curriculum=ranges.SHARE))

@@ -1,46 +1,39 @@
-"""The joint phase's tuning of the ViT for a policy that is not learned.
+"""The joint phase's tuning of the model for a policy that is not learned.
 
 Fixed (Table 1), stochastic (figure 9), or a given mask, the best of which is
 the baseline that a learned policy must beat.
 """
 
+from adavit_jax.models import plan
 from adavit_jax.policies import fixed
-from adavit_jax.runtime import modes
-from adavit_jax.train.phases.joint import path_loss
+from adavit_jax.train import ranges
+from adavit_jax.train.phases import joint
+from adavit_jax.train.phases.phase import OPTIMIZER
+from adavit_jax.train.phases.phase import Phase
+from adavit_jax.train.phases.phase import choice
 
-TRAINS = ('vit',)
 
-
-def loss(system, params, state, batch, key, progress):
-  """Loss under a policy that is not learned; see `dense.loss`."""
-  del progress
+def loss(system, params, state, batch, key, done):
+  """Loss under a policy that is not learned; see `Phase.loss`."""
+  del done
   c = system.config.static
-  chosen = actions(
-      c, system.model.num_adaptive, batch.labels.shape[0], key)
-  z1 = modes.fixed(system.model, params['vit'], batch.images)
-  total, metrics = path_loss(
-      system, c, params['vit'], z1, state.teacher, batch, chosen)
+  chosen = actions(c, plan.num_layers(system.model), len(batch.labels), key)
+  start = system.begin(params, batch.images, key)
+  total, (metrics, updates) = joint.path_loss(
+      system, c, params, start, state.teacher, batch, chosen)
   metrics['macs_ratio'] = system.plain_cost.ratio(chosen).mean()
-  return total, (metrics, {})
+  return total, (metrics, updates)
 
 
-def at_inference(system, phase):
-  """What a run does at inference that ends with a phase.
+def at_inference(system):
+  """The mask that runs after the phase, `Actions` [L1], [L2].
 
-  Args:
-    system: `System` of the run.
-    phase: its last one.
-
-  Returns:
-    `Actions` [L] for every image, or None: a learned policy decides. After a
-    stochastic policy, which is for training, every layer runs.
+  After a stochastic policy, which is for training, every layer runs.
   """
-  c, num = system.config.static, system.model.num_adaptive
-  if phase not in ('dense', 'static'):
-    return None
-  if phase == 'dense' or c.policy == 'stochastic':
-    return fixed.all_layers(num)
-  return actions(c, num, 1, key=None)
+  c, num_layers = system.config.static, plan.num_layers(system.model)
+  if c.policy == 'stochastic':
+    return fixed.all_layers(num_layers)
+  return actions(c, num_layers, 1, key=None)
 
 
 def actions(c, num_layers, batch_size, key):
@@ -48,18 +41,32 @@ def actions(c, num_layers, batch_size, key):
 
   Args:
     c: config of the phase: policy, number, which, survival, keep.
-    num_layers: L.
+    num_layers: (L1, L2).
     batch_size: B.
     key: PRNG key; only a stochastic policy uses it.
 
   Returns:
-    `Actions` [L], or [B, L] of a stochastic policy.
+    `Actions` [L1], [L2], of a stochastic policy [B, L1], [B, L2].
 
   Raises:
-    ValueError: if the policy does not fit L encoders.
+    ValueError: if the policy does not fit so many layers.
   """
   if c.policy == 'table_1':
     return fixed.table_1(c.number, num_layers, which=c.which)
   if c.policy == 'stochastic':
     return fixed.stochastic(key, batch_size, num_layers, final=c.survival)
   return fixed.parse(c.keep, num_layers)
+
+
+def check(system):
+  """Raises a ValueError for a policy that is unknown or does not fit."""
+  choice('static.policy', system.config.static.policy,
+         ('table_1', 'stochastic', 'mask'))
+  at_inference(system)
+
+
+PHASE = Phase(
+    loss, trains=('backbone',), teacher=True, decides='mask', check=check,
+    defaults=dict(OPTIMIZER, learning_rate=5e-4, policy='table_1', number=4,
+                  which='first', survival=0.5, keep='', **joint.PATH_DEFAULTS),
+    ranges=dict(joint.PATH_RANGES, survival=ranges.SHARE))

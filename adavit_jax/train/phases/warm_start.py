@@ -1,9 +1,9 @@
-"""Phase 2: a supervised start for both policy networks, the ViT frozen.
+"""Phase 2: a supervised start for both policy networks, the model frozen.
 
-A value head learns how likely the ViT is right under each of a few dozen masks
-found greedily (`search.candidates`); the networks imitate, per image, the mask
-with the best value minus price. The price is found anew in every batch so that
-the mean MACs meet the target.
+A value head learns how likely the model is right under each of a few dozen
+masks found greedily (`search.candidates`); the networks imitate, per image, the
+mask with the best value minus price. The price is found anew in every batch so
+that the mean MACs meet the target.
 """
 
 import jax
@@ -13,28 +13,28 @@ import optax
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import learned
 from adavit_jax.policies import reinforce
-from adavit_jax.runtime import modes
 from adavit_jax.train import losses
+from adavit_jax.train import ranges
+from adavit_jax.train.phases.phase import OPTIMIZER
+from adavit_jax.train.phases.phase import Phase
 
-TRAINS = ('policy',)
 
-
-def loss(system, params, state, batch, key, progress):
-  """Loss of the warm start; arguments and result as in `dense.loss`."""
-  del progress
+def loss(system, params, state, batch, key, done):
+  """Loss of the warm start; see `Phase.loss`."""
+  del done
   c, nets = system.config.warm_start, system.nets
-  policy, vit = params['policy'], state.params['vit']
-  z1 = jax.lax.stop_gradient(modes.fixed(system.model, vit, batch.images))
-  features = system.features({'vit': vit, 'policy': policy}, z1, state.stats)
-  value = nets.apply({'params': policy}, features, method='value')  # [B, C]
+  frozen = system.frozen(params)
+  z1 = system.fixed(frozen, batch.images)
+  features = system.features({**frozen, 'policy': params['policy']}, z1,
+                             batch.images)
+  policy = {'params': params['policy']}
+  value = nets.apply(policy, features, method='value')  # [B, C]
 
   size, num_masks = value.shape
   tried = jax.random.randint(key, (c.masks, size), 0, num_masks)
-  # Images before masks: the rows stay on the chips that hold the images.
-  rows = jnp.repeat(z1, c.masks, axis=0)
   masks = Actions(*(a[tried.T.reshape(-1)] for a in state.candidates))
-  logits = system.classify(vit, rows, masks).total
-  p = jax.nn.softmax(logits).reshape(size, c.masks, -1).swapaxes(0, 1)
+  logits = system.repeated(frozen, z1, batch.images, masks, c.masks)
+  p = jax.nn.softmax(logits).swapaxes(0, 1)  # [S, B, K]
   success = jax.lax.stop_gradient(
       jnp.take_along_axis(p, batch.labels[None, :, None], 2)[..., 0])
   predicted = jnp.take_along_axis(value[None], tried[..., None], 2)[..., 0]
@@ -43,16 +43,17 @@ def loss(system, params, state, batch, key, progress):
   ratios = system.cost.ratio(state.candidates)  # [C]
   price, best = choose(jax.nn.sigmoid(value), ratios, system.config.mac_target)
   target = Actions(*(a[best] for a in state.candidates))
-  decided = learned.action_logits(nets, policy, features, target)
-  imitation = optax.sigmoid_binary_cross_entropy(decided.keep, target.keep)
-  imitation = imitation.sum(-1).mean()
+  decided = learned.action_logits(nets, params['policy'], features, target)
+  imitation = sum(
+      optax.sigmoid_binary_cross_entropy(a, b).sum(-1).mean()
+      for a, b in zip(decided, target))
 
-  greedy = learned.greedy(nets, policy, features)
+  greedy = learned.greedy(nets, params['policy'], features)
   total = value_loss + imitation
   metrics = {'value_loss': value_loss, 'imitation_loss': imitation,
              'macs_ratio': system.cost.ratio(greedy).mean(),
              'target_macs_ratio': ratios[best].mean(), 'price': price}
-  if system.nets.aux:
+  if nets.aux:
     aux = losses.cross_entropy(features.aux_logits, batch.targets)
     total += aux
     metrics['aux_loss'] = aux
@@ -84,3 +85,9 @@ def choose(value, ratios, target):
   bounds = (jnp.float32(1e-4), jnp.float32(1e2))
   _, price = jax.lax.fori_loop(0, 30, halve, bounds)
   return price, pick(price)
+
+
+PHASE = Phase(
+    loss, trains=('policy',), teacher=True, decides='policy',
+    defaults=dict(OPTIMIZER, learning_rate=3e-3, weight_decay=0.0, masks=4),
+    ranges=dict(masks=ranges.COUNT))

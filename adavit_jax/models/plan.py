@@ -1,0 +1,251 @@
+"""What the plan of a backbone says: places, layers that may be dropped, exits.
+
+Encoders are numbered from 0 in the order of the plan. A place is how many of
+them have run. A bridge belongs to the encoder that follows it.
+"""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from adavit_jax.models import exit_heads
+from adavit_jax.models.actions import Actions
+from adavit_jax.models.backbone import Bridge
+from adavit_jax.models.backbone import Stack
+
+
+class Exit(NamedTuple):
+  """An exit of a model, added to the backbone or its own.
+
+  Attributes:
+    place: encoders before it.
+    head: name of an added head, '' for one of the backbone's own.
+    index: its number among the added or among the own ones.
+  """
+  place: int
+  head: str
+  index: int
+
+
+@functools.lru_cache(maxsize=256)
+def _items(model):
+  """[(item, first encoder)] of the plan; a bridge has that of what follows."""
+  items, first = [], 0
+  for item in model.plan():
+    items.append((item, first))
+    if isinstance(item, Stack):
+      first += item.length
+  return items
+
+
+def num_encoders(model):
+  """Number of encoders in the plan."""
+  return sum(item.length for item, _ in _items(model)
+             if isinstance(item, Stack))
+
+
+def segment(model, start, stop):
+  """The part of a plan between two places.
+
+  Args:
+    model: a `Backbone`.
+    start: place where it begins.
+    stop: place where it ends, with what follows the last encoder.
+
+  Returns:
+    List of `Bridge` and `Stack`, these cut to the encoders start to stop.
+  """
+  parts, last = [], num_encoders(model)
+  for item, first in _items(model):
+    if isinstance(item, Bridge):
+      inside = start <= first < stop or first == last == stop
+      # At place 0 a model has run nothing but its embedding.
+      if inside:
+        parts.append(item)
+    else:
+      low, high = max(start, first), min(stop, first + item.length)
+      if low < high:
+        parts.append(item._replace(
+            start=item.start + low - first, length=high - low))
+  return parts
+
+
+def tokens_at(model, place):
+  """`Tokens` at a place."""
+  for item, first in _items(model):
+    if isinstance(item, Stack) and place <= first + item.length:
+      return item.at
+  raise ValueError(f'place={place} is not in a plan of {num_encoders(model)} '
+                   f'encoders')
+
+
+def read_at(model, place):
+  """How many of the first tokens are read behind a place; None for all.
+
+  By the exits that lie there, and by what follows in the plan.
+  """
+  reads = [_own(model, e).read if not e.head else None
+           for e in exits(model) if e.place == place]
+  if place < num_encoders(model):
+    following = segment(model, place, place + 1)[0]
+    reads.append(following.read if isinstance(following, Bridge) else None)
+  return None if None in reads else max(reads)
+
+
+def read_last(model):
+  """How many of the first tokens the last own exit reads; None for all."""
+  return model.own_exits()[-1].read
+
+
+def _own(model, e):
+  return model.own_exits()[e.index]
+
+
+def exits(model):
+  """All exits in the order of their places, a list of `Exit`.
+
+  The backbone's own come last at their place.
+  """
+  added = [Exit(place, head, i) for i, (place, head) in enumerate(model.exits)]
+  own = [Exit(e.place, '', i) for i, e in enumerate(model.own_exits())]
+  return sorted([*added, *own], key=lambda e: (e.place, not e.head))
+
+
+def spans(model):
+  """[(start, stop)] of the stages: places from one exit to the next."""
+  ends = [e.place for e in exits(model)]
+  return list(zip([0, *ends], ends))
+
+
+def stage_of(model, place):
+  """Number of the stage that runs the encoder behind a place."""
+  return next(i for i, (_, stop) in enumerate(spans(model)) if place < stop)
+
+
+def num_branches(stack):
+  """How many branches of an encoder may be dropped: `Actions` of ints."""
+  kinds = [branch.kind for branch in stack.branches]
+  return Actions(kinds.count('msa'), kinds.count('mlp'))
+
+
+def num_layers(model, start=None, stop=None):
+  """How many layers may be dropped: `Actions` (L1, L2) of ints.
+
+  Args:
+    model: a `Backbone`.
+    start: place where to begin; None for where the policy decides.
+    stop: place where to end; None for the end.
+  """
+  start = model.num_fixed if start is None else start
+  stop = num_encoders(model) if stop is None else stop
+  msa = mlp = 0
+  for part in segment(model, start, stop):
+    if isinstance(part, Stack):
+      per_encoder = num_branches(part)
+      msa += per_encoder.msa * part.length
+      mlp += per_encoder.mlp * part.length
+  return Actions(msa, mlp)
+
+
+def cut(model, actions, start, stop):
+  """The part of `Actions` [..., L1], [..., L2] for places start to stop."""
+  before = num_layers(model, None, start)
+  here = num_layers(model, start, stop)
+  return Actions(*(a[..., skip:skip + num]
+                   for a, skip, num in zip(actions, before, here)))
+
+
+def layer_macs(model):
+  """MACs of each layer that may be dropped: `Actions` of [L1] and [L2] ints."""
+  macs = Actions([], [])
+  for part in segment(model, model.num_fixed, num_encoders(model)):
+    if isinstance(part, Stack):
+      for kind, numbers in zip(Actions._fields, macs):
+        each = [b.macs for b in part.branches if b.kind == kind]
+        numbers.extend(each * part.length)
+  return Actions(*(np.array(numbers, np.int64) for numbers in macs))
+
+
+def layer_stages(model):
+  """The stage of each layer that may be dropped: `Actions` of [L1], [L2]."""
+  stages = Actions([], [])
+  for i, (start, stop) in enumerate(spans(model)):
+    start = max(start, model.num_fixed)
+    if start < stop:
+      for numbers, num in zip(stages, num_layers(model, start, stop)):
+        numbers.extend([i] * num)
+  return Actions(*(np.array(numbers, int) for numbers in stages))
+
+
+def segment_macs(model, start, stop):
+  """MACs of one image between two places, all layers run."""
+  return sum(
+      part.macs if isinstance(part, Bridge)
+      else part.length * sum(b.macs for b in part.branches)
+      for part in segment(model, start, stop))
+
+
+def rereads_images(model):
+  """Whether what lies behind the policy looks at the images again."""
+  return any(isinstance(part, Bridge) and part.reads_images for part in
+             segment(model, model.num_fixed, num_encoders(model)))
+
+
+def groups(model):
+  """Names of the groups of parameters with a leading axis of encoders."""
+  return frozenset(item.group for item, _ in _items(model)
+                   if isinstance(item, Stack))
+
+
+def owners(model):
+  """The stage that each group of the backbone's parameters belongs to.
+
+  Returns:
+    {name: number of the stage, or for a group of stacks a list with one for
+    each encoder}; a name that is not in it belongs to the embedding, stage 0.
+    What several stages read belongs to the first.
+  """
+  found = {}
+  for i, e in enumerate(exits(model)):
+    if not e.head:
+      for name in _own(model, e).params:
+        found.setdefault(name, i)
+  for item, first in _items(model):
+    if isinstance(item, Bridge):
+      stage = stage_of(model, min(first, num_encoders(model) - 1))
+      for name in item.params:
+        found[name] = min(stage, found.get(name, stage))
+    else:
+      rows = found.setdefault(item.group, {})
+      for i in range(item.length):
+        rows.setdefault(item.start + i, stage_of(model, first + i))
+  return {name: [stages[i] for i in sorted(stages)]
+          if isinstance(stages, dict) else stages
+          for name, stages in found.items()}
+
+
+def check(model):
+  """Raises a ValueError if `num_fixed` or `exits` do not fit the plan."""
+  num = num_encoders(model)
+  if model.num_fixed >= num or not sum(num_layers(model)):
+    raise ValueError(f'num_fixed={model.num_fixed} must be smaller than the '
+                     f'{num} encoders of the model: no layer would be left to '
+                     f'adapt')
+  if not isinstance(model.exits, tuple):
+    raise ValueError(f'exits={model.exits!r} must be a tuple of (place, head)')
+  for entry in model.exits:
+    if (not isinstance(entry, tuple) or len(entry) != 2
+        or type(entry[0]) is not int
+        or entry[1] not in list(exit_heads.HEADS)):
+      raise ValueError(
+          f'exits={model.exits}: {entry!r} must be (place, head), head one of '
+          f'{sorted(exit_heads.HEADS)}')
+  places = [place for place, _ in model.exits]
+  if places and (min(places) < 1 or max(places) >= num
+                 or places != sorted(places)):
+    raise ValueError(
+        f'exits={model.exits}: places must be 1 to {num - 1}, since {num} '
+        f'encoders end in the last exit, and must not fall')
+  for place, head in model.exits:
+    exit_heads.check_place(head, tokens_at(model, place))

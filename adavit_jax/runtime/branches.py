@@ -1,0 +1,91 @@
+"""What all execution modes do with one branch."""
+
+import numpy as np
+
+from adavit_jax.models import plan
+from adavit_jax.models.actions import Actions
+from adavit_jax.models.backbone import Bridge
+from adavit_jax.models.backbone import EVAL
+
+
+def delta(branch, params, x, read=None):
+  """What a branch adds to the first `read` tokens; None for all."""
+  if read is not None and branch.local:
+    x, read = x[:, :read], None
+  return branch.run(params, x, read if branch.unread else None, EVAL).x
+
+
+def add(x, y):
+  """x with y added: the first tokens of an array, or the keys of a dict."""
+  if isinstance(x, dict):
+    return {**x, **{key: add(x[key], part) for key, part in y.items()}}
+  if y.shape[1:] == x.shape[1:]:
+    return x + y
+  return x.at[:, :y.shape[1]].add(y)
+
+
+def read_later(stack, kept, read, xp=np):
+  """Whether all tokens are read behind each branch of a stack.
+
+  Where they are not, the branch may compute the first `read` alone: only
+  branches that mix tokens look at the others.
+
+  Args:
+    stack: `Stack` of R encoders with P branches.
+    kept: for each branch [..., R] of bool, whether it runs.
+    read: how many of the first tokens are read behind the stack; None for all.
+    xp: numpy or jax.numpy.
+
+  Returns:
+    List of P arrays [..., R] of bool.
+  """
+  if read is None:
+    return [xp.ones_like(k) for k in kept]
+  mixes = xp.stack([xp.zeros_like(k) if branch.local else k
+                    for branch, k in zip(stack.branches, kept)], -1)
+  shape = mixes.shape  # [..., R, P]
+  flat = mixes.reshape(*shape[:-2], -1).astype(np.int32)
+  from_here = xp.cumsum(flat[..., ::-1], axis=-1)[..., ::-1]
+  later = (from_here > flat).reshape(shape)
+  return [later[..., i] for i in range(shape[-1])]
+
+
+def per_branch(stack, actions, always):
+  """Splits the actions of a stack by branch.
+
+  Args:
+    stack: `Stack` of R encoders with P branches.
+    actions: `Actions` [..., R * branches of the kind], this stack's part.
+    always: what stands for a branch that always runs, [..., R].
+
+  Returns:
+    List of P arrays [..., R].
+  """
+  columns = {}
+  for kind, a in zip(actions._fields, actions):
+    num = sum(branch.kind == kind for branch in stack.branches)
+    if num:
+      a = a.reshape(*a.shape[:-1], stack.length, num)
+      columns[kind] = iter([a[..., i] for i in range(num)])
+  return [next(columns[branch.kind]) if branch.kind else always
+          for branch in stack.branches]
+
+
+def split(stack, actions):
+  """Takes the actions of a stack: (`Actions` of it, those that are left)."""
+  num = [n * stack.length for n in plan.num_branches(stack)]
+  return (Actions(*(a[..., :n] for a, n in zip(actions, num))),
+          Actions(*(a[..., n:] for a, n in zip(actions, num))))
+
+
+def read_behind(parts, i, read):
+  """How many of the first tokens are read behind a part of a segment.
+
+  Args:
+    parts: list of `Stack` and `Bridge`.
+    i: number of the part.
+    read: the same behind the last one; None for all.
+  """
+  if i == len(parts) - 1:
+    return read
+  return parts[i + 1].read if isinstance(parts[i + 1], Bridge) else None

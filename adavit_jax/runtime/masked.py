@@ -1,0 +1,185 @@
+"""The mode `masked`, which computes every branch: for training, as the oracle.
+
+Also the dense model, which is the same without gates.
+"""
+
+from typing import Any, NamedTuple
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adavit_jax.models import plan
+from adavit_jax.models.backbone import Bridge
+from adavit_jax.models.backbone import EVAL
+from adavit_jax.models.backbone import X
+from adavit_jax.runtime import branches
+
+# Encoders that are written out one after the other instead of scanned.
+UNROLLED = 3
+
+
+class Result(NamedTuple):
+  """What came of a part of a plan.
+
+  Attributes:
+    x: activations at its end.
+    stats: batch statistics of the whole backbone, or None where there are none.
+    firsts: the first `firsts` tokens behind each encoder of the last stack,
+      [R, B, firsts, D], or None.
+  """
+  x: X
+  stats: Any
+  firsts: Any
+
+
+def run(model, params, x, images=None, gates=None, *, start=0, stop=None,
+        ctx=EVAL, read=None, unroll=1, remat=False, inference=False,
+        firsts=None):
+  """Runs the encoders between two places; every branch is computed.
+
+  Args:
+    model: a `Backbone`.
+    params: groups.
+    x: activations at `start`.
+    images: [B, S, S, C], normalised; for bridges that look at them again.
+    gates: `Actions` [B, ...] or [...] that scale the branches which may be
+      dropped: 0/1 for actions, any float for stochastic depth. None runs all.
+    start: place where to begin.
+    stop: place where to end; None for the end of the plan.
+    ctx: `Context`; with `stats` of the whole backbone in training.
+    read: how many of the first tokens the caller reads; None for all. Without
+      gates the last encoder then computes no others.
+    unroll: encoders unrolled into one step of a scan.
+    remat: recompute the encoders in the backward pass.
+    inference: index the weights inside the scan: saves a copy, slows the
+      backward pass.
+    firsts: how many of the first tokens to return behind each encoder.
+
+  Returns:
+    `Result`.
+  """
+  stop = plan.num_encoders(model) if stop is None else stop
+  parts, stats = plan.segment(model, start, stop), ctx.stats
+  seen = None
+  for i, part in enumerate(parts):
+    ctx = ctx._replace(stats=stats)
+    if isinstance(part, Bridge):
+      key = None if ctx.key is None else _fold(ctx.key, f'{start}.{i}')
+      x, changed = part.run(
+          params['backbone'], x, images, ctx._replace(key=key))
+      stats = merged(stats, changed)
+      continue
+    here = None
+    if gates is not None:
+      here, gates = branches.split(part, gates)
+    x, rows, seen = _stack(
+        part, params['backbone'][part.group], x, here, ctx,
+        read=branches.read_behind(parts, i, read) if gates is None else None,
+        unroll=unroll,
+        remat=remat, inference=inference, firsts=firsts)
+    if rows is not None:
+      whole = jax.tree.map(
+          lambda old, new, part=part: jax.lax.dynamic_update_slice_in_dim(
+              old, new, part.start, 0), stats[part.group], rows)
+      stats = {**stats, part.group: whole}
+  return Result(x, stats, seen)
+
+
+def merged(stats, changed):
+  """Batch statistics with some groups changed; None stays None."""
+  return {**stats, **changed} if stats is not None else None
+
+
+def _stack(stack, params, x, gates, ctx, *, read, unroll, remat, inference,
+           firsts):
+  """`run` for one stack: (x, new batch statistics of its rows, firsts)."""
+  encoder = _encoder(stack, ctx, firsts)
+  rows = jnp.arange(stack.start, stack.start + stack.length)
+  stats = None if ctx.stats is None else ctx.stats.get(stack.group)
+  layers = _layers(stack, x, rows, stats, gates, ctx.key)
+  take = lambda i: jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], params)
+  one = lambda i: jax.tree.map(lambda leaf: leaf[i], layers)
+  end = stack.length - (read is not None)
+  outputs = None, None
+  if end and inference:
+    step = lambda x, layer: encoder(x, take(layer[0]), *layer[1])
+    x, outputs = jax.lax.scan(
+        step, x, (rows[:end], one(slice(0, end))), unroll=unroll)
+  elif end:
+    step = lambda x, layer: encoder(x, *layer)
+    step = jax.checkpoint(step) if remat else step
+    x, outputs = jax.lax.scan(
+        step, x, (take(slice(stack.start, stack.start + end)),
+                  *one(slice(0, end))), unroll=unroll)
+  if read is not None:
+    p = take(stack.start + end)
+    kept = [np.ones(1, bool)] * len(stack.branches)
+    for branch, later in zip(
+        stack.branches, branches.read_later(stack, kept, read)):
+      this = read if branch.unread and not later.any() else None
+      y = branches.delta(branch, p, x, this)
+      x = branches.add(x[:, :this], y)
+    x = x[:, :read]
+  return x, *outputs
+
+
+def _layers(stack, x, rows, stats, gates, key):
+  """What each encoder of a stack is given: (stats, key, gates) [R, ...]."""
+  if stats is not None:
+    stats = jax.tree.map(
+        lambda leaf: leaf[stack.start:stack.start + stack.length], stats)
+  if key is not None:
+    key = jax.vmap(jax.random.fold_in, (None, 0))(
+        _fold(key, stack.group), rows)
+  if gates is not None:
+    batch = jax.tree.leaves(x)[0].shape[0]
+    gates = tuple(
+        None if a is None else jnp.broadcast_to(a, (batch, a.shape[-1])).T
+        for a in branches.per_branch(stack, gates, None))
+  return stats, key, gates
+
+
+def _encoder(stack, ctx, firsts):
+  """One encoder: (x, params, stats, key, gates) -> (x, (new stats, firsts))."""
+  def encoder(x, params, stats, key, gates):
+    new = stats
+    for i, branch in enumerate(stack.branches):
+      here = ctx._replace(
+          stats=stats, key=None if key is None else jax.random.fold_in(key, i))
+      y, changed = branch.run(params, x, None, here)
+      if stats is not None:
+        new = {**new, **changed}
+      if gates is not None and gates[i] is not None:
+        y = jax.tree.map(lambda a, i=i: _gate(gates[i], a) * a, y)
+      x = branches.add(x, y)
+    return x, (new, None if firsts is None else x[:, :firsts])
+  return encoder
+
+
+def unrolled(model, params, x, images, start, stop):
+  """As `run` for inference without gates, few encoders written out."""
+  for part in plan.segment(model, start, stop):
+    if isinstance(part, Bridge):
+      x, _ = part.run(params['backbone'], x, images, EVAL)
+    elif part.length > UNROLLED:
+      x, *_ = _stack(part, params['backbone'][part.group], x, None, EVAL,
+                     read=None, unroll=1, remat=False, inference=True,
+                     firsts=None)
+    else:
+      for i in range(part.start, part.start + part.length):
+        p = jax.tree.map(lambda leaf: leaf[i], params['backbone'][part.group])
+        for branch in part.branches:
+          x = branches.add(x, branches.delta(branch, p, x))
+  return x
+
+
+def _fold(key, name):
+  """A key of its own for a part of the plan."""
+  return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def _gate(gate, y):
+  """A gate [B] with the rank and dtype of y."""
+  return gate.reshape(-1, *[1] * (y.ndim - 1)).astype(y.dtype)

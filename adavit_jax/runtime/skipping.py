@@ -1,0 +1,179 @@
+"""The modes that leave dropped layers out: `static`, `cond` and `compact`.
+
+Where the prefix tokens alone are read behind the last MSA layer that an image
+keeps, it needs no other queries, and the MLP layers from there on no other
+tokens. All three leave them out, `compact` the queries only where no image of
+the batch needs them.
+"""
+
+import functools
+import numbers
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adavit_jax.models import plan
+from adavit_jax.models.actions import Actions
+from adavit_jax.models.backbone import Bridge
+from adavit_jax.models.backbone import EVAL
+from adavit_jax.runtime import branches
+from adavit_jax.runtime import compact as compact_lib
+
+# Even sizes of a last pass for prefix tokens alone: fewer, since padded rows
+# cost little there.
+_PREFIX_SIZES = 2
+
+
+def run(model, params, x, images, actions, mode, *, start, stop=None, read=None,
+        chunk=None):
+  """Runs the encoders between two places under given actions.
+
+  Args:
+    model: a `Backbone`.
+    params: groups, folded.
+    x: activations at `start`, not before the place where the policy decides.
+    images: [B, S, S, C], normalised; for bridges that look at them again.
+    actions: `Actions` for these places: [...] in 'static' and 'cond', [B, ...]
+      in 'compact', [1, ...] in 'cond' when B is 1.
+    mode: 'static', 'cond' or 'compact'.
+    start: place where to begin.
+    stop: place where to end; None for the end of the plan.
+    read: how many of the first tokens the caller reads; None for all.
+    chunk: images in one pass of 'compact', but of branches over prefix tokens
+      alone; None chooses it for the default backend, also where the program is
+      exported for another. See `compact.residual`.
+
+  Returns:
+    Activations, of which only the first `read` tokens are finished; 'static'
+    returns no others.
+
+  Raises:
+    ValueError: for actions that the mode does not take.
+  """
+  stop = plan.num_encoders(model) if stop is None else stop
+  actions = _CHECKS[mode](actions, jax.tree.leaves(x)[0].shape[0], chunk)
+  stack_fn = _STACKS[mode]
+  if mode == 'compact':
+    stack_fn = functools.partial(stack_fn, chunk=chunk)
+  parts = plan.segment(model, start, stop)
+  for i, part in enumerate(parts):
+    if isinstance(part, Bridge):
+      x, _ = part.run(params['backbone'], x, images, EVAL)
+    else:
+      here, actions = branches.split(part, actions)
+      x = stack_fn(part, params['backbone'][part.group], x, here,
+                   branches.read_behind(parts, i, read))
+  return x
+
+
+def _static_actions(actions, size, chunk):
+  del size, chunk
+  if any(isinstance(a, jax.core.Tracer) or np.ndim(a) != 1 for a in actions):
+    raise ValueError("mode='static' takes concrete actions of shape [L]; use "
+                     "'cond' for a traced decision, 'masked' for one per image")
+  return Actions(*map(np.asarray, actions))
+
+
+def _cond_actions(actions, size, chunk):
+  del chunk
+  if np.ndim(actions.msa) == 2:
+    if not np.shape(actions.msa)[0] == size == 1:
+      raise ValueError(f"mode='cond' takes one decision for the batch; got "
+                       f"actions {np.shape(actions.msa)} for {size} images; "
+                       f"use 'compact', or batches of 1")
+    actions = Actions(*(a[0] for a in actions))
+  return Actions(*(jnp.asarray(a, bool) for a in actions))
+
+
+def _compact_actions(actions, size, chunk):
+  if chunk is not None and not (
+      isinstance(chunk, numbers.Integral) and chunk >= 1):
+    raise ValueError(f'chunk={chunk!r} must be a whole number of at least 1, '
+                     f'or None')
+  return Actions(*(
+      jnp.broadcast_to(a, (size, np.shape(a)[-1])).astype(bool)
+      for a in actions))
+
+
+def _static(stack, params, x, actions, read):
+  kept = branches.per_branch(stack, actions, np.ones(stack.length))
+  later = branches.read_later(stack, [a > 0 for a in kept], read)
+  for i in range(stack.length):
+    p = jax.tree.map(lambda leaf: leaf[stack.start + i], params)
+    for branch, keep, all_read in zip(stack.branches, kept, later):
+      if keep[i]:
+        this = read if branch.unread and not all_read[i] else None
+        y = branches.delta(branch, p, x, this)
+        x = branches.add(x if this is None else x[:, :this], y)
+  return x if read is None else x[:, :read]
+
+
+def _cond(stack, params, x, actions, read):
+  def option(branch, read):
+    # Sliced here, so that the weights of a dropped layer are not read.
+    return lambda params, x, i: branches.add(x, branches.delta(
+        branch, jax.tree.map(lambda leaf: leaf[i], params), x, read))
+
+  skip = lambda params, x, i: x
+  def step(x, layer):
+    i, keeps, later = layer
+    for branch, keep, all_read in zip(stack.branches, keeps, later):
+      options = [skip, option(branch, None)]
+      which = jnp.asarray(keep, np.int32)
+      if read is not None and branch.unread:
+        options.append(option(branch, read))
+        which = jnp.where(keep, jnp.where(all_read, 1, 2), 0)
+      if branch.kind:
+        x = jax.lax.switch(which, options, params, x, i)
+      else:
+        x = options[1](params, x, i)
+    return x, None
+
+  always = jnp.ones(stack.length, bool)
+  kept = branches.per_branch(stack, actions, always)
+  later = branches.read_later(stack, kept, read, jnp)
+  rows = stack.start + jnp.arange(stack.length)
+  return jax.lax.scan(step, x, (rows, kept, later))[0]
+
+
+def _compact(stack, params, x, actions, read, chunk):
+  size = jax.tree.leaves(x)[0].shape[0]
+  macs = [branch.macs for branch in stack.branches if branch.kind]
+  chunk = chunk or compact_lib.chunk_size(size, np.mean(macs or [1]))
+  packed = compact_lib.residual
+
+  def step(x, layer):
+    i, keeps, later = layer  # but i, all [B]
+    p = jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], params)
+    for branch, keep, all_read in zip(stack.branches, keeps, later):
+      run_all = functools.partial(branches.delta, branch, p)
+      if not branch.kind:
+        x = branches.add(x, run_all(x))
+      elif read is None or not branch.unread:
+        x = packed(run_all, x, keep, chunk)
+      elif branch.local:
+        x = packed(run_all, x, keep & all_read, chunk)
+        first = packed(run_all, x[:, :read], keep & ~all_read, size,
+                       most=_PREFIX_SIZES)
+        x = jax.lax.dynamic_update_slice(x, first, (0,) * x.ndim)
+      else:
+        # For all images or none: to pack those that are read and those that
+        # are not apart takes longer than it saves.
+        for_all = (keep & all_read).any()
+        x = packed(run_all, x, keep & for_all, chunk)
+        x = packed(functools.partial(run_all, read=read), x, keep & ~for_all,
+                   chunk, most=_PREFIX_SIZES)
+    return x, None
+
+  kept = branches.per_branch(
+      stack, actions, jnp.ones((size, stack.length), bool))
+  later = branches.read_later(stack, kept, read, jnp)
+  rows = stack.start + jnp.arange(stack.length)
+  columns = [[a.T for a in kept], [a.T for a in later]]
+  return jax.lax.scan(step, x, (rows, *columns))[0]
+
+
+_CHECKS = {'static': _static_actions, 'cond': _cond_actions,
+           'compact': _compact_actions}
+_STACKS = {'static': _static, 'cond': _cond, 'compact': _compact}

@@ -1,0 +1,126 @@
+"""A model as a list of stages, each of which ends in an exit.
+
+A stage is a pure function `(params, images, carry) -> (carry, logits)`; a plain
+model has one. Whoever runs, calibrates or prices them needs no more. They know
+nothing of confidence: whether an image goes on is for the caller to say.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from adavit_jax.models import params as params_lib
+from adavit_jax.models import plan
+from adavit_jax.models.actions import Actions
+from adavit_jax.runtime import masked
+from adavit_jax.runtime import modes
+from adavit_jax.runtime import skipping
+
+
+def stages(model, *, decide=None, mode=None, inference=True, **options):
+  """The stages of a model, from the first to the last.
+
+  With a policy, the stage that reaches the place where it decides asks it, and
+  what follows runs the layers that the actions keep: an image that leaves early
+  saves the layers behind its exit and those dropped before it.
+
+  Args:
+    model: a `Backbone`.
+    decide: (params, z1, images) -> `Actions` [B, L1], [B, L2]; None runs all
+      layers.
+    mode: 'masked', 'cond' or 'compact', see `modes`; None for 'cond' on one
+      image and 'compact' on more.
+    inference: compute no tokens that nobody reads; without a policy.
+    **options: unroll and remat, see `masked.run`.
+
+  Returns:
+    E functions: params are folded groups, with whatever `decide` reads; images
+    [B, S, S, C] in the model's size whatever the stage; the carry a pytree of
+    arrays with a leading batch axis, None before the first stage, whose
+    structure may differ from stage to stage; logits [B, K] float32. Row i of
+    the results depends on row i of the arguments alone.
+
+  Raises:
+    ValueError: for an unknown mode.
+  """
+  if mode not in (None, 'masked', 'cond', 'compact'):
+    raise ValueError(f"unknown mode {mode!r}; known: ['compact', 'cond', "
+                     f"'masked']")
+  run = functools.partial(
+      _stage, model, decide, mode, dict(options, inference=inference))
+  return [functools.partial(run, e, *span)
+          for e, span in zip(plan.exits(model), plan.spans(model))]
+
+
+def _stage(model, decide, mode, options, e, start, stop, params, images, carry):
+  actions = None
+  if carry is None:
+    x = modes.embed(model, params, images).x
+  elif decide is not None and start > model.num_fixed:
+    x, actions = carry
+    actions = Actions(*actions)
+  else:
+    x = carry
+  decides = decide is not None and stop > model.num_fixed
+  if not decides:
+    x = masked.run(
+        model, params, x, images, start=start, stop=stop, **options,
+        read=plan.read_at(model, stop) if options['inference'] else None).x
+  else:
+    if start <= model.num_fixed:
+      x = masked.unrolled(model, params, x, images, start, model.num_fixed)
+      actions, start = decide(params, x, images), model.num_fixed
+    x = _behind(model, mode, options, params, x, images, actions, start, stop)
+  logits, _ = params_lib.exit_logits(model, params, x, e)
+  return ((x, tuple(actions)) if decides else x), logits
+
+
+def _behind(model, mode, options, params, x, images, actions, start, stop):
+  here = plan.cut(model, actions, start, stop)
+  if mode == 'masked':
+    scan = {k: v for k, v in options.items() if k != 'inference'}
+    return masked.run(model, params, x, images, here, start=start, stop=stop,
+                      **scan).x
+  mode = mode or ('cond' if modes.batch_of(x) == 1 else 'compact')
+  return skipping.run(model, params, x, images, here, mode, start=start,
+                      stop=stop, read=plan.read_at(model, stop))
+
+
+def training(model, params, images, ctx, *, num=None, detach=False, **options):
+  """Runs the stages with all layers, for training.
+
+  Args:
+    model: a `Backbone`.
+    params: groups.
+    images: [B, S, S, C], normalised.
+    ctx: `Context` with the statistics of the whole backbone, if any.
+    num: how many stages to run; None for all.
+    detach: stop the gradient between stages.
+    **options: unroll and remat, see `masked.run`.
+
+  Returns:
+    (list of logits [B, K] at the exits, batch statistics or None).
+  """
+  result = modes.embed(model, params, images, ctx)
+  found = []
+  for e, (start, stop) in list(zip(plan.exits(model), plan.spans(model)))[:num]:
+    x = jax.lax.stop_gradient(result.x) if detach and found else result.x
+    result = masked.run(
+        model, params, x, images, start=start, stop=stop,
+        ctx=ctx._replace(stats=result.stats), **options)
+    logits, changed = params_lib.exit_logits(
+        model, params, result.x, e, ctx._replace(stats=result.stats))
+    result = result._replace(stats=masked.merged(result.stats, changed))
+    found.append(logits)
+  return found, result.stats
+
+
+def exit_logits(model, params, images):
+  """Runs every stage on all images: logits at every exit, [E, B, K] float32."""
+  params = params_lib.fold(model, params)
+  carry, logits = None, []
+  for stage in stages(model):
+    carry, y = stage(params, images, carry)
+    logits.append(y)
+  return jnp.stack(logits)

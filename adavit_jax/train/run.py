@@ -1,0 +1,203 @@
+"""A run's work directory, opened to read from it."""
+
+import json
+import types
+from typing import Any, NamedTuple
+
+from absl import logging
+import jax
+from ml_collections import config_dict
+
+from adavit_jax import data
+from adavit_jax.models import plan
+from adavit_jax.train import checkpoints
+from adavit_jax.train import config as config_lib
+from adavit_jax.train import history
+from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import system as system_lib
+
+
+class Saved(NamedTuple):
+  """A checkpoint of a run.
+
+  Attributes:
+    kind: 'last', 'best' or 'phases'.
+    step: number of the step.
+    info: what it says of itself, see `loop.Trainer.info`. Fields that its
+      config lacks have their defaults.
+  """
+  kind: str
+  step: int
+  info: dict[str, Any]
+
+
+class Run:
+  """An opened run; a context manager."""
+
+  def __init__(self, workdir):
+    """Opens the checkpoints of a directory, which may hold none."""
+    self.workdir = workdir
+    self._checkpoints = checkpoints.Checkpoints(workdir, read_only=True)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self._checkpoints.close()
+
+  def newest(self):
+    """The newest `Saved`, or None."""
+    latest = self._checkpoints.latest()
+    return None if latest is None else self._saved(*latest)
+
+  def find(self, *, phase='', best=False):
+    """Finds a checkpoint.
+
+    Args:
+      phase: end of this phase; '' for the newest checkpoint.
+      best: the best of the last phase instead.
+
+    Returns:
+      `Saved`.
+
+    Raises:
+      ValueError: if there is none, or both phase and best are given.
+    """
+    if best and phase:
+      raise ValueError(f'phase={phase!r} and best=True are two checkpoints, '
+                       f'the best one is of the last phase: give one of them')
+    ckpts = self._checkpoints
+    if best:
+      steps = [('best', step) for step in ckpts.steps('best')]
+    elif phase:
+      steps = [('phases', step) for step in ckpts.steps('phases')
+               if ckpts.info(step, 'phases')['phase'] == phase]
+    else:
+      steps = [ckpts.latest()] if ckpts.latest() else []
+    if not steps:
+      what = (f'end of the phase {phase!r}' if phase
+              else 'best checkpoint' if best else 'checkpoint')
+      raise ValueError(f'{self.workdir!r} holds no {what}; train there first, '
+                       f'or give the --workdir of another run')
+    return self._saved(*steps[-1])
+
+  def _saved(self, kind, step):
+    info = self._checkpoints.info(step, kind)
+    return Saved(kind, step, {**info, 'config': with_defaults(info['config'])})
+
+  def warn_of_unfinished(self):
+    """Logs where a run stands that has phases to go; returns whether it has."""
+    saved = self.find()
+    where = history.unfinished(saved.step, saved.info)
+    if where:
+      logging.warning('%s is %s, and no more than that is read of it; the same '
+                      'train.py goes on with it', self.workdir, where)
+    return bool(where)
+
+  def state(self, saved, wanted, mesh):
+    """Restores a checkpoint for a system, without the optimizer state.
+
+    Args:
+      saved: `Saved`.
+      wanted: `System` that the checkpoint must fit.
+      mesh: devices to put it on, replicated.
+
+    Returns:
+      `State` whose `opt_state` is None; groups of parameters that the run
+      cannot give are new.
+
+    Raises:
+      ValueError: if the checkpoint is of another model.
+    """
+    groups = _common_groups(system(saved.info), wanted, saved.info,
+                            self.workdir)
+    init = lambda: system_lib.init_state(wanted, wanted.config.seed)
+    fresh = mesh_lib.put_shapes(jax.eval_shape(init), mesh)
+    model = system_lib.model_params(fresh.params)
+    groups |= set(model)
+    fields = dict(
+        params={group: fresh.params[group] for group in groups},
+        key=fresh.key, step=fresh.step, log_price=fresh.log_price)
+    kept = self._checkpoints.groups(saved.step, saved.kind)
+    if averaged := groups.intersection(kept.get('ema', ())):
+      fields['ema'] = {group: fresh.params[group] for group in averaged}
+    if 'teacher' in kept:
+      fields['teacher'] = model
+    if 'policy' in groups:
+      fields['candidates'] = fresh.candidates
+    found = self._checkpoints.restore(
+        fields, saved.step, saved.kind, partial=True)
+    # Compiled, only what the run lacks is computed.
+    new = mesh_lib.replicate(jax.jit(lambda: dict(
+        candidates=init().candidates,
+        params={group: init().params[group]
+                for group in set(fresh.params) - groups}))(), mesh)
+    found['params'] = {**new['params'], **found['params']}
+    return system_lib.State(**{
+        **dict(opt_state=None, ema=None, teacher=None), **new, **found})
+
+
+def with_defaults(saved):
+  """A saved config, a dict, with the defaults of fields that it lacks."""
+  defaults = json.dumps(config_lib.default_config().to_dict())
+  return _merge(json.loads(defaults), saved)
+
+
+def _merge(defaults, values):
+  merged = {k: _merge(defaults[k], v)
+            if isinstance(v, dict) and isinstance(defaults.get(k), dict) else v
+            for k, v in values.items()}
+  return {**defaults, **merged}
+
+
+def system(info):
+  """The `System` that a checkpoint's info describes."""
+  dataset = {'target': None, **info['dataset']}
+  if dataset['target'] is not None:
+    dataset['target'] = data.Target(*dataset['target'])
+  return system_lib.create(config_dict.ConfigDict(info['config']),
+                           types.SimpleNamespace(**dataset))
+
+
+def _common_groups(saved, wanted, info, workdir):
+  """Names of the groups of parameters that a run can give to a system."""
+  _check_heads(saved.model, wanted.model, workdir)
+  groups = {'backbone'}
+  if wanted.model.exits and saved.model.exits == wanted.model.exits:
+    groups.add('heads')
+  # In place of one that has learned nothing another one may come.
+  learned = saved.nets and history.policy_has_learned(info)
+  if wanted.nets and learned:
+    _check_nets(saved, wanted, workdir)
+    groups |= {'policy', 'policy_stats'}
+  elif wanted.config.exits.policy and not config_lib.trains_policy(
+      wanted.config):
+    raise ValueError(f"{workdir!r} has no trained policy at the end of its "
+                     f"phase {info['phase']!r}, which exits.policy=True needs; "
+                     f'set --config.init.phase=joint, or another init.workdir')
+  return groups
+
+
+def _check_heads(saved, wanted, workdir):
+  """Of any number of heads the parameters have the same shapes."""
+  then, now = ([plan.tokens_at(model, i).num_heads
+                for i in range(plan.num_encoders(model))]
+               for model in (saved, wanted))
+  if len(then) == len(now) and then != now:
+    raise ValueError(f'{workdir!r} holds a model with num_heads={then[0]} and '
+                     f'this one has {now[0]}; set --config.model.num_heads='
+                     f'{then[0]}')
+
+
+def _check_nets(saved, wanted, workdir):
+  """Inputs of other meaning may have the same shapes."""
+  fields = {f'nets.{field}': (saved.config.nets[field],
+                              wanted.config.nets[field])
+            for field in ('tokens', 'aux', 'head', 'hidden')}
+  fields['model.num_fixed'] = saved.model.num_fixed, wanted.model.num_fixed
+  differ = [f'--config.{field}={then}' for field, (then, now) in fields.items()
+            if then != now]
+  if differ:
+    raise ValueError(f'{workdir!r} holds policy networks with other inputs '
+                     f'than the config; set {" ".join(differ)}, or, for new '
+                     f'networks, --config.init.phase=dense')
