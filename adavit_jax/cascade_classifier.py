@@ -47,12 +47,12 @@ class CascadeClassifier:
     self.class_names = tuple(class_names)
     params = jax.jit(system.fold)(system_lib.final_params(state))
     sizes = [s for s in cascade.SIZES if s < max_batch_size] + [max_batch_size]
-    dropping = phases.decider(system.config, phase) != 'all'
     predict = None if system.target is None else lambda outputs: outputs[:, 0]
     self._cascade = cascade.Cascade(
         system.programs(phase), params, system.rule, thresholds,
         system.stage_cost(phase).stages,
-        spent=functools.partial(system.stage_macs, phase) if dropping else None,
+        spent=(functools.partial(system.stage_macs, phase)
+               if self.drops_layers else None),
         predict=predict, sizes=sizes)
     self.thresholds = thresholds
 
@@ -60,6 +60,11 @@ class CascadeClassifier:
   def system(self):
     """`System`."""
     return self._system
+
+  @property
+  def drops_layers(self):
+    """Whether a policy or a mask drops layers in the stages."""
+    return phases.decider(self.system.config, self.phase) != 'all'
 
   @property
   def params(self):

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from adavit_jax import classifier as classifier_lib
-from adavit_jax.cascade_classifier import CascadeClassifier
 from adavit_jax.data import config as data_config
+from adavit_jax.models import plan
 from adavit_jax.policies import fixed
 
 MODES = ('dense', 'static', 'cond', 'compact')
@@ -33,8 +33,8 @@ def export(clf, path, *, mode, batch_size=None, platforms=_DEFAULT):
   `images -> (logits, keep)`. 'cond' asks the policy about one image and
   'compact' about every image of a batch: `(images, threshold) -> (logits,
   keep)`, threshold [] float32 in (0, 1). Images are uint8 [B, S, S, C] of the
-  model's size, logits [B, K] float32, keep [B, 2L] the layers that ran, MSA
-  then MLP. The passes of 'compact' are as large as suits the backend that
+  model's size, logits [B, K] float32, keep [B, L1 + L2] the layers that ran,
+  MSA then MLP. The passes of 'compact' are as large as suits the backend that
   exports.
 
   Args:
@@ -53,18 +53,20 @@ def export(clf, path, *, mode, batch_size=None, platforms=_DEFAULT):
   if epath.Path(path).expanduser().is_dir():
     raise ValueError(f'{path} is a directory; name the file to write')
   model = clf.system.model
-  actions = fixed.all_layers(model.num_adaptive) if mode == 'dense' else (
-      clf.actions)
+  actions = clf.actions
+  if mode == 'dense':
+    actions = fixed.all_layers(plan.num_layers(model))
   learned = mode in ('cond', 'compact')
   if learned:
     classifier_lib.check_threshold(clf.threshold)
   size = (batch_size or 1) if learned else batch_size
-  params, stats = jax.tree.map(np.asarray, (clf.params, clf.stats))
+  params = jax.tree.map(np.asarray, clf.params)
 
   def run(images, threshold=None):
     valid = jnp.ones(images.shape[0])
-    return classifier_lib.predict(
-        clf.system, actions, params, stats, images, valid, threshold)
+    logits, ran = classifier_lib.predict(
+        clf.system, actions, params, images, valid, threshold)
+    return logits, ran.keep
 
   args = [batch_of(_image(model), size)]
   if learned:
@@ -94,26 +96,27 @@ def export_stages(clf, directory, *, batch_size=None, platforms=_DEFAULT):
     The paths.
 
   Raises:
-    ValueError: for a model without stages, an unknown platform, a batch size
-      below 1, or none where a policy drops layers.
+    ValueError: for a model with one exit, an unknown platform, a batch size
+      below 1, or none where layers are dropped.
   """
   _check_batch_size(batch_size)
   _check_platforms(platforms)
   system = clf.system
-  if not isinstance(clf, CascadeClassifier):
-    raise ValueError('this model has no stages: it cannot stop early; export '
-                     'it as one program')
-  if system.nets is not None and batch_size is None:
-    raise ValueError('batch_size=None: with a policy that drops layers the '
-                     'stages need a fixed one')
-  stages = system.programs()
+  if system.num_exits == 1:
+    raise ValueError('this model has one exit: it cannot stop early; export it '
+                     'as one program')
+  stages, dropping = system.programs(clf.phase), clf.drops_layers
+  if dropping and batch_size is None:
+    raise ValueError('batch_size=None: where layers are dropped the stages '
+                     'need a fixed one')
   artefacts = lower_stages(
       stages, clf.params, _image(system.model), batch_size, platforms)
   about = dict(
       mode='stages', num_stages=len(stages), rule=system.config.exits.rule,
       thresholds=[float(x) for x in clf.thresholds],
-      # They differ from image to image where a policy drops layers.
-      stage_macs=None if system.nets else [int(x) for x in system.cost.stages],
+      # They differ from image to image where layers are dropped.
+      stage_macs=None if dropping else [
+          int(x) for x in system.stage_cost(clf.phase).stages],
       unit=system.target.unit if system.target else None, **_about(clf))
   paths = [epath.Path(directory).expanduser() / f'stage_{i}'
            for i in range(len(stages))]
@@ -127,7 +130,7 @@ def lower_stages(stages, params, image, batch_size, platforms):
 
   Args:
     stages: E functions (params, images, carry) -> (carry, logits), see
-      `models.stages.stages`; their carries of tuples, lists and dicts.
+      `runtime.stages.stages`; their carries of tuples, lists and dicts.
     params: their parameters.
     image: anything with the shape [S, S, C] and the dtype of one image.
     batch_size: B; None for any.
@@ -198,7 +201,7 @@ def _write(path, artefact, about):
 def _check(clf, mode, batch_size, platforms):
   if mode not in MODES:
     raise ValueError(f'mode={mode!r}; known: {MODES}')
-  if isinstance(clf, CascadeClassifier):
+  if clf.system.num_exits > 1:
     raise ValueError(f"mode={mode!r}: this model has exits; export its stages")
   if mode == 'static' and clf.actions is None:
     raise ValueError("mode='static' takes a classifier with given actions, and "

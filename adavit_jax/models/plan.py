@@ -227,11 +227,7 @@ def owners(model):
 
 def check(model):
   """Raises a ValueError if `num_fixed` or `exits` do not fit the plan."""
-  num = num_encoders(model)
-  if model.num_fixed >= num or not sum(num_layers(model)):
-    raise ValueError(f'num_fixed={model.num_fixed} must be smaller than the '
-                     f'{num} encoders of the model: no layer would be left to '
-                     f'adapt')
+  # Before the model is hashed, which what is given as exits may not be.
   if not isinstance(model.exits, tuple):
     raise ValueError(f'exits={model.exits!r} must be a tuple of (place, head)')
   for entry in model.exits:
@@ -241,6 +237,11 @@ def check(model):
       raise ValueError(
           f'exits={model.exits}: {entry!r} must be (place, head), head one of '
           f'{sorted(exit_heads.HEADS)}')
+  num = num_encoders(model)
+  if model.num_fixed >= num or not sum(num_layers(model)):
+    raise ValueError(f'num_fixed={model.num_fixed} must be smaller than the '
+                     f'{num} encoders of the model: no layer would be left to '
+                     f'adapt')
   places = [place for place, _ in model.exits]
   if places and (min(places) < 1 or max(places) >= num
                  or places != sorted(places)):

@@ -6,13 +6,14 @@ from absl import logging
 import jax
 import numpy as np
 
+from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 from adavit_jax.policies import search
 from adavit_jax.report import compare
 from adavit_jax.report import masks
 from adavit_jax.train import entry
-from adavit_jax.train import restore
+from adavit_jax.train import run as run_lib
 from adavit_jax.train import system as system_lib
 
 _DRAWS = 3  # random and shuffled rows are means over as many draws
@@ -21,57 +22,60 @@ _DRAWS = 3  # random and shuffled rows are means over as many draws
 class Report:
   """Everything that a run's report needs, computed once."""
 
-  def __init__(self, trainer, workdir, budget, *, best=False):
+  def __init__(self, trainer, run, saved, budget):
     """Restores the run.
 
     Args:
       trainer: `loop.Trainer` made from the config of a run with a trained
         policy.
-      workdir: directory of the run.
+      run: the opened `Run`.
+      saved: `Saved`, the checkpoint to report on.
       budget: MACs per image to calibrate the policy to, as a share of the dense
         model's.
-      best: take the best checkpoint of the last phase, not its end.
     """
-    self.trainer, self._budget = trainer, budget
+    self.trainer, self._run, self._budget = trainer, run, budget
     self._system, self._evaluator = trainer.system, trainer.evaluator
     self._data = trainer.dataset
-    self._restore = lambda **kw: restore.state(
-        trainer.system, trainer.mesh, workdir, **kw)
-    self._state = self._restore(best=best)
+    self._state = run.state(saved, trainer.system, trainer.mesh)
+    self._params = system_lib.final_params(self._state)
     self._rng = np.random.default_rng(trainer.config.seed)
     self.dense = self._evaluator.dense(self._state.teacher, self._data.test)
 
+  def _params_after(self, phase, run=None):
+    run = run or self._run
+    state = run.state(
+        run.find(phase=phase), self._system, self.trainer.mesh)
+    return system_lib.final_params(state)
+
   @functools.cached_property
   def _untuned(self):
-    """The ViT with which the joint phase began."""
+    """The model with which the joint phase began."""
     config = self.trainer.config
     phases = config.phases
     before = phases[:phases.index('joint')] if 'joint' in phases else phases
     if before:
-      state = self._restore(phase=before[-1])
-    elif config.init.workdir:
-      state = restore.state(self._system, self.trainer.mesh,
-                            config.init.workdir, phase=config.init.phase)
-    else:  # other people's weights, which became the teacher
-      return self._state.teacher
-    return system_lib.final_params(state)['vit']
+      return self._params_after(before[-1])
+    if config.init.workdir:
+      with run_lib.Run(config.init.workdir) as run:
+        return self._params_after(config.init.phase, run)
+    return self._state.teacher  # other people's weights
 
   @functools.cached_property
   def _masks(self):
-    """The static masks of the untuned ViT, `masks.Known`."""
-    found = self._state.candidates
+    """The static masks of the untuned model, `masks.Known`."""
+    candidates = self._state.candidates
     if 'warm_start' not in self.trainer.config.phases:
-      found = entry.static_masks(self.trainer, self._untuned)
-    return masks.known(self.trainer, self._untuned, found)
+      candidates = entry.static_masks(self.trainer, self._untuned)
+    return masks.known(self.trainer, self._untuned, candidates)
 
   def dense_row(self):
     return compare.row(self.dense, self._system.plain_cost)
 
-  def calibrate(self, state, target):
+  def calibrate(self, params, target):
     """Threshold at which held-out images spend `target` in the mean.
 
     Args:
-      state: `State` with a trained policy.
+      params: groups with a trained policy.
       target: MACs per image as a share of the dense model's.
 
     Returns:
@@ -84,10 +88,9 @@ class Report:
       raise ValueError('no images were held out to calibrate the threshold on; '
                        'give --threshold=0.5, or train with '
                        '--config.data.holdout=0.1')
-    params = system_lib.final_params(state)
     def spent(logit):
       actions = self._evaluator.decisions(
-          params, state.stats, self._data.holdout, threshold=_sigmoid(logit))
+          params, self._data.holdout, threshold=_sigmoid(logit))
       return self._system.cost.ratio(actions).mean()
     low, high = -6., 6.  # in logits: a higher threshold drops more
     if (least := spent(high)) > target:
@@ -98,42 +101,41 @@ class Report:
       low, high = (middle, high) if spent(middle) > target else (low, middle)
     return _sigmoid(high)
 
-  def policy_rows(self, state, threshold):
+  def policy_rows(self, params, threshold):
     """Rows of one set of weights: the policy, random and shuffled actions.
 
     Args:
-      state: `State` with a trained policy.
+      params: groups with a trained policy.
       threshold: the policy's, or None to calibrate it to the budget.
 
     Returns:
       (dict of rows adaptive, random, shuffled; `Outputs` of the policy).
     """
     if threshold is None:
-      threshold = self.calibrate(state, self._budget)
-    params, test = system_lib.final_params(state), self._data.test
-    cost = self._system.cost
-    out = self._evaluator.adaptive(
-        params, state.stats, test, threshold=threshold)
+      threshold = self.calibrate(params, self._budget)
+    test, cost = self._data.test, self._system.cost
+    out = self._evaluator.adaptive(params, test, threshold=threshold)
     adaptive = compare.adaptive_row(out, self.dense, cost, test.meta)
     adaptive['threshold'] = threshold
     keep = compare.budget_keep(
         self._system.plain_cost, adaptive['macs_ratio'])
     random, shuffled = [], []
     for i in range(_DRAWS):
-      draw = np.asarray(fixed.uniform(
-          jax.random.key(i), *out.actions.msa.shape, keep=keep).keep)
-      random.append(compare.row(
-          self._evaluator.given(params['vit'], test, draw),
-          self._system.plain_cost))
-      permuted = self._rng.permutation(out.keep)
+      draw = Actions(*map(np.asarray, fixed.uniform(
+          jax.random.key(i), len(test), plan.num_layers(self._system.model),
+          keep=keep)))
+      random.append(compare.row(self._evaluator.given(params, test, draw),
+                                self._system.plain_cost))
+      order = self._rng.permutation(len(test))
+      permuted = Actions(*(a[order] for a in out.actions))
       shuffled.append(compare.row(
-          self._evaluator.given(params['vit'], test, permuted), cost))
+          self._evaluator.given(params, test, permuted), cost))
     return dict(adaptive=adaptive, random=compare.mean_rows(random),
                 shuffled=compare.mean_rows(shuffled)), out
 
   def final(self, threshold=None):
     """`policy_rows` of the run's last state."""
-    return self.policy_rows(self._state, threshold)
+    return self.policy_rows(self._params, threshold)
 
   def at(self, macs_ratio):
     """Row of the run's last state, calibrated to spend `macs_ratio`.
@@ -150,10 +152,9 @@ class Report:
     Raises:
       ValueError: as `calibrate`.
     """
-    threshold = self.calibrate(self._state, macs_ratio)
-    params = system_lib.final_params(self._state)
-    out = self._evaluator.adaptive(params, self._state.stats, self._data.test,
-                                   threshold=threshold)
+    threshold = self.calibrate(self._params, macs_ratio)
+    out = self._evaluator.adaptive(
+        self._params, self._data.test, threshold=threshold)
     return dict(compare.row(out, self._system.cost), threshold=threshold)
 
   def one_set_of_weights(self):
@@ -168,26 +169,27 @@ class Report:
     if ('policy' not in self.trainer.config.phases
         or not len(self._data.holdout)):
       return {}
-    rows, _ = self.policy_rows(self._restore(phase='policy'), None)
-    curve = [self._untuned_row(self._masks.keep[i])
+    rows, _ = self.policy_rows(self._params_after('policy'), None)
+    curve = [self._untuned_row(self._masks.mask(i))
              for i in masks.frontier(*self._masks.score)]
     best = compare.interpolate(curve, rows['adaptive']['macs_ratio'])
     return dict(rows, static=best, frontier=curve, **self._fixed_rows())
 
-  def _untuned_row(self, keep):
+  def _untuned_row(self, actions):
     return compare.row(
-        self._evaluator.given(self._untuned, self._data.test, keep),
+        self._evaluator.given(self._untuned, self._data.test, actions),
         self._system.plain_cost)
 
   def _fixed_rows(self):
-    """Table 1 of the patent, untuned, where L is large enough."""
-    num = self._system.model.num_adaptive
+    """Table 1 of the patent, untuned, where there are layers enough."""
+    num_layers = plan.num_layers(self._system.model)
     rows = {}
     for number, dropped in fixed.TABLE_1.items():
+      fits = all(a <= b for a, b in zip(dropped, num_layers))
       for which in ('first', 'last'):
-        if max(dropped) <= num and any(dropped):
-          keep = fixed.table_1(number, num, which=which).keep
-          rows[f'table_1_{number}_{which}'] = self._untuned_row(keep)
+        if fits and any(dropped):
+          rows[f'table_1_{number}_{which}'] = self._untuned_row(
+              fixed.table_1(number, num_layers, which=which))
     return rows
 
   def sweep(self, num=11):
@@ -196,11 +198,10 @@ class Report:
     Returns:
       Rows of the test split, from the lowest threshold to the highest.
     """
-    params = system_lib.final_params(self._state)
     rows = []
     for logit in np.linspace(-4, 4, num):
-      out = self._evaluator.adaptive(params, self._state.stats,
-                                     self._data.test, threshold=_sigmoid(logit))
+      out = self._evaluator.adaptive(
+          self._params, self._data.test, threshold=_sigmoid(logit))
       rows.append(dict(compare.row(out, self._system.cost),
                        threshold=_sigmoid(logit)))
     return rows
@@ -212,17 +213,17 @@ class Report:
       macs_ratio: MACs per image as a share of the dense model's.
 
     Returns:
-      Dict of `Actions` [L]: static, the best on held-out images of those that
+      Dict of `Actions` [L1], [L2]: static, the best on held-out images of those that
       spend up to half a layer more, where there are such images; static_last,
       which drops the last layers and spends as little more as can be.
     """
     cost = self._system.plain_cost
-    last = masks.last_k(self._system.model.num_adaptive)
+    last = masks.last_k(plan.num_layers(self._system.model))
     found = {'static_last': search.nearest(last, cost, macs_ratio)}
     if len(self._data.holdout):
-      half = max(cost.msa, cost.mlp) / cost.dense / 2
+      half = max(cost.msa + cost.mlp) / cost.dense / 2
       i = masks.at_budget(*self._masks.score, macs_ratio, half)
-      found['static'] = Actions.from_keep(self._masks.keep[i])
+      found['static'] = self._masks.mask(i)
     return found
 
 

@@ -39,17 +39,16 @@ def adaptive_row(outputs, dense, cost, meta=None):
     `row` plus unique_actions, kept_msa_mean, kept_msa_std, kept_mlp_mean,
     kept_mlp_std, kept_std (both together), difficulty_correlation (Spearman,
     kept layers against the dense model's loss; None if either is constant),
-    agreement (share of images with the dense prediction), keep_rate (per
-    layer, MSA then MLP), and kept_easy / kept_hard where `meta` tells and
+    agreement (share of images with the dense prediction), keep_rate (lists for
+    msa and mlp, per layer), and kept_easy / kept_hard where `meta` tells and
     there are both.
   """
-  keep = outputs.keep
   msa, mlp = outputs.actions
-  kept = keep.sum(-1)
+  kept = outputs.actions.num_kept
   constant = kept.std() == 0 or dense.loss.std() == 0
   result = dict(
       row(outputs, cost),
-      unique_actions=len(np.unique(keep, axis=0)),
+      unique_actions=len(np.unique(outputs.actions.keep, axis=0)),
       kept_msa_mean=float(msa.sum(-1).mean()),
       kept_msa_std=float(msa.sum(-1).std()),
       kept_mlp_mean=float(mlp.sum(-1).mean()),
@@ -58,7 +57,7 @@ def adaptive_row(outputs, dense, cost, meta=None):
       difficulty_correlation=None if constant else float(
           stats.spearmanr(kept, dense.loss).statistic),
       agreement=float((outputs.prediction == dense.prediction).mean()),
-      keep_rate=keep.mean(0).tolist())
+      keep_rate=dict(msa=msa.mean(0).tolist(), mlp=mlp.mean(0).tolist()))
   if meta and 'hard' in meta:
     hard = np.asarray(meta['hard'], bool)
     if 0 < hard.sum() < len(hard):
@@ -69,9 +68,9 @@ def adaptive_row(outputs, dense, cost, meta=None):
 
 def budget_keep(cost, macs_ratio):
   """Keep probability at which random actions spend `macs_ratio` in the mean."""
-  num = cost.num_adaptive
-  none = cost.ratio(Actions(np.zeros(num), np.zeros(num)))
-  every = cost.ratio(Actions(np.ones(num), np.ones(num)))
+  num_layers = len(cost.msa), len(cost.mlp)
+  none, every = (cost.ratio(Actions(*map(fill, num_layers)))
+                 for fill in (np.zeros, np.ones))
   return float(np.clip((macs_ratio - none) / (every - none), 0, 1))
 
 

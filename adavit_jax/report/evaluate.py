@@ -5,6 +5,7 @@ import jax
 from ml_collections import config_dict
 import numpy as np
 
+from adavit_jax.models import plan
 from adavit_jax.report import baselines
 from adavit_jax.report import compare
 from adavit_jax.report import exits
@@ -13,10 +14,8 @@ from adavit_jax.report import pictures
 from adavit_jax.report import table
 from adavit_jax.train import checks
 from adavit_jax.train import loop
-from adavit_jax.train import restore
-from adavit_jax.train import staged
+from adavit_jax.train import run as run_lib
 from adavit_jax.train import system as system_lib
-from adavit_jax.train.phases import static as static_phase
 
 _LABELS = (
     ('dense', 'dense'), ('adaptive', 'adaptive'),
@@ -53,7 +52,15 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
       together, cannot be met or have no policy to use them, or static
       sub-networks cannot be tuned on so many devices.
   """
-  _, step, info = restore.find(workdir, best=best)
+  with run_lib.Run(workdir) as run:
+    return _evaluate(run, workdir, threshold, best, static, data_dir, rule,
+                     mac_target)
+
+
+def _evaluate(run, workdir, threshold, best, static, data_dir, rule,
+              mac_target):
+  saved = run.find(best=best)
+  info = saved.info
   config = config_dict.ConfigDict(info['config'])
   config.phases = tuple(config.phases)
   if data_dir is not None:
@@ -66,7 +73,7 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
   own_target = config.mac_target
   if mac_target is not None:
     config.mac_target = mac_target  # and is checked with the rest
-  trainer = loop.Trainer(config, workdir, evaluates=True)
+  trainer = loop.Trainer(config, workdir, run=run)
   # A mask spends what it spends: its run is the same for another budget.
   trainer.config.mac_target = own_target
   size = config.joint.batch_size
@@ -77,16 +84,16 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
                      f'divide; use as many as do, or give --nostatic')
   checks.same_classes(info, trainer.dataset, workdir)
   checks.same_images(info, trainer.dataset, workdir)
-  unfinished = restore.warn_of_unfinished(workdir)
+  unfinished = run.warn_of_unfinished()
   about = dict(
-      workdir=str(workdir), phase=info['phase'], step=int(step), best=best,
+      workdir=str(workdir), phase=info['phase'], step=saved.step, best=best,
       finished=not unfinished,
       seed=config.seed,
       device=f'{jax.device_count()} x {jax.devices()[0].device_kind}',
       budget=config.mac_target, num_test=len(trainer.dataset.test))
-  if isinstance(trainer.system, staged.StagedSystem):
-    return exits.evaluate(trainer, about, threshold=threshold,
-                          budget=config.mac_target, best=best)
+  if trainer.system.num_exits > 1:
+    return exits.evaluate(trainer, run, saved, about, threshold=threshold,
+                          budget=config.mac_target)
   if rule is not None:
     raise ValueError(f'--rule={rule} is for a model with exits, and {workdir} '
                      f'holds a policy; leave it out')
@@ -94,17 +101,16 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
                                     and 0 < threshold < 1):
     raise ValueError(f'--threshold={threshold} must be in (0, 1): it is the '
                      f"policy's")
-  if static_phase.at_inference(trainer.system, info['phase']) is not None:
+  if trainer.system.actions(info['phase']) is not None:
     for name, value in dict(threshold=threshold, mac_target=mac_target).items():
       if value is not None:
         raise ValueError(f'--{name}={value} is for a policy, and {workdir} '
                          f"ends with its phase {info['phase']!r}, in which "
                          f'none decides; leave it out')
-    result = dict(about, **_without_policy(trainer, workdir, info, best))
+    result = dict(about, **_without_policy(trainer, run, saved))
     _show_rows(result, [(key, key) for key in ('dense', 'static')])
     return result
-  report = baselines.Report(
-      trainer, workdir, config.mac_target, best=best)
+  report = baselines.Report(trainer, run, saved, config.mac_target)
   result = dict(about, dense=report.dense_row())
   rows, outputs = report.final(threshold)
   result.update(rows)
@@ -120,25 +126,22 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
   result['sweep'] = report.sweep()
   result['one_set_of_weights'] = one
   if jax.process_index() == 0:
-    _show(result, trainer.system.model)
+    _show(result, plan.num_layers(trainer.system.model))
     _draw(result, outputs, trainer, workdir)
   return result
 
 
-def _without_policy(trainer, workdir, info, best):
-  """Rows of a run that ends with its dense or a static phase."""
-  system = trainer.system
-  state = restore.state(system, trainer.mesh, workdir, best=best)
-  def row(vit, actions):
-    return compare.row(trainer.evaluator.given(
-        vit, trainer.dataset.test, np.asarray(actions.keep)),
-                       system.plain_cost)
-  vit = system_lib.final_params(state)['vit']
-  every = static_phase.at_inference(system, 'dense')
-  if info['phase'] == 'dense':
-    return dict(dense=row(vit, every))
-  mask = static_phase.at_inference(system, 'static')
-  return dict(dense=row(state.teacher, every), static=row(vit, mask))
+def _without_policy(trainer, run, saved):
+  """Rows of a run at whose end no policy decides."""
+  system, test = trainer.system, trainer.dataset.test
+  state = run.state(saved, system, trainer.mesh)
+  params = system_lib.final_params(state)
+  row = lambda out: compare.row(out, system.plain_cost)
+  mask = system.actions(saved.info['phase'])
+  if state.teacher is None:
+    return dict(dense=row(trainer.evaluator.dense(params, test)))
+  return dict(dense=row(trainer.evaluator.dense(state.teacher, test)),
+              static=row(trainer.evaluator.given(params, test, mask)))
 
 
 def _show_rows(result, labels=_LABELS):
@@ -149,10 +152,10 @@ def _show_rows(result, labels=_LABELS):
         [(label, result[key]) for key, label in labels if key in result]))
 
 
-def _show(result, model):
+def _show(result, num_layers):
   _show_rows(result)
   print()
-  print(table.format_policy(result['adaptive'], model.num_adaptive))
+  print(table.format_policy(result['adaptive'], num_layers))
   one = result['one_set_of_weights']
   if one:
     labels = [('adaptive', 'adaptive'), ('static', 'static, best'),
@@ -163,7 +166,7 @@ def _show(result, model):
     print(table.format_rows([('dense', result['dense'])]
                             + [(label, one[key]) for key, label in labels]))
     print()
-    print(table.format_policy(one['adaptive'], model.num_adaptive))
+    print(table.format_policy(one['adaptive'], num_layers))
 
 
 def _draw(result, outputs, trainer, workdir):
@@ -172,5 +175,6 @@ def _draw(result, outputs, trainer, workdir):
                       trainer.system.model.num_fixed, path('keep_rate.png'))
   pictures.accuracy_against_macs(result, path('accuracy_macs.png'))
   pictures.easy_and_hard(
-      trainer.dataset.test, outputs.keep, trainer.dataset.class_names,
+      trainer.dataset.test, outputs.actions.num_kept,
+      trainer.dataset.class_names,
       outputs.prediction, path('easy_hard.png'))

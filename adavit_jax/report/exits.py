@@ -5,21 +5,23 @@ from etils import epath
 import jax
 import numpy as np
 
+from adavit_jax import cost
 from adavit_jax.exits import calibrate
 from adavit_jax.exits import confidence
-from adavit_jax.models import MultiExit
 from adavit_jax.report import pictures
 from adavit_jax.report import table
-from adavit_jax.train import restore
+from adavit_jax.train import phases
 from adavit_jax.train import system as system_lib
 
 _TARGETS = (('same_accuracy', 'cascade, same accuracy'),
             ('slack', 'cascade, slack'),
             ('mac_target', 'cascade, mac_target'),
             ('threshold', 'cascade, threshold given'))
+_DROPS = {'all': '', 'mask': ', a mask drops layers',
+          'policy': ', a policy drops layers'}
 
 
-def evaluate(trainer, about, *, threshold=None, budget=None, best=False):
+def evaluate(trainer, run, saved, about, *, threshold=None, budget=None):
   """Evaluates a run on the test split; prints a table and draws a picture.
 
   Thresholds are calibrated on held-out images: for the accuracy of the last
@@ -28,54 +30,50 @@ def evaluate(trainer, about, *, threshold=None, budget=None, best=False):
   out. For regression, accuracy is minus the mean absolute error.
 
   Args:
-    trainer: `loop.Trainer` of the run, its system a `StagedSystem`.
+    trainer: `loop.Trainer` of the run.
+    run: the opened `Run`.
+    saved: `Saved`, the checkpoint to report on.
     about: dict of what a report says of a run, 'workdir' among it.
     budget: MACs to calibrate to, as a share of the model's without exits; None
       takes the config's `mac_target`.
     threshold: of every exit's confidence, or [E - 1] of them, to use instead of
       calibrated ones.
-    best: the best checkpoint instead of the last.
 
   Returns:
     `about` with exits (a row for each alone), best_heads (see there),
     same_accuracy, slack and mac_target or threshold (a row each), and curve:
     rows of rising MACs; no cascade where heads share a depth. A row
     has accuracy, or mae and rmse, macs, macs_ratio (of the MACs without exits),
-    shares [E], of a RAViT paper_flops and, for a cascade, thresholds [E - 1];
-    that of an exit of a `MultiExit` also layer, head, head_macs and
-    head_params.
+    shares [E], paper_flops where the model's paper counts otherwise and, for a
+    cascade, thresholds [E - 1]; that of an added exit also layer, head,
+    head_macs and head_params.
 
   Raises:
     ValueError: if no images were held out and no threshold is given, a
-      threshold is out of its rule's range or given for a single exit, there
-      are too many or too few, or the run is of another model.
+      threshold is out of its rule's range, there are too many or too few, or the run is of another model.
   """
   system, workdir = trainer.system, about['workdir']
   num_exits, holdout = system.num_exits, trainer.dataset.holdout
   if threshold is not None:
-    if num_exits == 1:
-      raise ValueError(f'--threshold={threshold} has no use: the model in '
-                       f'{workdir} has a single exit; leave it out')
     confidence.check_range(system.config.exits.rule, threshold)
     confidence.check_thresholds(threshold, num_exits)
   # Where several heads lie at one depth, every image would pay for all.
-  layers = [layer for layer, _ in getattr(system.model, 'exits', ())]
+  places = [e.place for e in system.exits]
   budget = trainer.config.mac_target if budget is None else budget
-  calibrated = (threshold is None and num_exits > 1
-                and len(set(layers)) == len(layers))
+  calibrated = threshold is None and len(set(places)) == num_exits
   if calibrated and not len(holdout):
     raise ValueError('no images were held out to calibrate thresholds on; give '
                      '--threshold, or train with --config.data.holdout=0.1')
-  state = restore.state(system, trainer.mesh, workdir, best=best)
-  params = system.all_params(state, system_lib.final_params(state))
-  test = trainer.evaluator(params, trainer.dataset.test)
-  rows = _Rows(trainer, test)
+  phase = about['phase']
+  params = system_lib.final_params(run.state(saved, system, trainer.mesh))
+  test = trainer.exit_evaluator(phase, params, trainer.dataset.test)
+  rows = _Rows(system, phase, test)
   result = dict(about, rule=system.config.exits.rule,
                 exits=[rows.exit(i, params) for i in range(num_exits)])
   if threshold is not None:
     result['threshold'] = rows.cascade(threshold)
   if len(holdout):
-    held = trainer.evaluator(params, holdout)
+    held = trainer.exit_evaluator(phase, params, holdout)
     result['best_heads'] = best_heads(result['exits'], held.score.mean(1))
   if calibrated:
     images = held.confidence, held.score, held.macs
@@ -83,7 +81,7 @@ def evaluate(trainer, about, *, threshold=None, budget=None, best=False):
     targets = dict(
         same_accuracy=dict(min_accuracy=last),
         slack=dict(min_accuracy=last - system.config.exits.slack),
-        mac_target=dict(max_macs=budget * system.dense))
+        mac_target=dict(max_macs=budget * system.plain_cost.dense))
     for name, target in targets.items():
       try:
         found = calibrate.calibrate(*images, **target)
@@ -104,8 +102,12 @@ def evaluate(trainer, about, *, threshold=None, budget=None, best=False):
 class _Rows:
   """Makes rows of a report from the outputs on the test split."""
 
-  def __init__(self, trainer, test):
-    self._trainer, self._system, self._test = trainer, trainer.system, test
+  def __init__(self, system, phase, test):
+    self._system, self._test = system, test
+    # A paper counts its own exits, and all layers.
+    plain = not system.model.exits and (
+        phases.decider(system.config, phase) == 'all')
+    self._paper = system.model.paper_macs() if plain else None
 
   def cascade(self, thresholds):
     num = self._system.num_exits
@@ -114,18 +116,16 @@ class _Rows:
     return dict(self._row(chosen), thresholds=thresholds.tolist())
 
   def exit(self, index, params):
-    """One exit for all images; its MACs hold no other head."""
-    model = self._system.model
+    """One exit for all images; its MACs hold no other added head."""
+    system, exits = self._system, self._system.exits
     row = self._row(np.full(self._test.score.shape[1], index))
-    if not isinstance(model, MultiExit):
-      return row
-    heads = self._system.head_macs
+    heads = [cost.head_macs(system.model, e) if e.head else 0 for e in exits]
     macs = row['macs'] - sum(heads[:index])
-    row.update(macs=macs, macs_ratio=macs / self._system.dense)
-    if index < len(model.exits):
-      layer, head = model.exits[index]
-      leaves = jax.tree.leaves(params['heads'][f'exit_{index}'])
-      row.update(layer=layer, head=head, head_macs=heads[index],
+    row.update(macs=macs, macs_ratio=macs / system.plain_cost.dense)
+    e = exits[index]
+    if e.head:
+      leaves = jax.tree.leaves(params['heads'][f'exit_{e.index}'])
+      row.update(layer=e.place, head=e.head, head_macs=heads[index],
                  head_params=sum(x.size for x in leaves))
     return row
 
@@ -135,29 +135,29 @@ class _Rows:
     macs = float(np.cumsum(test.macs.astype(np.float64), 0)[chosen, images]
                  .mean())
     shares = np.bincount(chosen, minlength=system.num_exits) / len(chosen)
-    found = self._trainer.evaluator.metrics(test.score[chosen, images])
+    found = system.task.metrics(test.score[chosen, images])
     row = dict({k: float(v) for k, v in found.items()}, macs=macs,
-               macs_ratio=macs / system.dense, shares=shares.tolist())
-    if system.paper_cost is not None:
-      row['paper_flops'] = 2 * system.paper_cost.mean(shares)
+               macs_ratio=macs / system.plain_cost.dense, shares=shares.tolist())
+    if self._paper is not None:
+      row['paper_flops'] = 2 * cost.mean(self._paper, shares)
     return row
 
 
 def _show(result, system):
-  multi = isinstance(system.model, MultiExit)
+  added = bool(system.model.exits)
   columns = [*_scores(system.target), table.MACS,
-             ('of dense' if multi else 'of last',
+             ('of dense' if added else 'of last',
               lambda r: f"{r['macs_ratio']:.3f}")]
-  if system.paper_cost is not None:
+  if 'paper_flops' in result['exits'][0]:
     columns.append(
         ('MFLOPs, paper', lambda r: f"{r['paper_flops'] / 1e6:.2f}"))
   shares = ('left at each exit %', lambda r: ' '.join(
       f'{100 * s:.1f}' for s in r['shares']))
   print(f"\n{result['num_test']} test images, seed {result['seed']}, "
         f"{result['device']}, rule {result['rule']}"
-        + (', a policy drops layers' if system.nets else '') + '\n')
+        + _DROPS[phases.decider(system.config, result['phase'])] + '\n')
   rows = [(_label(i, row), row) for i, row in enumerate(result['exits'])]
-  extra = _HEAD_COLUMNS if multi else ()
+  extra = _HEAD_COLUMNS if added else ()
   print(table.format_rows(rows, (*columns, *extra)))
   for found in result.get('best_heads', ()):
     print(f"after layer {found['layer']}: mean of the heads' scores "

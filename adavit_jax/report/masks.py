@@ -7,6 +7,7 @@ from typing import NamedTuple
 from absl import logging
 import numpy as np
 
+from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 from adavit_jax.report import compare
@@ -17,16 +18,19 @@ from adavit_jax.train import writer
 
 
 def last_k(num_layers):
-  """Masks that drop the last k MLP and the last k or k + 1 MSA layers.
+  """Masks that drop the last layers, MSA and MLP in turn, MSA first.
 
   Args:
-    num_layers: L.
+    num_layers: (L1, L2). Where one kind has run out, the other goes on.
 
   Returns:
-    `Actions` [2L + 1, L], from all layers to none.
+    `Actions` [L1 + L2 + 1, L1], [L1 + L2 + 1, L2], from all layers to none.
   """
-  masks = [fixed.drop(num_layers, (i + 1) // 2, i // 2)
-           for i in range(2 * num_layers + 1)]
+  total, (num_msa, num_mlp) = sum(num_layers), num_layers
+  masks = []
+  for i in range(total + 1):
+    msa = min(max((i + 1) // 2, i - num_mlp), num_msa)
+    masks.append(fixed.drop(num_layers, msa, i - msa))
   return Actions(*map(np.stack, zip(*masks)))
 
 
@@ -68,7 +72,7 @@ def at_budget(macs, accuracy, loss, budget, slack):
   """The one mask to tune for a budget, which none may meet exactly.
 
   Args:
-    macs, accuracy, loss: as `frontier` takes them.
+    macs, accuracy, loss: see `frontier`.
     budget: MACs that it may spend at least.
     slack: how much more still counts as the same.
 
@@ -88,31 +92,35 @@ class Known(NamedTuple):
   """Static masks and what they reach on held-out images.
 
   Attributes:
-    keep: 0/1 actions, [C, 2L].
+    actions: `Actions` [C, L1], [C, L2].
     macs: [C], as a share of the dense model's.
     accuracy: [C].
     loss: [C].
   """
-  keep: np.ndarray
+  actions: Actions
   macs: np.ndarray
   accuracy: np.ndarray
   loss: np.ndarray
 
   @property
   def score(self):
-    """What `frontier` and `at_budget` take."""
+    """The arguments of `frontier` and `at_budget`."""
     return self.macs, self.accuracy, self.loss
 
+  def mask(self, i):
+    """`Actions` [L1], [L2] of one of them."""
+    return Actions(*(a[i] for a in self.actions))
 
-def known(trainer, vit, candidates):
+
+def known(trainer, params, candidates):
   """All static masks that a run knows of.
 
   Args:
     trainer: `loop.Trainer` of the run.
-    vit: parameters of the ViT.
-    candidates: `Actions` [C, L] of `search.candidates`. A chain that adds
-      layers to none, greedily, and `last_k` join them: at small budgets a chain
-      that drops layers may have lost the best one long before.
+    params: groups.
+    candidates: `Actions` [C, L1], [C, L2] of `search.candidates`. A chain that
+      adds layers to none, greedily, and `last_k` join them: at small budgets a
+      chain that drops layers may have lost the best one long before.
 
   Returns:
     `Known`.
@@ -120,32 +128,35 @@ def known(trainer, vit, candidates):
   Raises:
     ValueError: if no images were held out.
   """
-  num = trainer.system.model.num_adaptive
-  added = entry.static_masks(trainer, vit, forward=True)
+  num_layers = plan.num_layers(trainer.system.model)
+  added = entry.static_masks(trainer, params, forward=True)
   keep = np.unique(np.concatenate(
-      [np.asarray(a.keep) for a in (candidates, added, last_k(num))]), axis=0)
+      [np.asarray(a.keep) for a in (candidates, added, last_k(num_layers))]),
+                   axis=0)
   logging.info('comparing %d static masks on %d held-out images', len(keep),
                len(trainer.dataset.holdout))
   rows = []
   with contextlib.closing(
       writer.Progress(len(keep), 'masks', 'static masks')) as progress:
     for k in keep:
-      out = trainer.evaluator.given(vit, trainer.dataset.holdout, k)
+      out = trainer.evaluator.given(
+          params, trainer.dataset.holdout, Actions.from_keep(k, num_layers))
       rows.append(compare.row(out, trainer.system.plain_cost))
       progress.update(len(rows), len(rows), {})
-  return Known(keep, *(np.array([row[key] for row in rows])
-                       for key in ('macs_ratio', 'accuracy', 'loss')))
+  return Known(Actions.from_keep(keep, num_layers), *(
+      np.array([row[key] for row in rows])
+      for key in ('macs_ratio', 'accuracy', 'loss')))
 
 
 def finetuned(trainer, workdir, actions):
-  """The ViT tuned for one mask as the joint phase tunes it for the policy.
+  """The model tuned for one mask as the joint phase tunes it for the policy.
 
   A run of its own under workdir/static, resumable, done once for a mask.
 
   Args:
     trainer: `loop.Trainer` of a run with a joint phase.
     workdir: its directory.
-    actions: `Actions` [L].
+    actions: `Actions` [L1], [L2].
 
   Returns:
     A row; None if a signal stopped the training.
@@ -167,6 +178,5 @@ def finetuned(trainer, workdir, actions):
   if state is None:
     return None
   out = trainer.evaluator.given(
-      system_lib.final_params(state)['vit'], trainer.dataset.test,
-      np.asarray(actions.keep))
+      system_lib.final_params(state), trainer.dataset.test, actions)
   return dict(compare.row(out, trainer.system.plain_cost), keep=keep)

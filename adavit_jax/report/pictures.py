@@ -10,16 +10,16 @@ def keep_rates(keep_rate, num_fixed, path):
   """Bars of the keep rate of every adaptive layer.
 
   Args:
-    keep_rate: [2L], MSA then MLP.
-    num_fixed: M, for the numbering of the encoders.
+    keep_rate: dict of msa [L1] and mlp [L2].
+    num_fixed: M, for the numbering of the layers.
     path: of the PNG.
   """
-  msa, mlp = np.split(np.asarray(keep_rate), 2)
-  x = np.arange(len(msa)) + num_fixed + 1
   figure = Figure(figsize=(6, 3), layout='constrained')
   axes = figure.subplots()
-  axes.bar(x - 0.2, msa, 0.38, label='MSA')
-  axes.bar(x + 0.2, mlp, 0.38, label='MLP')
+  for kind, shift in (('msa', -0.2), ('mlp', 0.2)):
+    axes.bar(np.arange(len(keep_rate[kind])) + num_fixed + 1 + shift,
+             keep_rate[kind], 0.38, label=kind.upper())
+  x = np.arange(max(map(len, keep_rate.values()))) + num_fixed + 1
   axes.set(xlabel='encoder', ylabel='share of images that run it',
            xticks=x, ylim=(0, 1))
   axes.legend(ncols=2, loc='upper center', bbox_to_anchor=(0.5, 1.15))
@@ -90,19 +90,18 @@ def exits(report, path):
   _save(figure, path)
 
 
-def easy_and_hard(split, keep, class_names, prediction, path, *, columns=10):
+def easy_and_hard(split, kept, class_names, prediction, path, *, columns=10):
   """The images with the fewest and the most layers (figure 5 of the patent).
 
   Args:
     split: `Split` of n images.
-    keep: actions [n, 2L].
+    kept: how many layers each image keeps, [n].
     class_names: K names.
     prediction: [n] classes.
     path: of the PNG.
     columns: images in a row at most; two rows of each kind, and no image in
       both where there are four or more.
   """
-  kept = keep.sum(-1)
   columns = max(min(columns, len(kept) // 4), 1)
   # A stable order that does not follow the class: ties are broken at random.
   order = np.lexsort((np.random.default_rng(0).random(len(kept)), kept))

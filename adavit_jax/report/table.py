@@ -32,12 +32,20 @@ def format_rows(rows, columns=_COLUMNS):
 
 
 def format_policy(row, num_layers):
-  """What tells an adaptive policy from a static one, in a few lines."""
+  """What tells an adaptive policy from a static one, in a few lines.
+
+  Args:
+    row: a `compare.adaptive_row` with its threshold.
+    num_layers: (L1, L2).
+
+  Returns:
+    A string.
+  """
   correlation = row['difficulty_correlation']
   lines = [
-      f"kept of {num_layers}: MSA {row['kept_msa_mean']:.2f} "
-      f"± {row['kept_msa_std']:.2f}, MLP {row['kept_mlp_mean']:.2f} "
-      f"± {row['kept_mlp_std']:.2f}",
+      f"kept: MSA {row['kept_msa_mean']:.2f} ± {row['kept_msa_std']:.2f} of "
+      f"{num_layers[0]}, MLP {row['kept_mlp_mean']:.2f} "
+      f"± {row['kept_mlp_std']:.2f} of {num_layers[1]}",
       f"distinct action vectors: {row['unique_actions']}",
       'rank correlation of kept layers with the dense loss: '
       + ('-' if correlation is None else f'{correlation:.2f}'),

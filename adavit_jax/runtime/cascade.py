@@ -10,6 +10,7 @@ import threading
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from adavit_jax.exits import confidence as confidence_lib
@@ -55,7 +56,7 @@ class Cascade:
       thresholds: see the property of that name.
       stage_macs: [E], MACs of each stage for one image, at most.
       spent: MACs of a stage for each image where they differ, a function
-        (number of the stage, its new carry) -> [B]; None: `stage_macs`.
+        (number of the stage, its new carry) -> [B] or []; None: `stage_macs`.
       predict: logits [n, K] to labels [n], NumPy; None for the largest logit.
       sizes: batch sizes to compile for, 1 among them. A larger batch is run in
         pieces of the largest. A stream runs a stage when that many images wait
@@ -294,6 +295,7 @@ def _program(stage, rule, spent, k):
     carry, memory = state or (None, None)
     carry, logits = stage(params, images, carry)
     confidence, memory = rule(logits, memory)
-    more = () if spent is None else (spent(k, carry),)
+    more = () if spent is None else (
+        jnp.broadcast_to(spent(k, carry), confidence.shape),)
     return ((carry, memory), logits, confidence, *more)
   return run
