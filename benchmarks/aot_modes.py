@@ -20,9 +20,11 @@ import topology  # before jax
 import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
+import numpy as np
 
 import adavit_jax
 from adavit_jax import cost
+from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.runtime import compact
 from adavit_jax.runtime import modes
@@ -52,8 +54,9 @@ def main(argv):
                       ('compact', _BATCH.value)):
     for depth in map(int, _DEPTHS.value):
       model = adavit_jax.create(_MODEL.value, depth=depth, dtype=_DTYPE.value)
-      macs = cost.vit(model)
-      chunk = compact.chunk_size(batch, (macs.msa + macs.mlp) / 2, 'tpu')
+      macs = cost.of(model)
+      chunk = compact.chunk_size(
+          batch, np.mean([*macs.msa, *macs.mlp]), 'tpu')
       start = time.monotonic()
       text = compiled(model, mode, batch, chunk, device).as_text()
       seconds = time.monotonic() - start
@@ -79,7 +82,8 @@ def compiled(model, mode, batch, chunk, device):
   params = jax.tree.map(lambda x: on_chip(x.shape, x.dtype), params)
   side = model.image_size
   images = on_chip((batch, side, side, model.channels))
-  actions = Actions(*[on_chip((batch, model.num_adaptive))] * 2)
+  actions = Actions(*(on_chip((batch, num))
+                      for num in plan.num_layers(model)))
   return jax.jit(run).lower(params, images, actions).compile()
 
 

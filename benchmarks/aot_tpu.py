@@ -31,6 +31,7 @@ from adavit_jax.data import config as data_config
 from adavit_jax.data import folder
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import phases as phases_lib
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
 
@@ -56,8 +57,9 @@ def main(argv):
   phases = _PHASES.value or config.phases
   try:
     config_lib.check(config)
-    if unknown := sorted(set(phases) - set(config_lib.PHASES)):
-      raise ValueError(f'--phases has {unknown}; known: {config_lib.PHASES}')
+    known = list(phases_lib.PHASES)
+    if unknown := sorted(set(phases) - set(known)):
+      raise ValueError(f'--phases has {unknown}; known: {known}')
     mesh = make_mesh(_TOPOLOGY.value)
     for phase in phases:
       mesh_lib.check_batch_size(

@@ -31,6 +31,7 @@ import numpy as np
 import adavit_jax
 from adavit_jax import cost
 from adavit_jax import models
+from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 from adavit_jax.runtime import modes
@@ -117,14 +118,8 @@ def _named_models():
     for workdir in _WORKDIR.value:
       trained.check(workdir, _THRESHOLD.value)
     return {}
-  named = {name: adavit_jax.create(name, dtype=_DTYPE.value)
-           for name in _MODELS.value}
-  for name, model in named.items():
-    if not isinstance(model, models.ViT):
-      raise ValueError(f'--models has {name!r}, which runs in stages and not '
-                       f'in these modes; name a ViT, or give a trained run of '
-                       f'it in --workdir')
-  return named
+  return {name: adavit_jax.create(name, dtype=_DTYPE.value)
+          for name in _MODELS.value}
 
 
 def _rows(named, batches, keeps):
@@ -140,7 +135,8 @@ def _rows(named, batches, keeps):
 
 def _random_params(model):
   """Parameters of which no branch is trivial."""
-  params = adavit_jax.init_params(model, jax.random.key(0))
+  params = models.fold(
+      model, adavit_jax.init_params(model, jax.random.key(0)))
   leaves, tree = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(1), len(leaves))
   return jax.tree.unflatten(tree, [
@@ -152,7 +148,7 @@ def model_rows(name, model, params, batch, keeps):
 
   Args:
     name: of the model.
-    model: a `ViT`.
+    model: a `Backbone`.
     params: its parameters.
     batch: B.
     keeps: shares of adaptive layers that run.
@@ -164,8 +160,8 @@ def model_rows(name, model, params, batch, keeps):
       jax.random.key(2), (batch, model.image_size, model.image_size,
                           model.channels))
   dense, about = timing.compile_jit(
-      jax.jit(lambda params, images: model.apply(
-          {'params': params}, images, inference=True).total), params, images)
+      jax.jit(lambda params, images: modes.dense(model, params, images).total),
+      params, images)
   run_dense = lambda i: dense(params, images)
   row = functools.partial(timing.row, dtype=_DTYPE.value)
   seconds = timing.alternate({'dense': run_dense}, _REPEATS.value)['dense']
@@ -177,7 +173,7 @@ def model_rows(name, model, params, batch, keeps):
   for mode in _MODES.value:
     if mode == 'cond' or mode == 'compact' and batch > 1:
       programs.update(_compile(model, params, images, mode))
-  every = fixed.all_layers(model.num_adaptive)
+  every = fixed.all_layers(plan.num_layers(model))
   for keep in keeps:
     runs = {label: (about, _draws(model, batch, keep, mode), program)
             for label, (mode, program, about) in programs.items()}
@@ -196,7 +192,7 @@ def model_rows(name, model, params, batch, keeps):
 
 def _macs(model, actions):
   """MACs of the tokens that are read: without the others, in every mode."""
-  return cost.vit(model).adaptive(actions) - cost.left_out(model, actions)
+  return cost.of(model).adaptive(actions) - cost.left_out(model, actions)
 
 
 def _run(program, params, images, draws, i):
@@ -205,13 +201,14 @@ def _run(program, params, images, draws, i):
 
 def _compile(model, params, images, mode):
   """{label: (mode, program, about)} of a mode, for every chunk size."""
-  shape = ((len(images),) if mode == 'compact' else ()) + (model.num_adaptive,)
-  actions = Actions(*[jax.ShapeDtypeStruct(shape, jnp.float32)] * 2)
+  batch = (len(images),) if mode == 'compact' else ()
+  actions = Actions(*(jax.ShapeDtypeStruct((*batch, num), jnp.float32)
+                      for num in plan.num_layers(model)))
   def program(chunk=None):
     def run(params, images, actions):
       z1 = modes.fixed(model, params, images)
       return modes.adaptive(
-          model, params, z1, actions, mode, chunk=chunk).total
+          model, params, z1, actions, mode, images=images, chunk=chunk).total
     return (mode, *timing.compile_jit(jax.jit(run), params, images, actions))
   found = {mode: program()}
   if mode == 'compact':
@@ -232,19 +229,18 @@ def _static(model, params, images, keep):
 
 def _draws(model, batch, keep, mode):
   """Random `Actions`, one for every round; per image for compact."""
-  num = model.num_adaptive
-  draws = []
+  num_layers, draws = plan.num_layers(model), []
   for i in range(_REPEATS.value + 1):
     rng = np.random.default_rng(i)
     if mode == 'compact':
-      chosen = fixed.uniform(jax.random.key(i), batch, num, keep=keep)
+      chosen = fixed.uniform(jax.random.key(i), batch, num_layers, keep=keep)
     else:
       # Exactly the share, since one draw would be far from its mean.
-      total = round(2 * num * keep)
+      total = round(sum(num_layers) * keep)
       halves = [total - total // 2, total // 2][::rng.choice([-1, 1])]
       chosen = Actions(*(
           rng.permutation(np.arange(num) < min(k, num)).astype(np.float32)
-          for k in halves))
+          for k, num in zip(halves, num_layers)))
     draws.append(Actions(*map(np.asarray, chosen)))
   return draws
 

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from adavit_jax import weights
+from adavit_jax.models import plan
 import timing
 
 _WORKER = os.path.join(os.path.dirname(__file__), 'timm_worker.py')
@@ -29,7 +30,7 @@ def rows(name, model, params, images, run_dense, repeats):
 
   Args:
     name: of the model, ours and timm's.
-    model: a `ViT`.
+    model: a `Backbone`.
     params: its parameters.
     images: [B, S, S, C], normalised.
     run_dense: our dense model, a function of the round.
@@ -62,7 +63,7 @@ def rows(name, model, params, images, run_dense, repeats):
         if ask() == 'unknown':
           return
         # timm has the mean of a distilled model's heads, we have the sum.
-        logits = model.num_prefix * np.load(
+        logits = plan.tokens_at(model, 0).prefix * np.load(
             os.path.join(directory, f'{how}.npy'))
         worst = np.abs(logits - want).max() / want.std()
         if not worst < (1e-3 if dtype == 'float32' else 0.2):

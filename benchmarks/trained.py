@@ -10,36 +10,38 @@ import numpy as np
 
 import adavit_jax
 from adavit_jax import data
-from adavit_jax import models
-from adavit_jax.models import stages
+from adavit_jax.models import plan
 from adavit_jax.policies import fixed
+from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
-from adavit_jax.train import restore
+from adavit_jax.train import run as run_lib
 import timing
 
 
 def check(workdir, threshold=None):
-  """Returns the `info` of a run, see `restore.find`, that can be timed.
+  """Returns the `info` of a run, see `run.Saved`, that can be timed.
 
   Args:
     workdir: directory of the run.
     threshold: as in `rows`.
 
   Raises:
-    ValueError: if there is no checkpoint, it ends with the dense phase, or of a
-      model with exits there is no threshold.
+    ValueError: if there is no checkpoint, it ends with the dense phase of a
+      model with one exit, or of a model with exits there is no threshold.
   """
-  info = restore.find(workdir)[2]
-  if info['phase'] == 'dense':
+  with run_lib.Run(workdir) as run:
+    info = run.find().info
+  system = run_lib.system(info)
+  if system.num_exits > 1:
+    if threshold is None and not _thresholds(workdir):
+      raise ValueError(f'{workdir!r} has no thresholds yet, so that no image '
+                       f'would leave; run python eval.py --workdir={workdir} '
+                       f'first, or give --threshold')
+  elif phases.decider(system.config, info['phase']) == 'all':
     raise ValueError(f'{workdir!r} has only its dense phase, and no policy to '
                      f'time; train its other phases, or time its model with '
                      f'--models')
-  if (info['phase'] in phases.STAGED and threshold is None
-      and not _thresholds(workdir)):
-    raise ValueError(f'{workdir!r} has no thresholds yet, so that no image '
-                     f'would leave; run python eval.py --workdir={workdir} '
-                     f'first, or give --threshold')
   return info
 
 
@@ -48,8 +50,7 @@ def rows(workdir, batches, *, repeats, threshold=None, data_dir=None):
 
   Both start from uint8 images in NumPy and end in NumPy. At batch 1 a round
   classifies 32 images one by one. The dense model of a policy runs all layers,
-  that of a multi-exit ViT is the ViT without exits, that of another cascade all
-  stages in one program.
+  that of a model with exits is the model without added ones.
 
   Args:
     workdir: directory of a run with a trained policy, or of a model with exits.
@@ -75,8 +76,7 @@ def rows(workdir, batches, *, repeats, threshold=None, data_dir=None):
   best = report.get('best', False)
   clf = adavit_jax.load(workdir, rule=report.get('rule'), best=best,
                         max_batch_size=max(batches))
-  cascade = isinstance(clf, adavit_jax.CascadeClassifier)
-  if cascade:
+  if clf.system.num_exits > 1:
     dense, dense_macs, kept, settings = _cascade(clf, workdir, threshold)
   else:
     dense, dense_macs, kept, settings = _policy(
@@ -120,10 +120,11 @@ def _policy(clf, workdir, threshold, best, max_batch_size):
   if threshold is not None:
     clf.threshold = threshold
   system = clf.system
-  state = restore.state(system, mesh_lib.make_mesh(1), workdir, best=best)
+  with run_lib.Run(workdir) as run:
+    state = run.state(run.find(best=best), system, mesh_lib.make_mesh(1))
   dense = adavit_jax.Classifier(
-      system, state.replace(params={'vit': state.teacher}, ema=None),
-      actions=fixed.all_layers(system.model.num_adaptive),
+      system, state.replace(params=state.teacher, ema=None),
+      actions=fixed.all_layers(plan.num_layers(system.model)),
       max_batch_size=max_batch_size)
   return (dense, system.plain_cost.dense, lambda p: p.actions.keep.mean(),
           {'policy' if clf.actions is None else 'static': lambda: None})
@@ -135,17 +136,13 @@ def _cascade(clf, workdir, threshold):
            {'threshold given': threshold})
   settings = {f'cascade, {name}': functools.partial(
       setattr, clf, 'thresholds', values) for name, values in found.items()}
-  system, vit = clf.system, jax.device_put(clf.params['vit'])
-  if isinstance(system.model, models.MultiExit):
-    last = lambda params, images: system.backbone.apply(
-        {'params': params}, images, inference=True).total
-  else:
-    last = lambda params, images: stages.exit_logits(
-        system.model, params, images, inference=True)[-1]
-  every = jax.jit(lambda params, images: last(params, system.normalize(images)))
-  dense = lambda images: np.asarray(every(vit, images))
+  system, params = clf.system, jax.device_put(clf.params)
+  every = jax.jit(lambda params, images: modes.dense(
+      system.model, params, system.normalize(images)).total)
+  dense = lambda images: np.asarray(every(params, images))
   num = system.num_exits
-  return dense, system.dense, lambda p: (1 + p.exit.mean()) / num, settings
+  return (dense, system.plain_cost.dense, lambda p: (1 + p.exit.mean()) / num,
+          settings)
 
 
 def _thresholds(workdir):
