@@ -58,7 +58,7 @@ def main(argv):
     clf = adavit_jax.load(_WORKDIR.value, phase=_PHASE.value, best=_BEST.value,
                           rule=_RULE.value)
     how = dict(batch_size=_BATCH_SIZE.value, platforms=_PLATFORMS.value)
-    exits = clf.system.num_exits > 1
+    exits = clf.system.staged
     if _MODE.value == 'stages':
       if exits and threshold is not None:
         clf.thresholds = threshold

@@ -7,5 +7,6 @@ from adavit_jax.classifier import load as load
 from adavit_jax.models import Actions as Actions
 from adavit_jax.models import create as create
 from adavit_jax.models import names as names
+from adavit_jax.runtime import exit_logits as exit_logits
 from adavit_jax.runtime import forward as forward
 from adavit_jax.weights import init_params as init_params

@@ -161,8 +161,9 @@ def load(workdir, *, phase='', best=False, actions=None, rule=None,
     A `Classifier`: of the learned policy after the phases warm_start, policy
     and joint, of the mask of a static phase, else of all layers. Its threshold
     is the config's `nets.threshold`; eval.py prints one calibrated to the
-    config's `mac_target`. Of a model with exits a `CascadeClassifier`; eval.py
-    prints thresholds for it and writes them to report.json.
+    config's `mac_target`. Of a model with exits, and of a regression, a
+    `CascadeClassifier`; eval.py prints thresholds for it and writes them to
+    report.json.
 
   Raises:
     ValueError: if there is no such run, a rule is unknown, thresholds do not
@@ -177,7 +178,7 @@ def load(workdir, *, phase='', best=False, actions=None, rule=None,
     if rule is not None:
       info['config']['exits']['rule'] = rule
     system = run_lib.system(info)
-    exits = system.num_exits > 1
+    exits = system.staged
     unused = dict(actions=actions) if exits else dict(
         rule=rule, thresholds=thresholds)
     for name, value in unused.items():

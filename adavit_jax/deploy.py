@@ -102,7 +102,7 @@ def export_stages(clf, directory, *, batch_size=None, platforms=_DEFAULT):
   _check_batch_size(batch_size)
   _check_platforms(platforms)
   system = clf.system
-  if system.num_exits == 1:
+  if not system.staged:
     raise ValueError('this model has one exit: it cannot stop early; export it '
                      'as one program')
   stages, dropping = system.programs(clf.phase), clf.drops_layers
@@ -201,7 +201,7 @@ def _write(path, artefact, about):
 def _check(clf, mode, batch_size, platforms):
   if mode not in MODES:
     raise ValueError(f'mode={mode!r}; known: {MODES}')
-  if clf.system.num_exits > 1:
+  if clf.system.staged:
     raise ValueError(f"mode={mode!r}: this model has exits; export its stages")
   if mode == 'static' and clf.actions is None:
     raise ValueError("mode='static' takes a classifier with given actions, and "

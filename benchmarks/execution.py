@@ -237,10 +237,11 @@ def _draws(model, batch, keep, mode):
     else:
       # Exactly the share, since one draw would be far from its mean.
       total = round(sum(num_layers) * keep)
-      halves = [total - total // 2, total // 2][::rng.choice([-1, 1])]
+      msa = total * num_layers.msa / sum(num_layers)
+      msa = int(rng.choice([np.floor(msa), np.ceil(msa)]))
       chosen = Actions(*(
-          rng.permutation(np.arange(num) < min(k, num)).astype(np.float32)
-          for k, num in zip(halves, num_layers)))
+          rng.permutation(np.arange(num) < k).astype(np.float32)
+          for k, num in zip((msa, total - msa), num_layers)))
     draws.append(Actions(*map(np.asarray, chosen)))
   return draws
 

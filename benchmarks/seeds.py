@@ -30,16 +30,17 @@ def main(directories):
     with open(path, encoding='utf-8') as f:
       reports.append(json.load(f))
     if 'adaptive' not in reports[-1]:
-      raise SystemExit(f'error: {path} is not of a run with a policy')
+      raise SystemExit(f"error: {path} has no row 'adaptive': it is of a run "
+                       f'without a policy, or of a model with exits')
   seeds = [r['seed'] for r in reports]
   if len(set(seeds)) < len(seeds):
     raise SystemExit(f'error: the runs have seeds {seeds}; give one of each')
-  budgets = sorted({r['budget'] for r in reports if 'budget' in r})
+  budgets = sorted({r['budget'] for r in reports})
   if len(budgets) > 1:
     raise SystemExit(f'error: the reports are for budgets of {budgets}; run '
                      f'eval.py with one --mac_target for all')
   for directory, report in zip(directories, reports):
-    if not report.get('finished', True):
+    if not report['finished']:
       raise SystemExit(f'error: {directory} was not finished when eval.py '
                        f'reported on it')
   print(f'{len(reports)} seeds: {seeds}\n')

@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 B, K = 4, 4
+NUM_LAYERS = 3, 3  # that may be dropped
 KEY = jax.random.key(3)
 
 
@@ -30,17 +31,18 @@ def make_system(**fields):
 
 @pytest.fixture(scope='module')
 def state():
-  """A state with random parameters, the teacher being its own ViT."""
+  """A state with random parameters, the model being its own teacher."""
   system = make_system()
   state = jax.eval_shape(lambda: system_lib.init_state(system, 0))
   rng = np.random.default_rng(0)
   params = jax.tree.map(
       lambda x: jnp.float32(rng.normal(size=x.shape, scale=0.3)), state.params)
+  params['policy_stats'] = jax.tree.map(jnp.ones_like, params['policy_stats'])
   keep = rng.integers(0, 2, (state.candidates.msa.shape[0], 6))
-  stats = jax.tree.map(lambda x: jnp.ones(x.shape), state.stats)
-  return state.replace(params=params, teacher=params['vit'], stats=stats,
-                       candidates=Actions.from_keep(jnp.float32(keep)),
-                       log_price=jnp.float32(-1.))
+  return state.replace(
+      params=params, teacher=system_lib.model_params(params),
+      candidates=Actions.from_keep(jnp.float32(keep), NUM_LAYERS),
+      log_price=jnp.float32(-1.))
 
 
 @pytest.fixture(scope='module')
@@ -57,14 +59,14 @@ def batch():
 def z1(state, batch):
   model = tiny.model()
   return jax.jit(lambda p, x: modes.fixed(model, p, x))(
-      state.params['vit'], batch.images)
+      state.params, batch.images)
 
 
 @pytest.fixture(scope='module')
 def classify(state, z1):
-  """From actions [B, L] to logits [B, K], in the masked mode."""
+  """From actions [B, 3], [B, 3] to logits [B, K], in the masked mode."""
   model = tiny.model()
   run = jax.jit(
       lambda p, z1, a: modes.adaptive(model, p, z1, a, 'masked').total)
-  return lambda actions: run(state.params['vit'], z1, Actions(
-      *(np.broadcast_to(a, (B, model.num_adaptive)) for a in actions)))
+  return lambda actions: run(state.params, z1, Actions(
+      *(np.broadcast_to(a, (B, num)) for a, num in zip(actions, NUM_LAYERS))))

@@ -17,5 +17,5 @@ def aot_tpu():
 def test_system_of_an_imagenet_config(aot_tpu, name):
   config = tiny.load(f'configs/{name}.py').get_config()
   system = aot_tpu.make_system(config, 1000)
-  assert system.backbone.num_classes == 1000
+  assert system.model.num_classes == 1000
   assert system.mean == (0.485, 0.456, 0.406) and system.target is None

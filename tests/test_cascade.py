@@ -6,10 +6,10 @@ import time
 
 from adavit_jax import models
 from adavit_jax.exits import confidence as confidence_lib
-from adavit_jax.models import stages as stages_lib
 from adavit_jax.runtime import cascade as cascade_lib
 from adavit_jax.runtime import slots as slots_lib
 from adavit_jax.runtime import stage_program
+from adavit_jax.runtime import stages as stages_lib
 from adavit_jax.train import mesh as mesh_lib
 import jax
 import jax.numpy as jnp
@@ -311,43 +311,43 @@ def test_plans_take_the_least_time():
   assert all(sum(plan) >= m for m, plan in enumerate(some))
 
 
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(sizes=(2, 4)), r'sizes=\[2, 4\] must hold 1'),
-    (dict(stage_macs=(1, 2)), 'one number for each of the 3 stages'),
-    (dict(thresholds=[0.]), '3 exits take 2')])
-def test_wrong_arguments(model, params, kwargs, message):
-  with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize('kwargs, field', [
+    (dict(sizes=(2, 4)), r'^sizes=\[2, 4\]'),
+    (dict(stage_macs=(1, 2)), r'^stage_macs=\(1, 2\).* 3 stages'),
+    (dict(thresholds=[0.]), '^thresholds=.* 3 exits')])
+def test_wrong_arguments(model, params, kwargs, field):
+  with pytest.raises(ValueError, match=field):
     cascade_lib.Cascade(
         stages_lib.stages(model), params, confidence_lib.RULES['entropy'],
         **{**dict(thresholds=0., stage_macs=MACS), **kwargs})
 
 
 def test_wrong_images(cascade, images):
-  takes = r'the model takes \[B, 16, 16, 1\]'
+  takes = r'^images.*\[B, 16, 16, 1\]'
   for n in (1, 3):
     with pytest.raises(ValueError, match=takes):
       cascade(np.zeros((n, 8, 8, 1), np.float32))
   with pytest.raises(ValueError, match=takes):
     next(cascade.stream(np.zeros((3, 8, 8, 1), np.float32)))
   cascade(images[:3])  # leaves slots of floats
-  with pytest.raises(ValueError, match='images are uint8; the model takes'):
+  with pytest.raises(ValueError, match='^images.*uint8'):
     cascade(np.zeros(images[:3].shape, np.uint8))
-  with pytest.raises(ValueError, match=r'image 2 has shape \(8, 8, 1\)'):
+  with pytest.raises(ValueError, match=r'^image 2 .*\(8, 8, 1\)'):
     next(cascade.stream([*images[:2], images[2, :8, :8]]))
-  with pytest.raises(ValueError, match='image 2 has .* and dtype float64, the '
-                     'first one .* and float32'):
+  with pytest.raises(ValueError, match='^image 2 .*float64.*float32'):
     next(cascade.stream([*images[:2], images[2].astype(np.float64)]))
   for none in (images[:0], images[0]):
-    with pytest.raises(ValueError, match='of at least 1, one image as image'):
+    with pytest.raises(ValueError, match=r'^images.*image\[None\]'):
       cascade(none)
-  with pytest.raises(ValueError, match='window=15 must be at least'):
+  with pytest.raises(ValueError, match='^window=15'):
     next(cascade.stream(images, window=15))
 
 
 def test_a_stage_is_given_what_it_reads(cascade, params, images):
   cascade(images[:4])
   for i, program in enumerate(cascade._programs):
-    own = [x for name, group in params.items() for x in jax.tree.leaves(group)
+    own = [x for name, group in params['backbone'].items()
+           for x in jax.tree.leaves(group)
            if name.endswith(f'_{i}') or (name == 'cls' and i == 0)]
     assert len(own) < len(jax.tree.leaves(params)) / 2
     assert len(program._leaves) == len(own)

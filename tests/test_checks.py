@@ -5,7 +5,7 @@ import json
 
 from adavit_jax import data
 from adavit_jax.train import checks
-from adavit_jax.train import restore
+from adavit_jax.train import history
 from adavit_jax.train import system as system_lib
 import numpy as np
 import pytest
@@ -13,7 +13,9 @@ import tiny
 
 
 def _info(config, **fields):
-  return dict(config=json.loads(json.dumps(config.to_dict())), **fields)
+  """What a checkpoint says of itself, of a run that began from no other."""
+  return {**dict(config=json.loads(json.dumps(config.to_dict())),
+                 began_from='', had_price=False), **fields}
 
 
 def test_a_batch_larger_than_the_training_split_is_refused():
@@ -21,8 +23,7 @@ def test_a_batch_larger_than_the_training_split_is_refused():
   config.joint.batch_size = len(dataset.train)
   checks.sizes(config, dataset)
   config.joint.batch_size += 1
-  with pytest.raises(ValueError, match='joint.batch_size=41 is more than the '
-                     '40 training images; set it lower'):
+  with pytest.raises(ValueError, match='joint.batch_size=41 .* 40 '):
     checks.sizes(config, dataset)
 
 
@@ -31,14 +32,14 @@ def test_a_warm_start_needs_two_held_out_images():
   config.num_search = 2
   checks.sizes(config, dataset)
   config.num_search = 1
-  with pytest.raises(ValueError, match='on held-out images and has 1 of them; '
-                     'set --config.data.holdout'):
+  with pytest.raises(ValueError, match='has 1 .* '
+                     '--config.data.holdout=.* --config.num_search='):
     checks.sizes(config, dataset)
   config.num_search = 2
   none = dataclasses.replace(
       dataset, holdout=data.ArraySplit(
           np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0, int)))
-  with pytest.raises(ValueError, match='has 0 of them'):
+  with pytest.raises(ValueError, match='has 0 .* --config.data.holdout='):
     checks.sizes(config, none)
   config.phases = ('dense',)
   checks.sizes(config, none)
@@ -48,14 +49,12 @@ def test_a_budget_below_what_always_runs_is_refused():
   config = tiny.get_config()
   system = system_lib.create(config, tiny.dataset())
   cost = system.cost
-  always = cost.stem + cost.msa + cost.mlp + cost.head + cost.policy
-  assert cost.num_fixed == 1
-  floor = always / cost.dense
+  floor = (cost.always + cost.policy) / cost.dense
+  assert 0 < floor < 1
   config.mac_target = floor + 1e-3
   checks.budget(config, system)
   config.mac_target = floor - 1e-3
-  with pytest.raises(ValueError, match=f'cannot be met: .* alone are '
-                     f'{floor:.3f} of the dense'):
+  with pytest.raises(ValueError, match=f'mac_target=.* {floor:.3f} '):
     checks.budget(config, system)
   config.phases = ('dense', 'static')
   checks.budget(config, system)
@@ -66,8 +65,7 @@ def test_labels_must_mean_what_they_meant():
   info = dict(dataset=dict(class_names=['0', '1', '2', '3']))
   checks.same_classes(info, dataset, 'DIR')
   info['dataset']['class_names'] = ['0', '2', '1', '3']
-  with pytest.raises(ValueError, match="class 1 is '1' in this data and was "
-                     "'2' when DIR was trained"):
+  with pytest.raises(ValueError, match="class 1 is '1' .*'2' .* DIR"):
     checks.same_classes(info, dataset, 'DIR')
 
 
@@ -76,10 +74,9 @@ def test_images_must_be_those_that_were_trained_on():
   about = dict(num_classes=4, split=data.fingerprint(dataset))
   info = dict(dataset=about)
   checks.same_images(info, dataset, 'DIR')
-  checks.same_images(dict(dataset=dict(num_classes=4)), dataset, 'old run')
   swapped = dataclasses.replace(
       dataset, train=dataset.holdout, holdout=dataset.train)
-  with pytest.raises(ValueError, match='not those that DIR was trained on'):
+  with pytest.raises(ValueError, match='DIR'):
     checks.same_images(info, swapped, 'DIR')
 
 
@@ -90,28 +87,28 @@ def test_a_run_holds_out_what_the_run_before_it_held_out():
   info = _info(source, dataset={})
   check(info)
   config.seed = 3
-  with pytest.raises(ValueError, match=r'DIR split its images by seed 0 and '
-                     r'holdout=0.1, this run by seed 3 .* '
-                     r'--config.data.seed=0 --config.data.holdout=0.1'):
+  with pytest.raises(ValueError, match='seed 0 .*holdout=0.1.* seed 3 .* '
+                     '--config.data.seed=0 --config.data.holdout=0.1'):
     check(info)
   config.data.seed = 0
   check(info)
   config.data.holdout = 0.2
-  with pytest.raises(ValueError, match='this run by seed 0 and holdout=0.2'):
+  with pytest.raises(ValueError, match='seed 0 and holdout=0.2.*'
+                     '--config.data.holdout='):
     check(info)
   config.data.name = 'digit_scenes'  # other images
   check(info)
   for c in (source, config):
     c.data.update(name='folder', data_dir='a')
-  with pytest.raises(ValueError, match='it could hold out images'):
+  with pytest.raises(ValueError, match='--config.data.holdout='):
     check(_info(source, dataset={}))
   config.data.data_dir = 'b/../a/'
-  with pytest.raises(ValueError, match='it could hold out images'):
+  with pytest.raises(ValueError, match='--config.data.holdout='):
     check(_info(source, dataset={}))
   config.data.data_dir = 'b'
   check(_info(source, dataset={}))
   source.data.name, config.data.name = 'tfds:cifar10', 'tfds:cifar10:3.0.2'
-  with pytest.raises(ValueError, match='it could hold out images'):
+  with pytest.raises(ValueError, match='--config.data.holdout='):
     check(_info(source, dataset={}))
   config.data.name = 'tfds:cifar100'
   check(_info(source, dataset={}))
@@ -125,8 +122,7 @@ def test_a_run_begins_with_the_images_that_the_run_before_it_had():
   info = _info(config, dataset=dict(split=data.fingerprint(dataset)))
   checks.same_holdout(info, config, dataset)
   grown = dataclasses.replace(dataset, train=dataset.holdout)
-  with pytest.raises(ValueError, match="'folder' has other images now, or .* "
-                     'when DIR was trained on it: this run could hold out'):
+  with pytest.raises(ValueError, match="'folder' .* DIR"):
     checks.same_holdout(info, config, grown)
   config.data.data_dir = 'b'
   checks.same_holdout(info, config, grown)
@@ -135,7 +131,7 @@ def test_a_run_begins_with_the_images_that_the_run_before_it_had():
 
 
 def test_one_class_is_no_task():
-  with pytest.raises(ValueError, match='has 1 class; there must be at least 2'):
+  with pytest.raises(ValueError, match='has 1 class'):
     system_lib.create(tiny.get_config(), tiny.dataset(num_classes=1))
 
 
@@ -145,9 +141,8 @@ def test_only_what_changes_no_result_may_change_in_a_run():
   config.log_every, config.data.data_dir = 7, 'elsewhere'
   checks.same_run(saved, config, 'DIR')
   config.dense.learning_rate, config.seed = 0.5, 3
-  with pytest.raises(ValueError, match='DIR holds a run of another config '
-                     r'\(dense.learning_rate: 0.001 then, 0.5 now; '
-                     r'seed: 0 then, 3 now\); give another --workdir'):
+  with pytest.raises(ValueError, match=r'DIR .*\(dense.learning_rate: 0.001 '
+                     r'then, 0.5 now; seed: 0 then, 3 now\).* --workdir'):
     checks.same_run(saved, config, 'DIR')
 
 
@@ -160,40 +155,48 @@ def test_policy_networks_are_compared_where_there_are_any():
     checks.same_run(saved, config, 'DIR')
 
 
-def test_the_phase_that_a_run_began_from_is_compared_where_it_is_known():
+def test_the_phase_that_a_run_began_from_is_compared():
   config = tiny.get_config()
   config.init.update(workdir='there', phase='policy')
-  old, new = _info(config), _info(config, began_from='policy')
-  for info in (old, new):
-    checks.same_run(info, config, 'DIR')
+  info = _info(config, began_from='policy')
+  checks.same_run(info, config, 'DIR')
   config.init.update(workdir='moved', phase='')
-  checks.same_run(new, config, 'DIR')
+  checks.same_run(info, config, 'DIR')
   config.init.phase = 'dense'
-  checks.same_run(old, config, 'DIR')
   with pytest.raises(ValueError, match="phase: 'policy' then, 'dense' now"):
-    checks.same_run(new, config, 'DIR')
+    checks.same_run(info, config, 'DIR')
 
 
-@pytest.mark.parametrize('phases, phase, fields, learned', [
-    (('dense', 'policy'), 'dense', {}, False),
-    (('dense', 'policy'), 'policy', {}, True),
-    (('dense', 'policy'), 'dense', dict(began_from='joint'), False),
-    (('dense', 'static'), 'static', {}, False),
-    (('joint', 'static'), 'static', {}, True),
-    (('static',), 'static', dict(began_from='dense'), False),
-    (('static',), 'static', dict(began_from='policy'), True),
-    (('static',), 'static', {}, True),  # says so in init.phase alone
-    (('classifier_wise',), 'classifier_wise', {}, True),  # of another run
+@pytest.mark.parametrize('phases, phase, began_from, learned', [
+    (('dense', 'policy'), 'dense', '', False),
+    (('dense', 'policy'), 'policy', '', True),
+    (('dense', 'policy'), 'dense', 'joint', False),
+    (('dense', 'static'), 'static', '', False),
+    (('joint', 'static'), 'static', '', True),
+    (('static',), 'static', 'dense', False),
+    (('static',), 'static', 'policy', False),  # it keeps no policy
+    (('static', 'policy'), 'static', 'policy', True),
+    (('static', 'policy'), 'static', 'dense', False),
+    (('exits', 'policy'), 'exits', 'policy', False),
+    (('dense', 'policy', 'classifier_wise'), 'classifier_wise', '', True),
+    (('classifier_wise',), 'classifier_wise', 'joint', False),
 ])
 def test_a_policy_that_no_phase_has_trained_is_known(
-    phases, phase, fields, learned):
+    phases, phase, began_from, learned):
   config = tiny.get_config()
   config.phases = phases
-  config.init.phase = 'warm_start' if phases == ('static',) else ''
-  if phases == ('classifier_wise',):
-    config.init.workdir = 'there'
-  assert restore.policy_has_learned(
-      _info(config, phase=phase, **fields)) == learned
+  info = _info(config, phase=phase, began_from=began_from)
+  assert history.policy_has_learned(info) == learned
+
+
+def test_a_policy_that_only_decides_has_learned():
+  """Exits are trained behind it, in one run after the other."""
+  config = tiny.get_config()
+  config.phases = ('classifier_wise',)
+  config.exits.policy = True
+  for began_from in ('joint', 'classifier_wise'):
+    assert history.policy_has_learned(_info(
+        config, phase='classifier_wise', began_from=began_from))
 
 
 @pytest.mark.parametrize('phases, phase, rewards, fields, priced', [
@@ -206,14 +209,12 @@ def test_a_policy_that_no_phase_has_trained_is_known(
      dict(began_from='warm_start', had_price=True), True),
     (('policy',), 'policy', {'policy.reward': 'split'},
      dict(began_from='policy', had_price=False), False),
-    (('policy',), 'policy', {'policy.reward': 'split'},  # of an older run
-     dict(began_from='joint'), True),
 ])
 def test_a_price_that_a_run_brings_along_is_known(
     phases, phase, rewards, fields, priced):
   config = tiny.get_config()
   config.update_from_flattened_dict({'phases': phases, **rewards})
-  assert restore.has_price(_info(config, phase=phase, **fields)) == priced
+  assert history.has_price(_info(config, phase=phase, **fields)) == priced
 
 
 def test_where_a_run_stands():
@@ -221,8 +222,8 @@ def test_where_a_run_stands():
   config.phases = ('dense', 'policy')
   info = lambda phase, finished: _info(
       config, phase=phase, finished=finished, start=6 * (phase == 'policy'))
-  assert restore.unfinished(12, info('policy', True)) == ''
+  assert history.unfinished(12, info('policy', True)) == ''
   for step, phase, finished, n in ((6, 'dense', True, 6),
                                    (8, 'policy', False, 2)):
-    assert restore.unfinished(step, info(phase, finished)) == (
+    assert history.unfinished(step, info(phase, finished)) == (
         f"at step {n} of 6 of the phase '{phase}' of dense, policy")

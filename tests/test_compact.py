@@ -30,6 +30,37 @@ def test_only_kept_rows_change(size):
     np.testing.assert_allclose(_residual(x, keep, chunk), want, rtol=1e-6)
 
 
+@pytest.mark.parametrize('num, chunk', [(0, 4), (3, 4), (7, 4), (9, 9)])
+def test_a_branch_may_change_the_first_tokens_alone(num, chunk):
+  rng = np.random.default_rng(num)
+  x = rng.normal(size=(9, 5, 3)).astype(np.float32)
+  keep = rng.permutation(9) < num
+  run = lambda x: _run(x)[:, :2]
+  got = jax.jit(lambda x, keep: compact.residual(run, x, keep, chunk))(x, keep)
+  want = x.copy()
+  want[keep, :2] += np.asarray(_run(x))[keep, :2]
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+  assert not num or np.abs(got - x).max() > 0.1
+
+
+@pytest.mark.parametrize('num, chunk', [(0, 4), (3, 4), (7, 4), (9, 9)])
+def test_activations_may_be_a_dict_of_which_some_change(num, chunk):
+  rng = np.random.default_rng(num)
+  x = {name: rng.normal(size=(9, *shape)).astype(np.float32)
+       for name, shape in dict(a=(5, 3), b=(4,), c=(2, 2, 3)).items()}
+  keep = rng.permutation(9) < num
+  # Reads one entry for what is added to another.
+  run = lambda x: {'a': _run(x['a'][:, :2]), 'b': x['c'].sum((1, 2, 3))[:, None]
+                   * jnp.ones(4)}
+  got = jax.jit(lambda x, keep: compact.residual(run, x, keep, chunk))(x, keep)
+  assert set(got) == set(x)
+  want = jax.tree.map(np.copy, x)
+  want['a'][keep, :2] += np.asarray(_run(x['a']))[keep, :2]
+  want['b'][keep] += x['c'].sum((1, 2, 3))[keep, None]
+  for name, value in want.items():
+    np.testing.assert_allclose(got[name], value, rtol=1e-5, atol=1e-6)
+
+
 def test_dropped_rows_are_not_computed():
   """A pass over k rows sees k rows, rounded up to a size, and no others."""
   size, chunk, seen = 24, 8, []

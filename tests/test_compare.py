@@ -1,6 +1,9 @@
 """Rows of a report and their table, by hand."""
 
+import dataclasses
+
 from adavit_jax import cost
+from adavit_jax.models.actions import Actions
 from adavit_jax.report import compare
 from adavit_jax.report import table
 from adavit_jax.train import evaluate
@@ -8,19 +11,25 @@ import numpy as np
 import pytest
 
 
-def _outputs(keep, prediction, loss):
-  keep = np.asarray(keep, np.float32)
+# Stem 10, encoders of MSA 4 and MLP 2, of which one is fixed, head 6.
+SPEND = cost.Cost(
+    always=10 + 6 + 6, encoders=6, msa=(4, 4), mlp=(2, 2), policy=1,
+    stages=(35,), layer_stages=Actions((0, 0), (0, 0)))
+
+
+def _outputs(msa, mlp, prediction, loss):
   prediction = np.asarray(prediction)
-  return evaluate.Outputs(prediction, prediction == 0, np.asarray(loss), keep)
+  return evaluate.Outputs(
+      prediction, prediction == 0, np.asarray(loss),
+      Actions(*(np.asarray(a, np.float32) for a in (msa, mlp))))
 
 
 def test_adaptive_row_by_hand():
-  spend = cost.Cost(stem=10, msa=4, mlp=2, head=6, policy=1, num_fixed=1,
-                    num_adaptive=2)  # dense: 10 + 3 * 6 + 6 = 34
-  keep = [[1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0]]
-  out = _outputs(keep, [0, 1, 0], [.1, .2, .3])
-  dense = _outputs(np.ones((3, 4)), [0, 0, 0], [.9, .1, .5])
-  row = compare.adaptive_row(out, dense, spend, {'hard': [True, False, False]})
+  assert SPEND.dense == 10 + 3 * 6 + 6 == 34
+  out = _outputs([[1, 1], [0, 0], [1, 0]], [[1, 1], [0, 0], [0, 0]], [0, 1, 0],
+                 [.1, .2, .3])
+  dense = _outputs(*[np.ones((3, 2))] * 2, [0, 0, 0], [.9, .1, .5])
+  row = compare.adaptive_row(out, dense, SPEND, {'hard': [True, False, False]})
   assert row['accuracy'] == pytest.approx(2 / 3)
   assert row['loss'] == pytest.approx(.2)
   macs = [10 + 6 + 12 + 6 + 1, 10 + 6 + 6 + 1, 10 + 6 + 4 + 6 + 1]
@@ -34,17 +43,31 @@ def test_adaptive_row_by_hand():
   assert row['kept_mlp_mean'] == pytest.approx(2 / 3)
   assert row['kept_mlp_std'] == pytest.approx(np.std([2, 0, 0]))
   assert row['kept_std'] == pytest.approx(np.std([4, 0, 1]))
-  assert row['keep_rate'] == pytest.approx([2 / 3, 1 / 3, 1 / 3, 1 / 3])
+  assert row['keep_rate'] == dict(
+      msa=pytest.approx([2 / 3, 1 / 3]), mlp=pytest.approx([1 / 3, 1 / 3]))
   assert row['difficulty_correlation'] == pytest.approx(1)
   assert row['agreement'] == pytest.approx(2 / 3)
   assert (row['kept_easy'], row['kept_hard']) == (0.5, 4)
 
 
-def test_random_actions_meet_the_budget_in_the_mean():
-  spend = cost.Cost(10, 4, 2, 6, 0, 1, 2)
+def test_rows_of_layers_that_differ_in_number_and_macs():
+  spend = dataclasses.replace(SPEND, msa=(4,), mlp=(2, 3, 5))
+  assert spend.dense == 22 + 14
+  out = _outputs([[1], [0]], [[0, 1, 1], [0, 0, 1]], [0, 0], [.1, .2])
+  row = compare.adaptive_row(
+      out, _outputs([[1]] * 2, np.ones((2, 3)), [0, 0], [.1, .2]), spend)
+  assert row['macs'] == pytest.approx(22 + 1 + (4 + 3 + 5 + 5) / 2)
+  assert (row['kept_msa_mean'], row['kept_mlp_mean']) == (.5, 1.5)
+  assert row['kept_std'] == np.std([3, 1])
+  assert row['keep_rate'] == dict(msa=[.5], mlp=[0, .5, 1])
+
+
+@pytest.mark.parametrize('msa, mlp', [((4, 4), (2, 2)), ((4,), (2, 3, 5))])
+def test_random_actions_meet_the_budget_in_the_mean(msa, mlp):
+  spend = dataclasses.replace(SPEND, msa=msa, mlp=mlp, policy=0)
   keep = compare.budget_keep(spend, 0.8)
-  expected = 10 + 6 + 6 + keep * 2 * (4 + 2)
-  assert expected / 34 == pytest.approx(0.8)
+  expected = 10 + 6 + 6 + keep * (sum(msa) + sum(mlp))
+  assert expected / spend.dense == pytest.approx(0.8)
 
 
 def test_draws_are_averaged():
@@ -72,13 +95,13 @@ def test_what_is_said_of_a_policy_to_the_letter():
              kept_mlp_std=.75, unique_actions=7, difficulty_correlation=.375,
              agreement=.9, threshold=.625, kept_easy=3., kept_hard=4.5)
   lines = (
-      'kept of 3: MSA 2.50 ± 0.50, MLP 1.25 ± 0.75\n'
+      'kept: MSA 2.50 ± 0.50 of 3, MLP 1.25 ± 0.75 of 4\n'
       'distinct action vectors: 7\n'
       'rank correlation of kept layers with the dense loss: 0.38\n'
       'agreement with the dense prediction: 90.00 %\n'
       'threshold: 0.625')
   split = '\nkept on easy images 3.00, on hard ones 4.50'
-  assert table.format_policy(row, 3) == lines + split
+  assert table.format_policy(row, (3, 4)) == lines + split
   del row['kept_easy']
   row['difficulty_correlation'] = None
-  assert table.format_policy(row, 3) == lines.replace('0.38', '-')
+  assert table.format_policy(row, (3, 4)) == lines.replace('0.38', '-')

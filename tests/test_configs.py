@@ -6,6 +6,7 @@ import types
 from adavit_jax import data
 from adavit_jax.train import checks
 from adavit_jax.train import config as config_lib
+from adavit_jax.train import phases
 from adavit_jax.train import system as system_lib
 import pytest
 import tiny
@@ -25,7 +26,7 @@ VARIANTS = dict(
     for variant in VARIANTS.get(name, ('',))])
 def test_a_variant_can_train(name, variant):
   config = tiny.load(f'configs/{name}.py').get_config(variant)
-  if config.phases[0] not in config_lib.FROM_SCRATCH:
+  if config.phases[0] not in phases.having('from_scratch'):
     config.init.workdir = 'a run that is there'
   config_lib.check(config)
   regression = name.startswith('rotated')
@@ -34,5 +35,6 @@ def test_a_variant_can_train(name, variant):
       num_classes=0 if regression else 10, channels=channels,
       mean=(.5,) * channels, std=(.5,) * channels,
       target=data.Target(0., 1., 'degrees') if regression else None))
-  if isinstance(system, system_lib.System):
-    checks.budget(config, system)
+  phases.check(system)
+  checks.both_heads(config, system)
+  checks.budget(config, system)

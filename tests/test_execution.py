@@ -10,9 +10,12 @@ import pytest
 import tiny
 
 from adavit_jax import cost
+from adavit_jax import models
+from adavit_jax.models import encoder
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
-from adavit_jax.train import restore
+from adavit_jax.train import run as run_lib
+import odd
 
 _BENCHMARKS = str(pathlib.Path(__file__).parents[1] / 'benchmarks')
 
@@ -54,12 +57,12 @@ def test_rows_of_a_model_in_every_mode(quick):
         row['efficiency'], row['mac_ratio'] / row['time_ratio'])
 
   # By hand: layers that run for all 5 tokens, and for the class token alone.
-  spend = cost.vit(model)
-  msa, mlp = cost.unread(5, 1, model.width, model.mlp_dim)
-  always = spend.stem + spend.msa + spend.mlp + spend.head
+  spend = cost.of(model)
+  msa, mlp = encoder.unread_macs(5, 1, model.width, model.mlp_dim)
   macs = lambda whole_msa, last_msa, whole_mlp, last_mlp: (
-      always + whole_msa * spend.msa + last_msa * (spend.msa - msa)
-      + whole_mlp * spend.mlp + last_mlp * (spend.mlp - mlp))
+      spend.always
+      + whole_msa * spend.msa[0] + last_msa * (spend.msa[0] - msa)
+      + whole_mlp * spend.mlp[0] + last_mlp * (spend.mlp[0] - mlp))
   dense = macs(2, 1, 2, 1)
   ratios = [r['mac_ratio'] for r in rows]
   np.testing.assert_allclose(ratios[:4], 1)
@@ -70,10 +73,56 @@ def test_rows_of_a_model_in_every_mode(quick):
     assert keep_msa.sum() == keep_mlp.sum() == 1
     np.testing.assert_allclose(ratio, macs(0, 1, 1 - after, after) / dense)
   drawn = Actions(*map(
-      np.asarray, fixed.uniform(jax.random.key(1), 2, 3, keep=third)))
+      np.asarray, fixed.uniform(jax.random.key(1), 2, (3, 3), keep=third)))
   want = (spend.adaptive(drawn) - cost.left_out(model, drawn)).mean() / dense
   assert not np.isclose(want, ratios[4])
   np.testing.assert_allclose(ratios[5], want, rtol=1e-6)
+
+
+def test_rows_of_a_ravit(quick):
+  """Behind the last MSA layer of a branch the class token alone is read."""
+  model = models.create(
+      'ravit_cifar_patch4_32', image_size=8, channels=1, num_classes=4,
+      patch_size=2, width=16, num_heads=2, layers=(2, 2))
+  rows = list(quick.model_rows(
+      'ravit', model, tiny.params(model), 2, [1., 0.5]))
+  assert [(r['mode'], r['keep']) for r in rows] == [
+      (mode, keep) for keep in (1, 0.5)
+      for mode in ('dense', 'cond', 'compact', 'static')
+      if (mode, keep) != ('dense', 0.5)]
+
+  def spent(msa, mlp):
+    """By hand: behind the fixed encoder one of 5 tokens and two of 17."""
+    total = cost.of(model).always
+    for branch in ([0], [2, 1]):
+      unread = 1  # tokens but the first, until an MSA layer reads them
+      for i in branch:
+        args = 16, model.mlp_dim
+        n = 17 if i else 5
+        whole = encoder.macs(n, *args)
+        less = encoder.unread_macs(n, 1, *args)
+        total += mlp[i] * (whole[1] - unread * less[1])
+        total += msa[i] * (whole[0] - unread * less[0])
+        unread *= 1 - msa[i]
+    return total
+
+  ratios = [row['mac_ratio'] for row in rows]
+  dense = spent(np.ones(3), np.ones(3))
+  np.testing.assert_allclose(ratios[:4], 1)
+  cond, static = (quick._draws(model, 2, 0.5, 'cond')[i] for i in (1, 0))
+  many = quick._draws(model, 2, 0.5, 'compact')[1]
+  for ratio, draws in ((ratios[4], [cond]), (ratios[6], [static]),
+                       (ratios[5], zip(*many))):
+    want = np.mean([spent(*draw) for draw in draws]) / dense
+    np.testing.assert_allclose(ratio, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize('keep, want', [(1., (2, 8)), (0.5, (1, 4))])
+def test_a_draw_has_its_share_of_layers_that_differ_in_number(
+    quick, keep, want):
+  for draw in quick._draws(odd.model(num_fixed=0), 2, keep, 'cond'):
+    assert [len(a) for a in draw] == [2, 8]
+    assert tuple(a.sum() for a in draw) == want
 
 
 def test_one_image_runs_in_cond_and_not_in_compact(quick):
@@ -92,41 +141,51 @@ def _error(execution, monkeypatch, **values):
   return str(error.value)
 
 
-@pytest.mark.parametrize('flag, value, message', [
-    ('batches', ['8', 'a'], '--batches=8,a must list batch sizes, 1 or more'),
-    ('batches', [], '--batches= must list batch sizes, 1 or more'),
-    ('keeps', ['0.5', '1.5'], '--keeps=0.5,1.5 must list numbers in (0, 1]'),
-    ('chunks', ['0'], '--chunks=0 must list numbers of images'),
-    ('modes', ['masked'], "--modes has ['masked']; known: cond, compact, "
-                          'static'),
-])
+@pytest.mark.parametrize('flag, value, given', [
+    ('batches', ['8', 'a'], '8,a'), ('batches', [], ''),
+    ('keeps', ['0.5', '1.5'], '0.5,1.5'), ('chunks', ['0'], '0')])
 def test_flags_that_list_nothing_to_time_are_refused(
-    execution, monkeypatch, flag, value, message):
-  assert _error(execution, monkeypatch, **{flag: value}) == f'error: {message}'
+    execution, monkeypatch, flag, value, given):
+  message = _error(execution, monkeypatch, **{flag: value})
+  assert message.startswith(f'error: --{flag}={given} ')
+
+
+def test_unknown_modes_are_refused(execution, monkeypatch):
+  message = _error(execution, monkeypatch, modes=['masked'])
+  assert message.startswith("error: --modes has ['masked']")
+
+
+@pytest.fixture
+def runs(monkeypatch):
+  """Lets a run seem to lie in any directory; returns what each is, to set."""
+  made = {}
+
+  def find(self):
+    config = tiny.get_config()
+    phases, exits = made[str(self.workdir)]
+    config.phases, config.model.exits = phases, exits
+    dataset = dict(num_classes=4, channels=1, mean=[0.5], std=[0.5])
+    return run_lib.Saved('phases', 6, dict(
+        phase=phases[-1], config=config.to_dict(), dataset=dataset))
+
+  monkeypatch.setattr(run_lib.Run, 'find', find)
+  return made
 
 
 def test_a_cascade_that_no_image_leaves_is_not_timed(
-    execution, monkeypatch, tmp_path):
-  monkeypatch.setattr(
-      restore, 'find', lambda workdir: ('last', 1, dict(phase='exits')))
-  assert 'has no thresholds yet, so that no image would leave' in _error(
+    execution, monkeypatch, tmp_path, runs):
+  runs[str(tmp_path)] = ('exits',), ((1, 'mlp'),)
+  assert 'no thresholds' in _error(
       execution, monkeypatch, workdir=[str(tmp_path)])
   execution.trained.check(tmp_path, threshold=0.5)
   (tmp_path / 'report.json').write_text('{"slack": {"thresholds": [0.5]}}')
   execution.trained.check(tmp_path)
 
 
-def test_a_model_that_runs_in_stages_is_refused(execution, monkeypatch):
-  names = ['vit_digits_patch2_8', 'ravit_cifar_patch4_32']
-  message = _error(execution, monkeypatch, models=names)
-  assert message.startswith(
-      "error: --models has 'ravit_cifar_patch4_32', which runs in stages")
-
-
-def test_a_run_with_nothing_to_time_is_refused(execution, monkeypatch):
-  phases = {'a': 'joint', 'b': 'dense'}
-  monkeypatch.setattr(
-      execution.trained.restore, 'find',
-      lambda workdir: ('phases', 6, {'phase': phases[workdir]}))
-  message = _error(execution, monkeypatch, workdir=['a', 'b'])
-  assert message.startswith("error: 'b' has only its dense phase")
+def test_a_run_with_nothing_to_time_is_refused(
+    execution, monkeypatch, tmp_path, runs):
+  policy, dense = (str(tmp_path / name) for name in 'ab')
+  runs.update({policy: (tiny.PHASES, None), dense: (('dense',), None)})
+  message = _error(execution, monkeypatch, workdir=[policy, dense])
+  assert message.startswith(f'error: {dense!r} ')
+  execution.trained.check(policy)

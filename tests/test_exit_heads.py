@@ -3,9 +3,10 @@
 import functools
 import math
 
-from adavit_jax import exit_cost
 from adavit_jax import models
 from adavit_jax.models import exit_heads
+from adavit_jax.models.backbone import Tokens
+from adavit_jax.runtime import modes
 import chex
 import flax.linen as nn
 import jax
@@ -16,12 +17,16 @@ import test_cost
 import tiny
 
 GRID = (3, 5)
+HEADS = 2
+
+
+def _at(num_prefix=1):
+  return Tokens(width=8, num=num_prefix + math.prod(GRID), prefix=num_prefix,
+                grid=GRID, num_heads=HEADS, mlp_dim=12)
 
 
 def _head(name, num_prefix=1, num_outputs=3, **more):
-  return exit_heads.HEADS[name](
-      width=8, num_prefix=num_prefix, grid=GRID, num_outputs=num_outputs,
-      num_heads=2, mlp_dim=12, **more)
+  return exit_heads.create(name, _at(num_prefix), num_outputs, **more)
 
 
 def _tokens(num_prefix=1, seed=1):
@@ -64,6 +69,17 @@ def _norm(p, x):
   return x * p['scale'] + p['bias']
 
 
+def _encoder(p, x):
+  b, n, d = x.shape
+  heads = lambda y: y.reshape(b, n, HEADS, -1).transpose(0, 2, 1, 3)
+  q, k, v = map(heads, np.split(
+      _dense(p['qkv'], _norm(p['norm1'], x)), 3, axis=-1))
+  a = np.exp(q @ k.transpose(0, 1, 3, 2) / math.sqrt(d // HEADS))
+  y = (a / a.sum(-1, keepdims=True)) @ v
+  x = x + _dense(p['proj'], y.transpose(0, 2, 1, 3).reshape(b, n, d))
+  return x + _mlp(p, _norm(p['norm2'], x))
+
+
 def _affine(p, name, x):
   return x * p[f'{name}_scale'] + p[f'{name}_shift']
 
@@ -86,9 +102,13 @@ def _convolve(p, patches):
 
 
 def _reference(name, p, tokens, num_prefix):
-  """The heads other than 'vit' in float64."""
+  """The heads in float64."""
   tokens = tokens.astype(np.float64)
-  if name == 'resmlp':
+  # Without a class token the mean over all tokens stands in for it.
+  num_cls = num_prefix or tokens.shape[1]
+  if name == 'vit':
+    x = _norm(p['norm'], _encoder(p['encoder'], tokens))[:, :num_cls].mean(1)
+  elif name == 'resmlp':
     x = tokens[:, num_prefix:]
     mix = p['patch_mix']
     y = np.einsum('bnd,nm->bmd', _affine(p, 'affine1', x), mix['kernel'])
@@ -99,10 +119,10 @@ def _reference(name, p, tokens, num_prefix):
     y = _norm(p['norm1'], tokens).transpose(0, 2, 1)
     x = tokens + _mlp(p['token_mlp'], y).transpose(0, 2, 1)
     x = x + _mlp(p['channel_mlp'], _norm(p['norm2'], x))
-    x = _norm(p['norm'], x)[:, :num_prefix].mean(1)
+    x = _norm(p['norm'], x)[:, :num_cls].mean(1)
   else:
     x = _norm(p['norm'], tokens)
-    cls = x[:, :num_prefix].mean(1, keepdims=True)
+    cls = x[:, :num_cls].mean(1, keepdims=True)
     patches = x[:, num_prefix:]
     if name == 'mlp':
       x = _gelu(_mlp(p['mlp'], cls[:, 0]))
@@ -116,9 +136,8 @@ def _reference(name, p, tokens, num_prefix):
   return _dense(p['head'], x)
 
 
-@pytest.mark.parametrize('num_prefix', [1, 2])
-@pytest.mark.parametrize(
-    'name', [name for name in exit_heads.HEADS if name != 'vit'])
+@pytest.mark.parametrize('num_prefix', [0, 1, 2])
+@pytest.mark.parametrize('name', exit_heads.HEADS)
 def test_against_numpy(name, num_prefix):
   head, tokens = _head(name, num_prefix), _tokens(num_prefix)
   params = _params(head, tokens)
@@ -132,18 +151,16 @@ def test_against_numpy(name, num_prefix):
 def test_vit_head_is_the_backbones_next_encoder(distillation):
   """One encoder and the classifier of a model, given its tokens."""
   vit = tiny.model(depth=2, distillation=distillation)
-  head = exit_heads.create('vit', vit, 4)
-  params = tiny.params(vit)
+  head = exit_heads.create('vit', vit.at, 4)
+  params = tiny.params(vit)['backbone']
   tokens = np.random.default_rng(0).normal(
       size=(2, vit.num_tokens, vit.width)).astype(np.float32)
 
   @jax.jit
   def plain(params, tokens):
-    encoder = jax.tree.map(lambda x: x[0], params['fixed'])
+    encoder = jax.tree.map(lambda x: x[0], params['encoders'])
     x = vit.encoder.apply({'params': encoder}, tokens)
-    logits = vit.apply(
-        {'params': params}, x[:, :vit.num_prefix], method='classify')
-    return encoder, logits.total
+    return encoder, modes.classify(vit, {'backbone': params}, x).total
 
   if distillation:  # the mean of both tokens through one linear layer
     params['head_dist'] = params['head']
@@ -173,18 +190,24 @@ def test_a_patch_moves_the_cells_around_it():
     assert set(zip(*np.nonzero(moved[i]))) == cells
 
 
-@pytest.mark.parametrize('name', exit_heads.HEADS)
-def test_which_tokens_are_read(name):
-  head, tokens = _head(name, 2), _tokens(2)
+def _tokens_read(name, num_prefix):
+  """Whether each token counts, [P + n]."""
+  head, tokens = _head(name, num_prefix), _tokens(num_prefix)
   params = _params(head, tokens)
   batch = np.repeat(tokens[:1], 1 + tokens.shape[1], 0)
   for i in range(tokens.shape[1]):
     batch[1 + i, i] = tokens[1, i]
   out = np.asarray(_apply(head, params, batch))
-  read = np.any(np.abs(out[1:] - out[:1]) > 1e-4, -1)
+  return np.any(np.abs(out[1:] - out[:1]) > 1e-4, -1)
+
+
+@pytest.mark.parametrize('name', exit_heads.HEADS)
+def test_which_tokens_are_read(name):
+  read = _tokens_read(name, 2)
   assert all(read[:2]) == any(read[:2]) == (
       name not in ('cnn_ignore', 'resmlp'))
   assert all(read[2:]) == any(read[2:]) == (name != 'mlp')
+  assert all(_tokens_read(name, 0))
 
 
 @pytest.mark.parametrize('name', ['vit', 'mlp_mixer'])
@@ -204,9 +227,10 @@ def test_tokens_that_are_left_out_change_nothing(name, monkeypatch):
   chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('num_prefix', [0, 1])
 @pytest.mark.parametrize('name', exit_heads.HEADS)
-def test_no_types_or_ranks_are_promoted(name):
-  head, tokens = _head(name), _tokens()
+def test_no_types_or_ranks_are_promoted(name, num_prefix):
+  head, tokens = _head(name, num_prefix), _tokens(num_prefix)
   params = _params(head, tokens)
   with jax.numpy_dtype_promotion('strict'), jax.numpy_rank_promotion('raise'):
     out = jax.eval_shape(lambda p: head.apply({'params': p}, tokens), params)
@@ -235,37 +259,51 @@ def test_bfloat16(name):
   assert 0 < np.abs(got - want).max() < 0.05 * np.abs(want).max()
 
 
-def _abstract(name, vit, num_outputs):
-  head = exit_heads.create(name, vit, num_outputs)
-  tokens = jax.ShapeDtypeStruct((1, vit.num_tokens, vit.width), jnp.float32)
+def _abstract(name, at, num_outputs):
+  head = exit_heads.create(name, at, num_outputs)
+  tokens = jax.ShapeDtypeStruct((1, at.num, at.width), jnp.float32)
   params = jax.eval_shape(head.init, jax.random.key(0), tokens)['params']
   return lambda p, x: head.apply({'params': p}, x), params, tokens
 
 
-@pytest.mark.parametrize('model', [
-    'vit_base_patch16_224', 'deit_tiny_distilled_patch16_224',
-    'vit_base_patch32_224'])
-@pytest.mark.parametrize('name', exit_heads.HEADS)
-def test_macs_are_the_programs_own(name, model):
-  vit = models.create(model)
-  got = test_cost._products(*_abstract(name, vit, 7))
-  assert got == exit_cost.head_macs(name, vit, 7)
+def _without_prefix(at):
+  return at._replace(num=at.num - at.prefix, prefix=0)
 
 
+PLACES = {
+    **{name: models.create(name).at for name in (
+        'vit_base_patch16_224', 'deit_tiny_distilled_patch16_224',
+        'vit_base_patch32_224')},  # a grid of 7 x 7: pooled with itself
+    'no prefix': _without_prefix(models.create('vit_base_patch32_224').at),
+    'wide': Tokens(width=24, num=1 + 3 * 6, prefix=1, grid=(3, 6), num_heads=3,
+                   mlp_dim=40)}
+
+
+@pytest.mark.parametrize('at', PLACES.values(), ids=PLACES)
 @pytest.mark.parametrize('name', exit_heads.HEADS)
-def test_xla_counts_the_same_flops(name):
+def test_macs_are_the_programs_own(name, at):
+  got = test_cost._products(*_abstract(name, at, 7))
+  assert got == exit_heads.head_macs(name, at, 7)
+
+
+@pytest.mark.parametrize('with_prefix', [True, False])
+@pytest.mark.parametrize('name', exit_heads.HEADS)
+def test_xla_counts_the_same_flops(name, with_prefix):
   """But for products with padding, which XLA leaves out, and the LayerNorm.
 
   A small convolution is so cheap that its LayerNorm is 3 % of it.
   """
-  vit = models.create('vit_base_patch16_224')
-  function, params, tokens = _abstract(name, vit, 10)
+  at = models.create('vit_base_patch16_224').at
+  at = at if with_prefix else _without_prefix(at)
+  function, params, tokens = _abstract(name, at, 10)
   flops = test_cost._flops(function, params, tokens)
-  want = exit_cost.head_macs(name, vit, 10)
-  if name.startswith('cnn'):
+  want = exit_heads.head_macs(name, at, 10)
+  if name.startswith('cnn') or (name == 'mlp' and not with_prefix):
+    # Without a prefix, 'mlp' too normalises every token.
     flops -= test_cost._flops(
         lambda p, x: nn.LayerNorm(epsilon=1e-6).apply({'params': p}, x),
         params['norm'], tokens)
+  if name.startswith('cnn'):
     want -= (9 * 14 ** 2 - (3 * 14 - 2) ** 2) * 768 * exit_heads.FILTERS
   np.testing.assert_allclose(flops / 2, want, rtol=0.02)
 
@@ -274,19 +312,38 @@ def test_xla_counts_the_same_flops(name):
     ('mlp', 4.7), ('cnn_ignore', 21.7), ('cnn_add', 21.7),
     ('cnn_project', 253), ('vit', 239), ('mlp_mixer', 472), ('resmlp', 954)])
 def test_macs_of_the_base_model(name, mmacs):
-  vit = models.create('vit_base_patch16_224')
-  got = exit_cost.head_macs(name, vit, 10) / 1e6
+  at = models.create('vit_base_patch16_224').at
+  got = exit_heads.head_macs(name, at, 10) / 1e6
   assert round(got, 1 if mmacs < 100 else 0) == mmacs
 
 
+@pytest.mark.parametrize('name', exit_heads.HEADS)
+def test_tokens_that_lie_on_no_raster(name):
+  """Refused by the heads that convolve; the others never ask for it."""
+  at = _at()._replace(grid=None)
+  if name.startswith('cnn'):
+    for check in (lambda: exit_heads.create(name, at, 3),
+                  lambda: exit_heads.check_place(name, at)):
+      with pytest.raises(ValueError, match=f"'{name}'.*raster.*'mlp_mixer'"):
+        check()
+    return
+  tokens = _tokens()
+  params = _params(_head(name), tokens)
+  got = _apply(exit_heads.create(name, at, 3), params, tokens)
+  np.testing.assert_array_equal(got, _apply(_head(name), params, tokens))
+  assert exit_heads.head_macs(name, at, 3) == exit_heads.head_macs(
+      name, _at(), 3)
+
+
 def test_bad_input():
-  vit = tiny.model()
-  with pytest.raises(ValueError, match="'mlp_mix'.*did you mean 'mlp_mixer'"):
-    exit_heads.create('mlp_mix', vit, 4)
-  with pytest.raises(ValueError, match="'xyz'.*known: .*'resmlp'"):
-    exit_cost.head_macs('xyz', vit, 4)
+  at = tiny.model().at
+  with pytest.raises(ValueError, match="'mlp_mix'.*'mlp_mixer'"):
+    exit_heads.create('mlp_mix', at, 4)
+  with pytest.raises(ValueError, match="'xyz'.*'resmlp'"):
+    exit_heads.head_macs('xyz', at, 4)
   with pytest.raises(ValueError, match='num_outputs=0'):
-    exit_heads.create('mlp', vit, 0)
-  head = exit_heads.create('mlp', vit, 4)
-  with pytest.raises(ValueError, match=r'\(1, 4, 16\).* 2 x 2 patches'):
-    head.init(jax.random.key(0), jnp.zeros((1, 4, 16)))
+    exit_heads.create('mlp', at, 0)
+  head = exit_heads.create('mlp', at, 4)
+  for shape in ((1, 4, 16), (1, 5, 8), (5, 16)):
+    with pytest.raises(ValueError, match=r'tokens.*\[B, 5, 16\].* 4 patches'):
+      head.init(jax.random.key(0), jnp.zeros(shape))

@@ -67,12 +67,12 @@ def test_images_leave_strictly_above_the_threshold():
   assert confidence_lib.choose(np.zeros((2, 1)), 0.) == [1]
 
 
-@pytest.mark.parametrize('thresholds, message', [
-    ([.1], r'has shape \(1,\); 3 exits take 2'),
-    ([.1, .2, .3], '3 exits take 2'),
-    ([.1, np.nan], 'must be numbers'), (np.nan, 'must be numbers')])
-def test_wrong_thresholds(thresholds, message):
-  with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize('thresholds, numbers', [
+    ([.1], r'\(1,\).* 3 exits .* 2'),
+    ([.1, .2, .3], r'\(3,\).* 3 exits .* 2'),
+    ([.1, np.nan], 'nan'), (np.nan, 'nan')])
+def test_wrong_thresholds(thresholds, numbers):
+  with pytest.raises(ValueError, match=f'^thresholds=.*{numbers}'):
     confidence_lib.choose(np.zeros((3, 5)), thresholds)
 
 
@@ -121,7 +121,8 @@ def test_two_exits_are_searched_exhaustively(levels):
   got = calibrate_lib.calibrate(confidence, correct, macs, same_accuracy=True)
   want = spent[accuracy >= correct[-1].mean()].min()
   np.testing.assert_allclose(got.macs, want, rtol=1e-12)
-  with pytest.raises(ValueError, match=f'exits is {accuracy.max():g}$'):
+  best = f'{accuracy.max():g}'
+  with pytest.raises(ValueError, match=f'^min_accuracy=1.01 .*{best}$'):
     calibrate_lib.calibrate(confidence, correct, macs, min_accuracy=1.01)
 
 
@@ -200,14 +201,15 @@ def test_one_exit_and_exits_nobody_can_leave_at():
   np.testing.assert_array_equal(got.shares, [0, 1, 0])
 
 
-@pytest.mark.parametrize('target, message', [
-    (dict(max_macs=9), 'max_macs=9 cannot be met.* can cost 10 MACs'),
-    (dict(max_macs=np.nan), 'max_macs=nan cannot be met'),
-    (dict(min_accuracy=1.01), 'min_accuracy=1.01 cannot be met: the best'),
-    (dict(), 'exactly one target'),
-    (dict(max_macs=20, same_accuracy=True), 'exactly one target')])
-def test_targets_that_cannot_be_met(target, message):
-  with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize('target, fields', [
+    (dict(max_macs=9), 'max_macs=9 .* 10 MACs'),
+    (dict(max_macs=np.nan), 'max_macs=nan '),
+    (dict(min_accuracy=1.01), 'min_accuracy=1.01 '),
+    (dict(), 'max_macs=None, min_accuracy=None, same_accuracy=False'),
+    (dict(max_macs=20, same_accuracy=True),
+     'max_macs=20, min_accuracy=None, same_accuracy=True')])
+def test_targets_that_cannot_be_met(target, fields):
+  with pytest.raises(ValueError, match=f'^{fields}'):
     calibrate_lib.calibrate(*_data(2, 30), MACS[2], **target)
 
 
@@ -217,10 +219,10 @@ def test_targets_that_cannot_be_met(target, message):
     (np.zeros((2, 0)), np.zeros((2, 0)), (1, 2)),
     (np.zeros(3), np.zeros(3), (1,))])
 def test_shapes_that_do_not_fit(confidence, correct, macs):
-  with pytest.raises(ValueError, match=r'must be \[E, n\]'):
+  with pytest.raises(ValueError, match=r'^confidences.*\[E, n\]'):
     calibrate_lib.evaluate(confidence, correct, macs, 0.)
 
 
 def test_nan_is_refused():
-  with pytest.raises(ValueError, match='must hold no NaN'):
+  with pytest.raises(ValueError, match='^confidences.*NaN'):
     calibrate_lib.curve(np.full((2, 3), np.nan), np.zeros((2, 3)), (1, 2))

@@ -1,12 +1,17 @@
 """A regression with exits from its data to a classifier; what is refused."""
 
+import types
+
 import adavit_jax
+from adavit_jax import cost
 from adavit_jax import data
+from adavit_jax import report
 from adavit_jax.data import splits
 from adavit_jax.exits import confidence as confidence_lib
 from adavit_jax.report import exits as exits_report
 from adavit_jax.train import loop
-from adavit_jax.train import restore
+from adavit_jax.train import run as run_lib
+from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
 import numpy as np
 import pytest
@@ -14,6 +19,7 @@ import states
 from test_multi_exit_training import _between
 from test_multi_exit_training import _config
 from test_multi_exit_training import _fresh
+from test_multi_exit_training import _noise
 from test_multi_exit_training import one_device  # a fixture
 import tiny
 
@@ -45,36 +51,39 @@ def regression(tmp_path_factory):
   return workdir, trainer, trainer.train()
 
 
-def _about(workdir):
-  return dict(workdir=workdir, num_test=16, seed=0, device='')
+def _report(trainer, workdir):
+  about = dict(workdir=workdir, phase='exits', num_test=16, seed=0, device='')
+  with run_lib.Run(workdir) as run:
+    return exits_report.evaluate(trainer, run, run.find(), about)
 
 
 def test_regression_end_to_end(regression, capsys):
   workdir, trainer, state = regression
   dataset = trainer.dataset
   before = _fresh(trainer)
-  for group in ('vit', 'heads'):
+  for group in ('backbone', 'heads'):
     assert not states.same(state.params[group], before[group])
   system, test = trainer.system, dataset.test
   np.testing.assert_array_equal(system.weights, [1, 1, 2])
 
   images = test.images(np.arange(16))
-  found = trainer.evaluator(state.params, test)
+  found = trainer.exit_evaluator('exits', state.params, test)
   degrees = found.prediction
   errors = degrees - test.labels
   # The loss is that of the normalised outputs.
   np.testing.assert_allclose(
       found.loss, (errors / dataset.target.std)**2, rtol=1e-3)
 
-  result = exits_report.evaluate(trainer, _about(workdir))
+  result = _report(trainer, workdir)
   stages = system.cost.stages
+  heads = [cost.head_macs(system.model, e) for e in system.exits[:2]]
   for i, row in enumerate(result['exits']):
     assert 'accuracy' not in row
     np.testing.assert_allclose(row['mae'], np.abs(errors[i]).mean(), rtol=1e-4)
     np.testing.assert_allclose(
         row['rmse'], np.sqrt((errors[i]**2).mean()), rtol=1e-4)
-    assert row['macs'] == sum(stages[:i + 1]) - sum(system.head_macs[:i])
-    assert row['macs_ratio'] == row['macs'] / system.dense
+    assert row['macs'] == sum(stages[:i + 1]) - sum(heads[:i])
+    assert row['macs_ratio'] == row['macs'] / system.cost.dense
   assert [row.get('layer') for row in result['exits']] == [1, 3, None]
   rows = [result[key] for key in ('same_accuracy', 'slack', 'mac_target')]
   for row in rows + result['curve']:
@@ -103,15 +112,38 @@ def test_regression_end_to_end(regression, capsys):
 def test_the_last_exit_meets_its_own_accuracy(regression, monkeypatch):
   """Also where its mean score rounds up in float32 and no exit is better."""
   workdir, trainer, state = regression
-  found = trainer.evaluator(state.params, trainer.dataset.test)
+  found = trainer.exit_evaluator('exits', state.params, trainer.dataset.test)
   scores = -np.random.default_rng(0).uniform(size=(100, 16))
   last = next(x for x in scores.astype(np.float32)
               if x.mean() > x.mean(dtype=np.float64) * (1 - 3e-8))
   found = found._replace(score=np.stack([last - 2, last - 1, last]))
   monkeypatch.setattr(
-      type(trainer.evaluator), '__call__', lambda *args: found)
-  row = exits_report.evaluate(trainer, _about(workdir))['same_accuracy']
+      type(trainer.exit_evaluator), '__call__', lambda *args: found)
+  row = _report(trainer, workdir)['same_accuracy']
   assert row['shares'] == [0, 0, 1]
+
+
+def test_a_regression_without_early_exits(tmp_path, monkeypatch):
+  """Whatever the rule, which it has no use for."""
+  trainer = loop.Trainer(
+      _config('exits', **{'model.exits': None, 'exits.steps': 1}),
+      str(tmp_path), _regression())
+  monkeypatch.setattr(step_lib, 'make_step', _noise)
+  state = trainer.train()
+  found = trainer.exit_evaluator('exits', state.params, trainer.dataset.test)
+  clf = adavit_jax.load(str(tmp_path), max_batch_size=16)
+  got = clf(trainer.dataset.test.images(np.arange(16)))
+  np.testing.assert_allclose(
+      got.labels, found.prediction[0], rtol=1e-4, atol=1e-3)
+  assert set(got.macs) == {trainer.system.cost.dense}
+  monkeypatch.setattr(data, 'load', lambda *args, **kwargs: trainer.dataset)
+  result = report.evaluate(str(tmp_path))
+  row, = result['exits']
+  np.testing.assert_allclose(row['mae'], -found.score.mean(), rtol=1e-4)
+  assert row['macs'] == trainer.system.cost.dense
+  assert not {'curve', 'same_accuracy', 'slack', 'mac_target'} & set(result)
+  with pytest.raises(ValueError, match='^--threshold='):
+    report.evaluate(str(tmp_path), threshold=-1.)
 
 
 def test_the_best_of_the_heads_at_one_layer():
@@ -122,38 +154,40 @@ def test_the_best_of_the_heads_at_one_layer():
       layer=1, head='resmlp', score=.3, mean=pytest.approx(.2))
 
 
-def test_heads_at_one_layer_are_no_cascade(tmp_path, monkeypatch):
+def test_heads_at_one_layer_are_no_cascade(tmp_path):
   """In which every image would pay for all of them."""
   trainer = loop.Trainer(
       _config('exits', **{'model.exits': ((1, 'mlp'), (1, 'resmlp'))}),
       str(tmp_path), tiny.dataset())
   state = system_lib.init_state(trainer.system, 0)
-  monkeypatch.setattr(restore, 'state', lambda *args, **kwargs: state)
-  result = exits_report.evaluate(trainer, _about(str(tmp_path)))
+  result = exits_report.evaluate(
+      trainer, types.SimpleNamespace(state=lambda *args: state), None,
+      dict(workdir=str(tmp_path), phase='exits', num_test=16, seed=0,
+           device=''))
   assert not {'curve', 'same_accuracy', 'slack', 'mac_target'} & set(result)
   assert [found['layer'] for found in result['best_heads']] == [1]
 
 
 @pytest.mark.parametrize('kind, fields, message', [
     ('degrees', {'data.flip': True, 'exits.rule': 'agreement'},
-     "data.flip=True is for classification"),
-    ('degrees', {}, "rule='entropy'; known for regression: .*'agreement'"),
-    ('degrees', {'model.exits': None, 'phases': ('dense',)},
-     'is a regression, which takes a model with exits'),
-    ('classes', {'exits.rule': 'agreement'},
-     "rule='agreement'; known for classification: .*'entropy'"),
-    ('classes', {'phases': ('exits', 'dense')},
-     "'dense' does not train .* which has exit heads"),
+     'config.data.flip=True'),
+    ('degrees', {}, "exits.rule=.*'agreement'"),
+    ('degrees', {'exits.rule': 'agreement', 'phases': ('dense',)},
+     "phase 'dense' .*config.phases.*'exits'"),
+    ('classes', {'exits.rule': 'agreement'}, "exits.rule=.*'entropy'"),
+    ('classes', {'phases': ('exits', 'dense')}, "config.phases=.*'dense'"),
+    ('classes', {'phases': ('exits', 'warm_start', 'policy', 'joint')},
+     "config.phases=.*'joint'"),
     ('classes', {'phases': ('layer_wise',)},  # of 2 steps
-     'layer_wise.steps=2 must be at least 3'),
-    ('classes', {'exits.policy': True},
-     r"takes phases=\('classifier_wise',\), not \('exits',\)"),
-    ('classes', {'exits.policy': True, 'phases': ('classifier_wise',),
-                 'init.workdir': 'x', 'model.num_fixed': 2},
-     'decides after num_fixed=2 encoders'),
-    ('degrees', {'exits.policy': True}, "exits.policy=True is for class"),
-    ('classes', {'phases': ('classifier_wise',)}, 'starts from a trained')])
+     'layer_wise.steps=2 .*3'),
+    ('classes', {'exits.policy': True, 'init.workdir': 'x'},
+     'config.phases=.*exits.policy=True'),
+    ('degrees', {'exits.policy': True, 'init.workdir': 'x',
+                 'exits.rule': 'agreement', 'phases': ('classifier_wise',)},
+     '.*exits.policy=False'),
+    ('classes', {'phases': ('classifier_wise',)},
+     "phase 'classifier_wise' .*init.workdir")])
 def test_what_does_not_fit_is_refused(tmp_path, kind, fields, message):
   dataset = tiny.dataset() if kind == 'classes' else _regression()
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(ValueError, match=f'^({message})'):
     loop.Trainer(_config('exits', **fields), str(tmp_path), dataset)

@@ -1,6 +1,7 @@
 """A run that begins with other people's weights, and their preprocessing."""
 
 import dataclasses
+import re
 import shutil
 
 import adavit_jax
@@ -9,7 +10,6 @@ from adavit_jax import weights
 from adavit_jax.train import loop
 from adavit_jax.train import preemption
 from adavit_jax.train import pretrained
-from adavit_jax.train import restore
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
 import jax
@@ -73,10 +73,10 @@ def test_policy_phases_begin_with_the_weights(file, tmp_path):
   trainer = _trainer(tmp_path / 'run', phases=('policy',),
                      **{'init.weights': str(file), 'policy.price': 0.7})
   # The statistics of its features are not what is tested here.
-  trainer.evaluator.z1 = lambda *args: (np.zeros((2, 5, 16)), None)
+  trainer.evaluator.token_features = lambda *args: np.zeros((2, 5 * 16))
   state = trainer.train()
   assert int(state.step) == 1
-  _equal(state.params['vit'], PARAMS)
+  _equal(state.params['backbone'], PARAMS['backbone'])
   _equal(state.teacher, PARAMS)
   np.testing.assert_allclose(np.exp(state.log_price), 0.7, rtol=1e-6)
   assert (trainer.system.mean, trainer.system.std) == ((0.25,), (0.125,))
@@ -84,14 +84,13 @@ def test_policy_phases_begin_with_the_weights(file, tmp_path):
 
 def test_a_new_head_needs_a_dense_phase(file, tmp_path):
   fields = {'init.weights': str(file)}
-  with pytest.raises(ValueError, match='has 4 classes and this model has 5: '
-                     'train its new head first'):
+  with pytest.raises(ValueError, match=r'4 classes.* 5: .*head'):
     _trainer(tmp_path / 'run', 5, phases=('policy',), **fields)
   assert not (tmp_path / 'run').exists()
-  vit = _trainer(tmp_path / 'run', 5, **fields).train().params['vit']
-  kernel = vit.pop('head')['kernel']
+  got = _trainer(tmp_path / 'run', 5, **fields).train().params['backbone']
+  kernel = got.pop('head')['kernel']
   assert kernel.shape == (16, 5) and 0.01 < kernel.std() < 0.03
-  _equal(vit, {k: v for k, v in PARAMS.items() if k != 'head'})
+  _equal(got, {k: v for k, v in PARAMS['backbone'].items() if k != 'head'})
 
 
 def test_the_file_is_needed_only_once(file, tmp_path, monkeypatch):
@@ -105,7 +104,7 @@ def test_the_file_is_needed_only_once(file, tmp_path, monkeypatch):
   file.unlink()
   assert int(_trainer(workdir, **fields).train().step) == 2
   trainer = _trainer(workdir)
-  _equal(trainer.train().params['vit'], PARAMS)
+  _equal(trainer.train().params['backbone'], PARAMS['backbone'])
 
   clf = adavit_jax.load(str(workdir))
   assert (clf.system.mean, clf.system.std) == (EXPECTS.mean, EXPECTS.std)
@@ -114,7 +113,7 @@ def test_the_file_is_needed_only_once(file, tmp_path, monkeypatch):
     c = found.config.data
     assert (*c.mean, *c.std, c.interpolation, c.crop) == (
         0.25, 0.125, 'bilinear', 0.8)
-  with pytest.raises(ValueError, match='does not exist'):
+  with pytest.raises(ValueError, match=re.escape(str(file))):
     _trainer(tmp_path / 'new', **fields)
 
 
@@ -128,7 +127,7 @@ def test_a_run_prepares_images_as_the_run_that_it_begins_from(tmp_path):
 
 def test_a_run_without_weights_does_not_take_them_later(file, tmp_path):
   _trainer(tmp_path / 'run').train()
-  with pytest.raises(ValueError, match='did not begin with weights'):
+  with pytest.raises(ValueError, match='init.weights=.*--workdir'):
     _trainer(tmp_path / 'run', **{'init.weights': str(file)})
 
 
@@ -157,22 +156,6 @@ def test_the_files_name_decides_before_the_models(tmp_path, name, file, mean):
   assert pretrained.with_preprocessing(config, None).data.mean[0] == mean
 
 
-def test_runs_older_than_a_field_have_what_they_did(tmp_path):
-  trainer = _trainer(tmp_path, **{'nets.head': False})
-  with trainer.config.unlocked():
-    del trainer.config.static['keep'], trainer.config.init['phase']
-    del trainer.config.nets['head']
-  trainer.train()
-  found = restore.find(str(tmp_path))[2]['config']
-  assert found['init']['phase'] == found['static']['keep'] == ''
-  assert found['model']['width'] == 16
-  # There was no such input then, and there is by default now.
-  assert found['nets']['head'] is False
-  with pytest.raises(ValueError, match='nets.head: False then, True now'):
-    _trainer(tmp_path).train()
-  assert int(_trainer(tmp_path, **{'nets.head': False}).train().step) == 2
-
-
 def test_a_policy_of_other_inputs_is_named(tmp_path):
   """Also where the shapes agree: one early answer in the other's place."""
   given = str(tmp_path / 'given')
@@ -183,5 +166,5 @@ def test_a_policy_of_other_inputs_is_named(tmp_path):
        '--config.nets.aux=True --config.nets.head=False')):
     trainer = _trainer(tmp_path / 'other', **{
         'phases': ('joint',), 'init.workdir': given, **fields})
-    with pytest.raises(ValueError, match=f'set {flags}, or, for new networks'):
+    with pytest.raises(ValueError, match=f'set {flags}, '):
       trainer.train()

@@ -119,17 +119,19 @@ def first(trainer):
 def test_only_the_trained_groups_change(ends, first):
   first = first.params
   dense, warm, policy, joint = (ends[p].params for p in tiny.PHASES)
-  assert states.same(dense['policy'], first['policy'])
-  assert not states.same(dense['vit'], first['vit'])
+  for group in ('policy', 'policy_stats'):
+    assert states.same(dense[group], first[group])
+  assert not states.same(dense['backbone'], first['backbone'])
   # The averaged parameters are what later phases go on with, and imitate.
-  averaged = ends['dense'].ema['vit']
-  assert not states.same(averaged, dense['vit'])
+  assert set(ends['dense'].ema) == {'backbone'}
+  averaged = ends['dense'].ema['backbone']
+  assert not states.same(averaged, dense['backbone'])
   for params in (warm, policy):
-    assert states.same(params['vit'], averaged)
-  assert states.same(ends['joint'].teacher, averaged)
+    assert states.same(params['backbone'], averaged)
+  assert states.same(ends['joint'].teacher, {'backbone': averaged})
   assert not states.same(warm['policy'], first['policy'])
   assert not states.same(policy['policy'], warm['policy'])
-  for group in joint:
+  for group in ('backbone', 'policy'):
     assert not states.same(joint[group], policy[group])
 
 
@@ -137,10 +139,10 @@ def test_what_the_policy_phases_start_from(ends, trainer):
   assert ends['dense'].teacher is None
   masks = np.asarray(ends['warm_start'].candidates.keep)
   np.testing.assert_array_equal(masks[:7].sum(1), np.arange(6, -1, -1))
-  stats = ends['warm_start'].stats
+  stats = ends['warm_start'].params['policy_stats']
   assert 0 < stats.std.min() and np.abs(stats.mean).max() > 0
   for phase in ('policy', 'joint'):
-    assert states.same(ends[phase].stats, stats)
+    assert states.same(ends[phase].params['policy_stats'], stats)
     assert states.same(ends[phase].candidates, ends['warm_start'].candidates)
   # The controller of the price goes on where the last phase left it.
   prices = [float(ends[p].log_price) for p in tiny.PHASES]
@@ -153,12 +155,12 @@ def test_feature_statistics_are_those_of_the_training_images(ends, trainer):
   system, split = trainer.system, trainer.dataset.train
   z1 = np.asarray(jax.jit(
       lambda p, x: modes.fixed(system.model, p, system.normalize(x)))(
-          ends['warm_start'].params['vit'],
+          ends['warm_start'].params,
           split.images(np.arange(len(split)))), np.float64)
   centred = z1 - z1.mean(-1, keepdims=True)
   tokens = centred / np.sqrt(centred.var(-1, keepdims=True) + 1e-6)
   features = tokens.reshape(len(split), -1)
-  stats = ends['warm_start'].stats
+  stats = ends['warm_start'].params['policy_stats']
   np.testing.assert_allclose(stats.mean, features.mean(0), atol=1e-5)
   np.testing.assert_allclose(stats.std, features.std(0) + 0.01, rtol=1e-4)
 
@@ -280,27 +282,28 @@ def test_evaluation_of_a_split_that_is_no_multiple_of_the_batch(
   split = trainer.dataset.train
   assert len(split) % trainer.config.eval_batch_size
   state = ends['joint']
-  out = trainer.evaluator.adaptive(
-      state.params, state.stats, split, threshold=0.5)
-  assert out.keep.shape == (len(split), 6) and out.loss.shape == (len(split),)
+  out = trainer.evaluator.adaptive(state.params, split, threshold=0.5)
+  assert [a.shape for a in out.actions] == [(len(split), 3)] * 2
+  assert out.loss.shape == (len(split),)
   np.testing.assert_array_equal(
       out.correct, out.prediction == split.labels)
-  again = trainer.evaluator.given(state.params['vit'], split, out.keep)
-  np.testing.assert_array_equal(again.keep, out.keep)
+  decided = trainer.evaluator.decisions(state.params, split, threshold=0.5)
+  again = trainer.evaluator.given(state.params, split, out.actions)
+  for actions in (decided, again.actions):
+    np.testing.assert_array_equal(actions.keep, out.actions.keep)
   np.testing.assert_array_equal(again.prediction, out.prediction)
   np.testing.assert_allclose(again.loss, out.loss, rtol=1e-5)
 
   images = trainer.system.normalize(split.images(np.arange(len(split))))
   logits = jax.jit(trainer.system.model.apply)(
-      {'params': state.params['vit']}, images).total
-  dense = trainer.evaluator.dense(state.params['vit'], split)
+      {'params': state.params['backbone']}, images).total
+  dense = trainer.evaluator.dense(state.params, split)
   np.testing.assert_array_equal(dense.prediction, logits.argmax(-1))
   log_p = np.asarray(jax.nn.log_softmax(logits))
   np.testing.assert_allclose(
       dense.loss, -log_p[np.arange(len(split)), split.labels], rtol=1e-4)
-  nothing = trainer.evaluator.adaptive(
-      state.params, state.stats, split, threshold=0.9999)
-  np.testing.assert_array_equal(nothing.keep, 0)
+  nothing = trainer.evaluator.adaptive(state.params, split, threshold=0.9999)
+  np.testing.assert_array_equal(nothing.actions.keep, 0)
 
 
 def _main():

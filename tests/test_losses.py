@@ -2,10 +2,11 @@
 
 import types
 
-from adavit_jax.models.vit import Logits
+from adavit_jax.models.backbone import Logits
 from adavit_jax.train import losses
 from adavit_jax.train.phases import joint
 from adavit_jax.train.step import Batch
+from adavit_jax.train.system import Finish
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,7 +92,9 @@ def test_teachers_get_no_gradient(logits, loss):
 def test_untaught_distillation_head_learns_from_the_labels(logits):
   """The loss of figure 3B's path without its teacher."""
   first, second, targets = logits
-  system = types.SimpleNamespace(classify=lambda *_: Logits(first, second))
+  out = Finish(Logits(first, second), None, None)
+  system = types.SimpleNamespace(
+      finish=lambda *_: out, updates=lambda stats: {}, exits=(), weights=())
   c = types.SimpleNamespace(distill=0., representation=0.)
   batch = Batch(None, targets, targets.argmax(-1))
   loss, _ = joint.path_loss(system, c, None, None, None, batch, None)

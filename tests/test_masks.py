@@ -13,6 +13,18 @@ import numpy as np
 import pytest
 import tiny
 
+# Stem 10, encoders of MSA 4 and MLP 2, of which one is fixed, head 6.
+SPEND = cost.Cost(
+    always=10 + 6 + 6, encoders=6, msa=(4, 4), mlp=(2, 2), policy=0,
+    stages=(34,), layer_stages=Actions((0, 0), (0, 0)))
+
+
+def _outputs(correct, actions):
+  """As many images under one mask."""
+  return evaluate.Outputs(
+      ~correct, correct, np.ones(len(correct)), Actions(*(
+          np.broadcast_to(a, (len(correct), a.shape[-1])) for a in actions)))
+
 
 def _best_mixture(macs, accuracy, budget):
   """The best accuracy that one or two masks have within a budget."""
@@ -42,30 +54,34 @@ def test_the_loss_decides_between_equals():
   assert masks.frontier([1, 1, 1], [.5, .5, .5], [.3, .1, .2]) == [1]
 
 
-def test_last_k_by_hand():
-  np.testing.assert_array_equal(masks.last_k(2).keep, [
-      [1, 1, 1, 1], [1, 0, 1, 1], [1, 0, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]])
+@pytest.mark.parametrize('num_layers, want', [
+    ((2, 2), ['11 11', '10 11', '10 10', '00 10', '00 00']),
+    # Where one kind has run out, the other goes on.
+    ((1, 3), ['1 111', '0 111', '0 110', '0 100', '0 000']),
+    ((3, 1), ['111 1', '110 1', '110 0', '100 0', '000 0']),
+    ((0, 2), [' 11', ' 10', ' 00']), ((2, 0), ['11 ', '10 ', '00 '])])
+def test_last_k_by_hand(num_layers, want):
+  got = masks.last_k(num_layers)
+  halves = zip(*(row.split(' ') for row in want))
+  for a, rows in zip(got, halves, strict=True):
+    np.testing.assert_array_equal(a, [[*map(int, row)] for row in rows])
 
 
 def test_known_masks_come_from_every_source(monkeypatch):
   """Held-out images tell; each source holds one corner."""
-  num = 2
-  spend = cost.Cost(stem=10, msa=4, mlp=2, head=6, policy=0, num_fixed=1,
-                    num_adaptive=num)
+  model = tiny.model(depth=3)
   right = {'1111': 10, '1011': 9, '0101': 8, '1000': 6, '0000': 0}
 
   class Evaluator:
 
-    def given(self, vit, split, keep):
-      assert (vit, split) == ('vit', 'held out')
-      good = right.get(''.join(str(int(k)) for k in keep), 1)
-      correct = np.arange(10) < good
-      return evaluate.Outputs(~correct, correct, np.ones(10),
-                              np.broadcast_to(keep, (10, 2 * num)))
+    def given(self, params, split, actions):
+      assert (params, split) == ('params', 'held out')
+      good = right.get(''.join(str(int(k)) for k in actions.keep), 1)
+      return _outputs(np.arange(10) < good, actions)
 
-  def added(trainer, vit, *, forward):
-    assert vit == 'vit' and forward
-    return Actions.from_keep(np.array([[1., 0, 0, 0]]))
+  def added(trainer, params, *, forward):
+    assert params == 'params' and forward
+    return Actions.from_keep(np.array([[1., 0, 0, 0]]), (2, 2))
 
   class Split(str):
 
@@ -73,40 +89,39 @@ def test_known_masks_come_from_every_source(monkeypatch):
       return 10
 
   trainer = types.SimpleNamespace(
-      system=types.SimpleNamespace(
-          plain_cost=spend, model=types.SimpleNamespace(num_adaptive=num)),
+      system=types.SimpleNamespace(plain_cost=SPEND, model=model),
       dataset=types.SimpleNamespace(holdout=Split('held out')),
       evaluator=Evaluator())
   monkeypatch.setattr(entry, 'static_masks', added)
-  found = masks.known(trainer, 'vit', Actions.from_keep(
-      np.array([[0., 1, 0, 1], [0, 1, 0, 0]])))
+  found = masks.known(trainer, 'params', Actions.from_keep(
+      np.array([[0., 1, 0, 1], [0, 1, 0, 0]]), (2, 2)))
   corners = masks.frontier(*found.score)
-  np.testing.assert_array_equal(found.keep[corners], [
+  np.testing.assert_array_equal(found.actions.keep[corners], [
       [1, 1, 1, 1], [1, 0, 1, 1], [0, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]])
+  for i in corners:
+    np.testing.assert_array_equal(found.mask(i).keep, found.actions.keep[i])
+    assert [a.shape for a in found.mask(i)] == [(2,), (2,)]
   # (stem, the fixed encoder, MSA 1 and MLP 1, head) of all that the model has
   np.testing.assert_allclose(found.macs[corners[2]], (10 + 6 + 6 + 6) / 34)
 
 
 def test_a_tuned_mask_is_judged_by_test_images(monkeypatch):
-  state = types.SimpleNamespace(params={'vit': 'last'}, ema={'vit': 'averaged'})
+  state = types.SimpleNamespace(params=dict(backbone='last'),
+                                ema=dict(backbone='averaged'))
   monkeypatch.setattr(loop, 'Trainer', lambda *args: types.SimpleNamespace(
       train=lambda: state))
-  spend = cost.Cost(stem=10, msa=4, mlp=2, head=6, policy=0, num_fixed=1,
-                    num_adaptive=2)
 
-  def given(vit, split, keep):
-    assert (vit, split) == ('averaged', 'test')
-    correct = np.arange(4) < 3
-    return evaluate.Outputs(~correct, correct, np.ones(4),
-                            np.broadcast_to(keep, (4, 4)))
+  def given(params, split, actions):
+    assert (params['backbone'], split) == ('averaged', 'test')
+    return _outputs(np.arange(4) < 3, actions)
 
   trainer = types.SimpleNamespace(
       config=tiny.get_config(),
-      system=types.SimpleNamespace(plain_cost=spend),
+      system=types.SimpleNamespace(plain_cost=SPEND),
       dataset=types.SimpleNamespace(holdout='held out', test='test'),
       evaluator=types.SimpleNamespace(given=given))
   row = masks.finetuned(
-      trainer, 'workdir', Actions.from_keep(np.float32([1, 0, 0, 1])))
+      trainer, 'workdir', Actions(np.float32([1, 0]), np.float32([0, 1])))
   assert (row['keep'], row['accuracy'], row['macs']) == ('1001', .75, 28)
 
 

@@ -17,7 +17,7 @@ def test_make_mesh():
   assert mesh.size == jax.device_count() == 8
   assert mesh.axis_types == (jax.sharding.AxisType.Auto,)
   assert list(mesh_lib.make_mesh(2).devices) == jax.devices()[:2]
-  with pytest.raises(ValueError, match='num_devices=9 but 8'):
+  with pytest.raises(ValueError, match='num_devices=9'):
     mesh_lib.make_mesh(9)
 
 
@@ -41,9 +41,9 @@ def test_replicate_takes_keys_and_arrays():
 def test_check_batch_size():
   mesh = mesh_lib.make_mesh()
   assert mesh_lib.check_batch_size(24, mesh) == 24
-  with pytest.raises(ValueError, match='eval_batch=20.*8.*16 or 24'):
+  with pytest.raises(ValueError, match='eval_batch=20 .*16 or 24'):
     mesh_lib.check_batch_size(20, mesh, 'eval_batch')
-  with pytest.raises(ValueError, match='batch_size=3 .*8 devices.*to 8,'):
+  with pytest.raises(ValueError, match='batch_size=3 .*8'):
     mesh_lib.check_batch_size(3, mesh)
   with pytest.raises(ValueError, match='batch_size=0'):
     mesh_lib.check_batch_size(0, mesh)

@@ -5,7 +5,7 @@ import math
 from adavit_jax import models
 from adavit_jax.models import encoder as encoder_lib
 from adavit_jax.models import stem as stem_lib
-from adavit_jax.models import vit
+from adavit_jax.runtime import modes
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,8 +99,7 @@ def test_number_of_parameters(name):
 def test_what_the_parameters_do_not_show(name):
   model = models.create(name)
   assert model.num_heads == HEADS[model.width]
-  if 'ravit' not in name:
-    assert model.num_fixed == FIXED.get(name, 1)
+  assert model.num_fixed == FIXED.get(name, 1)
 
 
 def test_every_name_has_a_known_size():
@@ -131,18 +130,18 @@ def test_model_equals_numpy():
   model = tiny.model(distillation=True, num_fixed=2)
   params = tiny.params(model)
   images = np.random.default_rng(1).normal(size=(2, 8, 8, 1))
-  got = jax.jit(model.apply)({'params': params}, jnp.float32(images))
+  got = jax.jit(model.apply)(
+      {'params': params['backbone']}, jnp.float32(images))
 
-  p = _float64(params)
+  p = _float64(params['backbone'])
   # [B, row, row in patch, column, column in patch], patches in row order.
   x = images.reshape(2, 2, 4, 2, 4).transpose(0, 1, 3, 2, 4).reshape(2, 4, 16)
   x = (x @ p['patch_embed']['proj']['kernel'].reshape(16, 16)
        + p['patch_embed']['proj']['bias'])
   prefix = [np.tile(p[t], (2, 1, 1)) for t in ('cls', 'dist')]
   x = np.concatenate([*prefix, x], axis=1) + p['pos_embedding']
-  for group, num in (('fixed', 2), ('adaptive', 2)):
-    for i in range(num):
-      x = _encoder(x, jax.tree.map(lambda leaf: leaf[i], p[group]), 2)
+  for i in range(4):
+    x = _encoder(x, jax.tree.map(lambda leaf: leaf[i], p['encoders']), 2)
   x = _norm(x, p['norm'])
   cls, dist = _dense(x[:, 0], p['head']), _dense(x[:, 1], p['head_dist'])
   np.testing.assert_allclose(got.cls, cls, rtol=1e-4, atol=1e-5)
@@ -151,7 +150,7 @@ def test_model_equals_numpy():
 
 
 def test_total_without_distillation_is_the_class_head():
-  logits = vit.Logits(jnp.ones((2, 3)), None)
+  logits = models.Logits(jnp.ones((2, 3)))
   assert logits.total is logits.cls
 
 
@@ -181,7 +180,7 @@ def test_conv_stem_has_the_patch_stems_grid():
   images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
   params = jax.eval_shape(
       lambda: models.init_params(model, jax.random.key(0)))
-  embed = lambda p, x: model.apply({'params': p}, x, method='embed')
+  embed = lambda p, x: modes.embed(model, p, x).x
   assert jax.eval_shape(embed, params, images).shape == (2, 1 + 16, 128)
 
 
@@ -196,8 +195,10 @@ def test_a_model_traced_again_initialises_nothing_again(monkeypatch):
       lambda: models.init_params(model, jax.random.key(0)))
   first = len(inits)
   for size in (1, 2):
-    jax.eval_shape(lambda p, x: model.apply({'params': p}, x), params,
-                   jax.ShapeDtypeStruct((size, 8, 8, 1), jnp.float32))
+    images = jax.ShapeDtypeStruct((size, 8, 8, 1), jnp.float32)
+    for run in (lambda p, x: model.apply({'params': p['backbone']}, x),
+                lambda p, x: modes.forward(model, p, x)):
+      jax.eval_shape(run, params, images)
   assert len(inits) == first
 
 
@@ -207,47 +208,54 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
       lambda: models.init_params(model, jax.random.key(0)))
   assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype('float32')}
   images = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
-  apply = lambda p, x: model.apply({'params': p}, x)
-  assert jax.eval_shape(apply, params, images).total.dtype == jnp.float32
-  embed = lambda p, x: model.apply({'params': p}, x, method='embed')
+  for run in (lambda p, x: model.apply({'params': p['backbone']}, x),
+              lambda p, x: modes.forward(model, p, x)):
+    assert jax.eval_shape(run, params, images).total.dtype == jnp.float32
+  embed = lambda p, x: modes.embed(model, p, x).x
   assert jax.eval_shape(embed, params, images).dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize('overrides, message', [
-    (dict(widht=3), "unknown model attribute 'widht'.*width"),
-    (dict(depth=2, num_fixed=2), 'num_fixed=2 must be smaller than depth=2'),
-    (dict(num_fixed=0), 'num_fixed=0 must be 1, 2 or 3'),
-    (dict(num_fixed=4), 'num_fixed=4 must be 1, 2 or 3'),
-    (dict(patch_size=3), 'patch_size=3 does not divide image_size=8'),
-    (dict(num_heads=5), 'num_heads=5 does not divide width=48'),
-    (dict(stem='cnn'), "stem='cnn' must be 'patch' or 'conv'"),
-    (dict(stem='conv', patch_size=6, image_size=12),
-     'patch_size=6 must be a power of two'),
-    (dict(num_fixed=1.), 'num_fixed=1.0 must be'),
-    (dict(distillation=2), 'distillation=2 must be True or False'),
-    (dict(depth=0), 'depth=0 must be a whole number'),
-    (dict(depth='4'), "depth='4' must be a whole number"),
-    (dict(mlp_ratio=0), 'mlp_ratio=0 must be a number .* at width=48'),
-    (dict(mlp_ratio='4'), "mlp_ratio='4' must be a number"),
-    (dict(mlp_ratio=float('inf')), 'mlp_ratio=inf must be a number'),
+@pytest.mark.parametrize('overrides, field', [
+    (dict(widht=3), 'widht.*width'),
+    (dict(depth=2, num_fixed=2), 'num_fixed'),
+    (dict(num_fixed=8), 'num_fixed'),
+    (dict(num_fixed=-1), 'num_fixed'),
+    (dict(num_fixed=1.), 'num_fixed'),
+    (dict(num_fixed='1'), 'num_fixed'),
+    (dict(patch_size=3), 'patch_size'),
+    (dict(num_heads=5), 'num_heads.*width'),
+    (dict(stem='cnn'), 'stem'),
+    (dict(stem='conv', patch_size=6, image_size=12), 'stem.*patch_size'),
+    (dict(distillation=2), 'distillation'),
+    (dict(depth=0), 'depth'),
+    (dict(depth='4'), 'depth'),
+    (dict(mlp_ratio=0), 'mlp_ratio.*width=48'),
+    (dict(mlp_ratio='4'), 'mlp_ratio'),
+    (dict(mlp_ratio=float('inf')), 'mlp_ratio'),
 ])
-def test_wrong_attributes(overrides, message):
-  with pytest.raises(ValueError, match=message):
+def test_wrong_attributes(overrides, field):
+  with pytest.raises(ValueError, match=field):
     models.create('vit_digits_patch2_8', **overrides)
+
+
+@pytest.mark.parametrize('num_fixed', range(8))
+def test_any_encoder_but_the_last_may_be_fixed(num_fixed):
+  model = models.create('vit_digits_patch2_8', num_fixed=num_fixed)
+  assert model.num_fixed == num_fixed and model.depth == 8
 
 
 _VIT, _RAVIT = 'vit_digits_patch2_8', 'ravit_cifar_patch4_32'
 
 
-@pytest.mark.parametrize('name, more', [
-    (_VIT, {}), (_VIT, dict(exits=((1, 'mlp'),))), (_RAVIT, {})])
+@pytest.mark.parametrize('name', [_VIT, _RAVIT])
+@pytest.mark.parametrize('more', [{}, dict(exits=((1, 'mlp'),))])
 @pytest.mark.parametrize('key, value', [
     *((key, 0) for key in ('image_size', 'patch_size', 'channels',
                            'num_classes', 'width', 'num_heads')),
     ('num_classes', -1), ('width', 48.), ('patch_size', [2, 2]),
     *(('dtype', x) for x in ('float31', 'int32', 'float64', jnp.int8, None))])
 def test_wrong_numbers(name, more, key, value):
-  with pytest.raises(ValueError, match=rf'{key}=.* must be (a whole|one of)'):
+  with pytest.raises(ValueError, match=f'^{key}='):
     models.create(name, **more, **{key: value})
 
 
@@ -255,7 +263,7 @@ def test_wrong_numbers(name, more, key, value):
     0, None, np.float32(1), np.uint32(0), jax.random.split(jax.random.key(0)),
     jax.random.split(jax.random.PRNGKey(0)), np.zeros(4, np.uint32)])
 def test_what_is_not_one_key(key):
-  with pytest.raises(ValueError, match=r'(?s)key=.* is not one PRNG key; give'):
+  with pytest.raises(ValueError, match='key='):
     models.init_params(tiny.model(), key)
 
 
@@ -271,8 +279,7 @@ def test_dtypes(name, dtype):
     'vit_digits_patch2_8', 'ravit_cifar_patch4_32',
     'deit_tiny_distilled_patch16_224'])
 def test_parameters_are_float32_under_x64(name):
-  exits = {} if 'ravit' in name else dict(exits=((1, 'resmlp'),))
-  model = models.create(name, **exits)
+  model = models.create(name, exits=((1, 'resmlp'),))
   with jax.enable_x64(True):
     shapes = jax.eval_shape(
         lambda: models.init_params(model, jax.random.key(0)))
@@ -280,32 +287,37 @@ def test_parameters_are_float32_under_x64(name):
 
 
 def test_unknown_names():
-  with pytest.raises(ValueError, match="mean 'vit_tiny_patch16_224'"):
+  with pytest.raises(ValueError, match="'vit_tiny_patch16_224'"):
     models.create('vit_tiny_patch16_22')
-  with pytest.raises(ValueError, match=r"'resnet'; known: \['deit_base"):
+  with pytest.raises(ValueError, match="'resnet'.*'deit_base"):
     models.create('resnet')
 
 
 @pytest.mark.parametrize('shape, hint', [
-    ((2, 8, 8, 3), 'it was made for 1 channels'),
-    ((2, 16, 16, 1), 'with image_size=16'),
-    ((8, 8, 1), r'image as image\[None\]'),
+    ((2, 8, 8, 3), 'channels'),
+    ((2, 16, 16, 1), 'image_size=16'),
+    ((8, 8, 1), r'image\[None\]'),
     ((8, 8), r'images\[..., None\]'),
     ((5, 8, 8), r'images\[..., None\]'),
-    ((5, 1, 8, 8), 'channels as the last axis'),
-    ((2, 8, 6, 1), 'crop them to squares'),
-    ((7,), 'gives a file as such')])
+    ((5, 1, 8, 8), 'channels.* last'),
+    ((2, 8, 6, 1), 'squares'),
+    ((7,), 'adavit_jax.load')])
 def test_wrong_images(shape, hint):
   model = tiny.model()
-  with pytest.raises(ValueError, match=(
-      r'the model takes \[B, 8, 8, 1\]; .*' + hint)):
-    model.apply({'params': tiny.params(model)}, jnp.zeros(shape))
+  params, images = tiny.params(model), jnp.zeros(shape)
+  for run in (lambda: model.apply({'params': params['backbone']}, images),
+              lambda: modes.forward(model, params, images)):
+    with pytest.raises(ValueError, match=r'images.*\[B, 8, 8, 1\].*' + hint):
+      run()
 
 
 @pytest.mark.parametrize('name', [_VIT, _RAVIT])
 def test_no_images(name):
   model = models.create(name, width=8, num_heads=2)
+  params = jax.eval_shape(
+      lambda: models.init_params(model, jax.random.key(0)))
   images = jnp.zeros((0, model.image_size, model.image_size, model.channels))
-  run = lambda: model.init(jax.random.key(0), images)
-  with pytest.raises(ValueError, match=r'have shape \(0, .*give B >= 1'):
-    jax.eval_shape(run)
+  for run in (lambda p: model.apply({'params': p['backbone']}, images),
+              lambda p: modes.forward(model, p, images)):
+    with pytest.raises(ValueError, match=r'images.*\(0, .*B >= 1'):
+      jax.eval_shape(run, params)

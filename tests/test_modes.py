@@ -1,11 +1,12 @@
 """Four execution modes, one result."""
 
 import functools
-import re
 
 from adavit_jax.models.actions import Actions
 from adavit_jax.runtime import compact
+from adavit_jax.runtime import masked as masked_lib
 from adavit_jax.runtime import modes
+from adavit_jax.runtime import skipping
 from adavit_jax.train import mesh as mesh_lib
 import chex
 import jax
@@ -47,9 +48,9 @@ def run(model):
   return {mode: jit(mode) for mode in ('masked', 'cond', 'compact')}
 
 
-def _random(seed, *shape):
-  keep = np.random.default_rng(seed).integers(0, 2, (*shape, 2 * L))
-  return Actions.from_keep(keep.astype(np.float32))
+def _random(seed, *shape, num=L):
+  keep = np.random.default_rng(seed).integers(0, 2, (*shape, 2 * num))
+  return Actions.from_keep(keep.astype(np.float32), (num, num))
 
 
 def _tokens(model, size):
@@ -59,6 +60,18 @@ def _tokens(model, size):
 
 def _row(actions, i):
   return Actions(*(a[i:i + 1] for a in actions))
+
+
+def _masked(model, params, x, actions, **kwargs):
+  """`masked.run` behind the policy: all tokens."""
+  return masked_lib.run(
+      model, params, x, None, actions, start=model.num_fixed, **kwargs).x
+
+
+def _skipping(mode, model, params, x, actions, **kwargs):
+  """`skipping.run` behind the policy: all tokens, or those that are read."""
+  return skipping.run(
+      model, params, x, None, actions, mode, start=model.num_fixed, **kwargs)
 
 
 def test_modes_agree_on_actions_per_image(model, params, z1, run):
@@ -100,9 +113,9 @@ def test_compact_agrees_with_masked_at_every_batch_size(model, params):
   passes are tested at a few sizes here, at every size in test_compact.
   """
   z1 = _tokens(model, 33)
-  masked = jax.jit(lambda *args: modes.masked(model, *args)[0][:, :2])
-  packed = jax.jit(lambda *args: modes.compact(
-      model, *args, chunk=1, read=2)[:, :2])
+  masked = jax.jit(lambda *args: _masked(model, *args)[:, :2])
+  packed = jax.jit(lambda *args: _skipping(
+      'compact', model, *args, chunk=1, read=2)[:, :2])
   for size in range(1, 34):
     actions = _random(size, 33)
     want = np.asarray(masked(params, z1, actions))[:size]
@@ -111,16 +124,59 @@ def test_compact_agrees_with_masked_at_every_batch_size(model, params):
 
 
 def test_forward_of_all_layers_is_the_plain_vit(model, params, images):
-  ones = Actions(np.ones(L), np.ones(L))
-  got = jax.jit(lambda p, x: modes.forward(model, p, x, ones))(params, images)
-  want = jax.jit(lambda p, x: model.apply({'params': p}, x))(params, images)
-  np.testing.assert_allclose(got.cls, want.cls, **CLOSE)
-  np.testing.assert_allclose(got.dist, want.dist, **CLOSE)
+  want = jax.jit(lambda p, x: model.apply(
+      {'params': p['backbone']}, x))(params, images)
+  for ones in (Actions(np.ones(L), np.ones(L)), None):
+    got = jax.jit(lambda p, x: modes.forward(model, p, x, ones))(params, images)
+    np.testing.assert_allclose(got.cls, want.cls, **CLOSE)
+    np.testing.assert_allclose(got.dist, want.dist, **CLOSE)
+
+
+@pytest.fixture(scope='module')
+def deep():
+  """Model, parameters and images; how many encoders are fixed is free."""
+  model = tiny.model(depth=5, distillation=True)
+  images = jax.random.normal(jax.random.key(5), (3, 8, 8, 1))
+  return model, jax.tree.map(jnp.asarray, tiny.params(model)), images
+
+
+@pytest.mark.parametrize('num_fixed', [0, 1, 2, 3, 4])
+def test_one_tree_serves_every_number_of_fixed_encoders(deep, num_fixed):
+  plain, params, images = deep
+  model = plain.clone(num_fixed=num_fixed)
+  dense = jax.jit(lambda p, x: modes.forward(model, p, x))(params, images)
+  want = jax.jit(plain.apply)({'params': params['backbone']}, images)
+  np.testing.assert_allclose(dense.cls, want.cls, **CLOSE)
+  np.testing.assert_allclose(dense.dist, want.dist, **CLOSE)
+
+  # Branches of the fixed encoders have no actions; all others have.
+  num = 5 - num_fixed
+  actions = _random(10 + num_fixed, 3, num=num)
+  gates = np.ones((2, 3, 5), np.float32)
+  gates[:, :, num_fixed:] = actions
+  tokens = jax.jit(lambda p, x, gates: masked_lib.run(
+      plain, p, modes.embed(plain, p, x).x, None, gates).x)(
+          params, images, Actions(*gates))
+  want = modes.classify(plain, params, tokens).total
+  assert np.abs(want - dense.total).max() > 0.1
+  run = jax.jit(lambda p, x, actions, mode: modes.forward(
+      model, p, x, actions, mode=mode).total, static_argnames='mode')
+  for mode in ('masked', 'compact'):
+    np.testing.assert_allclose(
+        run(params, images, actions, mode), want, **CLOSE)
+  for i in range(3):
+    got = run(params, images[i:i + 1], _row(actions, i), 'cond')
+    np.testing.assert_allclose(got[0], want[i], **CLOSE)
+    shared = Actions(*(a[i] for a in actions))
+    got = modes.forward(model, params, images, shared, mode='static').total
+    np.testing.assert_allclose(got[i], want[i], **CLOSE)
 
 
 def test_without_adaptive_layers_the_heads_read_z1(model, params, z1, run):
   zeros = Actions(np.zeros(L, np.float32), np.zeros(L, np.float32))
-  want = model.apply({'params': params}, z1[:, :2], method='classify').total
+  want = modes.classify(model, params, z1[:, :2]).total
+  np.testing.assert_allclose(
+      modes.without_layers(model, params, z1).total, want, **CLOSE)
   np.testing.assert_allclose(run['cond'](params, z1, zeros), want, **CLOSE)
   zeros = Actions(*(np.zeros((4, L), np.float32),) * 2)
   for mode in ('masked', 'compact'):
@@ -131,9 +187,12 @@ def test_gates_scale_a_branch(model, params, z1):
   """Stochastic depth's 1 / survival: by hand for one branch."""
   gates = Actions(np.zeros((4, L), np.float32), np.zeros((4, L), np.float32))
   gates.msa[:, 1] = 2.5
-  p = jax.tree.map(lambda leaf: leaf[1], params['adaptive'])
+  row = model.num_fixed + 1
+  p = jax.tree.map(lambda leaf: leaf[row], params['backbone']['encoders'])
   branch = model.encoder.apply({'params': p}, z1, method='msa')
-  x, prefix = modes.masked(model, params, z1, gates)
+  x, stats, prefix = masked_lib.run(
+      model, params, z1, None, gates, start=model.num_fixed, firsts=2)
+  assert stats is None and prefix.shape == (L, 4, 2, model.width)
   np.testing.assert_allclose(x, z1 + 2.5 * branch, **CLOSE)
   np.testing.assert_array_equal(prefix[0], z1[:, :2])
   np.testing.assert_array_equal(prefix[1], x[:, :2])
@@ -186,12 +245,12 @@ def test_static_leaves_dropped_layers_out(model, params, z1):
 @pytest.mark.parametrize('mode', ['cond', 'compact'])
 def test_tokens_that_nobody_reads_are_left_as_they_are(
     model, params, z1, mode):
-  run = jax.jit(functools.partial(getattr(modes, mode), model),
+  run = jax.jit(functools.partial(_skipping, mode, model),
                 static_argnames='read')
   # The last MSA layer is the second; before it, only an MLP layer.
   actions = Actions(np.float32([0, 1, 0]), np.float32([1, 1, 1]))
   before = run(params, z1, Actions(np.zeros(L), np.float32([1, 0, 0])))
-  want = modes.masked(model, params, z1, actions)[0]
+  want = _masked(model, params, z1, actions)
   got = run(params, z1, actions, read=2)
   np.testing.assert_allclose(got[:, :2], want[:, :2], **CLOSE)
   np.testing.assert_allclose(got[:, 2:], before[:, 2:], **CLOSE)
@@ -199,9 +258,18 @@ def test_tokens_that_nobody_reads_are_left_as_they_are(
   np.testing.assert_allclose(run(params, z1, actions), want, **CLOSE)
 
 
+def test_static_returns_the_tokens_that_are_read(model, params, z1):
+  actions = Actions(np.float32([0, 1, 0]), np.float32([1, 1, 1]))
+  want = _masked(model, params, z1, actions)
+  got = _skipping('static', model, params, z1, actions, read=2)
+  np.testing.assert_allclose(got, want[:, :2], **CLOSE)
+  got = _skipping('static', model, params, z1, actions)
+  np.testing.assert_allclose(got, want, **CLOSE)
+
+
 def _value_and_grad(model, **kwargs):
   def loss(params, z1, actions):
-    x, _ = modes.masked(model, params, z1, actions, **kwargs)
+    x = _masked(model, params, z1, actions, **kwargs)
     return (x ** 2).mean(), x
   return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
@@ -215,12 +283,13 @@ def test_dropped_branches_have_no_gradient(params, z1, plain_grad):
   keep_msa, keep_mlp = np.float32([1, 0, 1]), np.float32([0, 1, 1])
   actions = Actions(np.tile(keep_msa, (4, 1)), np.tile(keep_mlp, (4, 1)))
   _, grads = plain_grad(params, z1, actions)
-  biggest = lambda leaf: np.abs(leaf).reshape(L, -1).max(1)
+  biggest = lambda leaf: np.abs(leaf).reshape(1 + L, -1).max(1)
   for keep, names in ((keep_msa, ('norm1', 'qkv', 'proj')),
                       (keep_mlp, ('norm2', 'fc1', 'fc2'))):
     for name in names:
-      for leaf in grads['adaptive'][name].values():
-        np.testing.assert_array_equal(biggest(leaf) > 0, keep > 0, name)
+      for leaf in grads['backbone']['encoders'][name].values():
+        # The fixed encoder lies before z1.
+        np.testing.assert_array_equal(biggest(leaf) > 0, [0, *keep], name)
 
 
 def test_remat_and_unrolling_change_nothing(model, params, z1, plain_grad):
@@ -234,17 +303,16 @@ def test_remat_and_unrolling_change_nothing(model, params, z1, plain_grad):
 def test_actions_are_for_the_images_and_encoders_given(
     model, params, z1, mode):
   """In every mode, before it computes: none broadcasts or takes a row."""
-  def wrong(x, msa, mlp, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
+  def wrong(x, msa, mlp):
+    with pytest.raises(ValueError, match=f'actions .*{len(x)} images'):
       modes.adaptive(model, params, x,
                      Actions(np.ones(msa), np.ones(mlp)), mode)
 
-  fix = ('with 3 adaptive encoders and {0} images give both as (3,) or as '
-         '({0}, 3)')
-  wrong(z1[:1], (4, L), (4, L), 'shapes (4, 3) and (4, 3); ' + fix.format(1))
-  wrong(z1, (1, L), (1, L), 'shapes (1, 3) and (1, 3); ' + fix.format(4))
-  wrong(z1, (L,), (4, L), 'shapes (3,) and (4, 3); ' + fix.format(4))
-  wrong(z1, (L,), (L + 1,), 'shapes (3,) and (4,); ' + fix.format(4))
+  wrong(z1[:1], (4, L), (4, L))
+  wrong(z1, (1, L), (1, L))
+  wrong(z1, (L,), (4, L))
+  wrong(z1, (L,), (L + 1,))
+  wrong(z1, (L - 1,), (L + 1,))
 
 
 @pytest.mark.parametrize('mode', sorted(modes.MODES))
@@ -260,33 +328,34 @@ def test_lists_are_actions_too(model, params, z1, run, mode):
 def test_only_masked_takes_other_numbers_than_0_and_1(model, params, z1, mode):
   for wrong in (-1., .5, 2.):
     actions = Actions(np.float32([1, 0, wrong]), np.float32([0, 1, 1]))
-    with pytest.raises(ValueError, match=f"an action is {wrong}, but this mode "
-                       "runs a layer or does not; .* mode='masked'"):
+    with pytest.raises(ValueError, match=f"action is {wrong}.*'masked'"):
       modes.adaptive(model, params, z1, actions, mode)
     modes.adaptive(model, params, z1, actions, 'masked')
 
 
 def test_wrong_calls(model, params, z1):
-  with pytest.raises(ValueError, match='actions are <U1; give numbers'):
+  with pytest.raises(ValueError, match='actions.*<U1'):
     modes.adaptive(model, params, z1, Actions(['1'] * L, ['0'] * L), 'masked')
-  with pytest.raises(ValueError, match='images are uint8; .* normalised'):
+  with pytest.raises(ValueError, match='images.*uint8.*normalised'):
     modes.forward(model, params, np.zeros((1, 8, 8, 1), np.uint8), _random(0))
-  with pytest.raises(ValueError, match='images are int32; .* normalised'):
-    model.apply({'params': params}, jnp.zeros((1, 8, 8, 1), jnp.int32))
-  with pytest.raises(ValueError, match=r'images are a list; .* \[B, 8, 8, 1\]'):
+  for run in (lambda x: model.apply({'params': params['backbone']}, x),
+              lambda x: modes.forward(model, params, x)):
+    with pytest.raises(ValueError, match='images.*int32.*normalised'):
+      run(jnp.zeros((1, 8, 8, 1), jnp.int32))
+  with pytest.raises(ValueError, match=r'images.*list.*\[B, 8, 8, 1\]'):
     modes.forward(model, params, [[[[0.]]]], _random(0))
   for chunk in (0, -1, 2.):
-    with pytest.raises(ValueError, match=f'chunk={chunk} must be a whole'):
+    with pytest.raises(ValueError, match=f'chunk={chunk}'):
       modes.adaptive(model, params, z1, _random(0), 'compact', chunk=chunk)
-  with pytest.raises(ValueError, match="unknown mode 'fast'.*'static'"):
+  with pytest.raises(ValueError, match="mode 'fast'.*'static'"):
     modes.adaptive(model, params, z1, _random(0), 'fast')
-  with pytest.raises(ValueError, match="4 images; use 'compact'"):
+  with pytest.raises(ValueError, match="mode='cond'.*4 images.*'compact'"):
     modes.adaptive(model, params, z1, _random(0, 4), 'cond')
-  with pytest.raises(ValueError, match=r"actions \(4, 3\) for 1 images; use"):
-    modes.cond(model, params, z1[:1], _random(0, 4))
-  with pytest.raises(ValueError, match="'static' takes concrete actions"):
+  with pytest.raises(ValueError, match=r"mode='cond'.*\(4, 3\) for 1 images"):
+    _skipping('cond', model, params, z1[:1], _random(0, 4))
+  with pytest.raises(ValueError, match="mode='static'.*concrete"):
     modes.adaptive(model, params, z1, _random(0, 4), 'static')
-  with pytest.raises(ValueError, match="'static' takes concrete actions"):
+  with pytest.raises(ValueError, match="mode='static'.*concrete"):
     jax.eval_shape(lambda a: modes.adaptive(model, params, z1, a, 'static'),
                    _random(0))
 
@@ -299,9 +368,9 @@ def test_passes_of_any_size_agree_with_masked(model, params, chunk, read):
   """
   z1 = jax.random.normal(
       jax.random.key(3), (33, model.num_tokens, model.width))
-  packed = jax.jit(lambda *args: modes.compact(
-      model, *args, chunk=chunk, read=read)[:, :read])
-  masked = jax.jit(lambda *args: modes.masked(model, *args)[0][:, :read])
+  packed = jax.jit(lambda *args: _skipping(
+      'compact', model, *args, chunk=chunk, read=read)[:, :read])
+  masked = jax.jit(lambda *args: _masked(model, *args)[:, :read])
   for size in range(34):
     actions = Actions(*(a * (np.arange(33) < size)[:, None]
                         for a in _random(size, 33)))
@@ -317,9 +386,10 @@ def test_modes_agree_in_bfloat16(params):
   z1 = jax.random.normal(
       jax.random.key(4), (6, model.num_tokens, model.width), jnp.bfloat16)
   actions = _random(4, 6)
-  got = modes.compact(model, params, z1, actions, chunk=2, read=2)[:, :2]
+  got = _skipping(
+      'compact', model, params, z1, actions, chunk=2, read=2)[:, :2]
   assert got.dtype == jnp.bfloat16
-  want = modes.masked(model, params, z1, actions)[0][:, :2]
+  want = _masked(model, params, z1, actions)[:, :2]
   # Both are rounded to 8 bits after every branch, in another order of sums.
   got, want = (np.asarray(x, np.float32) for x in (got, want))
   assert np.abs(got - want).max() < 0.05 * want.std()
@@ -350,10 +420,10 @@ def test_compact_packs_on_each_device_under_shard_map(model, params, run):
   actions = _random(2, 16)
   rows = jax.P(mesh_lib.AXIS)
   packed = jax.jit(jax.shard_map(
-      lambda p, x, a: modes.compact(
-          model, p, x, a, read=2, chunk=1)[:, :2], mesh=mesh,
+      lambda p, x, a: _skipping(
+          'compact', model, p, x, a, read=2, chunk=1)[:, :2], mesh=mesh,
       in_specs=(jax.P(), rows, rows), out_specs=rows))
-  want = modes.masked(model, params, z1, actions)[0][:, :2]
+  want = _masked(model, params, z1, actions)[:, :2]
   np.testing.assert_allclose(packed(params, z1, actions), want, **CLOSE)
   assert 'all-gather' not in packed.lower(
       params, z1, actions).compile().as_text()

@@ -1,14 +1,14 @@
-"""A ViT with exits, whose layers a policy drops: its stages, its cascade."""
+"""A backbone with exits, whose layers a policy drops: stages and cascade."""
 
 import functools
 
 from adavit_jax import cost
-from adavit_jax import exit_cost
 from adavit_jax.exits import confidence as confidence_lib
+from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.runtime import cascade as cascade_lib
-from adavit_jax.runtime import exit_stages
 from adavit_jax.runtime import modes
+from adavit_jax.runtime import stages as stages_lib
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,12 +17,15 @@ from test_cascade import _same
 from test_cascade import _thresholds
 from test_multi_exit import _by_hand
 from test_multi_exit import _close
+from test_multi_exit import _ravit
+from test_multi_exit import _ravit_by_hand
+from test_multi_exit import BRANCHES
 from test_multi_exit import images  # a fixture
 from test_multi_exit import N
 from test_multi_exit import STEERED
 import tiny
 
-# Of the adaptive encoders behind M = 1, those in each stage.
+# Of the encoders behind M = 1, those in each stage.
 SPANS = (0, 0), (0, 2), (2, 2), (2, 3)
 
 
@@ -31,23 +34,28 @@ def steered():
   return tiny.model(exits=STEERED)
 
 
-@pytest.fixture(scope='module')
-def scores(steered, images):
-  """What the policy decides by, [N, 2L]; of each action half are positive."""
-  vit, params = steered.vit, tiny.params(steered)
-  z1 = jax.jit(functools.partial(modes.fixed, vit))(params['vit'], images)
+def _scores(model, params, images):
+  """What a policy decides by, [N, 2L]; of each action half are positive."""
+  z1 = jax.jit(functools.partial(modes.fixed, model))(params, images)
   project = np.random.default_rng(1).normal(
-      size=(vit.width, 2 * vit.num_adaptive)).astype(np.float32)
+      size=(model.width, sum(plan.num_layers(model)))).astype(np.float32)
   found = np.asarray(z1).mean(1) @ project
   offset = np.median(found, 0)
   assert np.abs(found - offset).min() > 1e-3, 'no rounding decides'
   return found - offset, dict(project=project, offset=offset)
 
 
-def _decide(params, z1):
+@pytest.fixture(scope='module')
+def scores(steered, images):
+  return _scores(steered, tiny.params(steered), images)
+
+
+def _decide(params, z1, images):
+  del images
   p = params['policy']
   keep = jnp.float32(z1.mean(1) @ p['project'] > p['offset'])
-  return Actions.from_keep(jnp.maximum(keep, p['floor']))
+  num = keep.shape[-1] // 2
+  return Actions.from_keep(jnp.maximum(keep, p['floor']), (num, num))
 
 
 @pytest.fixture(scope='module')
@@ -71,7 +79,8 @@ def weights(steered, scores, images, keep, by_hand):
   # Without constant parts every exit knows every class.
   means = np.asarray(by_hand(params, images, keep)).mean(1)
   layers = [params['heads'][f'exit_{i}']['head'] for i in range(3)]
-  for layer, mean in zip([*layers, params['vit']['head']], means, strict=True):
+  for layer, mean in zip(
+      [*layers, params['backbone']['head']], means, strict=True):
     layer['bias'] -= mean
   return {**params, 'policy': dict(scores[1], floor=np.float32(0))}
 
@@ -90,11 +99,13 @@ def _runner(model, mode=None):
   @jax.jit
   def run(params, images):
     carry, found = None, []
-    for stage in exit_stages.stages(model, _decide, mode):
+    for stage in stages_lib.stages(model, decide=_decide, mode=mode):
       before, (carry, y) = carry, stage(params, images, carry)
       found.append(y)
-    moved = jnp.abs(carry[0] - before[0]).max((0, 2))
-    return jnp.stack(found), carry[1], moved
+    # No tuple where the policy decides in the last stage.
+    before = before[0] if isinstance(before, tuple) else before
+    moved = jnp.abs(carry[0] - before).max((0, 2))
+    return jnp.stack(found), Actions(*carry[1]).keep, moved
   return run
 
 
@@ -134,45 +145,102 @@ def _drops(keep, index):
 
 
 def test_dropped_branches_are_counted(steered, keep):
+  spend = cost.of(steered)
+  actions = Actions.from_keep(keep, (3, 3))
   for k in range(4):
-    assert exit_stages.adaptive_span(steered, k) == SPANS[k]
-    got = exit_stages.dropped(steered, k, keep)
-    for a, b in zip(got, _drops(keep, k), strict=True):
-      np.testing.assert_array_equal(a, b)
+    msa, mlp = _drops(keep, k)
+    got = spend.stage(k, actions)
+    np.testing.assert_array_equal(
+        got, spend.stages[k] - msa * spend.msa[0] - mlp * spend.mlp[0])
+    start, stop = plan.spans(steered)[k]
+    here = plan.cut(steered, actions, max(start, 1), max(stop, 1))
+    for a, dropped in zip(here, (msa, mlp)):
+      np.testing.assert_array_equal((a == 0).sum(1), dropped)
   # Among the fixed encoders there is nothing to drop.
   early = tiny.model(depth=5, num_fixed=3, exits=((1, 'mlp'), (4, 'mlp')))
-  assert [exit_stages.adaptive_span(early, k) for k in range(3)] == [
-      (0, 0), (0, 1), (1, 2)]
+  assert cost.of(early).layer_stages == Actions((1, 2), (1, 2))
 
 
-@pytest.mark.parametrize('num_fixed, mode, message', [
-    (2, None, r"exits=\(\(1, 'mlp'\).* num_fixed=2 encoders, no exit"),
-    (1, 'masks', "unknown mode 'masks'; known: .*'compact'")])
-def test_stages_that_cannot_be_steered(num_fixed, mode, message):
+def test_an_unknown_mode(steered):
+  for mode in ('masks', 'static'):
+    with pytest.raises(ValueError, match=f"mode '{mode}'.*'compact'"):
+      stages_lib.stages(steered, decide=_decide, mode=mode)
+
+
+# The stage in which it decides is the second, between two exits, or the last.
+@pytest.mark.parametrize('num_fixed, asked', [(2, 1), (3, 3)])
+def test_exits_may_lie_before_the_policy(images, num_fixed, asked):
   model = tiny.model(exits=STEERED, num_fixed=num_fixed)
-  with pytest.raises(ValueError, match=message):
-    exit_stages.stages(model, _decide, mode)
+  params = tiny.params(model)
+  found, policy = _scores(model, params, images)
+  keep = np.float32(found > 0)
+  params['policy'] = dict(policy, floor=np.float32(0))
+  want = jax.jit(lambda *args: _by_hand(model, *args)[1])(params, images, keep)
+  dense = jax.jit(lambda *args: _by_hand(model, *args)[1])(
+      params, images, np.ones_like(keep))
+  changed = np.abs(want - dense).max((1, 2)) > 0.1
+  # The one encoder behind place 3 is that of the last exit.
+  np.testing.assert_array_equal(changed, np.arange(4) >= asked)
+  for run in (_runner(model, 'masked'), _runner(model)):
+    got, decided, _ = run(params, images)
+    np.testing.assert_array_equal(decided, keep)
+    _close(got, want)
+  for i in range(2):  # 'cond'
+    got, decided, _ = run(params, images[i:i + 1])
+    np.testing.assert_array_equal(decided[0], keep[i])
+    _close(got[:, 0], want[:, i])
+
+  # Before the policy has decided the carry is the tokens alone.
+  carry = None
+  for k, stage in enumerate(stages_lib.stages(model, decide=_decide)):
+    carry, _ = jax.eval_shape(stage, params, images, carry)
+    tokens = carry if k < asked else carry[0]
+    assert tokens.shape == (N, 5, 16)
+    if k >= asked:
+      assert [a.shape for a in carry[1]] == [(N, 4 - num_fixed)] * 2
+
+
+@pytest.mark.parametrize('num_fixed', [0, 2])
+def test_a_ravit_under_a_policy(num_fixed):
+  """Which decides before all encoders, or between the branches."""
+  model = _ravit(exits=BRANCHES, num_fixed=num_fixed)
+  images = np.random.default_rng(num_fixed).normal(
+      size=(12, 16, 16, 1)).astype(np.float32)
+  params = tiny.params(model)
+  found, policy = _scores(model, params, images)
+  params['policy'] = dict(policy, floor=np.float32(0))
+  keep = np.ones((2, 12, 4), np.float32)
+  keep[..., num_fixed:] = np.stack(np.split(found > 0, 2, axis=1))
+  by_hand = jax.jit(functools.partial(_ravit_by_hand, model))
+  want = by_hand(params, images, keep)
+  assert np.abs(want - by_hand(params, images))[-1].max() > 0.1
+  for run in (_runner(model, 'masked'), _runner(model)):
+    got, decided, _ = run(params, images)
+    np.testing.assert_array_equal(decided, found > 0)
+    _close(got, want)
+  got, _, _ = run(params, images[:1])
+  _close(got[:, 0], want[:, 0])
 
 
 def _cascade(model, weights, rule, sizes=(1, 8)):
-  macs = exit_cost.multi_exit(model).stages
-  vit = cost.vit(model.vit)
+  spend = cost.of(model)
 
   def spent(index, carry):
-    msa, mlp = exit_stages.dropped(model, index, carry[1])
-    return macs[index] - msa * float(vit.msa) - mlp * float(vit.mlp)
+    x, actions = carry if isinstance(carry, tuple) else (carry, None)
+    macs = spend.stage(index, None if actions is None else Actions(*actions))
+    return jnp.broadcast_to(macs, len(x))
 
   return cascade_lib.Cascade(
-      exit_stages.stages(model, _decide), weights, rule, 0., macs, spent=spent,
-      sizes=sizes)
+      stages_lib.stages(model, decide=_decide), weights, rule, 0.,
+      spend.stages, spent=spent, sizes=sizes)
 
 
 def _expected(model, logits, keep, rule, thresholds, rows):
   """Running all stages and choosing afterwards."""
-  vit = cost.vit(model.vit)
+  spend = cost.of(model)
   macs = np.array([
-      total - msa * vit.msa - mlp * vit.mlp
-      for total, (msa, mlp) in zip(exit_cost.multi_exit(model).stages,
+      total - msa * spend.msa[0] - mlp * spend.mlp[0]
+      for total, (msa, mlp) in zip(spend.stages,
                                    (_drops(keep, k) for k in range(4)))])
   confidence = np.asarray(confidence_lib.confidences(rule, logits))
   chosen = confidence_lib.choose(confidence[:, rows], thresholds)

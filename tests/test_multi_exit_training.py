@@ -5,12 +5,13 @@ import dataclasses
 import adavit_jax
 from adavit_jax import data
 from adavit_jax.exits import confidence as confidence_lib
+from adavit_jax.runtime import stages as stages_lib
 from adavit_jax.train import entry
 from adavit_jax.train import loop
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
 from adavit_jax.train import preemption
-from adavit_jax.train import restore
+from adavit_jax.train import run as run_lib
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
 from adavit_jax.train.phases import layer_wise
@@ -30,7 +31,7 @@ def _config(phase, **fields):
   config.phases = (phase,)
   config.model.exits = EXITS
   config.data.crop_padding = 0
-  for name in phases.STAGED:
+  for name in phases.having('exits'):
     config[name].update(steps=2, batch_size=8, learning_rate=1e-2)
   config.update_from_flattened_dict(fields)
   return config
@@ -65,8 +66,9 @@ def _noise(system, phase, start):
   del system, start
   def step(state, images, labels):
     del images, labels
-    groups = phases.MODULES[phase].TRAINS
-    flat, tree = jax.tree.flatten({k: state.params[k] for k in groups})
+    groups = phases.PHASES[phase].trains
+    flat, tree = jax.tree.flatten(
+        {k: state.params[k] for k in groups if k in state.params})
     key = jax.random.fold_in(state.key, state.step)
     noise = jax.random.normal(key, (max(x.size for x in flat),)) / 5
     moved = tree.unflatten(
@@ -102,42 +104,51 @@ def test_last_exit_trains_the_backbone_alone(last_exit):
   _, trainer, state = last_exit
   before = _fresh(trainer)
   assert states.same(state.params['heads'], before['heads'])
-  changed = states.differ(state.params['vit'], before['vit'])
-  for group in before['vit']:
+  changed = states.differ(state.params['backbone'], before['backbone'])
+  for group in before['backbone']:
     assert any(path.startswith(f"['{group}']") for path in changed), group
+
+
+def _restored(workdir, system, phase=''):
+  """The state that a run gives to a system."""
+  with run_lib.Run(workdir) as run:
+    return run.state(run.find(phase=phase), system, mesh_lib.make_mesh())
 
 
 def test_other_exits_on_the_backbone_of_a_run(layers, dataset):
   workdir, trainer, state = layers
   config = _config('classifier_wise', **{'model.exits': ((2, 'mlp'),)})
   other = system_lib.create(config, dataset)
-  found = restore.state(other, trainer.mesh, workdir).params
-  assert states.same(found['vit'], state.params['vit'])
+  found = _restored(workdir, other).params
+  assert states.same(found['backbone'], state.params['backbone'])
   fresh = system_lib.init_state(other, config.seed).params
   assert states.same(found['heads'], fresh['heads'])
   # With the same exits their heads come along.
-  same = restore.state(trainer.system, trainer.mesh, workdir).params
+  same = _restored(workdir, trainer.system).params
   assert states.same(same, state.params)
 
 
-def test_heads_of_a_run_stay_on_their_backbone(layers, train):
-  workdir, trainer, _ = layers
-  with pytest.raises(ValueError, match=f"'last_exit' would change the backbone "
-                     f"under heads that {workdir} trained; add 'classifier_"):
+def test_heads_of_a_run_stay_on_their_backbone(
+    layers, train, dataset, tmp_path):
+  workdir, _, _ = layers
+  with pytest.raises(
+      ValueError, match=f"config.phases=.*'last_exit' .*{workdir}"):
     train(_config('last_exit', **{'init.workdir': workdir}))
-  saved = trainer.config.to_dict()
-  for other in (_config('last_exit', **{'model.exits': ((2, 'mlp'),)}),
-                _config('last_exit', phases=('last_exit', 'classifier_wise'))):
-    phases.check_heads(other, saved)
+  for fields in ({'model.exits': ((2, 'mlp'),)},
+                 {'phases': ('last_exit', 'classifier_wise')}):
+    trainer = loop.Trainer(
+        _config('last_exit', **{'init.workdir': workdir}, **fields),
+        str(tmp_path), _without_holdout(dataset))
+    trainer._restore_params()
 
 
 def test_another_number_of_heads_is_another_model(layers, dataset):
-  workdir, trainer, _ = layers
+  workdir, _, _ = layers
   other = system_lib.create(
       _config('classifier_wise', **{'model.num_heads': 1}), dataset)
-  with pytest.raises(ValueError, match='num_heads=2 and this one has 1; set '
-                     '--config.model.num_heads=2'):
-    restore.state(other, trainer.mesh, workdir)
+  with pytest.raises(ValueError, match='num_heads=2 .* --config.model.num_heads'
+                     '=2'):
+    _restored(workdir, other)
 
 
 def test_exits_on_the_backbone_of_a_plain_run(policies, train, monkeypatch):
@@ -146,13 +157,14 @@ def test_exits_on_the_backbone_of_a_plain_run(policies, train, monkeypatch):
   _, trainer, state = train(_config('classifier_wise', **{
       'init.workdir': workdir, 'init.phase': 'dense'}))
   assert trainer.system.nets is None and int(state.step) == 2
-  dense = restore.state(plain.system, plain.mesh, workdir, phase='dense')
+  dense = _restored(workdir, plain.system, 'dense')
   assert dense.ema is not None
-  assert states.same(state.params['vit'], system_lib.final_params(dense)['vit'])
+  assert states.same(state.params['backbone'],
+                     system_lib.final_params(dense)['backbone'])
 
 
 def test_a_policy_that_nothing_has_trained(policies, train):
-  with pytest.raises(ValueError, match="no trained policy .* phase 'dense'"):
+  with pytest.raises(ValueError, match="'dense'.* exits.policy=True"):
     train(_config('classifier_wise', **{
         'init.workdir': policies[0], 'init.phase': 'dense',
         'exits.policy': True}))
@@ -165,14 +177,13 @@ def test_exits_learn_on_a_frozen_backbone_with_a_policy(
       'init.workdir': workdir, 'exits.policy': True})
   trainer = loop.Trainer(config, str(tmp_path), dataset)
   state = trainer.train()
-  assert states.same(state.stats, trained.stats)
-  for group in ('vit', 'policy'):
+  for group in ('backbone', 'policy', 'policy_stats'):
     assert states.same(state.params[group], trained.params[group])
   changed = states.differ(state.params['heads'], _fresh(trainer)['heads'])
   assert len(changed) == len(jax.tree.leaves(state.params['heads']))
 
   test = dataset.test
-  want = trainer.evaluator(trainer.system.all_params(state), test)
+  want = trainer.exit_evaluator('classifier_wise', state.params, test)
   assert len(np.unique(want.macs)) > 3
   limit = np.float64(trainer.system.cost.stages)[:, None]
   assert (want.macs <= limit).all() and (want.macs[0] == limit[0]).all()
@@ -188,38 +199,60 @@ def test_exits_learn_on_a_frozen_backbone_with_a_policy(
   np.testing.assert_array_equal(got.macs, want.macs.cumsum(0)[chosen, rows])
 
 
+def test_a_policy_and_exits_in_one_run(train, monkeypatch):
+  """One of them before the place where the policy decides."""
+  make_step = step_lib.make_step
+  monkeypatch.setattr(
+      step_lib, 'make_step', lambda system, phase, start: (
+          make_step if phase == 'classifier_wise' else _noise)(
+              system, phase, start))
+  workdir, trainer, state = train(_config('classifier_wise', **{
+      'phases': ('dense', 'policy', 'classifier_wise'), 'dense.steps': 1,
+      'policy.steps': 1, 'model.num_fixed': 2}))
+  dense, policy = (_restored(workdir, trainer.system, phase)
+                   for phase in ('dense', 'policy'))
+  assert states.same(state.params['backbone'], dense.ema['backbone'])
+  for group in ('policy', 'policy_stats'):
+    assert states.same(state.params[group], policy.params[group])
+    assert not states.same(state.params[group], dense.params[group])
+  changed = states.differ(state.params['heads'], policy.params['heads'])
+  assert len(changed) == len(jax.tree.leaves(state.params['heads']))
+  assert trainer.system.actions('classifier_wise') is None
+
+
 def _between(values, num):
   """A number that so many of the values are below."""
   return np.sort(np.float64(values))[num - 1:num + 1].mean()
 
 
-def _pieces(model, tree):
+def _pieces(tree):
   """What each stage of exits after 1 and 3 of 4 encoders owns, by hand."""
-  vit, heads = tree['vit'], tree['heads']
-  stacks = vit['fixed'], vit['adaptive']
-  m = model.vit.num_fixed
-  def encoders(numbers):
-    return [jax.tree.map(lambda leaf: leaf[i - m if i >= m else i],
-                         stacks[i >= m]) for i in numbers]
+  vit, heads = tree['backbone'], tree['heads']
+  def encoders(*rows):
+    return jax.tree.map(lambda leaf: leaf[np.array(rows)], vit['encoders'])
   start = ('patch_embed', 'cls', 'dist', 'pos_embedding')
   end = ('norm', 'head', 'head_dist')
   pick = lambda names: [vit[name] for name in names if name in vit]
-  found = [[pick(start), encoders([0]), heads['exit_0']],
-           [encoders([1, 2]), heads['exit_1']],
-           [encoders([3]), pick(end)]]
+  found = [[pick(start), encoders(0), heads['exit_0']],
+           [encoders(1, 2), heads['exit_1']],
+           [encoders(3), pick(end)]]
   count = lambda tree: sum(np.size(x) for x in jax.tree.leaves(tree))
   assert count(found) == count(tree), 'every number has one owner'
   return found
 
 
-def test_changes_of_one_stage_only():
-  model = tiny.model(num_fixed=2, exits=EXITS, distillation=True)
-  ones = jax.tree.map(np.ones_like, tiny.params(model))
-  only = jax.jit(lambda *args: layer_wise.only(model, *args))
-  for stage in range(3):
-    got = only(ones, stage)
+# Wherever the policy would decide.
+@pytest.mark.parametrize('num_fixed', [0, 2])
+def test_changes_of_one_stage_only(dataset, num_fixed):
+  system = system_lib.create(_config('layer_wise', **{
+      'layer_wise.steps': 7, 'model.num_fixed': num_fixed,
+      'model.distillation': True}), dataset)
+  ones = jax.tree.map(np.ones_like, tiny.params(system.model))
+  only = jax.jit(lambda *args: layer_wise.only_stage(system, *args))
+  for done, stage in enumerate([0, 0, 1, 1, 2, 2, 2]):
+    got = only(ones, done)
     assert jax.tree.map(np.shape, got) == jax.tree.map(np.shape, ones)
-    for owner, piece in enumerate(_pieces(model, jax.device_get(got))):
+    for owner, piece in enumerate(_pieces(jax.device_get(got))):
       for leaf in jax.tree.leaves(piece):
         np.testing.assert_array_equal(leaf, float(owner == stage))
 
@@ -254,10 +287,9 @@ def stepwise(layers, dataset):
   return step, batches, stages, metrics
 
 
-def test_one_stage_learns_at_a_time(layers, stepwise):
-  _, trainer, _ = layers
+def test_one_stage_learns_at_a_time(stepwise):
   _, _, stages, metrics = stepwise
-  pieces = [_pieces(trainer.system.model, s.params) for s in stages]
+  pieces = [_pieces(s.params) for s in stages]
   for i, learning in enumerate([0, 0, 1, 1, 2, 2, 2]):
     assert metrics[i]['exit'] == learning
     for k in range(3):
@@ -269,9 +301,9 @@ def test_the_loss_of_a_round_is_that_of_its_exit(layers, stepwise):
   _, trainer, _ = layers
   _, batches, stages, metrics = stepwise
   system = trainer.system
-  run = jax.jit(lambda params, images: jnp.stack(
-      system.outputs(params, system.normalize(images))))
-  for i, stage in ((1, 0), (3, 1), (6, 2)):
+  run = jax.jit(lambda params, images: stages_lib.exit_logits(
+      system.model, params, system.normalize(images)))
+  for i, stage in ((0, 0), (3, 1), (6, 2)):
     images, labels = batches[i]
     log_p = np.asarray(jax.nn.log_softmax(run(stages[i].params, images)))
     want = -log_p[:, np.arange(8), np.asarray(labels)].mean(1)

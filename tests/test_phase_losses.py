@@ -1,10 +1,15 @@
 """Whole losses of the phases, and their step, against loops over images."""
 
+import dataclasses
+
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import learned
 from adavit_jax.train import losses
+from adavit_jax.train import optimizer
+from adavit_jax.train import phases
 from adavit_jax.train import step as step_lib
 from adavit_jax.train.phases import dense
+from adavit_jax.train.phases import exits
 from adavit_jax.train.phases import joint
 from adavit_jax.train.phases import policy
 from adavit_jax.train.phases import warm_start
@@ -17,6 +22,7 @@ from one_batch import classify  # a fixture
 from one_batch import KEY
 from one_batch import log_softmax
 from one_batch import make_system
+from one_batch import NUM_LAYERS
 from one_batch import state  # a fixture
 from one_batch import z1  # a fixture
 import pytest
@@ -31,19 +37,20 @@ def _binary_cross_entropy(logits, targets):
 
 def test_masked_rows_learn_from_their_own_image(state, batch, classify):
   """The dense loss's masked term, image by image under the mask drawn."""
-  num, weight = 2, 0.25
+  num, weight, key = 2, 0.25, jax.random.key(14)
   system = make_system(**{
       'dense.nested': 0., 'dense.drop_path': 0., 'dense.mask_weight': weight,
       'dense.random_masks': num / B})
   total, (metrics, _) = jax.jit(
-      lambda p: dense.loss(system, p, state, batch, KEY, 0.))(state.params)
-  _, mask_key, rate_key = jax.random.split(KEY, 3)
+      lambda p: dense.loss(system, p, state, batch, key, 0.))(state.params)
+  _, mask_key, rate_key, _ = jax.random.split(key, 4)
   keep = jax.random.uniform(rate_key, (num, 1), minval=0.1)
-  masks = np.float32(jax.random.bernoulli(mask_key, keep, (num, 6)))
+  masks = Actions(*(np.float32(jax.random.bernoulli(k, keep, (num, 3)))
+                    for k in jax.random.split(mask_key)))
   full = log_softmax(classify(Actions(ONES, ONES)))
   terms = []
   for i in range(num):
-    log_p = log_softmax(classify(Actions.from_keep(masks[i])))[i]
+    log_p = log_softmax(classify(Actions(*(a[i] for a in masks))))[i]
     ce = -(batch.targets[i] * log_p).sum()
     kl = (np.exp(full[i]) * (full[i] - log_p)).sum()
     assert kl > 1e-2
@@ -54,13 +61,31 @@ def test_masked_rows_learn_from_their_own_image(state, batch, classify):
       total, metrics['loss'] + weight * np.mean(terms), rtol=1e-5)
 
 
+def test_the_exits_of_a_model_with_one_are_plain_training(
+    state, batch, classify):
+  system = make_system(**{'dense.nested': 0., 'dense.mask_weight': 0.,
+                          'dense.drop_path': 0.})
+
+  @jax.jit
+  def grads_of(params):
+    grad = lambda module: jax.value_and_grad(
+        lambda p: module.loss(system, p, state, batch, KEY, 0.)[0])(params)
+    return grad(exits), grad(dense)
+
+  (total, grads), plain = grads_of(state.params)
+  want = losses.cross_entropy(classify(Actions(ONES, ONES)), batch.targets)
+  np.testing.assert_allclose(total, want, rtol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=1e-3, atol=1e-5), (total, grads), plain)
+
+
 def test_warm_start_image_by_image(state, batch, z1, classify):
   """Value targets of the masks tried; imitation of the masks chosen."""
   num = 3
   system = make_system(**{'warm_start.masks': num})
   total, (metrics, updates) = jax.jit(
       lambda p: warm_start.loss(system, p, state, batch, KEY, 0.))(state.params)
-  features = jax.jit(system.features)(state.params, z1, state.stats)
+  features = jax.jit(system.features)(state.params, z1, batch.images)
   net = lambda name, x: np.asarray(
       x @ state.params['policy'][name]['kernel']
       + state.params['policy'][name]['bias'])
@@ -73,7 +98,7 @@ def test_warm_start_image_by_image(state, batch, z1, classify):
   value_losses, imitation = [], []
   for i in range(B):
     for j in tried[:, i]:
-      log_p = log_softmax(classify(Actions.from_keep(keep[j])))
+      log_p = log_softmax(classify(Actions.from_keep(keep[j], NUM_LAYERS)))
       success = np.exp(log_p[i, batch.labels[i]])
       value_losses.append(_binary_cross_entropy(value[i, j], success))
     target = keep[best[i]]
@@ -108,13 +133,14 @@ def test_the_curriculum_frees_the_last_encoders_first(state, batch):
   system = make_system(**{'policy.curriculum': 1.})
 
   @jax.jit
-  def grad(progress):
+  def grad(done):
     loss = lambda p: policy.loss(
-        system, {'policy': p}, state, batch, KEY, progress)
+        system, {**state.params, 'policy': p}, state, batch, KEY, done)
     return jax.grad(loss, has_aux=True)(state.params['policy'])
 
+  steps = system.config.policy.steps
   for progress, forced in ((0., 2), (0.5, 1), (1., 0)):
-    grads, (metrics, _) = grad(progress)
+    grads, (metrics, _) = grad(progress * steps)
     for net in ('msa_net', 'mlp_net'):
       moved = np.abs(grads[net]['kernel']).max(0)
       np.testing.assert_array_equal(moved[:forced], 0)
@@ -127,19 +153,18 @@ def test_a_share_of_the_images_learns_under_sampled_actions(
   """The joint loss: REINFORCE, and the ViT's under greedy or drawn actions."""
   system = make_system(**{'joint.distill': 0.})
   c, nets = system.config.joint, system.nets
-  rl_key, sample_key, _ = jax.random.split(KEY, 3)
+  rl_key, sample_key, *_ = jax.random.split(KEY, 4)
 
   @jax.jit
   def run(params, z1, share):
     with system.config.ignore_type():
       system.config.joint.sampled = share  # traced: one program for all
-    features = system.features(params, z1, state.stats)
+    features = system.features(params, z1, batch.images)
     rl, _ = policy.policy_gradient(
-        system, c, params['policy'], params['vit'], z1, features,
-        state.log_price, batch, rl_key, jnp.ones(3))
+        system, c, params, z1, features, state.log_price, batch, rl_key)
     actions = (learned.greedy(nets, params['policy'], features),
                learned.sample(nets, params['policy'], features, sample_key,
-                              bound=c.bound, free=jnp.ones(3)))
+                              bound=c.bound))
     return rl, actions, joint.loss(system, params, state, batch, KEY, 0.)
 
   seen = []
@@ -158,9 +183,10 @@ def test_the_policy_moves_by_a_factor_of_its_own_in_the_joint_phase(
   def loss(system, params, *_):
     return sum(x.sum() for x in jax.tree.leaves(params)), ({}, {})
 
-  monkeypatch.setattr(joint, 'loss', loss)
+  monkeypatch.setitem(
+      phases.PHASES, 'joint', dataclasses.replace(joint.PHASE, loss=loss))
   images, labels = jnp.zeros((B, 8, 8, 1), jnp.uint8), jnp.zeros(B, int)
-  params = {group: {'bias': jnp.zeros(2)} for group in ('vit', 'policy')}
+  params = {group: {'bias': jnp.zeros(2)} for group in ('backbone', 'policy')}
   begin = state.replace(params=params, step=jnp.int32(0), key=KEY)
   for factor in (1., 4.):
     system = make_system(**{'joint.policy_lr_factor': factor})
@@ -172,6 +198,21 @@ def test_the_policy_moves_by_a_factor_of_its_own_in_the_joint_phase(
 
     end, metrics = step()
     rate = metrics['learning_rate']
-    np.testing.assert_allclose(end.params['vit']['bias'], -rate, rtol=1e-4)
+    np.testing.assert_allclose(end.params['backbone']['bias'], -rate, rtol=1e-4)
     np.testing.assert_allclose(
         end.params['policy']['bias'], -factor * rate, rtol=1e-4)
+
+
+def test_muon_knows_which_groups_are_stacks(monkeypatch):
+  make, seen = optimizer.make_optimizer, []
+  def record(*args, stacks):
+    seen.append(stacks)
+    return make(*args, stacks=stacks)
+  monkeypatch.setattr(optimizer, 'make_optimizer', record)
+  ravit = {'model.name': 'ravit_cifar_patch4_32', 'model.depth': None,
+           'model.image_size': 8, 'model.layers': (1, 1)}
+  for fields in ({}, ravit):
+    system = make_system(**fields)
+    step_lib.abstract_state(system, 'static')
+    step_lib.make_step(system, 'static', 0)
+  assert seen == 2 * [{'encoders'}] + 2 * [{'encoders_0', 'encoders_1'}]

@@ -1,7 +1,5 @@
 """The losses of the phases against what they are made of."""
 
-import types
-
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import learned
 from adavit_jax.policies import reinforce
@@ -101,13 +99,13 @@ def test_nested_loss_is_the_mean_over_depths(state, batch, classify):
 
 
 def test_drop_path_gates_keep_the_mean():
-  gates = dense.drop_path(jax.random.key(0), 40_000, 4, 0.4)
-  survival = np.array([0.9, 0.8, 0.7, 0.6])
-  for gate in gates:
-    assert gate.shape == (40_000, 4)
+  gates = dense.drop_path(jax.random.key(0), 40_000, (4, 2), 0.4)
+  for gate, survival in zip(gates, ([0.9, 0.8, 0.7, 0.6], [0.8, 0.6])):
+    survival = np.array(survival)
+    assert gate.shape == (40_000, len(survival))
     np.testing.assert_allclose((gate > 0).mean(0), survival, atol=0.01)
     np.testing.assert_allclose(gate.max(0), 1 / survival, rtol=1e-6)
-  np.testing.assert_array_equal(dense.drop_path(KEY, 2, 3, 0.).keep, 1)
+  np.testing.assert_array_equal(dense.drop_path(KEY, 2, (3, 2), 0.).keep, 1)
 
 
 @pytest.fixture(scope='module')
@@ -116,18 +114,20 @@ def path_loss(state, batch):
                           'joint.representation': 2.})
 
   @jax.jit
-  def loss(vit, teacher, actions):
-    z1 = modes.fixed(system.model, vit, batch.images)
-    return joint.path_loss(
-        system, system.config.joint, vit, z1, teacher, batch, actions)
+  def loss(params, teacher, actions):
+    start = system.begin(params, batch.images)
+    total, (metrics, updates) = joint.path_loss(
+        system, system.config.joint, params, start, teacher, batch, actions)
+    assert not updates
+    return total, metrics
 
-  return lambda teacher, actions: loss(state.params['vit'], teacher, actions)
+  return lambda teacher, actions: loss(state.params, teacher, actions)
 
 
 def test_path_loss_of_a_model_that_teaches_itself(
     state, batch, classify, path_loss):
   ones = jnp.ones((B, 3))
-  total, metrics = path_loss(state.params['vit'], Actions(ones, ones))
+  total, metrics = path_loss(state.teacher, Actions(ones, ones))
   ce, accuracy = _plain_cross_entropy(classify, batch)
   np.testing.assert_allclose(metrics['distill_loss'], 0, atol=1e-6)
   np.testing.assert_allclose(metrics['representation_loss'], 0, atol=1e-6)
@@ -144,7 +144,8 @@ def test_path_loss_weighs_its_terms(batch, state, classify, path_loss):
   want = (0.75 * metrics['loss'] + 0.25 * metrics['distill_loss']
           + 2 * metrics['representation_loss'])
   np.testing.assert_allclose(total, want, rtol=1e-5)
-  taught = jax.jit(tiny.model().apply)({'params': teacher}, batch.images).total
+  taught = jax.jit(tiny.model().apply)(
+      {'params': teacher['backbone']}, batch.images).total
   student = classify(actions)
   np.testing.assert_allclose(
       metrics['loss'], losses.cross_entropy(student, batch.targets), rtol=1e-5)
@@ -156,23 +157,21 @@ def test_path_loss_weighs_its_terms(batch, state, classify, path_loss):
 
 def test_one_head_learns_the_mean_of_the_teachers_two(batch):
   """A model whose heads agree, taught by itself, has nothing to learn."""
-  model = tiny.model(distillation=True)
-  vit = tiny.params(model)
+  system = make_system(**{'model.distillation': True, 'joint.distill': 0.5,
+                          'joint.temperature': 2., 'joint.representation': 0.})
+  vit = tiny.params(system.model)['backbone']
   vit['head_dist'] = vit['head']
-  both = types.SimpleNamespace(model=model, classify=lambda p, z1, actions: (
-      modes.adaptive(model, p, z1, actions, 'masked')))
-  c = types.SimpleNamespace(distill=0.5, temperature=2., hard_distill=False,
-                            representation=0.)
   kept = jnp.tile(jnp.float32([1, 1, 1]), (B, 1))
   @jax.jit
   def loss(vit, teacher):
     # Alike in all but what the distillation token differs in.
-    same = lambda p: {**p, 'dist': p['cls'], 'pos_embedding':
-                      p['pos_embedding'].at[:, 1].set(p['pos_embedding'][:, 0])}
-    vit, teacher = same(vit), same(teacher)
-    z1 = modes.fixed(model, vit, batch.images)
+    same = lambda p: {'backbone': {
+        **p, 'dist': p['cls'], 'pos_embedding':
+        p['pos_embedding'].at[:, 1].set(p['pos_embedding'][:, 0])}}
+    params = same(vit)
     return joint.path_loss(
-        both, c, vit, z1, teacher, batch, Actions(kept, kept))[1]
+        system, system.config.joint, params, system.begin(params, batch.images),
+        same(teacher), batch, Actions(kept, kept))[1][0]
   np.testing.assert_allclose(loss(vit, vit)['distill_loss'], 0, atol=1e-6)
   other = {**vit, 'head_dist': jax.tree.map(lambda x: 2 * x, vit['head'])}
   assert loss(other, vit)['distill_loss'] > 1e-2
@@ -210,22 +209,21 @@ def test_policy_gradient_image_by_image(
       'policy.reward': reward, 'policy.baseline': baseline,
       'policy.samples': 3, 'policy.entropy': 0.1, 'policy.aux': 0.5})
   c, nets = system.config.policy, system.nets
-  free = jnp.float32([0, 1, 1])
+  free = Actions(np.float32([0, 1, 1]), np.float32([0, 0, 1]))
   features_of = lambda p: system.features(
-      {'vit': state.params['vit'], 'policy': p}, z1, state.stats)
+      {**state.params, 'policy': p}, z1, batch.images)
 
   def loss(params, free=free):
-    vit, p = params['vit'], params['policy']
-    z1 = modes.fixed(system.model, vit, batch.images)
+    z1 = modes.fixed(system.model, params, batch.images)
     return policy.policy_gradient(
-        system, c, p, vit, z1, system.features(params, z1, state.stats),
+        system, c, params, z1, system.features(params, z1, batch.images),
         state.log_price, batch, KEY, free)
 
   grads, (metrics, updates) = jax.jit(
       jax.grad(loss, has_aux=True))(state.params)
   got = grads['policy']
   # The ViT learns nothing from rewards.
-  for leaf in jax.tree.leaves(grads['vit']):
+  for leaf in jax.tree.leaves(grads['backbone']):
     np.testing.assert_array_equal(leaf, 0)
 
   @jax.jit
@@ -265,9 +263,10 @@ def test_policy_gradient_image_by_image(
     for a, adv in zip(draws, advantage):
       logits = learned.action_logits(nets, p, features, a)
       for net in range(2):
-        s = learned.bounded(logits[net], c.bound)
-        log_p = jnp.where(a[net] > 0, jnp.log(s), jnp.log(1 - s))[:, 1:]
-        entropy = -(s * jnp.log(s) + (1 - s) * jnp.log(1 - s))[:, 1:]
+        s = learned.bounded(logits[net], c.bound)[:, free[net] > 0]
+        drawn = a[net][:, free[net] > 0]
+        log_p = jnp.where(drawn > 0, jnp.log(s), jnp.log(1 - s))
+        entropy = -(s * jnp.log(s) + (1 - s) * jnp.log(1 - s))
         total -= (log_p.sum(-1) * adv[:, net]
                   + 0.1 * entropy.sum(-1)).sum() / (c.samples * B)
     return total
@@ -284,7 +283,8 @@ def test_policy_gradient_image_by_image(
       metrics['macs_ratio'], system.cost.ratio(greedy).mean(), rtol=1e-6)
   if reward == 'macs':  # It rests until all encoders are free.
     np.testing.assert_array_equal(updates['log_price'], state.log_price)
-    _, (metrics, updates) = jax.jit(loss)(state.params, np.ones_like(free))
+    _, (metrics, updates) = jax.jit(loss)(
+        state.params, Actions(*map(np.ones_like, free)))
     np.testing.assert_allclose(
         updates['log_price'], reinforce.update_price(
             state.log_price, metrics['macs_ratio'], system.config.mac_target,

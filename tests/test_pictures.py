@@ -8,14 +8,27 @@ import numpy as np
 def test_easy_images_keep_the_fewest_layers(monkeypatch):
   figures = []
   monkeypatch.setattr(pictures, '_save', lambda *args: figures.append(args[0]))
-  kept = np.array([3, 0, 6, 2, 5, 1, 6, 4])
-  keep = np.float32(np.arange(6) < kept[:, None])
+  kept = np.array([3, 0, 6, 2, 5, 1, 6, 4], np.float32)
   labels = np.arange(8) % 2
   split = data.ArraySplit(np.zeros((8, 4, 4, 1), np.uint8), labels)
-  pictures.easy_and_hard(split, keep, ('ant', 'cat'), labels, '')
+  pictures.easy_and_hard(split, kept, ('ant', 'cat'), labels, '')
   (fewest, most), = (figure.subfigs for figure in figures)
   for part, title, want in ((fewest, 'fewest layers kept', [0, 1, 2, 3]),
                             (most, 'most layers kept', [4, 5, 6, 6])):
     assert part.get_suptitle() == title
     cells = [axes.get_title().split(': ') for axes in part.axes]
     assert [int(number) for _, number in cells] == want
+
+
+def test_bars_of_kinds_that_differ_in_number(monkeypatch):
+  figures = []
+  monkeypatch.setattr(pictures, '_save', lambda *args: figures.append(args[0]))
+  rates = dict(msa=[0.25], mlp=[1., 0.5, 0.75])
+  pictures.keep_rates(rates, 2, '')
+  axes, = figures[0].axes
+  bars = {c.get_label(): [(b.get_x() + b.get_width() / 2, b.get_height())
+                          for b in c] for c in axes.containers}
+  want = dict(MSA=[(2.8, 0.25)], MLP=[(3.2, 1.), (4.2, 0.5), (5.2, 0.75)])
+  for kind, points in want.items():
+    np.testing.assert_allclose(bars[kind], points)
+  np.testing.assert_array_equal(axes.get_xticks(), [3, 4, 5])

@@ -3,7 +3,10 @@
 import itertools
 
 from adavit_jax import cost
+from adavit_jax import models
+from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
+from adavit_jax.models.backbone import Tokens
 from adavit_jax.policies import fixed
 from adavit_jax.policies import inputs
 from adavit_jax.policies import learned
@@ -14,7 +17,8 @@ import numpy as np
 import pytest
 import tiny
 
-B, N, D, L, K = 5, 4, 6, 3, 4
+B, N, D, K = 5, 4, 6, 4
+NUM = L1, L2 = 3, 2
 CLOSE = dict(rtol=1e-5, atol=1e-5)
 
 
@@ -22,115 +26,134 @@ def _sigmoid(x):
   return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
 
 
-@pytest.mark.parametrize('array', [np.float32, np.bool_, jnp.int32])
-@pytest.mark.parametrize('msa, want', [
-    ([1, 0, 1], [1, 1, 0]), ([0, 0, 1], [1, 1, 0]), ([1, 0, 0], [0, 0, 0]),
-    ([0, 0, 0], [0, 0, 0]), ([1, 1, 1], [1, 1, 0])])
-def test_what_a_later_msa_layer_reads(array, msa, want):
-  actions = Actions(array(msa), None)
-  np.testing.assert_array_equal(actions.read_later, np.array(want, bool))
-  rows = Actions(array([msa, [1, 1, 1]]), None)
-  np.testing.assert_array_equal(
-      rows.read_later, np.array([want, [1, 1, 0]], bool))
-
-
-def test_a_gate_reads_too():
-  gates = Actions(np.float32([0, 1, .5]), None)
-  np.testing.assert_array_equal(gates.read_later, [True, True, False])
-
-
 @pytest.mark.parametrize('number, num_msa, num_mlp', [
     (1, 5, 5), (2, 5, 3), (3, 3, 3), (4, 1, 2), (5, 0, 0)])
 def test_table_1(number, num_msa, num_mlp):
-  actions = fixed.table_1(number, 11)
-  for kept, num in zip(actions, (num_msa, num_mlp)):
-    np.testing.assert_array_equal(kept, [0] * num + [1] * (11 - num))
-  last = fixed.table_1(number, 11, which='last')
+  actions = fixed.table_1(number, (11, 10))
+  for kept, num, total in zip(actions, (num_msa, num_mlp), (11, 10)):
+    np.testing.assert_array_equal(kept, [0] * num + [1] * (total - num))
+  last = fixed.table_1(number, (11, 10), which='last')
   np.testing.assert_array_equal(last.msa, actions.msa[::-1])
   np.testing.assert_array_equal(last.mlp, actions.mlp[::-1])
 
 
 def test_drop_and_all_layers():
   np.testing.assert_array_equal(
-      fixed.drop(4, 1, 3).keep, [1, 1, 1, 0, 1, 0, 0, 0])
+      fixed.drop((4, 4), 1, 3).keep, [1, 1, 1, 0, 1, 0, 0, 0])
   np.testing.assert_array_equal(
-      fixed.drop(4, 1, 3, which='first').keep, [0, 1, 1, 1, 0, 0, 0, 1])
-  np.testing.assert_array_equal(fixed.all_layers(2).keep, [1, 1, 1, 1])
-  np.testing.assert_array_equal(fixed.drop(2, 2, 2).keep, [0, 0, 0, 0])
+      fixed.drop((4, 4), 1, 3, which='first').keep, [0, 1, 1, 1, 0, 0, 0, 1])
+  np.testing.assert_array_equal(
+      fixed.drop((2, 4), 1, 3).keep, [1, 0, 1, 0, 0, 0])
+  np.testing.assert_array_equal(fixed.all_layers((2, 3)).keep, [1, 1, 1, 1, 1])
+  np.testing.assert_array_equal(fixed.drop((2, 2), 2, 2).keep, [0, 0, 0, 0])
+  np.testing.assert_array_equal(fixed.drop((0, 2), 0, 1).keep, [1, 0])
+
+
+def test_actions_are_one_vector_and_back():
+  keep = np.arange(10).reshape(2, 5)
+  actions = Actions.from_keep(keep, (2, 3))
+  np.testing.assert_array_equal(actions.msa, [[0, 1], [5, 6]])
+  np.testing.assert_array_equal(actions.mlp, [[2, 3, 4], [7, 8, 9]])
+  np.testing.assert_array_equal(actions.keep, keep)
+  assert isinstance(actions.keep, np.ndarray)
+  np.testing.assert_array_equal(actions.num_kept, [10, 35])
+  np.testing.assert_array_equal(
+      Actions.from_keep(keep[0], plan.num_layers(tiny.model())).msa, [0, 1, 2])
 
 
 def test_parse():
-  actions = fixed.parse('101001', 3)
+  actions = fixed.parse('10101', (3, 2))
   np.testing.assert_array_equal(actions.msa, [1, 0, 1])
-  np.testing.assert_array_equal(actions.mlp, [0, 0, 1])
+  np.testing.assert_array_equal(actions.mlp, [0, 1])
 
 
-@pytest.mark.parametrize('call, message', [
-    (lambda: fixed.table_1(6, 11), 'policy 6 is not in Table 1'),
-    (lambda: fixed.table_1(1, 4), 'cannot drop 5 MSA and 5 MLP layers of 4'),
-    (lambda: fixed.drop(4, -1, 0), 'cannot drop -1 MSA'),
-    (lambda: fixed.drop(4, 1, 1, which='all'), "which='all' must be 'first'"),
-    (lambda: fixed.parse('101', 3), "keep='101' must be 6 digits"),
-    (lambda: fixed.parse('10100x', 3), 'must be 6 digits 0 or 1'),
+@pytest.mark.parametrize('call, fields', [
+    (lambda: fixed.table_1(6, (11, 11)), 'policy 6'),
+    (lambda: fixed.table_1(1, (4, 11)), '5 MSA and 5 MLP .* 4 and 11'),
+    (lambda: fixed.table_1(1, (11, 4)), '5 MSA and 5 MLP .* 11 and 4'),
+    (lambda: fixed.drop((4, 4), -1, 0), '-1 MSA'),
+    (lambda: fixed.drop((4, 4), 1, 1, which='all'), "^which='all'"),
+    (lambda: fixed.parse('1010', (3, 2)), "^keep='1010'.* 3 MSA, then 2 MLP"),
+    (lambda: fixed.parse('101001', (3, 2)), "^keep='101001'"),
+    (lambda: fixed.parse('1010x', (3, 2)), "^keep='1010x'"),
 ])
-def test_wrong_calls(call, message):
-  with pytest.raises(ValueError, match=message):
+def test_wrong_calls(call, fields):
+  with pytest.raises(ValueError, match=fields):
     call()
 
 
 def test_stochastic_survival_falls_linearly_with_depth():
   num, final = 20_000, 0.2
-  actions = fixed.stochastic(jax.random.key(0), num, 4, final=final)
-  want = np.array([0.8, 0.6, 0.4, 0.2])
-  np.testing.assert_allclose(fixed.survival(4, final), want, rtol=1e-6)
-  for kept in actions:
-    assert kept.shape == (num, 4)
+  actions = fixed.stochastic(jax.random.key(0), num, (4, 2), final=final)
+  probabilities = np.array([0.8, 0.6, 0.4, 0.2]), np.array([0.6, 0.2])
+  for kept, survival, want in zip(
+      actions, fixed.survival((4, 2), final), probabilities, strict=True):
+    np.testing.assert_allclose(survival, want, rtol=1e-6)
+    assert kept.shape == (num, len(want))
     error = np.sqrt(want * (1 - want) / num)
     assert (np.abs(kept.mean(0) - want) < 4 * error).all()
   # The two branches and the layers are dropped independently.
-  correlation = np.corrcoef(actions.keep.T)[np.triu_indices(8, 1)]
+  correlation = np.corrcoef(actions.keep.T)[np.triu_indices(6, 1)]
   assert np.abs(correlation).max() < 5 / np.sqrt(num)
 
 
 def test_uniform_meets_a_budget_of_macs():
   """MSA and MLP cost different amounts, the mean is right all the same."""
   num, budget = 20_000, 0.7
-  spend = cost.vit(tiny.model(mlp_ratio=4.))
+  spend = cost.of(tiny.model(mlp_ratio=4.))
   assert spend.msa != spend.mlp
-  none = Actions(*(np.zeros(L),) * 2)
+  num_layers = len(spend.msa), len(spend.mlp)
+  none = Actions(*map(np.zeros, num_layers))
   always = spend.adaptive(none)
   keep = (budget * spend.dense - always) / (spend.dense - always)
-  actions = fixed.uniform(jax.random.key(0), num, L, keep=keep)
+  actions = fixed.uniform(jax.random.key(0), num, num_layers, keep=keep)
   ratios = np.asarray(spend.ratio(actions))
   assert abs(ratios.mean() - budget) < 4 * ratios.std() / np.sqrt(num)
   assert ratios.std() > 0.02
 
 
 def _nets(seed=0, **kwargs):
-  """Networks with random parameters, z1 and statistics."""
-  nets = learned.PolicyNets(num_layers=L, num_classes=K, **kwargs)
+  """Networks with random parameters, token features and statistics."""
+  nets = learned.PolicyNets(num_layers=NUM, num_classes=K, **kwargs)
   rng = np.random.default_rng(seed)
   z1 = rng.normal(size=(B, N, D)).astype(np.float32)
-  width = D * (N if nets.tokens == 'all' else 2)
-  stats = inputs.Stats(*rng.uniform(0.5, 1, (2, width)).astype(np.float32))
+  x = inputs.token_features(z1, nets.tokens, 1)
+  stats = inputs.Stats(
+      *rng.uniform(0.5, 1, (2, x.shape[1])).astype(np.float32))
   shapes = jax.eval_shape(
-      nets.init, jax.random.key(0), z1, stats, jnp.zeros((B, K)))['params']
+      nets.init, jax.random.key(0), x, stats, jnp.zeros((B, K)))['params']
   params = jax.tree.map(
       lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
-  return nets, params, z1, stats
+  return nets, params, x, stats
 
 
 def _apply(nets, params, *args, method):
   return nets.apply({'params': params}, *args, method=method)
 
 
-def _tokens(z1, tokens):
+def _tokens(z1, tokens, prefix=1):
   x = z1.astype(np.float64)
   x = x - x.mean(-1, keepdims=True)
   x /= np.sqrt((x ** 2).mean(-1, keepdims=True) + 1e-6)
+  if tokens == 'pooled' and not prefix:
+    return x.mean(1)
   if tokens == 'pooled':
     return np.concatenate([x[:, 0], x[:, 1:].mean(1)], -1)
   return x.reshape(B, -1)
+
+
+@pytest.mark.parametrize('prefix', [0, 1, 2])
+@pytest.mark.parametrize('tokens', ['all', 'pooled'])
+def test_token_features(tokens, prefix):
+  """Without a class token, the mean over all tokens alone."""
+  z1 = np.random.default_rng(0).normal(2, 3, (B, N, D)).astype(np.float32)
+  got = inputs.token_features(z1, tokens, prefix)
+  np.testing.assert_allclose(got, _tokens(z1, tokens, prefix), **CLOSE)
+  at = Tokens(width=D, num=N, prefix=prefix)
+  assert got.shape == (B, inputs.num_features(at, tokens))
+  assert got.dtype == jnp.float32
+  nets = learned.PolicyNets(NUM, K, tokens=tokens)
+  assert nets.num_features(at) == got.shape[1]
 
 
 def _difficulty(logits):
@@ -147,13 +170,14 @@ def _difficulty(logits):
 @pytest.mark.parametrize('tokens, head', [
     ('all', False), ('pooled', False), ('pooled', True)])
 def test_features_and_equations_6_to_10(tokens, head):
-  nets, params, z1, stats = _nets(tokens=tokens, head=head, num_candidates=5)
+  nets, params, given, stats = _nets(
+      tokens=tokens, head=head, num_candidates=5)
   answer = np.random.default_rng(2).normal(size=(B, K)).astype(np.float32)
-  features = _apply(nets, params, z1, stats, answer, method='features')
+  features = _apply(nets, params, given, stats, answer, method='features')
 
   p = jax.tree.map(lambda x: x.astype(np.float64), params)
   dense = lambda name, x: x @ p[name]['kernel'] + p[name]['bias']
-  x = (_tokens(z1, tokens) - stats.mean) / stats.std
+  x = (np.float64(given) - stats.mean) / stats.std
   aux = dense('aux_head', x)
   inputs = np.concatenate([x * np.sqrt(0.03), _difficulty(aux)]
                           + [_difficulty(answer)] * head, -1)
@@ -161,11 +185,12 @@ def test_features_and_equations_6_to_10(tokens, head):
   np.testing.assert_allclose(features.inputs, inputs, **CLOSE)
 
   bound = 0.9
-  a1 = np.random.default_rng(1).integers(0, 2, (B, L)).astype(np.float32)
+  a1 = np.random.default_rng(1).integers(0, 2, (B, L1)).astype(np.float32)
   logits = learned.action_logits(nets, params, features, Actions(a1, None))
   s1 = _sigmoid(dense('msa_net', inputs))  # (6)
   s2 = _sigmoid(dense('mlp_net', np.concatenate([inputs, a1], -1)))  # (9)
-  for got, s in zip(logits, (s1, s2)):
+  for got, s, num in zip(logits, (s1, s2), NUM):
+    assert got.shape == (B, num)
     want = bound * s + (1 - bound) * (1 - s)  # (7), (10)
     np.testing.assert_allclose(learned.bounded(got, bound), want, **CLOSE)
     assert want.min() > 0.1 - 1e-6 and want.max() < 0.9 + 1e-6
@@ -176,27 +201,28 @@ def test_features_and_equations_6_to_10(tokens, head):
 
 
 def test_hidden_layer_lies_beside_the_direct_path():
-  nets, params, z1, stats = _nets(aux=False, hidden=7)
-  features = _apply(nets, params, z1, stats, method='features')
+  nets, params, x, stats = _nets(aux=False, hidden=7)
+  features = _apply(nets, params, x, stats, method='features')
   assert features.aux_logits is None
   assert features.inputs.shape == (B, N * D + 7)
-  x = (_tokens(z1, 'all') - stats.mean) / stats.std * np.sqrt(0.03)
+  x = (np.float64(x) - stats.mean) / stats.std * np.sqrt(0.03)
   np.testing.assert_allclose(features.inputs[:, :N * D], x, **CLOSE)
 
 
 def test_first_actions_follow_the_bias():
   for bias in (2., -2.):
-    nets, _, z1, stats = _nets(bias=bias)
-    params = nets.init(jax.random.key(0), z1, stats)['params']
-    features = _apply(nets, params, z1, stats, method='features')
+    nets, _, x, stats = _nets(bias=bias)
+    params = nets.init(jax.random.key(0), x, stats)['params']
+    features = _apply(nets, params, x, stats, method='features')
     keep = learned.greedy(nets, params, features).keep
     np.testing.assert_array_equal(keep, bias > 0)
 
 
 def test_likelihoods_of_all_actions_sum_to_one():
-  nets, params, z1, stats = _nets()
-  features = _apply(nets, params, z1, stats, method='features')
-  vectors = np.float32(list(itertools.product((0, 1), repeat=L)))
+  nets, params, x, stats = _nets()
+  features = _apply(nets, params, x, stats, method='features')
+  vectors = [np.float32(list(itertools.product((0, 1), repeat=num)))
+             for num in NUM]
 
   @jax.jit
   def total(bound):
@@ -206,7 +232,7 @@ def test_likelihoods_of_all_actions_sum_to_one():
       s = Actions(*(learned.bounded(x, bound) for x in logits))
       return jnp.exp(learned.log_likelihood(s.keep, actions.keep).sum(-1))
     pairs = jax.vmap(jax.vmap(likelihood, (None, 0)), (0, None))
-    return pairs(vectors, vectors).sum((0, 1))
+    return pairs(*vectors).sum((0, 1))
 
   np.testing.assert_allclose(total(0.95), np.ones(B), rtol=1e-5)
   np.testing.assert_allclose(total(1.), np.ones(B), rtol=1e-4)
@@ -229,10 +255,10 @@ def test_likelihood_and_entropy_of_certain_decisions_are_finite():
 
 
 def test_samples_follow_the_bounded_probabilities():
-  nets, params, z1, stats = _nets()
-  features = _apply(nets, params, z1, stats, method='features')
+  nets, params, x, stats = _nets()
+  features = _apply(nets, params, x, stats, method='features')
   num, bound = 20_000, 0.9
-  free = np.float32([0, 1, 1])
+  free = Actions(np.float32([0, 1, 1]), np.float32([0, 1]))
   draw = lambda key: learned.sample(
       nets, params, features, key, bound=bound, free=free)
   actions = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), num))
@@ -241,8 +267,9 @@ def test_samples_follow_the_bounded_probabilities():
   gap = np.abs(actions.msa.mean(0) - s)
   assert (gap[:, 1:] < 4.5 * error[:, 1:]).all()
   # The MLP network is asked with the MSA actions of the same sample.
-  image = 0
-  chosen = (actions.msa[:, image] == jnp.float32([1, 0, 1])).all(-1)
+  chosen = (actions.msa == jnp.float32([1, 0, 1])).all(-1)
+  image = int(chosen.sum(0).argmax())
+  chosen = chosen[:, image]
   assert chosen.sum() > 500
   a1 = jnp.tile(jnp.float32([1, 0, 1]), (B, 1))
   s = learned.bounded(
@@ -253,11 +280,14 @@ def test_samples_follow_the_bounded_probabilities():
   # What the curriculum has not freed always runs.
   np.testing.assert_array_equal(actions.msa[..., 0], 1)
   np.testing.assert_array_equal(actions.mlp[..., 0], 1)
+  everything = jax.jit(lambda key: learned.sample(
+      nets, params, features, key, bound=0.5))(jax.random.key(0))
+  assert [a.shape for a in everything] == [(B, L1), (B, L2)]
 
 
 def test_greedy_thresholds():
-  nets, params, z1, stats = _nets()
-  features = _apply(nets, params, z1, stats, method='features')
+  nets, params, x, stats = _nets()
+  features = _apply(nets, params, x, stats, method='features')
   greedy = lambda **kwargs: learned.greedy(nets, params, features, **kwargs)
   rows = [greedy(threshold=t) for t in (0.001, 0.2, 0.5, 0.8, 0.999)]
   for low, high in zip(rows, rows[1:]):
@@ -274,57 +304,77 @@ def test_greedy_thresholds():
   even = learned.greedy(nets, jax.tree.map(np.zeros_like, params), features)
   np.testing.assert_array_equal(even.keep, 1)
 
-  forced = greedy(threshold=0.999, free=np.float32([0, 0, 1]))
+  forced = greedy(threshold=0.999, free=Actions(
+      np.float32([0, 0, 1]), np.float32([1, 0])))
   np.testing.assert_array_equal(forced.msa[:, :2], 1)
-  np.testing.assert_array_equal(forced.mlp[:, :2], 1)
+  np.testing.assert_array_equal(forced.mlp[:, 1], 1)
   np.testing.assert_array_equal(forced.msa[:, 2], rows[-1].msa[:, 2])
 
 
 def test_gradients_stop_at_z1_and_at_the_classifier():
-  nets, params, z1, stats = _nets(hidden=3)
+  nets, params, x, stats = _nets(hidden=3)
 
   @jax.jit
   @jax.grad
   def of_inputs(both):
-    params, z1 = both
-    return _apply(nets, params, z1, stats, method='features').inputs.sum()
+    params, x = both
+    return _apply(nets, params, x, stats, method='features').inputs.sum()
 
   @jax.jit
   @jax.grad
   def of_classifier(both):
-    params, z1 = both
-    return _apply(nets, params, z1, stats, method='features').aux_logits[0, 0]
+    params, x = both
+    return _apply(nets, params, x, stats, method='features').aux_logits[0, 0]
 
-  policy, tokens = of_inputs((params, z1))
+  policy, tokens = of_inputs((params, x))
   np.testing.assert_array_equal(tokens, 0)
   np.testing.assert_array_equal(policy['aux_head']['kernel'], 0)
   assert np.abs(policy['hidden_layer']['kernel']).max() > 0
-  policy, tokens = of_classifier((params, z1))
+  policy, tokens = of_classifier((params, x))
   np.testing.assert_array_equal(tokens, 0)
   assert np.abs(policy['aux_head']['kernel']).max() > 0
 
 
-def test_features_of_a_vit_show_what_its_head_says_of_z1():
-  model = tiny.model(distillation=True)
+def test_the_answer_of_the_head_must_be_given():
+  nets, params, x, stats = _nets(head=True)
+  with pytest.raises(ValueError, match='head=True.*head_logits'):
+    _apply(nets, params, x, stats, method='features')
+
+
+def _observed(model, images):
+  """(jitted function of z1, parameters with a policy, z1, logits dropped)."""
   nets = learned.PolicyNets(
-      num_layers=model.num_adaptive, num_classes=4, head=True)
+      num_layers=plan.num_layers(model), num_classes=4, head=True)
   policy, stats = learned.init_params(nets, model, jax.random.key(0))
-  params = {'policy': policy, 'vit': tiny.params(model)}
-  z1 = np.random.default_rng(0).normal(
-      size=(B, model.num_tokens, model.width)).astype(np.float32)
+  params = {**tiny.params(model), 'policy': policy, 'policy_stats': stats}
+  observe = jax.jit(
+      lambda p, z1: learned.observe(nets, model, p, z1, images).inputs)
+  z1 = jax.jit(lambda p: modes.fixed(model, p, images))(params)
+  none = Actions(*map(np.zeros, nets.num_layers))
+  answer = jax.jit(lambda p: modes.forward(
+      model, p, images, none).total)(params)
+  return nets, observe, params, z1, np.asarray(answer)
 
-  @jax.jit
-  @jax.grad
-  def gradient(both):
-    params, z1 = both
-    return learned.observe(nets, model, params, z1, stats).inputs.sum()
 
-  got = jax.jit(lambda p, z1: learned.observe(nets, model, p, z1, stats))(
-      params, z1).inputs
-  none = np.zeros(model.num_adaptive, np.float32)
-  answer = jax.jit(lambda p, z1: modes.adaptive(
-      model, p, z1, Actions(none, none), 'masked').total)(params['vit'], z1)
+@pytest.mark.parametrize('name', ['vit', 'ravit'])
+def test_features_show_what_the_head_says_if_all_layers_are_dropped(name):
+  """Of a ViT the head reads z1; of a RAViT the images come in once more."""
+  model, size = tiny.model(distillation=True), 8
+  if name == 'ravit':
+    model, size = models.create(
+        'ravit_cifar_patch4_32', image_size=16, channels=1, width=8,
+        num_heads=2, num_classes=4), 16
+  images = np.random.default_rng(0).normal(
+      size=(B, size, size, 1)).astype(np.float32)
+  nets, observe, params, z1, answer = _observed(model, images)
+  got = observe(params, z1)
+  at = plan.tokens_at(model, model.num_fixed)
+  stats = params['policy_stats']
   np.testing.assert_allclose(
-      got[:, -7:], _difficulty(np.asarray(answer)), **CLOSE)
-  for leaf in jax.tree.leaves(gradient((params, z1))):
+      got[:, :nets.num_features(at)], _tokens(np.asarray(z1), 'all')
+      * np.sqrt(0.03), **CLOSE)
+  assert stats.mean.shape == (nets.num_features(at),)
+  np.testing.assert_allclose(got[:, -7:], _difficulty(answer), **CLOSE)
+  gradient = jax.jit(jax.grad(lambda both: observe(*both).sum()))((params, z1))
+  for leaf in jax.tree.leaves(gradient):
     np.testing.assert_array_equal(leaf, 0)

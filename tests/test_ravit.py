@@ -3,8 +3,12 @@
 import math
 
 from adavit_jax import models
+from adavit_jax.models import plan
 from adavit_jax.models import ravit
-from adavit_jax.models import stages as stages_lib
+from adavit_jax.models.actions import Actions
+from adavit_jax.models.backbone import EVAL
+from adavit_jax.runtime import modes
+from adavit_jax.runtime import stages as stages_lib
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,15 +77,16 @@ def _dense(x, p):
   return x @ p['kernel'] + p['bias']
 
 
-def _encoder(x, p, heads):
+def _encoder(x, p, heads, msa, mlp):
+  """msa, mlp: whether an image runs the branch, [B, 1, 1]."""
   split = lambda y: y.reshape(*y.shape[:2], heads, -1).transpose(0, 2, 1, 3)
   q, k, v = map(split, np.split(_dense(_norm(x, p['norm1']), p['qkv']), 3, -1))
   a = np.exp(q @ k.transpose(0, 1, 3, 2) / math.sqrt(q.shape[-1]))
   y = (a / a.sum(-1, keepdims=True)) @ v
-  x = x + _dense(y.transpose(0, 2, 1, 3).reshape(x.shape), p['proj'])
+  x = x + msa * _dense(y.transpose(0, 2, 1, 3).reshape(x.shape), p['proj'])
   y = _dense(_norm(x, p['norm2']), p['fc1'])
   y = y * (1 + np.vectorize(math.erf)(y / math.sqrt(2))) / 2
-  return x + _dense(y, p['fc2'])
+  return x + mlp * _dense(y, p['fc2'])
 
 
 def _resize(images, size):
@@ -91,8 +96,13 @@ def _resize(images, size):
   return np.stack([resize(x[..., 0]) for x in images])[..., None]
 
 
-def _ravit(model, params, images):
-  params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+def _ravit(model, params, images, keep=None):
+  """Logits [E, B, K]; keep [2, B, N] of all N encoders, MSA and MLP."""
+  params = jax.tree.map(
+      lambda x: np.asarray(x, np.float64), params['backbone'])
+  if keep is None:
+    keep = np.ones((2, len(images), sum(model.layers)))
+  keep = iter(np.moveaxis(keep, -1, 0)[..., None, None])  # each [2, B, 1, 1]
   p = model.patch_size
   cls = np.tile(params['cls'], (len(images), 1, 1))
   logits = []
@@ -107,7 +117,7 @@ def _ravit(model, params, images):
     x = np.concatenate([cls, x], 1) + params[f'pos_embedding_{i}']
     for layer in range(layers):
       q = jax.tree.map(lambda leaf: leaf[layer], params[f'encoders_{i}'])
-      x = _encoder(x, q, model.num_heads)
+      x = _encoder(x, q, model.num_heads, *next(keep))
     cls = x[:, :1]
     logits.append(
         _dense(_norm(cls[:, 0], params[f'norm_{i}']), params[f'head_{i}']))
@@ -117,15 +127,16 @@ def _ravit(model, params, images):
 @pytest.mark.parametrize('overrides', [
     dict(),
     dict(layers=(1, 0, 1), factors=(2, 1, 1), shared_stem=True),
-    dict(layers=(0, 1)),
+    dict(layers=(0, 1), num_fixed=0),
     dict(image_size=12, layers=(1, 1, 1), factors=(1.5, 1, 1)),
 ])
 def test_ravit_is_its_formulas(overrides):
   model = _model(**overrides)
   params, images = tiny.params(model), _images(size=model.image_size)
-  got = jax.jit(lambda p, x: model.apply({'params': p}, x))(params, images)
+  got = jax.jit(lambda p, x: model.apply({'params': p}, x))(
+      params['backbone'], images)
   want = _ravit(model, params, images)
-  assert got.shape == (model.num_stages, 3, 3)
+  assert got.shape == (len(plan.exits(model)), 3, 3)
   np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-4)
 
 
@@ -139,14 +150,112 @@ def params(model):
   return tiny.params(model)
 
 
+def _run(stages, params, images):
+  carry, logits = None, []
+  for stage in stages:
+    carry, y = stage(params, images, carry)
+    logits.append(y)
+  return jnp.stack(logits)
+
+
 def test_stages_are_the_model(model, params):
   images = _images()
-  want = jax.jit(lambda p, x: model.apply({'params': p}, x))(params, images)
-  for kwargs in (dict(), dict(unroll=2, remat=True), dict(inference=True)):
-    got = jax.jit(lambda p, x: (
-        stages_lib.exit_logits(model, p, x, **kwargs),
-        model.apply({'params': p}, x, **kwargs)))(params, images)
-    np.testing.assert_allclose(got, [want] * 2, rtol=1e-5, atol=1e-5)
+  want = jax.jit(lambda p, x: model.apply({'params': p}, x))(
+      params['backbone'], images)
+  for kwargs in (dict(inference=False), dict(),
+                 dict(inference=False, unroll=2, remat=True)):
+    stages = stages_lib.stages(model, **kwargs)
+    got = jax.jit(lambda p, x: _run(stages, p, x))(params, images)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+  got = jax.jit(lambda p, x: stages_lib.exit_logits(model, p, x))(
+      params, images)
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+  got = jax.jit(lambda p, x: modes.forward(model, p, x))(params, images)
+  np.testing.assert_allclose(got.total, want[-1], rtol=1e-5, atol=1e-5)
+  assert got.dist is None
+
+
+def test_training_runs_the_stages(model, params):
+  images = _images()
+  def run(params, **kwargs):
+    return stages_lib.training(model, params, images, EVAL, **kwargs)
+  want = jax.jit(lambda p: model.apply({'params': p}, images))(
+      params['backbone'])
+  for kwargs in (dict(), dict(unroll=2, remat=True)):
+    logits, stats = jax.jit(lambda p: run(p, **kwargs))(params)
+    np.testing.assert_allclose(logits, want, rtol=1e-5, atol=1e-5)
+    assert stats is None
+  first, = jax.jit(lambda p: run(p, num=1)[0])(params)
+  np.testing.assert_allclose(first, want[0], rtol=1e-5, atol=1e-5)
+
+
+def test_detached_stages_have_no_gradient_from_later_exits(model, params):
+  """One optimizer then trains all stages, each by its own exit."""
+  def grad(detach):
+    loss = lambda p: (stages_lib.training(
+        model, p, _images(), EVAL, detach=detach)[0][1] ** 2).sum()
+    return jax.jit(jax.grad(loss))(params)['backbone']
+  attached, detached = grad(False), grad(True)
+  for name in attached:
+    largest = lambda tree: max(
+        np.abs(x).max() for x in jax.tree.leaves(tree[name]))
+    assert (largest(attached) > 0) == (name not in ('norm_0', 'head_0')), name
+    assert (largest(detached) > 0) == (name.endswith('_1')), name
+
+
+@pytest.fixture(scope='module', params=[0, 1, 2])
+def steered(request):
+  """The policy decides before, behind and inside a branch."""
+  return _model(layers=(1, 2, 1), factors=(2, 1, 1), num_fixed=request.param)
+
+
+def test_modes_drop_layers_inside_the_branches(steered):
+  params, images = tiny.params(steered, scale=0.5), _images(n=6)
+  num = 4 - steered.num_fixed
+  assert plan.num_layers(steered) == (num, num)
+  keep = np.ones((2, 6, 4), np.float32)
+  keep[:, :, steered.num_fixed:] = np.random.default_rng(3).integers(
+      0, 2, (2, 6, num))
+  actions = Actions(*keep[:, :, steered.num_fixed:])
+  want = _ravit(steered, params, images, keep)[-1]
+  assert np.abs(want - _ravit(steered, params, images)[-1]).max() > 0.1
+
+  run = jax.jit(lambda p, x, actions, mode: modes.forward(
+      steered, p, x, actions, mode=mode).total, static_argnames='mode')
+  close = dict(rtol=2e-4, atol=2e-4)
+  for mode in ('masked', 'compact'):
+    np.testing.assert_allclose(
+        run(params, images, actions, mode), want, **close)
+  for i in range(6):
+    row = Actions(*(a[i:i + 1] for a in actions))
+    got = run(params, images[i:i + 1], row, 'cond')
+    np.testing.assert_allclose(got[0], want[i], **close)
+  for i in range(2):
+    shared = Actions(*(a[i] for a in actions))
+    got = modes.forward(steered, params, images, shared, mode='static').total
+    np.testing.assert_allclose(got[i], want[i], **close)
+
+  ones = Actions(*np.ones((2, 6, num), np.float32))
+  want = _ravit(steered, params, images)[-1]
+  for mode in ('masked', 'compact'):
+    np.testing.assert_allclose(run(params, images, ones, mode), want, **close)
+  np.testing.assert_allclose(
+      modes.forward(steered, params, images).total, want, **close)
+
+
+def test_images_are_needed_where_a_branch_follows_the_policy():
+  last = _model(layers=(1, 2), num_fixed=2)
+  assert [plan.rereads_images(last.clone(num_fixed=i)) for i in range(3)] == [
+      True, True, False]
+  params, images = tiny.params(last), _images()
+  ones = Actions(np.ones(1), np.ones(1))
+  @jax.jit
+  def run(params, images):
+    z1 = modes.fixed(last, params, images)
+    return (modes.adaptive(last, params, z1, ones, 'masked').total,
+            modes.forward(last, params, images).total)
+  got, want = run(params, images)
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
 def test_the_carry_is_the_cls_token_and_counts(model, params):
@@ -169,36 +278,41 @@ def test_the_image_reaches_every_branch(model, params):
 
 def test_gradients_reach_every_parameter_from_the_last_exit(model, params):
   loss = lambda p: (model.apply({'params': p}, _images())[-1] ** 2).sum()
-  grads = jax.jit(jax.grad(loss))(params)
+  grads = jax.jit(jax.grad(loss))(params['backbone'])
   early_exit = {'norm_0', 'head_0'}
   for name, leaves in grads.items():
     largest = max(np.abs(x).max() for x in jax.tree.leaves(leaves))
     assert (largest > 0) == (name not in early_exit), name
 
 
-@pytest.mark.parametrize('overrides, message', [
-    (dict(factors=(1.5, 1)), r'sees 11 x 11 pixels, which patch_size=4 does '
-     r'not divide; .*: 2 \(8 pixels\) or 1.33333 \(12 pixels\)'),
-    (dict(image_size=18), 'branch 0 sees 9 x 9 pixels'),
-    (dict(factors=(8, 1)), r'branch 0 sees 2 x 2 .*: 4 \(4 pixels\)'),
-    (dict(factors=(1, 2)), r'factors=\(1, 2\) .* the coarsest branch first'
-     '|must not rise'),
-    (dict(factors=(0.5, 0.5)), 'must be at least 1'),
-    (dict(layers=(0, 0)), r'layers=\(0, 0\) .* at least one of them positive'),
-    (dict(layers=(1, -1)), 'none negative'),
-    (dict(layers=(1, 1.5)), 'whole numbers'),
-    (dict(layers=(1, 2, 3)), 'one number for each branch'),
-    (dict(layers=4), 'layers=4 must be a tuple'),
-    (dict(width=9), 'num_heads=2 does not divide width=9'),
-    (dict(depth=3), "unknown model attribute 'depth'.*factors"),
+@pytest.mark.parametrize('overrides, fields', [
+    # The nearest that fit.
+    (dict(factors=(1.5, 1)),
+     r'factors=.*11 x 11.*patch_size=4.*2 \(8 .*1.33333 \(12 '),
+    (dict(image_size=18), 'factors=.* 9 x 9 .*patch_size'),
+    (dict(factors=(8, 1)), r'factors=.* 2 x 2 .*: 4 \(4 '),
+    (dict(factors=(1, 2)), r'^factors=\(1, 2\)'),
+    (dict(factors=(0.5, 0.5)), r'^factors=\(0.5, 0.5\)'),
+    (dict(layers=(0, 0)), r'^layers=\(0, 0\)'),
+    (dict(layers=(1, -1)), r'^layers=\(1, -1\)'),
+    (dict(layers=(1, 1.5)), r'^layers=\(1, 1.5\)'),
+    (dict(layers=(1, 2, 3)), r'^layers=\(1, 2, 3\) and factors'),
+    (dict(layers=4), '^layers=4'),
+    (dict(factors=2.), '^factors=2.0'),
+    (dict(width=9), '^num_heads=2 .*width=9'),
+    (dict(mlp_ratio=0), '^mlp_ratio=0'),
+    (dict(num_fixed=3), '^num_fixed=3'),
+    (dict(num_fixed=-1), '^num_fixed=-1'),
+    (dict(layers=(0, 1)), '^num_fixed=1'),
+    (dict(depth=3), "'depth'.*factors"),
 ])
-def test_what_does_not_fit_is_refused(overrides, message):
-  with pytest.raises(ValueError, match=message):
+def test_what_does_not_fit_is_refused(overrides, fields):
+  with pytest.raises(ValueError, match=fields):
     _model(**overrides)
 
 
 def test_an_absent_branch_may_have_any_size():
-  assert _model(factors=(1.5, 1), layers=(0, 2)).num_stages == 1
+  assert len(plan.exits(_model(factors=(1.5, 1), layers=(0, 2)))) == 1
 
 
 def test_lists_from_json_are_tuples():
@@ -206,14 +320,24 @@ def test_lists_from_json_are_tuples():
 
 
 def test_wrong_images(model, params):
-  first, _ = stages_lib.stages(model)
-  with pytest.raises(ValueError, match=r'the model takes \[B, 16, 16, 1\]'):
-    first(params, jnp.zeros((2, 8, 8, 1)), None)
+  images = jnp.zeros((2, 8, 8, 1))
+  for run in (lambda: stages_lib.stages(model)[0](params, images, None),
+              lambda: modes.forward(model, params, images),
+              lambda: model.apply({'params': params['backbone']}, images)):
+    with pytest.raises(ValueError, match=r'images.*\[B, 16, 16, 1\]'):
+      run()
 
 
-def test_a_plain_vit_has_no_stages():
-  with pytest.raises(ValueError, match='ViT has no stages'):
-    stages_lib.stages(tiny.model())
+def test_a_plain_vit_is_one_stage():
+  vit = tiny.model()
+  params = tiny.params(vit)
+  images = _images(size=8)
+  stage, = stages_lib.stages(vit)
+  _, logits = jax.jit(stage)(params, images, None)
+  want = vit.apply({'params': params['backbone']}, images).total
+  np.testing.assert_allclose(logits, want, rtol=1e-5, atol=1e-5)
+  got = stages_lib.exit_logits(vit, params, images)
+  np.testing.assert_allclose(got, [want], rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_keeps_parameters_and_logits_in_float32():

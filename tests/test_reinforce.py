@@ -27,6 +27,13 @@ def test_layer_reward_is_equation_12():
   np.testing.assert_allclose(got, [0.75 + 0.5 + 2.5, 0 + 0.25 + 0])
 
 
+def test_layers_are_counted_as_shares_of_their_kind():
+  actions = Actions(np.float32([[1, 0]]), np.float32([[1, 0, 0, 0]]))
+  msa, mlp = reinforce.drop_reward(actions)
+  np.testing.assert_allclose(msa, [0.5])
+  np.testing.assert_allclose(mlp, [0.75])
+
+
 def test_split_rewards_are_equations_15_and_16():
   msa, mlp = reinforce.split_rewards(ACTIONS, CORRECT, 2.5)
   np.testing.assert_allclose(msa, [0.75 + 2.5, 0])
@@ -52,12 +59,21 @@ def test_baselines_by_hand():
     (0., [0, 0, 0, 1]), (0.1, [0, 0, 0, 1]), (0.2, [0, 0, 1, 1]),
     (0.3, [0, 1, 1, 1]), (0.45, [1, 1, 1, 1]), (1., [1, 1, 1, 1])])
 def test_curriculum_frees_the_last_encoders_first(progress, free):
-  np.testing.assert_array_equal(
-      reinforce.curriculum(jnp.float32(progress), 4, 0.5), free)
+  got = reinforce.curriculum(jnp.float32(progress), (4, 4), 0.5)
+  np.testing.assert_array_equal(got, [free, free])
 
 
 def test_no_curriculum_frees_all():
-  np.testing.assert_array_equal(reinforce.curriculum(0., 3, 0.), [1, 1, 1])
+  msa, mlp = reinforce.curriculum(0., (3, 2), 0.)
+  np.testing.assert_array_equal(msa, [1, 1, 1])
+  np.testing.assert_array_equal(mlp, [1, 1])
+
+
+def test_curriculum_of_fewer_mlp_layers():
+  for progress, num_msa, num_mlp in ((0., 1, 1), (0.2, 2, 1), (0.3, 3, 2)):
+    msa, mlp = reinforce.curriculum(jnp.float32(progress), (4, 2), 0.5)
+    np.testing.assert_array_equal(msa, np.arange(4) >= 4 - num_msa)
+    np.testing.assert_array_equal(mlp, np.arange(2) >= 2 - num_mlp)
 
 
 def test_price_rises_while_too_much_is_spent():
@@ -71,24 +87,25 @@ def test_price_rises_while_too_much_is_spent():
 
 @pytest.fixture(scope='module')
 def toy():
-  """Networks, parameters, z1, statistics, and a reward table for each net.
+  """Networks, parameters, features, statistics, and two reward tables.
 
   The tables [B, 2^L, 2^L] give each pair of decisions a reward of its own, so
   that no shortcut of the estimator goes unseen.
   """
-  nets = learned.PolicyNets(num_layers=L, num_classes=2, aux=False)
+  nets = learned.PolicyNets(num_layers=(L, L), num_classes=2, aux=False)
   rng = np.random.default_rng(0)
   z1 = rng.normal(size=(B, N, D)).astype(np.float32)
+  x = np.asarray(inputs.token_features(z1, 'all', 1))
   stats = inputs.Stats(np.zeros(N * D, np.float32), np.ones(N * D, np.float32))
-  shapes = jax.eval_shape(nets.init, jax.random.key(0), z1, stats)['params']
+  shapes = jax.eval_shape(nets.init, jax.random.key(0), x, stats)['params']
   params = jax.tree.map(
       lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
   tables = rng.normal(size=(2, B, 2**L, 2**L), loc=1.).astype(np.float32)
-  return nets, params, z1, stats, tables
+  return nets, params, x, stats, tables
 
 
-def _features(nets, params, z1, stats):
-  return nets.apply({'params': params}, z1, stats, method='features')
+def _features(nets, params, x, stats):
+  return nets.apply({'params': params}, x, stats, method='features')
 
 
 def _log_likelihoods(nets, params, features, actions):
@@ -104,10 +121,10 @@ def exact(toy):
 
   Of each network with respect to its own reward (equations 15 and 16).
   """
-  nets, params, z1, stats, tables = toy
+  nets, params, x, stats, tables = toy
 
   def loss(params, table):
-    features = _features(nets, params, z1, stats)
+    features = _features(nets, params, x, stats)
     expected = 0.
     for i, j in itertools.product(range(2**L), repeat=2):
       actions = Actions(*(jnp.tile(VECTORS[k], (B, 1)) for k in (i, j)))
@@ -122,17 +139,18 @@ def exact(toy):
 
 def _sampled(toy, baseline):
   """Mean and standard error of the surrogate's gradient over `DRAWS` draws."""
-  nets, params, z1, stats, tables = toy
+  nets, params, x, stats, tables = toy
   powers = 2 ** np.arange(L)[::-1]
+  every = Actions(jnp.ones(L), jnp.ones(L))
 
   def rewards(actions):  # [..., B, L] -> two of [..., B]
     i, j = ((a @ powers).astype(int) for a in actions)
     return [table[jnp.arange(B), i, j] for table in jnp.asarray(tables)]
 
   def loss(params, key):
-    features = _features(nets, params, z1, stats)
+    features = _features(nets, params, x, stats)
     draw = lambda key: learned.sample(
-        nets, params, features, key, bound=BOUND, free=jnp.ones(L))
+        nets, params, features, key, bound=BOUND, free=every)
     actions = jax.vmap(draw)(jax.random.split(key, SAMPLES))  # [S, B, L]
     log_p = jax.vmap(
         lambda a: jnp.stack(_log_likelihoods(nets, params, features, a)),

@@ -14,9 +14,10 @@ from adavit_jax.models.actions import Actions
 from adavit_jax.report import baselines
 from adavit_jax.report import compare
 from adavit_jax.report import masks
+from adavit_jax.train import checkpoints
 from adavit_jax.train import loop
 from adavit_jax.train import mesh as mesh_lib
-from adavit_jax.train import restore
+from adavit_jax.train import run as run_lib
 from adavit_jax.train import system as system_lib
 import numpy as np
 import pytest
@@ -32,9 +33,25 @@ def tiny_data(run, monkeypatch):
 
 
 @pytest.fixture
-def maker(run):
+def opens(monkeypatch):
+  """Work directories whose checkpoints are opened, in their order."""
+  found, make = [], checkpoints.Checkpoints
+  monkeypatch.setattr(checkpoints, 'Checkpoints', lambda workdir, **kwargs: (
+      found.append(workdir) or make(workdir, **kwargs)))
+  return found
+
+
+@pytest.fixture
+def opened(run):
+  """(the opened run, its newest checkpoint)."""
+  with run_lib.Run(run[0]) as found:
+    yield found, found.find()
+
+
+@pytest.fixture
+def maker(run, opened):
   trainer = loop.Trainer(tiny.get_config(), *run)
-  return baselines.Report(trainer, run[0], 0.55)
+  return baselines.Report(trainer, *opened, 0.55)
 
 
 @pytest.fixture(scope='module')
@@ -54,6 +71,8 @@ def test_report_has_what_it_promises(run, reported):
   assert json.loads(json.dumps(result)) == result
   for name in ('dense', 'adaptive', 'static', 'random', 'shuffled'):
     assert {'accuracy', 'macs_ratio'} <= set(result[name])
+  assert {kind: len(rates) for kind, rates in
+          result['adaptive']['keep_rate'].items()} == dict(msa=3, mlp=3)
   assert {'unique_actions', 'kept_msa_mean', 'kept_mlp_mean', 'kept_std',
           'difficulty_correlation'} <= set(result['adaptive'])
   assert result['dense']['macs_ratio'] == 1
@@ -77,14 +96,13 @@ def test_report_has_what_it_promises(run, reported):
   assert 'distinct action vectors' in printed
 
 
-@pytest.mark.parametrize('changed, given, message', [
-    (lambda data: dict(class_names=('1', '0', '2', '3')), {},
-     "class 0 is '1' in this data and was"),
+@pytest.mark.parametrize('changed, given, field', [
+    (lambda data: dict(class_names=('1', '0', '2', '3')), {}, "^class 0.*'1'"),
     (lambda data: dict(holdout=data.test, test=data.holdout), {},
-     'the images are not those that'),
-    (lambda data: {}, dict(threshold=1.5), r'=1.5 must be in \(0, 1\)'),
-    (lambda data: {}, dict(rule='entropy'), '--rule=entropy is for a model')])
-def test_what_has_no_report(run, monkeypatch, changed, given, message):
+     '^the images'),
+    (lambda data: {}, dict(threshold=1.5), '^--threshold=1.5'),
+    (lambda data: {}, dict(rule='entropy'), '^--rule=entropy')])
+def test_what_has_no_report(run, monkeypatch, changed, given, field):
   dataset = dataclasses.replace(run[1], **changed(run[1]))
   folders = []
 
@@ -93,24 +111,26 @@ def test_what_has_no_report(run, monkeypatch, changed, given, message):
     return dataset
 
   monkeypatch.setattr('adavit_jax.data.load', load)
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(ValueError, match=field):
     report.evaluate(run[0], static=False, data_dir='moved', **given)
   assert folders == ['moved']
 
 
 @pytest.mark.parametrize('phases, phase', [
     (tiny.PHASES, 'policy'), (('joint',), 'joint')])
-def test_static_masks_are_of_the_vit_that_the_joint_phase_began_with(
-    run, tiny_data, phases, phase):
+def test_static_masks_are_of_the_model_that_the_joint_phase_began_with(
+    run, opened, tiny_data, phases, phase):
   """A joint phase may go on from another run's joint phase."""
   workdir, dataset = run
   trainer = loop.Trainer(tiny.get_config(), workdir, dataset)
   trainer.config.phases = phases
   trainer.config.init.workdir = workdir
-  got = baselines.Report(trainer, workdir, 0.55)._untuned
-  state = restore.state(trainer.system, trainer.mesh, workdir, phase=phase)
-  assert states.same(got, system_lib.final_params(state)['vit'])
-  assert states.same(got, state.teacher) == (phase == 'policy')
+  got = baselines.Report(trainer, *opened, 0.55)._untuned
+  found, _ = opened
+  state = found.state(found.find(phase=phase), trainer.system, trainer.mesh)
+  assert states.same(got, system_lib.final_params(state))
+  assert states.same(system_lib.model_params(got), state.teacher) == (
+      phase == 'policy')
 
 
 def test_a_run_without_a_policy_has_a_row_of_what_it_reaches(
@@ -123,16 +143,15 @@ def test_a_run_without_a_policy_has_a_row_of_what_it_reaches(
   assert result['dense'] == want['dense']
   assert capsys.readouterr().out.count('static  ') == 1
   for given in ('threshold', 'mac_target'):
-    with pytest.raises(ValueError, match=f'{given}=0.5 is for a policy, and .* '
-                       "ends with its phase 'static', in which none decides"):
+    with pytest.raises(ValueError, match=f"^--{given}=0.5.*'static'"):
       report.evaluate(str(static), **{given: 0.5})
   config = tiny.get_config()
   config.phases, config.dense.steps = ('dense',), 1
   trainer = loop.Trainer(config, str(tmp_path), run[1])
-  vit = system_lib.final_params(trainer.train())['vit']
+  params = system_lib.final_params(trainer.train())
   result = report.evaluate(str(tmp_path))
   assert result['dense'] == compare.row(
-      trainer.evaluator.dense(vit, run[1].test), trainer.system.plain_cost)
+      trainer.evaluator.dense(params, run[1].test), trainer.system.plain_cost)
   assert 'static' not in result
 
 
@@ -141,8 +160,7 @@ def test_a_run_is_evaluated_on_other_devices(run, reported, monkeypatch):
   make_mesh = mesh_lib.make_mesh
   monkeypatch.setattr(mesh_lib, 'make_mesh', lambda: make_mesh(3))
   monkeypatch.setattr('adavit_jax.data.load', lambda *a, **k: run[1])
-  with pytest.raises(ValueError, match='joint.batch_size=8, which these 3 '
-                     'devices do not divide; use as many as do'):
+  with pytest.raises(ValueError, match='joint.batch_size=8.* 3 .*--nostatic'):
     report.evaluate(run[0])
   result = report.evaluate(
       run[0], threshold=reported[0]['adaptive']['threshold'], static=False)
@@ -153,7 +171,7 @@ def test_a_run_is_evaluated_on_other_devices(run, reported, monkeypatch):
 
 
 def test_another_budget_than_the_configs(
-    run, reported, tiny_data, monkeypatch):
+    run, reported, tiny_data, opens, monkeypatch):
   want, _ = reported
   given, tuned = [], masks.finetuned
   monkeypatch.setattr(
@@ -163,12 +181,14 @@ def test_another_budget_than_the_configs(
     return tuned(trainer, workdir, actions)
   monkeypatch.setattr(masks, 'finetuned', again)
   given.append(Actions.from_keep(np.array(
-      [*map(float, want['static']['keep'])])))
+      [*map(float, want['static']['keep'])]), (3, 3)))
   result = report.evaluate(run[0], mac_target=0.45)
   assert result['static'] == want['static']  # a run that is there already
+  assert opens.count(run[0]) == 1
   assert (result['budget'], want['budget']) == (0.45, 0.55)
   assert result['adaptive']['threshold'] > want['adaptive']['threshold']
-  with pytest.raises(ValueError, match='threshold=0.5 gives them: leave one'):
+  with pytest.raises(
+      ValueError, match='^--mac_target=0.45.*--threshold=0.5'):
     report.evaluate(run[0], mac_target=0.45, threshold=0.5)
 
 
@@ -179,12 +199,15 @@ def test_a_static_run_loads_with_its_mask(run, reported):
     np.testing.assert_array_equal(clf.actions.keep, [*map(int, static.name)])
 
 
-def test_a_run_that_continues_another_has_a_report(run, tiny_data, tmp_path):
+def test_a_run_that_continues_another_has_a_report(
+    run, tiny_data, tmp_path, opens):
   config = tiny.get_config()
   config.phases = ('joint',)
   config.init.workdir, config.init.phase = run[0], 'policy'
   loop.Trainer(config, str(tmp_path), run[1]).train()
+  opens.clear()
   result = report.evaluate(str(tmp_path), threshold=0.5, static=False)
+  assert opens == [str(tmp_path)]
   assert result['adaptive']['threshold'] == 0.5
   assert result['one_set_of_weights'] == {}
 
@@ -193,7 +216,7 @@ def test_a_run_that_continues_another_has_a_report(run, tiny_data, tmp_path):
     (tiny.PHASES, ('', 'policy')),
     (('warm_start', 'joint'), ('', 'warm_start')),
     (('joint',), ('other', 'dense'))])
-def test_static_baselines_begin_from_the_dense_vit(
+def test_static_baselines_begin_from_the_dense_model(
     run, tiny_data, monkeypatch, phases, begins):
   """The run itself has it where a phase came before the joint one."""
   workdir, dataset = run
@@ -212,9 +235,8 @@ def test_static_baselines_begin_from_the_dense_vit(
       return None
 
   monkeypatch.setattr(loop, 'Trainer', Stopped)
-  keep = np.array([1, 0, 1, 0, 1, 1], np.float32)
-  assert masks.finetuned(
-      trainer, workdir, Actions.from_keep(keep)) is None
+  actions = Actions(np.float32([1, 0, 1]), np.float32([0, 1, 1]))
+  assert masks.finetuned(trainer, workdir, actions) is None
   (config, directory, got), = made
   assert (config.init.workdir, config.init.phase) == (
       begins[0] or workdir, begins[1])
@@ -223,22 +245,23 @@ def test_static_baselines_begin_from_the_dense_vit(
   assert directory == f'{workdir}/static/101011' and got is dataset
 
 
-def test_without_held_out_images_what_needs_them_is_left_out(run, tiny_data):
+def test_without_held_out_images_what_needs_them_is_left_out(
+    run, opened, tiny_data):
   workdir, dataset = run
   trainer = loop.Trainer(tiny.get_config(), workdir, dataset)
   trainer.dataset = dataclasses.replace(dataset, holdout=data.ArraySplit(
       np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0, int)))
-  maker = baselines.Report(trainer, workdir, 0.55)
+  maker = baselines.Report(trainer, *opened, 0.55)
   assert maker.one_set_of_weights() == {}
   assert list(maker.static_masks(0.5)) == ['static_last']
-  with pytest.raises(ValueError, match='no images were held out'):
+  with pytest.raises(ValueError, match='--config.data.holdout'):
     maker.final()
 
 
 def test_a_static_mask_pays_for_no_policy(maker, monkeypatch):
   """So a budget just above its own MACs is met by the next one up alone."""
   monkeypatch.setattr(maker, '_data', types.SimpleNamespace(holdout=()))
-  last = masks.last_k(3)
+  last = masks.last_k((3, 3))
   for i, ratio in enumerate(maker.trainer.system.plain_cost.ratio(last)):
     for budget, want in ((ratio, i), (ratio + 1e-3, max(i - 1, 0))):
       found, = maker.static_masks(budget).values()
@@ -246,38 +269,38 @@ def test_a_static_mask_pays_for_no_policy(maker, monkeypatch):
 
 
 def test_the_calibrated_threshold_meets_the_budget_on_held_out_images(
-    run, maker):
-  workdir, dataset = run
-  trainer = maker.trainer
-  state = restore.state(trainer.system, trainer.mesh, workdir)
-  params = system_lib.final_params(state)
+    run, opened, maker):
+  _, dataset = run
+  trainer, (found, saved) = maker.trainer, opened
+  params = system_lib.final_params(
+      found.state(saved, trainer.system, trainer.mesh))
   def spent(threshold):
     out = trainer.evaluator.adaptive(
-        params, state.stats, dataset.holdout, threshold=threshold)
+        params, dataset.holdout, threshold=threshold)
     return trainer.system.cost.ratio(out.actions).mean()
   target = (spent(0.01) + spent(0.99)) / 2
   assert spent(0.99) < target < spent(0.01)
-  threshold = maker.calibrate(state, target)
+  threshold = maker.calibrate(params, target)
   assert spent(threshold) <= target
   # The bisection ends 12 / 2^10 logits above a threshold that spends more.
   logit = np.log(threshold / (1 - threshold))
   assert spent(1 / (1 + np.exp(0.02 - logit))) > target
 
 
-def test_one_set_of_weights_is_compared_at_the_same_macs(run, maker):
+def test_one_set_of_weights_is_compared_at_the_same_macs(run, opened, maker):
   """The static curve through three masks, all rows on the test images."""
-  workdir, dataset = run
-  trainer = maker.trainer
+  _, dataset = run
+  trainer, (found, _) = maker.trainer, opened
   cost = trainer.system.plain_cost
   keep = np.array([[1] * 6, [1, 0, 1, 1, 1, 0], [0] * 6])
+  actions = Actions.from_keep(keep, (3, 3))
   maker._masks = masks.Known(
-      keep, cost.ratio(Actions.from_keep(keep)), np.array([.9, .8, .1]),
-      np.zeros(3))
+      actions, cost.ratio(actions), np.array([.9, .8, .1]), np.zeros(3))
   one = maker.one_set_of_weights()
-  vit = restore.state(
-      trainer.system, trainer.mesh, workdir, phase='policy').params['vit']
-  rows = [compare.row(trainer.evaluator.given(vit, dataset.test, k), cost)
-          for k in keep]
+  params = found.state(
+      found.find(phase='policy'), trainer.system, trainer.mesh).params
+  rows = [compare.row(trainer.evaluator.given(
+      params, dataset.test, Actions.from_keep(k, (3, 3))), cost) for k in keep]
   assert one['frontier'] == rows
   ratios = [row['macs_ratio'] for row in rows]
   ratio = one['adaptive']['macs_ratio']
@@ -300,15 +323,17 @@ def test_every_draw_is_another_one_and_of_test_images(maker, monkeypatch):
   _, out = maker.final(0.5)
   maker.sweep(1)
   maker.at(0.8)
-  (_, final), *draws, (_, swept), (_, moved) = seen
-  splits, keeps = zip(*draws)
+  (final,), *draws, (swept,), (moved,) = seen
+  splits, actions = zip(*draws)
   assert all(x is test for x in (final, *splits, swept, moved))
+  keeps = [a.keep for a in actions]
   random, shuffled = keeps[::2], keeps[1::2]
   assert len({keep.tobytes() for keep in random}) == 3
   assert len({keep.tobytes() for keep in shuffled}) == 3
+  want = out.actions.keep
   for keep in shuffled:
-    assert (keep != out.keep).any()
-    assert sorted(keep.tolist()) == sorted(out.keep.tolist())
+    assert (keep != want).any()
+    assert sorted(keep.tolist()) == sorted(want.tolist())
 
 
 def test_a_sweep_goes_from_many_macs_to_few(maker):
@@ -321,7 +346,8 @@ def test_a_sweep_goes_from_many_macs_to_few(maker):
 
 def test_masks_of_table_1_drop_the_first_or_the_last_layers(
     maker, monkeypatch):
-  monkeypatch.setattr(maker, '_untuned_row', lambda keep: [*map(int, keep)])
+  monkeypatch.setattr(
+      maker, '_untuned_row', lambda actions: [*map(int, actions.keep)])
   assert maker._fixed_rows() == {
       'table_1_3_first': [0] * 6, 'table_1_3_last': [0] * 6,
       'table_1_4_first': [0, 1, 1, 0, 0, 1],
@@ -329,5 +355,5 @@ def test_masks_of_table_1_drop_the_first_or_the_last_layers(
 
 
 def test_a_policy_is_calibrated_to_the_macs_asked_for(maker, monkeypatch):
-  monkeypatch.setattr(maker, 'calibrate', lambda state, target: target)
+  monkeypatch.setattr(maker, 'calibrate', lambda params, target: target)
   assert maker.at(0.875)['threshold'] == 0.875

@@ -155,21 +155,21 @@ def test_noise_has_a_strength_of_its_own_in_each_image():
 
 def test_too_much_noise_is_refused(config):
   config.rotations.noise = 1.5
-  with pytest.raises(ValueError, match='noise=1.5 must lie'):
+  with pytest.raises(ValueError, match='rotations.noise=1.5'):
     data.load(config)
 
 
 @pytest.mark.parametrize('field', ['num_train', 'num_test'])
 def test_too_few_images_are_refused(config, field):
   config.rotations[field] = 1
-  with pytest.raises(ValueError, match=f'rotations.{field}=1 must be'):
+  with pytest.raises(ValueError, match=f'rotations.{field}=1'):
     data.load(config)
 
 
 def test_too_few_digits_are_refused(config):
   # One of 5000 images is to show one of no digits.
   config.rotations.num_train, config.holdout = 5000, 0.0002
-  with pytest.raises(ValueError, match='raise config.data.holdout'):
+  with pytest.raises(ValueError, match='config.data.holdout'):
     data.load(config)
 
 
@@ -211,7 +211,7 @@ def test_what_changes_the_meaning_of_a_label_is_refused(config, field, value):
   data.check_regression(config)
   config[field] = value
   data.check_augmentation(config)
-  message = f'data.{field}={value} is for classification'
+  message = f'data.{field}={value}'
   with pytest.raises(ValueError, match=message):
     data.check_regression(config)
   with pytest.raises(ValueError, match=message):

@@ -1,6 +1,8 @@
 """Greedy static masks: nested, and the best next step each time."""
 
 from adavit_jax import cost
+from adavit_jax import models
+from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import search
 from adavit_jax.runtime import modes
@@ -20,7 +22,7 @@ def given():
   rng = np.random.default_rng(0)
   z1 = rng.normal(size=(12, model.num_tokens, model.width)).astype(np.float32)
   labels = rng.integers(0, 4, 12)
-  return model, tiny.params(model), cost.vit(model), z1, labels
+  return model, tiny.params(model), cost.of(model), z1, labels
 
 
 @pytest.fixture(scope='module')
@@ -34,7 +36,7 @@ def found(given):
   @jax.jit
   def evaluate(keep):
     logits = modes.adaptive(
-        model, params, z1, Actions.from_keep(keep), 'masked').total
+        model, params, z1, Actions.from_keep(keep, (L, L)), 'masked').total
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return loss.mean(), (logits.argmax(-1) == labels).mean()
 
@@ -49,7 +51,7 @@ def test_chain_is_nested_from_all_layers_to_none(found):
   np.testing.assert_array_equal(keep[-1], 0)
   np.testing.assert_array_equal((keep[:-1] - keep[1:]).sum(1), 1)
   assert (keep[:-1] >= keep[1:]).all()
-  assert calls == list(range(1, search.num_tried(L) + 1))
+  assert calls == list(range(1, search.num_tried((L, L)) + 1))
 
 
 def test_recorded_numbers_are_those_of_the_masked_mode(found):
@@ -64,7 +66,7 @@ def test_recorded_numbers_are_those_of_the_masked_mode(found):
 def test_each_step_loses_least_per_mac_saved(found):
   chain, spend, evaluate, _ = found
   keeps = np.asarray(chain.actions.keep)
-  macs = np.repeat([spend.msa, spend.mlp], L)
+  macs = np.array([*spend.msa, *spend.mlp])
   assert spend.msa != spend.mlp
   for step in (0, 2):
     before = float(evaluate(keeps[step])[0])
@@ -86,7 +88,7 @@ def test_a_chain_that_adds_layers(given, found):
   np.testing.assert_array_equal(keeps.sum(1), np.arange(2 * L, -1, -1))
   np.testing.assert_allclose(chain.loss, [evaluate(k)[0] for k in keeps],
                              rtol=1e-4)
-  macs = np.repeat([spend.msa, spend.mlp], L)
+  macs = np.array([*spend.msa, *spend.mlp])
   for fewer, more in ((keeps[-1], keeps[-2]), (keeps[3], keeps[2])):
     saved = {}
     for i in np.flatnonzero(fewer == 0):
@@ -110,6 +112,72 @@ def test_nearest_of_too_much_is_everything(found):
   chain, spend, _, _ = found
   np.testing.assert_array_equal(
       search.nearest(chain.actions, spend, 1.5).keep, 1)
+
+
+def test_masks_tried_are_one_for_every_layer_that_is_left():
+  assert search.num_tried((2, 3)) == 1 + 5 + 4 + 3 + 2 + 1
+  assert search.num_tried((0, 1)) == 2
+
+
+@pytest.fixture(scope='module')
+def branches():
+  """(model, parameters, cost, z1, images, labels) of a RAViT.
+
+  The one encoder of its first branch costs less than those of the second, and
+  the images are looked at behind the policy.
+  """
+  model = models.create(
+      'ravit_cifar_patch4_32', image_size=16, channels=1, width=8, num_heads=2,
+      num_classes=4, layers=(1, 1), num_fixed=0)
+  rng = np.random.default_rng(0)
+  images = rng.normal(size=(9, 16, 16, 1)).astype(np.float32)
+  params = tiny.params(model, scale=0.5)
+  z1 = modes.fixed(model, params, images)
+  return model, params, cost.of(model), z1, images, rng.integers(0, 4, 9)
+
+
+def test_layers_of_different_cost_are_searched_by_their_own(branches):
+  model, params, spend, z1, images, labels = branches
+  assert spend.msa[0] < spend.msa[1] and plan.num_layers(model) == (2, 2)
+
+  @jax.jit
+  def evaluate(keep):
+    logits = modes.forward(
+        model, params, images, Actions.from_keep(keep, (2, 2))).total
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return loss.mean()
+
+  macs = np.array([*spend.msa, *spend.mlp])
+  for forward in (False, True):
+    chain = search.greedy_chain(
+        model, params, spend, z1, labels, images=images, batch_size=4,
+        forward=forward)
+    keeps = np.asarray(chain.actions.keep)
+    losses = np.array([evaluate(keep) for keep in keeps])
+    np.testing.assert_allclose(chain.loss, losses, rtol=1e-4)
+    rows = keeps[::-1] if forward else keeps
+    for before, after in zip(rows, rows[1:]):
+      price = {}
+      for i in np.flatnonzero(before != forward):
+        keep = before.copy()
+        keep[i] = forward
+        price[i] = float(evaluate(keep) - evaluate(before)) / macs[i]
+      changed, = np.flatnonzero(before != after)
+      assert changed == min(price, key=price.get)
+
+
+def test_candidates_of_a_model_that_looks_at_the_images_again(branches):
+  model, params, spend, z1, images, labels = branches
+  masks = search.candidates(model, params, spend, z1, labels, images=images)
+  assert [a.shape for a in masks] == [(15, 2)] * 2
+  chain = search.greedy_chain(model, params, spend, z1, labels, images=images)
+  np.testing.assert_array_equal(masks.keep[:5], chain.actions.keep)
+
+
+def test_too_few_images(given):
+  model, params, spend, z1, labels = given
+  with pytest.raises(ValueError, match='data.holdout.*num_search'):
+    search.candidates(model, params, spend, z1[:1], labels[:1])
 
 
 def test_weights_choose_images(given):
@@ -138,10 +206,9 @@ def test_candidates_are_the_chains_of_all_easy_and_hard_images(given, found):
   model, params, _, z1, _ = given
   calls = []
   got = np.asarray(search.candidates(*given, progress=calls.append).keep)
-  num_tried = search.NUM_CHAINS * search.num_tried(L)
+  num_tried = search.NUM_CHAINS * search.num_tried((L, L))
   assert calls == list(range(1, num_tried + 1))
-  p = np.float64(jax.nn.softmax(model.apply(
-      {'params': params}, z1[:, :1], method='classify').total))
+  p = np.float64(jax.nn.softmax(modes.classify(model, params, z1).total))
   entropy = -(p * np.log(p)).sum(-1)
   hard = np.float32(entropy.argsort().argsort() >= 6)
   chains = [found[0].actions] + [

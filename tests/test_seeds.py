@@ -23,7 +23,7 @@ def run(tmp_path):
     directory = tmp_path / f'{accuracy}'
     directory.mkdir()
     (directory / 'report.json').write_text(json.dumps(dict(
-        dict(seed=0, budget=0.5, dense=row, adaptive=row,
+        dict(seed=0, budget=0.5, finished=True, dense=row, adaptive=row,
              one_set_of_weights={}), **fields)))
     return str(directory)
   return write
@@ -34,14 +34,21 @@ def test_mean_and_spread(seeds, run, capsys):
   assert '| dense | 85.00 ± 7.07 | 0.500 ± 0.000 |' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('fields, message', [
-    ({}, r'the runs have seeds \[0, 0\]; give one of each'),
-    (dict(seed=1, budget=0.4), r'for budgets of \[0.4, 0.5\]; run eval.py'),
-    (dict(seed=1, finished=False), '0.9 was not finished when eval.py'),
+@pytest.mark.parametrize('fields, field', [
+    ({}, r'seeds \[0, 0\]'),
+    (dict(seed=1, budget=0.4), r'budgets of \[0.4, 0.5\].*--mac_target'),
+    (dict(seed=1, finished=False), '0.9 .*finished'),
 ])
-def test_reports_of_unlike_runs_are_not_averaged(seeds, run, fields, message):
-  with pytest.raises(SystemExit, match=message):
+def test_reports_of_unlike_runs_are_not_averaged(seeds, run, fields, field):
+  with pytest.raises(SystemExit, match=field):
     seeds.main([run(0.8), run(0.9, **fields)])
+
+
+def test_a_report_without_an_adaptive_row_is_refused(seeds, tmp_path):
+  report = dict(seed=0, budget=0.5, finished=True, dense={}, exits=[])
+  (tmp_path / 'report.json').write_text(json.dumps(report))
+  with pytest.raises(SystemExit, match="report.json.*'adaptive'"):
+    seeds.main([str(tmp_path)])
 
 
 @pytest.mark.parametrize('arguments', [[], ['--help']])

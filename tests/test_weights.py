@@ -10,6 +10,7 @@ import pathlib
 import adavit_jax
 from adavit_jax import models
 from adavit_jax import weights
+from adavit_jax.models import plan
 from adavit_jax.weights import positions
 import jax
 import jax.numpy as jnp
@@ -41,17 +42,15 @@ def golden_model(name, **overrides):
 @functools.partial(jax.jit, static_argnums=0)
 def forward(model, params, images):
   """Outputs of all encoders [N, B, T, D], and `Logits`."""
-  x = model.apply({'params': params}, jnp.float32(images), method='embed')
+  params = params['backbone']
+  x = model.apply({'params': params}, jnp.float32(images), method='tokenize')
 
   def run(x, p):
     x = model.encoder.apply({'params': p}, x)
     return x, x
 
-  x, fixed = jax.lax.scan(run, x, params['fixed'])
-  x, adaptive = jax.lax.scan(run, x, params['adaptive'])
-  logits = model.apply({'params': params}, x[:, :model.num_prefix],
-                       method='classify')
-  return jnp.concatenate([fixed, adaptive]), logits
+  _, blocks = jax.lax.scan(run, x, params['encoders'])
+  return blocks, model.apply({'params': params}, jnp.float32(images))
 
 
 def shapes(tree):
@@ -98,8 +97,8 @@ def test_biases_of_q_k_and_v_in_order(name, names):
   want = [file.tensors[names.format(part)].ravel()
           for part in ('query', 'key', 'value')]
   params = weights.load(golden_model(name), file, KEY)
-  np.testing.assert_array_equal(params['adaptive']['qkv']['bias'][0],
-                                np.concatenate(want))
+  got = params['backbone']['encoders']['qkv']['bias'][2]
+  np.testing.assert_array_equal(got, np.concatenate(want))
 
 
 def test_scanned_and_nested_npz_is_the_same(tmp_path):
@@ -124,16 +123,38 @@ def same(got, want):
 
 @pytest.mark.parametrize('distillation', [False, True])
 def test_round_trip_is_exact(tmp_path, distillation):
-  model = tiny.model(distillation=distillation, num_fixed=2)
+  model = tiny.model(distillation=distillation)
   params = tiny.params(model)
   weights.save(tmp_path / 'new' / 'a.safetensors', model, params)
-  got = weights.load(model, tmp_path / 'new' / 'a.safetensors', KEY)
-  same(got, params)
-  # The split into fixed and adaptive encoders is the loader's choice.
-  other = weights.load(model.copy(num_fixed=3),
-                       tmp_path / 'new' / 'a.safetensors', KEY)
-  np.testing.assert_array_equal(other['fixed']['fc1']['kernel'][2],
-                                params['adaptive']['fc1']['kernel'][0])
+  same(weights.load(model, tmp_path / 'new' / 'a.safetensors', KEY), params)
+
+
+def test_one_file_for_any_number_of_fixed_encoders(tmp_path):
+  model = tiny.model(num_fixed=2)
+  params = tiny.params(model)
+  weights.save(tmp_path / 'a.safetensors', model, params)
+  images = np.random.default_rng(0).normal(size=(2, 8, 8, 1))
+  want = model.apply({'params': params['backbone']}, np.float32(images)).total
+  for num_fixed in (1, 2, 3):
+    other = model.copy(num_fixed=num_fixed)
+    got = weights.load(other, tmp_path / 'a.safetensors', KEY)
+    actions = models.Actions(*map(np.ones, plan.num_layers(other)))
+    logits = adavit_jax.forward(other, got, np.float32(images), actions,
+                                mode='static')
+    np.testing.assert_allclose(logits.total, want, atol=1e-5)
+
+
+def test_added_exits_are_not_in_the_file(tmp_path):
+  model = tiny.model(exits=((1, 'mlp'), (2, 'vit')))
+  params = tiny.params(model)
+  assert 'heads' in params
+  weights.save(tmp_path / 'a.safetensors', model, params)
+  plain = model.copy(exits=())
+  for fits, groups in ((plain, {'backbone'}), (model, {'backbone', 'heads'})):
+    got = weights.load(fits, tmp_path / 'a.safetensors', KEY)
+    assert set(got) == groups and shapes(got) == model_shapes(fits)
+    same(got['backbone'], params['backbone'])
+  same(got['heads'], models.init_params(model, KEY)['heads'])
 
 
 def test_a_saved_model_keeps_its_number_of_heads(tmp_path):
@@ -153,16 +174,11 @@ def test_exported_names_and_arrays_are_timms(tmp_path):
   same(weights.read(tmp_path / 'a.safetensors').tensors, want)
 
 
-def test_only_timms_models_are_exported(tmp_path):
-  model = models.create('vit_cifar_conv8_32')
-  with pytest.raises(ValueError, match="models have stem='patch'"):
-    weights.save(tmp_path / 'a.safetensors', model, {})
-  model = models.create('ravit_cifar_patch4_32')
-  with pytest.raises(ValueError, match='RAViT: only a ViT'):
-    weights.save(tmp_path / 'a.safetensors', model, {})
+def test_what_cannot_be_saved(tmp_path):
   model = tiny.model()
-  with pytest.raises(ValueError, match=r"\['cls'\]: None instead of"):
-    weights.save(tmp_path / 'a.safetensors', model, {})
+  for params in ({}, tiny.params(model)['backbone']):
+    with pytest.raises(ValueError, match='backbone/cls: None instead of'):
+      weights.save(tmp_path / 'a.safetensors', model, params)
   with pytest.raises(ValueError, match='must end in .safetensors'):
     weights.save(tmp_path / 'a.pth', model, tiny.params(model))
 
@@ -172,20 +188,20 @@ def test_half_precision_becomes_float32(tmp_path):
   half = {k: x.astype(jnp.bfloat16) for k, x in file.tensors.items()}
   model = golden_model('timm_vit')
   got = weights.load(model, file._replace(tensors=half), KEY)
-  assert got['cls'].dtype == jnp.float32
-  np.testing.assert_array_equal(
-      got['cls'], np.float32(half['cls_token']))
+  got = got['backbone']['cls']
+  assert got.dtype == jnp.float32
+  np.testing.assert_array_equal(got, np.float32(half['cls_token']))
 
 
 def test_other_classes_get_the_models_own_new_heads():
   name = 'hf_deit_teacher'
   model = golden_model(name, num_classes=7)
-  got = weights.load(model, path(name), jax.random.key(3))
-  want = models.init_params(model, jax.random.key(3))
+  got = weights.load(model, path(name), jax.random.key(3))['backbone']
+  want = models.init_params(model, jax.random.key(3))['backbone']
   for head in ('head', 'head_dist'):
     same(got[head], want[head])
   kept = weights.load(golden_model(name), path(name), KEY)
-  same(got['adaptive'], kept['adaptive'])
+  same(got['encoders'], kept['backbone']['encoders'])
 
 
 def test_layer_before_the_head_goes_with_the_head():
@@ -196,9 +212,15 @@ def test_layer_before_the_head_goes_with_the_head():
   weights.load(golden_model('augreg', num_classes=7), file, KEY)
 
 
+def test_the_key_is_one_key():
+  for read in (weights.init_params,
+               lambda model, key: weights.load(model, path('timm_vit'), key)):
+    with pytest.raises(ValueError, match='key=0 is not one PRNG key'):
+      read(golden_model('timm_vit'), 0)
+
+
 def test_create_with_weights(monkeypatch):
   model = golden_model('timm_vit', weights=str(path('timm_vit')))
-  assert isinstance(model, models.ViT)
   same(adavit_jax.init_params(model, KEY),
        weights.load(golden_model('timm_vit'), path('timm_vit'), KEY))
   monkeypatch.setattr(models, 'init_params', lambda model, key: (model, key))
@@ -235,7 +257,7 @@ def test_resize_keeps_prefix_and_axes():
 def test_load_resizes_positions():
   model = golden_model('timm_deit_distilled', image_size=20)
   file = weights.read(path('timm_deit_distilled'))
-  got = weights.load(model, file, KEY)['pos_embedding']
+  got = weights.load(model, file, KEY)['backbone']['pos_embedding']
   np.testing.assert_array_equal(
       got, positions.resize(file.tensors['pos_embed'], 2, 5))
 

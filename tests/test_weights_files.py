@@ -76,7 +76,7 @@ def test_paths_that_are_no_weights(tmp_path):
   with pytest.raises(ValueError, match='a.h5 is none of .safetensors'):
     weights.read(tmp_path / 'a.h5')
   np.savez(tmp_path / 'a.npz', x=np.zeros(2))
-  with pytest.raises(ValueError, match='no ViT .* known layout .*tensors: x'):
+  with pytest.raises(ValueError, match='no model .* known layout .*tensors: x'):
     weights.load(golden_model(''), tmp_path / 'a.npz', KEY)
 
 

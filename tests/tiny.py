@@ -84,7 +84,7 @@ def model(**overrides):
 
 
 def params(model, seed=0, scale=0.3):
-  """Random parameters whose every branch and head matters."""
+  """Random groups of parameters whose every branch and head matters."""
   shapes = jax.eval_shape(lambda: models.init_params(model, jax.random.key(0)))
   rng = np.random.default_rng(seed)
   return jax.tree.map(

@@ -80,7 +80,8 @@ class Branch(NamedTuple):
       afterwards, and None all.
     macs: MACs of one image.
     unread: how many MACs fewer it takes where only the prefix is read
-      afterwards; 0 if it always computes all tokens.
+      afterwards; 0 if it always computes all tokens, as a branch of kind ''
+      should.
     local: whether a token of the result depends on that token alone, as in an
       MLP. Such a branch is given the first tokens where these are read.
   """

@@ -213,9 +213,10 @@ class Report:
       macs_ratio: MACs per image as a share of the dense model's.
 
     Returns:
-      Dict of `Actions` [L1], [L2]: static, the best on held-out images of those that
-      spend up to half a layer more, where there are such images; static_last,
-      which drops the last layers and spends as little more as can be.
+      Dict of `Actions` [L1], [L2]: static, the best on held-out images of
+      those that spend up to half a layer more, where there are such images;
+      static_last, which drops the last layers and spends as little more as can
+      be.
     """
     cost = self._system.plain_cost
     last = masks.last_k(plan.num_layers(self._system.model))

@@ -77,7 +77,8 @@ def _evaluate(run, workdir, threshold, best, static, data_dir, rule,
   # A mask spends what it spends: its run is the same for another budget.
   trainer.config.mac_target = own_target
   size = config.joint.batch_size
-  static = static and info['phase'] == 'joint'
+  static = (static and info['phase'] == 'joint'
+            and not trainer.system.staged)
   if static and size % trainer.mesh.size:
     raise ValueError(f'static sub-networks are tuned with joint.batch_size='
                      f'{size}, which these {trainer.mesh.size} devices do not '
@@ -91,7 +92,7 @@ def _evaluate(run, workdir, threshold, best, static, data_dir, rule,
       seed=config.seed,
       device=f'{jax.device_count()} x {jax.devices()[0].device_kind}',
       budget=config.mac_target, num_test=len(trainer.dataset.test))
-  if trainer.system.num_exits > 1:
+  if trainer.system.staged:
     return exits.evaluate(trainer, run, saved, about, threshold=threshold,
                           budget=config.mac_target)
   if rule is not None:

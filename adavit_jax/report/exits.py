@@ -42,25 +42,29 @@ def evaluate(trainer, run, saved, about, *, threshold=None, budget=None):
   Returns:
     `about` with exits (a row for each alone), best_heads (see there),
     same_accuracy, slack and mac_target or threshold (a row each), and curve:
-    rows of rising MACs; no cascade where heads share a depth. A row
-    has accuracy, or mae and rmse, macs, macs_ratio (of the MACs without exits),
-    shares [E], paper_flops where the model's paper counts otherwise and, for a
-    cascade, thresholds [E - 1]; that of an added exit also layer, head,
-    head_macs and head_params.
+    rows of rising MACs; no cascade where heads share a depth, or of one exit.
+    A row has accuracy, or mae and rmse, macs, macs_ratio (of the MACs without
+    exits), shares [E], paper_flops where the model's paper counts otherwise
+    and, for a cascade, thresholds [E - 1]; that of an added exit also layer,
+    head, head_macs and head_params.
 
   Raises:
     ValueError: if no images were held out and no threshold is given, a
-      threshold is out of its rule's range, there are too many or too few, or the run is of another model.
+      threshold is out of its rule's range or given for a single exit, there
+      are too many or too few, or the run is of another model.
   """
   system, workdir = trainer.system, about['workdir']
   num_exits, holdout = system.num_exits, trainer.dataset.holdout
   if threshold is not None:
+    if num_exits == 1:
+      raise ValueError(f'--threshold={threshold} has no use: the model in '
+                       f'{workdir} has a single exit; leave it out')
     confidence.check_range(system.config.exits.rule, threshold)
     confidence.check_thresholds(threshold, num_exits)
   # Where several heads lie at one depth, every image would pay for all.
   places = [e.place for e in system.exits]
   budget = trainer.config.mac_target if budget is None else budget
-  calibrated = threshold is None and len(set(places)) == num_exits
+  calibrated = threshold is None and len(set(places)) == num_exits > 1
   if calibrated and not len(holdout):
     raise ValueError('no images were held out to calibrate thresholds on; give '
                      '--threshold, or train with --config.data.holdout=0.1')
@@ -137,7 +141,8 @@ class _Rows:
     shares = np.bincount(chosen, minlength=system.num_exits) / len(chosen)
     found = system.task.metrics(test.score[chosen, images])
     row = dict({k: float(v) for k, v in found.items()}, macs=macs,
-               macs_ratio=macs / system.plain_cost.dense, shares=shares.tolist())
+               macs_ratio=macs / system.plain_cost.dense,
+               shares=shares.tolist())
     if self._paper is not None:
       row['paper_flops'] = 2 * cost.mean(self._paper, shares)
     return row

@@ -113,7 +113,8 @@ def _cond(stack, params, x, actions, read):
   def option(branch, read):
     # Sliced here, so that the weights of a dropped layer are not read.
     return lambda params, x, i: branches.add(x, branches.delta(
-        branch, jax.tree.map(lambda leaf: leaf[i], params), x, read))
+        branch, jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], params), x,
+        read))
 
   skip = lambda params, x, i: x
   def step(x, layer):

@@ -83,8 +83,10 @@ def _behind(model, mode, options, params, x, images, actions, start, stop):
     return masked.run(model, params, x, images, here, start=start, stop=stop,
                       **scan).x
   mode = mode or ('cond' if modes.batch_of(x) == 1 else 'compact')
-  return skipping.run(model, params, x, images, here, mode, start=start,
-                      stop=stop, read=plan.read_at(model, stop))
+  read = plan.read_at(model, stop)
+  x = skipping.run(model, params, x, images, here, mode, start=start, stop=stop,
+                   read=read)
+  return x if read is None else x[:, :read]
 
 
 def training(model, params, images, ctx, *, num=None, detach=False, **options):

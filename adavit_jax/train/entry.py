@@ -42,7 +42,7 @@ def enter(trainer, state, phase, had_price=False):
     state = with_stats(trainer, state.replace(
         params=params, ema=None, teacher=jax.tree.map(
             jnp.copy, system_lib.model_params(params))))
-  elif rules.decides == 'all':
+  elif rules.from_scratch:
     state = state.replace(teacher=None)
   if phase == 'warm_start':
     state = state.replace(

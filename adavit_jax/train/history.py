@@ -35,11 +35,18 @@ def has_price(info):
 
 
 def policy_has_learned(info):
-  """Whether policy networks were trained since the model was last replaced."""
+  """Whether a run's policy was trained since the model was last replaced.
+
+  False where the run has none: it does not keep that of the run before.
+  """
+  config = info['config']
+  if not (config['exits']['policy']
+          or phases.training('policy', config['phases'])):
+    return False
   for name in reversed([info['began_from'], *so_far(info)]):
     if name:
       if 'policy' in phases.PHASES[name].trains:
         return True
-      if phases.PHASES[name].decides == 'all':
+      if phases.PHASES[name].from_scratch:
         return False
-  return info['config']['exits']['policy']
+  return config['exits']['policy']

@@ -142,7 +142,9 @@ class Trainer:
                     nets=self.system.nets is not None)
     checks.same_classes(info, self.dataset, self.workdir)
     checks.same_images(info, self.dataset, self.workdir)
-    shapes = step_lib.abstract_state(self.system, info['phase'])
+    shapes = step_lib.abstract_state(
+        self.system, info['phase'],
+        teacher='teacher' in ckpts.groups(step, kind))
     state = ckpts.restore(
         mesh_lib.put_shapes(shapes, self.mesh), step, kind)
     logging.info('resumed from step %d, phase %s', step, info['phase'])
@@ -187,7 +189,7 @@ class Trainer:
     exits = tuple(map(tuple, info['config']['model']['exits'] or ()))
     if self.system.model.exits and exits == self.system.model.exits:
       phases.check_order(
-          self.config, [*history.so_far(info), *self.config.phases],
+          self.system, [*history.so_far(info), *self.config.phases],
           f' of {self.config.init.workdir}')
 
   def _replicate(self, tree):

@@ -19,9 +19,9 @@ def make_optimizer(config, steps: int, *, stacks=()
       optimizer: one of `OPTIMIZERS`. 'muon' orthogonalises the momentum of
         every kernel of a stack of encoders [L, in, out] (queries, keys and
         values as one matrix) and of every convolution [h, w, in, out], in a
-        stack [L, h, w, in, out] (Jordan et al., 2024), scaled to the size of Adam's updates (Liu et al., 2025,
-        arXiv:2502.16982). All other leaves get Adam with Nesterov momentum,
-        without decay.
+        stack [L, h, w, in, out] (Jordan et al., 2024), scaled to the size of
+        Adam's updates (Liu et al., 2025, arXiv:2502.16982). All other leaves
+        get Adam with Nesterov momentum, without decay.
       learning_rate: the peak.
       warmup: share of the steps with a linear rise from 0, in [0, 1).
       end_lr_factor: the last rate as a share of the peak, in [0, 1].

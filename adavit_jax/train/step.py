@@ -42,11 +42,20 @@ def begin_phase(system, state, phase):
   return state.replace(params=params, opt_state=tx.init(trained), ema=ema)
 
 
-def abstract_state(system, phase):
-  """Shapes of the state during a phase, to restore a checkpoint into."""
+def abstract_state(system, phase, *, teacher=None):
+  """Shapes of the state during a phase, to restore a checkpoint into.
+
+  Args:
+    system: `System`.
+    phase: a name in `phases.PHASES`.
+    teacher: whether there is one: phases that need none keep it for those to
+      come. None asks the phase.
+  """
+  if teacher is None:
+    teacher = phases.PHASES[phase].teacher
   def build():
     state = system_lib.init_state(system, 0)
-    if phases.PHASES[phase].teacher:
+    if teacher:
       state = state.replace(teacher=system_lib.model_params(state.params))
     return begin_phase(system, state, phase)
   return jax.eval_shape(build)

@@ -98,6 +98,12 @@ class System:
     return len(self.exits)
 
   @property
+  def staged(self):
+    """Whether it is run and judged by its exits: of a regression even one is.
+    """
+    return self.num_exits > 1 or self.target is not None
+
+  @property
   def rule(self):
     """The `Rule` of the config: how sure an exit is."""
     return confidence.RULES[self.config.exits.rule]

@@ -1,5 +1,4 @@
-"""Training is a list of phases; each module says all there is to say of its own.
-"""
+"""Training is a list of phases; each module declares one of them."""
 
 from adavit_jax.train.phases import classifier_wise
 from adavit_jax.train.phases import dense
@@ -62,26 +61,28 @@ def check(system):
   if weights != (1.,) and not learns:
     raise ValueError(f"exits.weights={weights} is for the phase 'exits' and "
                      f'not for {tuple(names)}; leave it out')
-  check_order(config, names)
+  check_order(system, names)
 
 
-def check_order(config, names, before=''):
+def check_order(system, names, before=''):
   """Checks that no phase changes the model under what was trained on it.
 
   Args:
-    config: see `train.config.default_config`.
+    system: `System`.
     names: phases in their order; those of another run may come first.
     before: where these were run, for the message.
 
   Raises:
-    ValueError: if the backbone is trained under exits that another phase
-      trained and no later one trains again, or under a policy.
+    ValueError: if the backbone is trained under added exits that another phase
+      trained and no later one trains again, or with all layers where a policy
+      or a mask drops some.
   """
+  config, added = system.config, system.model.exits
   for i, name in enumerate(names):
     trains = PHASES[name].trains
     if 'backbone' not in trains:
       continue
-    heads = [n for n in training('heads', names[:i])]
+    heads = training('heads', names[:i]) if added else []
     if (heads and 'heads' not in trains
         and not training('heads', names[i + 1:])):
       raise ValueError(
@@ -89,8 +90,8 @@ def check_order(config, names, before=''):
           f'under heads that {heads[-1]!r}{before} trained; put it first, or '
           f"add 'classifier_wise' behind it")
     if (PHASES[name].exits and name in config.phases
-        and decider(config, name) == 'policy'):
+        and decider(config, name) != 'all'):
       raise ValueError(
-          f'config.phases={tuple(names)}: {name!r} would change the model '
-          f'under its policy; train exits behind a policy by '
-          f"'classifier_wise', with exits.policy=True in a run of its own")
+          f'config.phases={tuple(names)}: {name!r} trains the backbone with all '
+          f'layers, and a {decider(config, name)} drops some of them at '
+          f"inference; train exits by 'classifier_wise', or put it first")

@@ -80,8 +80,9 @@ def check(system):
     raise ValueError(f'layer_wise.steps={c.steps} must be at least {num}, the '
                      f'number of exits')
   if c.ema:
-    raise ValueError(f'layer_wise.ema={c.ema} must be 0: every stage is trained '
-                     f'on the ones that are frozen, and not on their average')
+    raise ValueError(f'layer_wise.ema={c.ema} must be 0: every stage is '
+                     f'trained on the ones that are frozen, and not on their '
+                     f'average')
 
 
 PHASE = Phase(

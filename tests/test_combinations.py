@@ -1,0 +1,160 @@
+"""Phases in one run: a policy over branches of a RAViT, exits around a policy.
+"""
+
+import json
+
+from adavit_jax.runtime import stages
+from adavit_jax.train import checkpoints
+from adavit_jax.train import loop
+from adavit_jax.train import preemption
+from adavit_jax.train import step as step_lib
+from adavit_jax.train import system as system_lib
+from adavit_jax.train.phases import dense
+from adavit_jax.train.phases import static
+import jax
+import numpy as np
+import pytest
+import states
+from states import trace_once  # a fixture
+from states import two_devices  # a fixture
+import tiny
+
+STEPS = 3
+
+
+def _config(phases, **fields):
+  config = tiny.get_config()
+  config.phases = phases
+  config.checkpoint_every = 2
+  for phase in phases:
+    config[phase].update(steps=STEPS, batch_size=8)
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+def _ravit(phases, **fields):
+  """Two branches of two encoders; the policy decides inside the first."""
+  return _config(phases, **{
+      'model.name': 'ravit_cifar_patch4_32', 'model.depth': None,
+      'model.image_size': 8, 'model.patch_size': 2, 'model.width': 8,
+      'model.num_heads': 2, 'model.layers': (2, 2), 'model.factors': (2., 1.),
+      **fields})
+
+
+def _train(config, workdir):
+  return loop.Trainer(config, str(workdir), tiny.dataset()).train()
+
+
+def _rows(workdir):
+  return [json.loads(line)
+          for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+  """Lets a signal seem to come at a step; the loop asks once a step."""
+  def at(step):
+    asked = iter(range(1, step + 1))
+    monkeypatch.setattr(preemption.GracefulStop, 'should_stop',
+                        lambda self: next(asked) == step)
+  yield at
+  monkeypatch.undo()
+
+
+def test_a_ravit_trains_its_exits_and_then_a_policy(tmp_path):
+  phases = ('exits', 'warm_start', 'policy')
+  config = _ravit(phases, **{'exits.ema': 0.5})
+  state = _train(config, tmp_path)
+  assert int(state.step) == 3 * STEPS
+  fresh = system_lib.init_state(
+      system_lib.create(config, tiny.dataset()), config.seed)
+  for group in state.params:
+    assert not states.same(state.params[group], fresh.params[group])
+  # The policy's phases leave the model as its exits left it.
+  assert states.same(state.teacher, {'backbone': state.params['backbone']})
+  # All encoders, of both branches, but the fixed one.
+  assert [a.shape for a in state.candidates] == [(3 * 7, 3)] * 2
+  rows = _rows(tmp_path)
+  seen = {key for row in rows for key in row}
+  assert seen >= {
+      'exits/loss_0', 'exits/loss_1', 'warm_start/value_loss',
+      'policy/reward', 'policy/keep_mlp', 'holdout/macs_ratio'}
+  ratios = [row['policy/macs_ratio'] for row in rows
+            if 'policy/macs_ratio' in row]
+  assert len(ratios) == STEPS and min(ratios) < 1
+  # After the exits it is their accuracies, then the last one's.
+  held = [np.shape(row['holdout/accuracy']) for row in rows
+          if 'holdout/accuracy' in row]
+  assert held == [(2,), (), ()]
+
+
+@pytest.mark.parametrize('phase, module', [
+    ('dense', dense), ('static', static)])
+def test_early_exits_of_a_backbone_keep_learning(phase, module):
+  """Where the last exit trains it, they are added with their weights."""
+  system = system_lib.create(_ravit(('dense', phase)[-1:], **{
+      'init.workdir': 'there', 'exits.weights': (0.25, 1.),
+      'dense.drop_path': 0., 'dense.mask_weight': 0., 'static.distill': 0.,
+      'static.policy': 'mask', 'static.keep': '1' * 6}), tiny.dataset())
+  data = tiny.dataset().train
+  images, labels = data.images(np.arange(4)), data.labels[:4]
+  targets = np.float32(np.eye(4)[labels])
+  batch = step_lib.Batch(system.normalize(images), targets, labels)
+  params = tiny.params(system.model)
+  state = system_lib.init_state(system, 0).replace(teacher=params)
+
+  @jax.jit
+  def run(params):
+    loss = lambda p: module.loss(
+        system, p, state, batch, jax.random.key(0), 0.)[0]
+    return jax.value_and_grad(loss)(params), stages.exit_logits(
+        system.model, params, batch.images)
+
+  (total, grads), logits = run(params)
+  logits = np.float64(logits)
+  log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  first, last = -(targets * log_p).sum(-1).mean(-1)
+  np.testing.assert_allclose(total, 0.25 * first + last, rtol=1e-5)
+  for head in ('head_0', 'head_1'):
+    assert np.abs(grads['backbone'][head]['kernel']).max() > 1e-3
+
+
+@pytest.fixture(scope='module')
+def everything(tmp_path_factory):
+  """(config, work directory, final state): all kinds of phases in one run.
+
+  One exit lies before the place where the policy decides.
+  """
+  config = _config(
+      (*tiny.PHASES, 'classifier_wise'), **{
+          'model.exits': ((1, 'mlp'), (3, 'mlp')), 'model.num_fixed': 2})
+  workdir = tmp_path_factory.mktemp('everything')
+  return config, workdir, _train(config, workdir)
+
+
+def test_exits_are_trained_around_a_policy_in_one_run(everything):
+  config, workdir, state = everything
+  assert int(state.step) == 5 * STEPS
+  with checkpoints.Checkpoints(workdir, read_only=True) as ckpts:
+    infos = [ckpts.info(step, 'phases') for step in ckpts.steps('phases')]
+  assert [info['phase'] for info in infos] == list(config.phases)
+  rows = _rows(workdir)
+  for i in range(2):
+    assert all(np.isfinite(row[f'classifier_wise/loss_{i}']) for row in rows
+               if 'classifier_wise/loss' in row)
+  held = [row['holdout/accuracy'] for row in rows if 'holdout/accuracy' in row]
+  assert [np.shape(x) for x in held] == [()] * 4 + [(3,)]
+
+
+def test_it_resumes_inside_the_last_phase(everything, tmp_path, stop_at):
+  config, workdir, whole = everything
+  at = 4 * STEPS + 1
+  stop_at(at)
+  assert _train(config, tmp_path) is None
+  with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts:
+    assert ckpts.latest() == ('last', at)
+    assert ckpts.info(at)['phase'] == 'classifier_wise'
+  stop_at(6 * STEPS)
+  state = _train(config, tmp_path)
+  assert states.differ(state, whole) == []
+  assert _rows(tmp_path) == _rows(workdir)

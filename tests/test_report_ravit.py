@@ -1,0 +1,139 @@
+"""A RAViT whose layers a policy drops: its report, and its stages exported."""
+
+import json
+import types
+
+import adavit_jax
+from adavit_jax import deploy
+from adavit_jax import report
+from adavit_jax.exits import confidence
+from adavit_jax.models.actions import Actions
+from adavit_jax.report import exits
+from adavit_jax.train import loop
+from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import run as run_lib
+import jax
+from jax import export as jax_export
+import numpy as np
+import pytest
+from states import two_devices  # a fixture
+from test_report import opens  # a fixture
+import tiny
+
+STEPS = 4
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """(work directory, trainer, final state); the policy decides at place 1."""
+  config = tiny.get_config()
+  config.phases = ('exits', 'warm_start', 'policy')
+  config.model.name = 'ravit_cifar_patch4_32'
+  config.model.depth = None  # the field of a ViT
+  config.model.update(image_size=8, patch_size=2, width=8, num_heads=2,
+                      layers=(2, 2), factors=(2., 1.))
+  for phase in config.phases:
+    config[phase].update(steps=STEPS, batch_size=8)
+  workdir = str(tmp_path_factory.mktemp('run'))
+  trainer = loop.Trainer(config, workdir, tiny.dataset())
+  return workdir, trainer, trainer.train()
+
+
+@pytest.fixture
+def tiny_data(run, monkeypatch):
+  monkeypatch.setattr(
+      'adavit_jax.data.load', lambda *args, **kwargs: run[1].dataset)
+
+
+@pytest.fixture(scope='module')
+def decided(run):
+  """`Actions` of the policy on the test images."""
+  _, trainer, state = run
+  found = trainer.evaluator.decisions(
+      state.params, trainer.dataset.test, threshold=0.5)
+  assert 0 < found.keep.mean() < 1
+  assert len(np.unique(found.keep, axis=0)) > 1
+  return found
+
+
+def test_a_report_counts_the_layers_that_ran(
+    run, decided, tiny_data, opens, capsys):
+  workdir, trainer, _ = run
+  result = report.evaluate(workdir)
+  assert opens == [workdir]
+  assert json.loads(json.dumps(result)) == result
+  assert 'a policy drops layers' in capsys.readouterr().out
+
+  spend, dense = trainer.system.cost, trainer.system.plain_cost
+  first, last = result['exits']
+  # Its own early exit runs with the last one.
+  assert last['macs'] == pytest.approx(spend.adaptive(decided).mean())
+  assert first['macs'] == pytest.approx(spend.stage(0, decided).mean())
+  for row, macs in zip((first, last), dense.exits):
+    assert row['macs'] < macs
+    assert row['macs_ratio'] == pytest.approx(row['macs'] / dense.dense)
+  rows = [first, last, *result['curve'],
+          *(result[key] for key in ('same_accuracy', 'slack'))]
+  # A paper counts all layers.
+  assert not any('paper_flops' in row for row in rows)
+  # Cascades lie between the one exit and the other.
+  for row in rows:
+    assert len(row['shares']) == 2 and row['macs'] <= last['macs'] + 1e-3
+
+
+def test_no_static_sub_networks_are_tuned_beside_exits(
+    run, tiny_data, monkeypatch):
+  """So it does not matter what devices their batches would fit."""
+  make_mesh, find = mesh_lib.make_mesh, run_lib.Run.find
+  def joint(*args, **kwargs):
+    saved = find(*args, **kwargs)
+    config = saved.info['config']
+    config['phases'] = [*config['phases'], 'joint']
+    return saved._replace(info={**saved.info, 'phase': 'joint'})
+  monkeypatch.setattr(run_lib.Run, 'find', joint)
+  monkeypatch.setattr(mesh_lib, 'make_mesh', lambda: make_mesh(3))
+  monkeypatch.setattr(
+      exits, 'evaluate', lambda trainer, run, saved, about, **kwargs: (
+          types.SimpleNamespace(mesh=trainer.mesh, about=about)))
+  reached = report.evaluate(run[0])
+  assert (reached.mesh.size, reached.about['phase']) == (3, 'joint')
+
+
+def test_exported_stages_are_the_same_model(run, decided, tmp_path):
+  workdir, trainer, _ = run
+  clf = adavit_jax.load(workdir)
+  size = 4
+  with pytest.raises(ValueError, match='^batch_size=None'):
+    deploy.export_stages(clf, tmp_path, platforms=('cpu',))
+  paths = deploy.export_stages(
+      clf, tmp_path, batch_size=size, platforms=('cpu',))
+  about = json.loads((tmp_path / 'stage_0.json').read_text())
+  assert about['stage_macs'] is None and about['num_stages'] == len(paths) == 2
+  programs = [jax_export.deserialize(bytearray(path.read_bytes()))
+              for path in paths]
+
+  images = trainer.dataset.test.images(np.arange(len(decided.msa)))
+  @jax.jit
+  def oracle(params, images):
+    carry, found = None, []
+    for stage in clf.system.programs(clf.phase, 'masked'):
+      carry, logits = stage(params, images, carry)
+      found.append(logits)
+    return found
+
+  want = np.array(oracle(clf.params, images))
+  got = [[], []]
+  for start in range(0, len(images), size):
+    batch, carry = images[start:start + size], ()
+    for program, rows in zip(programs, got):
+      *carry, logits = program.call(batch, *carry)
+      rows.extend(np.asarray(logits))
+    actions = Actions(*carry[0][1])
+    np.testing.assert_array_equal(
+        actions.keep, decided.keep[start:start + size])
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+  for threshold, logits in ((confidence.ALWAYS, got[0]),
+                            (confidence.NEVER, got[1])):
+    clf.thresholds = threshold
+    np.testing.assert_allclose(
+        clf(images).logits, logits, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,168 @@
+"""Our own layout, in which every model is saved, and layouts a user adds."""
+
+import adavit_jax
+from adavit_jax import models
+from adavit_jax import weights
+from adavit_jax.models.ravit import RAViT
+from adavit_jax.weights import formats
+from adavit_jax.weights import layout
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_weights import path as golden
+from test_weights import same
+import tiny
+
+KEY = jax.random.key(0)
+
+
+class Counted(RAViT):
+  """A user's backbone with batch statistics."""
+
+  def init_variables(self, key):
+    params, _ = super().init_variables(key)
+    return params, {'encoders_0': {'seen': jnp.zeros((1, self.width))}}
+
+
+def ravit(family=RAViT, **overrides):
+  model = models.create('ravit_cifar_patch4_32', **{**dict(
+      image_size=16, width=16, layers=(1, 2), num_heads=2), **overrides})
+  fields = {name: getattr(model, name) for name in model.__dataclass_fields__
+            if name not in ('parent', 'name')}
+  return family(**fields)
+
+
+def conv(**overrides):
+  return tiny.model(stem='conv', **overrides)
+
+
+@pytest.fixture
+def file(tmp_path):
+  return tmp_path / 'a.safetensors'
+
+
+def save(file, model):
+  params = tiny.params(model)
+  weights.save(file, model, params)
+  return params
+
+
+def message(model, file):
+  with pytest.raises(ValueError) as error:
+    weights.load(model, file, KEY)
+  return str(error.value)
+
+
+@pytest.mark.parametrize('model, names', [
+    (ravit(), ('backbone/encoders_0/qkv/kernel', 'backbone/pos_embedding_1')),
+    (ravit(shared_stem=True), ('backbone/patch_embed/proj/bias',)),
+    (conv(), ('backbone/encoders/fc1/bias', 'backbone/cls')),
+    (ravit(Counted), ('backbone/cls', 'batch_stats/encoders_0/seen'))])
+def test_round_trip_is_exact(file, model, names):
+  params = save(file, model)
+  assert {*names} < weights.read(file).tensors.keys()
+  same(weights.load(model.copy(num_fixed=2), file, KEY), params)
+  same(adavit_jax.init_params(model.copy(weights=str(file)), KEY), params)
+
+
+def test_added_exits_begin_anew(file):
+  model = ravit(exits=((2, 'mlp'),))
+  params = save(file, model)
+  got = weights.load(model, file, KEY)
+  same(got['backbone'], params['backbone'])
+  same(got['heads'], models.init_params(model, KEY)['heads'])
+
+
+def test_all_that_does_not_fit_is_in_one_message(file):
+  save(file, ravit())
+  text = message(ravit(layers=(1, 3), num_classes=5, width=16), file)
+  assert text.startswith(f'{file} (adavit_jax layout) does not fit the model.')
+  assert 'missing' not in text and 'but not in the model' not in text
+  assert ('backbone/encoders_1/fc1/bias [2, 64] in the file, [3, 64] in the '
+          'model') in text
+  assert 'backbone/head_0/bias [10] in the file, [5] in the model' in text
+  text = message(ravit(layers=(0, 2), factors=(1, 1)), file)
+  unknown = text.index('in the file, but not in the model:')
+  assert unknown < text.index('backbone/encoders_0/fc1/bias [1, 64]')
+  assert 'missing' not in text
+  text = message(conv(), file)
+  assert (text.index('missing in the file') <
+          text.index('backbone/pos_embedding [1, 5, 16]') <
+          text.index('in the file, but not in the model') <
+          text.index('backbone/pos_embedding_0 [1, 5, 16]'))
+
+
+@pytest.mark.parametrize('make', [ravit, conv])
+def test_what_no_tensor_shows_is_checked(file, make):
+  save(file, make(num_heads=4))
+  assert message(make(num_heads=2), file) == (
+      f'{file} is of a model with num_heads=4 (not 2): create that one')
+
+
+@pytest.mark.parametrize('model, names', [
+    (ravit(), 'a RAViT does not have'),
+    (conv(), "a ViT with stem='conv' instead of 'patch' does not have"),
+    (ravit(Counted), 'a Counted does not have')])
+def test_other_libraries_do_not_have_every_model(model, names):
+  for name, title in (('timm_vit', 'timm / DeiT'), ('augreg', 'AugReg')):
+    text = message(model, golden(name))
+    assert f'is in the {title}' in text and names in text
+    assert text.endswith('give a file that weights.save wrote of such a model')
+
+
+def test_preprocessing(file):
+  save(file, ravit())
+  with pytest.raises(ValueError, match='give `save` their preprocessing, or '
+                     'set config.data.mean'):
+    weights.preprocessing(file)
+  want = weights.Preprocessing((0.1,) * 3, (0.2,) * 3, 'bicubic', 1.)
+  weights.save(file, ravit(), tiny.params(ravit()), preprocessing=want)
+  assert weights.preprocessing(file) == want
+
+
+def _theirs(model, names):
+  """A layout that takes the encoders apart, as another library may."""
+  del names
+  like = formats.own.FORMAT.tensors(model)
+  found = [t._replace(name=f'theirs.{t.name}') for t in like
+           if not t.leaf[0].startswith('encoders_1')]
+  for t in like:
+    if t.leaf[0] == 'encoders_1':
+      found += [
+          layout.Tensor(f'theirs.{i}.{".".join(t.leaf[1:])}',
+                        ('encoders_1', i, *t.leaf[1:]), t.shape[1:])
+          for i in range(t.shape[0])]
+  return found
+
+
+THEIRS = layout.Format(
+    title='theirs', recognises=lambda names: 'theirs.backbone/cls' in names,
+    clean=dict, tensors=_theirs, heads=('head_1', 'head_0', 'norm_0'))
+
+
+def test_a_users_layout(file, monkeypatch):
+  monkeypatch.setattr(formats, '_FAMILIES', {**formats._FAMILIES})
+  weights.register(Counted, (THEIRS,), where={'patch_size': 4})
+  model = ravit(Counted)
+  params = save(file, model)
+  tensors = weights.read(file).tensors
+  assert tensors['theirs.1.fc1.bias'].shape == (64,)
+  assert 'theirs.batch_stats/encoders_0/seen' in tensors
+  same(weights.load(model, file, KEY), params)
+  assert ("a Counted with patch_size=2 instead of 4 does not have" in
+          message(ravit(Counted, patch_size=2), file))
+  other = ravit(Counted, num_classes=3)
+  got, want = weights.load(other, file, KEY), models.init_params(other, KEY)
+  for name in ('head_0', 'head_1', 'norm_0'):
+    same(got['backbone'][name], want['backbone'][name])
+  same(got['backbone']['norm_1'], params['backbone']['norm_1'])
+
+
+def test_a_layout_that_loses_parameters_is_not_written(file, monkeypatch):
+  monkeypatch.setattr(formats, '_FAMILIES', {})
+  weights.register(Counted, (THEIRS._replace(
+      tensors=lambda *args: _theirs(*args)[1:]),))
+  with pytest.raises(ValueError, match='theirs layout of Counted holds .* of'):
+    save(file, ravit(Counted))
+  assert not file.exists()
