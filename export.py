@@ -57,21 +57,21 @@ def main(argv):
                        f'out, or give --mode=cond, compact or stages')
     clf = adavit_jax.load(_WORKDIR.value, phase=_PHASE.value, best=_BEST.value,
                           rule=_RULE.value)
-    how = dict(batch_size=_BATCH_SIZE.value, platforms=_PLATFORMS.value)
-    exits = clf.system.staged
+    deploy.check_mode(clf, _MODE.value)
+    options = dict(batch_size=_BATCH_SIZE.value, platforms=_PLATFORMS.value)
     if _MODE.value == 'stages':
-      if exits and threshold is not None:
+      if threshold is not None:
         clf.thresholds = threshold
-      paths = deploy.export_stages(clf, _OUTPUT.value, **how)
+      paths = deploy.export_stages(clf, _OUTPUT.value, **options)
       print(*(f'wrote {path} and {path}.json' for path in paths), sep='\n')
       _hint()
       return
-    if threshold is not None and not exits:
+    if threshold is not None:
       if not (isinstance(threshold, float) and 0 < threshold < 1):
         raise ValueError(f'--threshold={threshold} must be one number in '
                          f"(0, 1): it is the policy's")
       clf.threshold = threshold
-    deploy.export(clf, _OUTPUT.value, mode=_MODE.value, **how)
+    deploy.export(clf, _OUTPUT.value, mode=_MODE.value, **options)
   except guards.USER_ERRORS as error:
     logging.debug('where it came from', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error

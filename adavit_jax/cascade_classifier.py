@@ -15,7 +15,7 @@ from adavit_jax.train import system as system_lib
 
 
 class CascadeClassifier:
-  """Runs a `System` in stages: an image leaves at the first exit sure enough of it.
+  """Runs a `System` in stages: an image leaves at the first sure exit.
 
   Threads may share it, as they may a `runtime.cascade.Cascade`.
 
@@ -23,6 +23,7 @@ class CascadeClassifier:
     class_names: K strings, or () where the run has none.
     phase: that the run ended with.
   """
+  EXPORTS = ('stages',)  # by deploy.export_stages
   # A mistyped attribute, `threshold` for one, is an error.
   __slots__ = ('class_names', 'phase', '_system', '_cascade')
 

@@ -52,6 +52,7 @@ class Classifier:
       any time and recompiles nothing.
     params: groups, folded for inference.
   """
+  EXPORTS = ('dense', 'static', 'cond', 'compact')  # modes of deploy.export
   # A mistyped attribute, `thresholds` for one, is an error.
   __slots__ = ('class_names', 'threshold', 'params', '_system', '_actions',
                '_sizes', '_cost', '_run')
@@ -94,7 +95,7 @@ class Classifier:
 
   @property
   def actions(self):
-    """`Actions` [L1], [L2] that every image gets, or None: the policy decides."""
+    """`Actions` [L1], [L2] of every image, or None: the policy decides."""
     return self._actions
 
   def read(self, path):

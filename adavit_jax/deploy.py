@@ -101,10 +101,8 @@ def export_stages(clf, directory, *, batch_size=None, platforms=_DEFAULT):
   """
   _check_batch_size(batch_size)
   _check_platforms(platforms)
+  check_mode(clf, 'stages')
   system = clf.system
-  if not system.staged:
-    raise ValueError('this model has one exit: it cannot stop early; export it '
-                     'as one program')
   stages, dropping = system.programs(clf.phase), clf.drops_layers
   if dropping and batch_size is None:
     raise ValueError('batch_size=None: where layers are dropped the stages '
@@ -198,11 +196,25 @@ def _write(path, artefact, about):
   epath.Path(f'{path}.json').write_text(json.dumps(about, indent=1))
 
 
+def check_mode(clf, mode):
+  """Raises a ValueError unless a classifier can be exported in a mode.
+
+  Args:
+    clf: `Classifier` or `CascadeClassifier`.
+    mode: one of `MODES`, or 'stages' for `export_stages`.
+  """
+  known = (*MODES, 'stages')
+  if mode not in known:
+    raise ValueError(f'mode={mode!r}; known: {known}')
+  if mode not in clf.EXPORTS:
+    raise ValueError(f'mode={mode!r}: this is a {type(clf).__name__}, which is '
+                     f'exported as one of {clf.EXPORTS}')
+
+
 def _check(clf, mode, batch_size, platforms):
-  if mode not in MODES:
-    raise ValueError(f'mode={mode!r}; known: {MODES}')
-  if clf.system.staged:
-    raise ValueError(f"mode={mode!r}: this model has exits; export its stages")
+  if mode == 'stages':
+    raise ValueError("mode='stages' is for export_stages")
+  check_mode(clf, mode)
   if mode == 'static' and clf.actions is None:
     raise ValueError("mode='static' takes a classifier with given actions, and "
                      "this one asks its policy: use 'cond' or 'compact', or "

@@ -33,7 +33,7 @@ def check(workdir, threshold=None):
   with run_lib.Run(workdir) as run:
     info = run.find().info
   system = run_lib.system(info)
-  if system.num_exits > 1:
+  if system.staged:
     if threshold is None and not _thresholds(workdir):
       raise ValueError(f'{workdir!r} has no thresholds yet, so that no image '
                        f'would leave; run python eval.py --workdir={workdir} '
@@ -76,7 +76,7 @@ def rows(workdir, batches, *, repeats, threshold=None, data_dir=None):
   best = report.get('best', False)
   clf = adavit_jax.load(workdir, rule=report.get('rule'), best=best,
                         max_batch_size=max(batches))
-  if clf.system.num_exits > 1:
+  if clf.system.staged:
     dense, dense_macs, kept, settings = _cascade(clf, workdir, threshold)
   else:
     dense, dense_macs, kept, settings = _policy(

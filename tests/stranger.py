@@ -1,9 +1,9 @@
 """A backbone unlike ViT in everything, in one file.
 
 Stacks on shrinking grids and growing widths, no class token, attention biases
-gathered from tables, BatchNorm, a convolution that always runs, bridges that
-halve the grid, an MLP of the last one that may be dropped, and activations of
-two arrays: tokens, and a summary that every MLP adds to.
+from tables, BatchNorm, a convolution that always runs, bridges that halve the
+grid, an MLP of the last one that may be dropped, and activations of two arrays:
+tokens, and a summary that every MLP adds to.
 """
 
 import functools
@@ -20,7 +20,7 @@ def norm(name, p, x, ctx):
   """BatchNorm over batch and tokens: (result, changed statistics)."""
   p, changed = p[name], {}
   if ctx.stats is None:  # folded
-    return x * p['scale'] + p['bias'], {}
+    return x * p['scale'] + p['bias'], changed
   stats = ctx.stats[name]
   if ctx.train:
     new = dict(mean=x.mean((0, 1)), var=x.var((0, 1)))
@@ -41,10 +41,8 @@ def attention(side, p, x, read, ctx):
   """One head with a bias for each distance; folded, the biases are gathered."""
   y, changed = norm('norm1', p, x['x'], ctx)
   q, k, v = jnp.split(y @ p['qkv'], 3, -1)
-  bias = p['bias']
-  if ctx.stats is not None:
-    bias = bias[distances(side)]
-  weights = jax.nn.softmax(q @ k.swapaxes(1, 2) * q.shape[-1]**-0.5 + bias)
+  bias = p['bias'] if ctx.stats is None else p['bias'][distances(side)]
+  weights = jax.nn.softmax(q @ k.swapaxes(1, 2) / q.shape[-1]**0.5 + bias)
   return backbone.Delta({'x': weights @ v @ p['proj']}, changed)
 
 
@@ -80,8 +78,7 @@ class Stranger(backbone.Backbone):
   def init_variables(self, key):
     keys = iter(jax.random.split(key, 99))
     random = lambda *shape: jax.random.normal(next(keys), shape) / 4
-    params, stats = {}, {}
-    params['embed'] = random(self.channels, self.widths[0])
+    params, stats = {'embed': random(self.channels, self.widths[0])}, {}
     params['head'] = random(self.widths[-1] + 4, self.num_classes)
     for i, (d, num) in enumerate(zip(self.widths, self.depths)):
       norms = dict(scale=jnp.ones((num, d)), bias=jnp.zeros((num, d)))

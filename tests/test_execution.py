@@ -175,8 +175,8 @@ def runs(monkeypatch):
 def test_a_cascade_that_no_image_leaves_is_not_timed(
     execution, monkeypatch, tmp_path, runs):
   runs[str(tmp_path)] = ('exits',), ((1, 'mlp'),)
-  assert 'no thresholds' in _error(
-      execution, monkeypatch, workdir=[str(tmp_path)])
+  assert _error(execution, monkeypatch, workdir=[str(tmp_path)]).endswith(
+      '--threshold')
   execution.trained.check(tmp_path, threshold=0.5)
   (tmp_path / 'report.json').write_text('{"slack": {"thresholds": [0.5]}}')
   execution.trained.check(tmp_path)

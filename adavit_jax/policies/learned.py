@@ -79,8 +79,9 @@ class PolicyNets(nn.Module):
       ValueError: if `head` is set and there are no logits.
     """
     if self.head and head_logits is None:
-      raise ValueError("head=True shows the networks what the model's head says "
-                       'of z1, and head_logits is None; use learned.observe')
+      raise ValueError("head=True shows the networks what the model's head "
+                       'says of z1, and head_logits is None; use '
+                       'learned.observe')
     x = jax.lax.stop_gradient((x - stats.mean) / stats.std)
     aux_logits = self.aux_head(x) if self.aux else None
     x = x * inputs.TOKEN_SCALE

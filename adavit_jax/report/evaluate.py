@@ -76,13 +76,6 @@ def _evaluate(run, workdir, threshold, best, static, data_dir, rule,
   trainer = loop.Trainer(config, workdir, run=run)
   # A mask spends what it spends: its run is the same for another budget.
   trainer.config.mac_target = own_target
-  size = config.joint.batch_size
-  static = (static and info['phase'] == 'joint'
-            and not trainer.system.staged)
-  if static and size % trainer.mesh.size:
-    raise ValueError(f'static sub-networks are tuned with joint.batch_size='
-                     f'{size}, which these {trainer.mesh.size} devices do not '
-                     f'divide; use as many as do, or give --nostatic')
   checks.same_classes(info, trainer.dataset, workdir)
   checks.same_images(info, trainer.dataset, workdir)
   unfinished = run.warn_of_unfinished()
@@ -95,9 +88,14 @@ def _evaluate(run, workdir, threshold, best, static, data_dir, rule,
   if trainer.system.staged:
     return exits.evaluate(trainer, run, saved, about, threshold=threshold,
                           budget=config.mac_target)
+  size, static = config.joint.batch_size, static and info['phase'] == 'joint'
+  if static and size % trainer.mesh.size:
+    raise ValueError(f'static sub-networks are tuned with joint.batch_size='
+                     f'{size}, which these {trainer.mesh.size} devices do not '
+                     f'divide; use as many as do, or give --nostatic')
   if rule is not None:
     raise ValueError(f'--rule={rule} is for a model with exits, and {workdir} '
-                     f'holds a policy; leave it out')
+                     f'holds one without; leave it out')
   if threshold is not None and not (np.ndim(threshold) == 0
                                     and 0 < threshold < 1):
     raise ValueError(f'--threshold={threshold} must be in (0, 1): it is the '

@@ -1,5 +1,6 @@
 """What all execution modes do with one branch."""
 
+import jax
 import numpy as np
 
 from adavit_jax.models import plan
@@ -21,7 +22,8 @@ def add(x, y):
     return {**x, **{key: add(x[key], part) for key, part in y.items()}}
   if y.shape[1:] == x.shape[1:]:
     return x + y
-  return x.at[:, :y.shape[1]].add(y)
+  return jax.lax.dynamic_update_slice(
+      x, x[:, :y.shape[1]] + y, (0,) * x.ndim)
 
 
 def read_later(stack, kept, read, xp=np):

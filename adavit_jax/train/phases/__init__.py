@@ -92,6 +92,6 @@ def check_order(system, names, before=''):
     if (PHASES[name].exits and name in config.phases
         and decider(config, name) != 'all'):
       raise ValueError(
-          f'config.phases={tuple(names)}: {name!r} trains the backbone with all '
-          f'layers, and a {decider(config, name)} drops some of them at '
+          f'config.phases={tuple(names)}: {name!r} trains the backbone with '
+          f'all layers, and a {decider(config, name)} drops some of them at '
           f"inference; train exits by 'classifier_wise', or put it first")
