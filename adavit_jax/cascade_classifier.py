@@ -48,10 +48,13 @@ class CascadeClassifier:
     self.class_names = tuple(class_names)
     params = jax.jit(system.fold)(system_lib.final_params(state))
     sizes = [s for s in cascade.SIZES if s < max_batch_size] + [max_batch_size]
+    stage_macs = system.stage_cost(phase).stages
+    if not self.drops_layers:
+      stage_macs = [int(system.stage_macs(phase, i))
+                    for i in range(system.num_exits)]
     predict = None if system.target is None else lambda outputs: outputs[:, 0]
     self._cascade = cascade.Cascade(
-        system.programs(phase), params, system.rule, thresholds,
-        system.stage_cost(phase).stages,
+        system.programs(phase), params, system.rule, thresholds, stage_macs,
         spent=(functools.partial(system.stage_macs, phase)
                if self.drops_layers else None),
         predict=predict, sizes=sizes)
@@ -64,8 +67,9 @@ class CascadeClassifier:
 
   @property
   def drops_layers(self):
-    """Whether a policy or a mask drops layers in the stages."""
-    return phases.decider(self.system.config, self.phase) != 'all'
+    """Whether a policy drops layers, other ones for each image."""
+    return phases.decider(self.system.config, self.phase) == 'policy'
+
 
   @property
   def params(self):

@@ -82,7 +82,10 @@ class Classifier:
                        'give actions, fixed.all_layers(...) for example')
     self._system, self.class_names = system, tuple(class_names)
     self.threshold = system.config.nets.threshold
-    self.params = jax.jit(system.fold)(system_lib.final_params(state))
+    params = system_lib.final_params(state)
+    if actions is not None:  # fewer arrays to pass at each call
+      params = system_lib.model_params(params)
+    self.params = jax.jit(system.fold)(params)
     self._actions = actions
     self._sizes = batch_sizes(max_batch_size)
     self._cost = system.cost if actions is None else system.plain_cost

@@ -72,7 +72,7 @@ def export(clf, path, *, mode, batch_size=None, platforms=_DEFAULT):
   if learned:
     args.append(jax.ShapeDtypeStruct((), jnp.float32))
   about = dict(mode=mode, threshold=float(clf.threshold) if learned else None,
-               **_about(clf))
+               num_layers=list(plan.num_layers(model)), **_about(clf))
   # Nothing is written before all of it could be made.
   artefact = lower(run, args, platforms)
   _write(path, artefact, about)
@@ -114,7 +114,7 @@ def export_stages(clf, directory, *, batch_size=None, platforms=_DEFAULT):
       thresholds=[float(x) for x in clf.thresholds],
       # They differ from image to image where layers are dropped.
       stage_macs=None if dropping else [
-          int(x) for x in system.stage_cost(clf.phase).stages],
+          int(system.stage_macs(clf.phase, i)) for i in range(len(stages))],
       unit=system.target.unit if system.target else None, **_about(clf))
   paths = [epath.Path(directory).expanduser() / f'stage_{i}'
            for i in range(len(stages))]

@@ -195,7 +195,8 @@ def test_batch_statistics_are_folded_for_inference():
   np.testing.assert_allclose(last, want[-1], **CLOSE)
   jax.tree.map(np.testing.assert_array_equal, same, stats)
   folded = models.fold(model, params)
-  assert set(folded) == {'backbone', 'heads'}
+  assert folded['batch_stats'] is None
+  assert models.fold(model, folded) is folded
   np.testing.assert_array_equal(
       folded['backbone']['a']['mean'], stats['a']['mean'])
   # Without them every answer is another.

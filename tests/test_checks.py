@@ -15,7 +15,8 @@ import tiny
 def _info(config, **fields):
   """What a checkpoint says of itself, of a run that began from no other."""
   return {**dict(config=json.loads(json.dumps(config.to_dict())),
-                 began_from='', had_price=False), **fields}
+                 began_from='', had_price=False, policy_learned=False),
+          **fields}
 
 
 def test_a_batch_larger_than_the_training_split_is_refused():
@@ -167,36 +168,54 @@ def test_the_phase_that_a_run_began_from_is_compared():
     checks.same_run(info, config, 'DIR')
 
 
-@pytest.mark.parametrize('phases, phase, began_from, learned', [
-    (('dense', 'policy'), 'dense', '', False),
-    (('dense', 'policy'), 'policy', '', True),
-    (('dense', 'policy'), 'dense', 'joint', False),
-    (('dense', 'static'), 'static', '', False),
-    (('joint', 'static'), 'static', '', True),
-    (('static',), 'static', 'dense', False),
-    (('static',), 'static', 'policy', False),  # it keeps no policy
-    (('static', 'policy'), 'static', 'policy', True),
-    (('static', 'policy'), 'static', 'dense', False),
-    (('exits', 'policy'), 'exits', 'policy', False),
-    (('dense', 'policy', 'classifier_wise'), 'classifier_wise', '', True),
-    (('classifier_wise',), 'classifier_wise', 'joint', False),
+@pytest.mark.parametrize('phases, phase, before, learned', [
+    (('dense', 'policy'), 'dense', False, False),
+    (('dense', 'policy'), 'policy', False, True),
+    (('dense', 'policy'), 'dense', True, False),
+    (('dense', 'static'), 'static', False, False),
+    (('joint', 'static'), 'static', False, True),
+    (('static',), 'static', False, False),
+    (('static',), 'static', True, False),  # it keeps no policy
+    (('static', 'policy'), 'static', True, True),
+    (('static', 'policy'), 'static', False, False),
+    (('exits', 'policy'), 'exits', True, False),
+    (('dense', 'policy', 'classifier_wise'), 'classifier_wise', False, True),
+    (('classifier_wise',), 'classifier_wise', True, False),
 ])
 def test_a_policy_that_no_phase_has_trained_is_known(
-    phases, phase, began_from, learned):
+    phases, phase, before, learned):
   config = tiny.get_config()
   config.phases = phases
-  info = _info(config, phase=phase, began_from=began_from)
+  info = _info(config, phase=phase, policy_learned=before)
   assert history.policy_has_learned(info) == learned
 
 
-def test_a_policy_that_only_decides_has_learned():
+@pytest.mark.parametrize('learned', [True, False])
+def test_a_policy_that_only_decides_is_as_it_was(learned):
   """Exits are trained behind it, in one run after the other."""
   config = tiny.get_config()
   config.phases = ('classifier_wise',)
   config.exits.policy = True
-  for began_from in ('joint', 'classifier_wise'):
-    assert history.policy_has_learned(_info(
-        config, phase='classifier_wise', began_from=began_from))
+  assert learned == history.policy_has_learned(_info(
+      config, phase='classifier_wise', policy_learned=learned))
+
+
+@pytest.mark.parametrize('phase, phases, fits', [
+    ('static', ('classifier_wise',), False),
+    ('static', ('warm_start', 'policy'), True),
+    ('static', ('dense',), True),
+    ('dense', ('classifier_wise',), True),
+])
+def test_a_mask_is_not_forgotten(phase, phases, fits):
+  config = tiny.get_config()
+  config.phases = 'dense', 'static'
+  info = _info(config, phase=phase)
+  config.phases, config.init.workdir = phases, 'DIR'
+  if fits:
+    checks.mask_goes_on(info, config)
+  else:
+    with pytest.raises(ValueError, match='DIR.*mask.*classifier_wise'):
+      checks.mask_goes_on(info, config)
 
 
 @pytest.mark.parametrize('phases, phase, rewards, fields, priced', [

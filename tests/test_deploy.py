@@ -318,6 +318,7 @@ def test_what_lies_beside_an_artefact(cond):
   about = json.loads((cond.parent / 'model.json').read_text())
   assert about == dict(
       mode='cond', class_names=['ant', 'bee', 'cat', 'dog'], threshold=0.5,
+      num_layers=[3, 3],
       images=dict(size=8, channels=1, resize=8, interpolation='bicubic'))
 
 

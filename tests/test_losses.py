@@ -92,7 +92,7 @@ def test_teachers_get_no_gradient(logits, loss):
 def test_untaught_distillation_head_learns_from_the_labels(logits):
   """The loss of figure 3B's path without its teacher."""
   first, second, targets = logits
-  out = Finish(Logits(first, second), None, None)
+  out = Finish(Logits(first, second), [], None, {})
   system = types.SimpleNamespace(
       finish=lambda *_: out, updates=lambda stats: {}, exits=(), weights=())
   c = types.SimpleNamespace(distill=0., representation=0.)

@@ -218,6 +218,21 @@ def test_a_ravit_under_a_policy(num_fixed):
   _close(got[:, 0], want[:, 0])
 
 
+def test_a_policy_at_an_own_exit_sees_all_tokens():
+  """The exit there, and the bridge behind it, read the CLS token alone."""
+  model, seen = _ravit(exits=(), num_fixed=2), []
+  assert 2 in [e.place for e in plan.exits(model)]
+  def decide(params, z1, images):
+    seen.append(z1.shape[1])
+    return Actions(*(jnp.ones((len(z1), num))
+                     for num in plan.num_layers(model)))
+  params = jax.eval_shape(lambda: tiny.params(model))
+  images, carry = jax.ShapeDtypeStruct((3, 16, 16, 1), jnp.float32), None
+  for stage in stages_lib.stages(model, decide=decide):
+    carry, _ = jax.eval_shape(stage, params, images, carry)
+  assert seen == [plan.tokens_at(model, 2).num]
+
+
 def _cascade(model, weights, rule, sizes=(1, 8)):
   spend = cost.of(model)
 

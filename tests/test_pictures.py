@@ -1,6 +1,7 @@
 """Pictures of a report: what is drawn where."""
 
 from adavit_jax import data
+from adavit_jax.models.actions import Actions
 from adavit_jax.report import pictures
 import numpy as np
 
@@ -24,11 +25,12 @@ def test_bars_of_kinds_that_differ_in_number(monkeypatch):
   figures = []
   monkeypatch.setattr(pictures, '_save', lambda *args: figures.append(args[0]))
   rates = dict(msa=[0.25], mlp=[1., 0.5, 0.75])
-  pictures.keep_rates(rates, 2, '')
+  encoders = Actions(np.array([2]), np.array([2, 3, 6]))
+  pictures.keep_rates(rates, encoders, '')
   axes, = figures[0].axes
   bars = {c.get_label(): [(b.get_x() + b.get_width() / 2, b.get_height())
                           for b in c] for c in axes.containers}
-  want = dict(MSA=[(2.8, 0.25)], MLP=[(3.2, 1.), (4.2, 0.5), (5.2, 0.75)])
+  want = dict(MSA=[(2.8, 0.25)], MLP=[(3.2, 1.), (4.2, 0.5), (7.2, 0.75)])
   for kind, points in want.items():
     np.testing.assert_allclose(bars[kind], points)
-  np.testing.assert_array_equal(axes.get_xticks(), [3, 4, 5])
+  np.testing.assert_array_equal(axes.get_xticks(), [3, 4, 7])

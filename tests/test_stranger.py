@@ -11,6 +11,7 @@ from adavit_jax import models
 from adavit_jax.exits import confidence
 from adavit_jax.models import exit_heads
 from adavit_jax.models import plan
+from adavit_jax.models import registry
 from adavit_jax.models.actions import Actions
 from adavit_jax.models.backbone import Context
 from adavit_jax.policies import fixed
@@ -31,6 +32,20 @@ import stranger
 B, STEPS = 6, 4
 PHASES = ('dense', 'warm_start', 'policy', 'joint')
 CLOSE = dict(rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def registered():
+  """The registration; other tests do not see it."""
+  known = dict(registry._MODELS)
+  models.register(stranger.Stranger, stranger.MODELS)
+  yield
+  registry._MODELS.clear()
+  registry._MODELS.update(known)
+
+
+def test_the_contract_is_kept():
+  models.check_backbone(_model())
 
 
 def _model(**overrides):
@@ -211,7 +226,7 @@ def test_batch_statistics_were_learned_and_are_served(trained, dataset):
   stats = state.params['batch_stats']['stack_0']['norm1']
   assert not np.allclose(stats['mean'], 0)
   clf = adavit_jax.load(workdir)
-  assert 'batch_stats' not in clf.params
+  assert clf.params['batch_stats'] is None  # folded
   pixels = dataset.test.images(np.arange(5))
   out, system = clf(pixels), clf.system
   want = jax.jit(lambda p, x, a: modes.forward(

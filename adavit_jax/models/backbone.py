@@ -6,7 +6,7 @@ cost, training, export) reads the plan and knows no model by name.
 docs/extending.md shows how to add one.
 """
 
-import dataclasses
+import inspect
 import numbers
 from typing import Any, Callable, NamedTuple
 
@@ -31,14 +31,15 @@ class Tokens(NamedTuple):
     grid: (rows, columns) of the other tokens, or None if their order is no
       raster: heads that convolve are refused there.
     num_heads: attention heads of an encoder at this place; divides `width`.
-    mlp_dim: hidden width of its MLP.
+    mlp_dim: hidden width of its MLP; like num_heads, it sizes the exit head
+      'vit'.
   """
   width: int
   num: int
   prefix: int = 0
   grid: tuple[int, int] | None = None
   num_heads: int = 1
-  mlp_dim: int = 0
+  mlp_dim: int = 1
 
 
 class Context(NamedTuple):
@@ -46,9 +47,11 @@ class Context(NamedTuple):
 
   Attributes:
     train: whether BatchNorm uses the statistics of the batch.
-    key: PRNG key of this branch, for random shifts and the like, or None.
+    key: PRNG key of this part of the model, for random shifts and the like, or
+      None. The joint phase takes a model without batch statistics for one that
+      is the same in training and at inference.
     stats: batch statistics: of the one encoder in a branch, of the whole
-      backbone elsewhere; None where the parameters are folded.
+      backbone elsewhere, {} without any; None where the parameters are folded.
   """
   train: bool = False
   key: jax.Array | None = None
@@ -119,7 +122,8 @@ class Bridge(NamedTuple):
     macs: MACs of one image.
     params: names of the groups of parameters that it reads.
     reads_images: whether it looks at the images [B, S, S, C] again.
-    read: how many of the first tokens it reads of x; None for all.
+    read: how many of the first tokens it reads of x; None for all, as it must
+      be where x is a dict.
   """
   run: Callable[..., tuple[X, dict[str, Any]]]
   macs: int
@@ -135,7 +139,8 @@ class OwnExit(NamedTuple):
     place: encoders before it.
     macs: MACs of one image.
     params: names of the groups of parameters that it reads.
-    read: how many of the first tokens it reads; None for all.
+    read: how many of the first tokens it reads; None for all, as it must be
+      where x is a dict.
   """
   place: int
   macs: int
@@ -163,10 +168,6 @@ class Logits(NamedTuple):
     return self.cls if self.dist is None else self.cls + self.dist
 
 
-# Pure functions of a backbone: Flax is not to wrap them.
-_PURE = ('init_variables', 'embed', 'plan', 'own_exits', 'classify', 'tokens',
-         'fold', 'check', 'paper_macs')
-
 
 class Backbone(nn.Module, kw_only=True):
   """A model that every mechanism of the library works on.
@@ -184,8 +185,12 @@ class Backbone(nn.Module, kw_only=True):
     exits: (place, head) of each added early exit: how many encoders have run,
       not falling, and one of `exit_heads.HEADS`.
     weights: file that `adavit_jax.init_params` reads; '' initialises.
-    dtype: compute dtype; parameters, softmax and logits are float32.
+    dtype: compute dtype, which the subclass applies; parameters, softmax and
+      logits are float32.
+    linen: names of methods that use the parameters of the Flax module, beside
+      `setup` and `__call__`.
   """
+  linen = ()
   image_size: int
   num_classes: int
   channels: int = 3
@@ -195,9 +200,13 @@ class Backbone(nn.Module, kw_only=True):
   dtype: Any = jnp.float32
 
   def __init_subclass__(cls, **kwargs):
-    for name in _PURE:
-      if name in vars(cls):
-        nn.nowrap(getattr(cls, name))
+    # Pure functions make modules of their own, which Flax's wrapper refuses.
+    # It is needed where the module's own parameters are used: in `setup`, in
+    # `__call__`, and in what is applied by name, listed in `linen`.
+    for name, value in vars(cls).items():
+      if (inspect.isfunction(value) and not hasattr(value, 'compact')
+          and name not in ('setup', '__call__', *cls.linen)):
+        nn.nowrap(value)
     super().__init_subclass__(**kwargs)
 
   @nn.nowrap
@@ -253,12 +262,17 @@ class Backbone(nn.Module, kw_only=True):
   @nn.nowrap
   def check(self):
     """Raises a ValueError for attributes that do not fit together."""
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      least = 0 if field.name == 'num_fixed' else 1
-      if field.type in (int, 'int') and (
-          not isinstance(value, numbers.Integral) or value < least):
-        raise ValueError(f'{field.name}={value!r} must be a whole number of at '
-                         f'least {least}')
+    check_counts(self, 'image_size', 'num_classes', 'channels')
+    check_counts(self, 'num_fixed', least=0)
+
+
+def check_counts(model, *names, least=1):
+  """Raises a ValueError for attributes that are not whole numbers >= `least`.
+  """
+  for name in names:
+    value = getattr(model, name)
+    if not isinstance(value, numbers.Integral) or value < least:
+      raise ValueError(f'{name}={value!r} must be a whole number of at least '
+                       f'{least}')
 
 

@@ -253,6 +253,9 @@ def check_place(head, at):
     at: `Tokens`.
   """
   check_name(head)
+  if head == 'vit' and at.width % at.num_heads:
+    raise ValueError(f"exit head 'vit': num_heads={at.num_heads} of its place "
+                     f'does not divide width={at.width}')
   if at.grid is None and issubclass(HEADS[head], CnnIgnoreHead):
     raise ValueError(f'exit head {head!r} convolves, and the tokens of its '
                      f'place lie on no raster; choose one of '

@@ -1,7 +1,8 @@
 """The parameters of a model: a dict of groups, the same everywhere.
 
-'backbone' holds those of the backbone, 'batch_stats' its batch statistics where
-it has any, 'heads' the added exits; training adds 'policy' and 'policy_stats'.
+'backbone' holds those of the backbone, 'heads' the added exits, 'batch_stats' the
+batch statistics where there are any; it is None once the parameters are folded
+for inference. Training adds 'policy' and 'policy_stats'.
 """
 
 import functools
@@ -92,7 +93,18 @@ def exit_logits(model, params, x, e, ctx=backbone.EVAL):
 
 
 def fold(model, params):
-  """Groups for inference: batch statistics are folded into the backbone."""
-  params = dict(params)
-  stats = params.pop('batch_stats', {})
-  return {**params, 'backbone': model.fold(params['backbone'], stats)}
+  """Groups for inference: batch statistics are folded into the backbone.
+
+  Args:
+    model: a `Backbone`.
+    params: groups.
+
+  Returns:
+    Groups with 'batch_stats' None, which marks them: groups that are folded
+    come back as they are.
+  """
+  stats = params.get('batch_stats', {})
+  if stats is None:
+    return params
+  return {**params, 'backbone': model.fold(params['backbone'], stats),
+          'batch_stats': None}

@@ -12,6 +12,7 @@ import numpy as np
 from adavit_jax.models import exit_heads
 from adavit_jax.models.actions import Actions
 from adavit_jax.models.backbone import Bridge
+from adavit_jax.models.backbone import KINDS
 from adavit_jax.models.backbone import Stack
 
 
@@ -59,9 +60,8 @@ def segment(model, start, stop):
   parts, last = [], num_encoders(model)
   for item, first in _items(model):
     if isinstance(item, Bridge):
-      inside = start <= first < stop or first == last == stop
-      # At place 0 a model has run nothing but its embedding.
-      if inside:
+      # One behind the last encoder belongs to it: nothing follows.
+      if start <= first < stop or first == last == stop:
         parts.append(item)
     else:
       low, high = max(start, first), min(stop, first + item.length)
@@ -167,6 +167,18 @@ def layer_macs(model):
   return Actions(*(np.array(numbers, np.int64) for numbers in macs))
 
 
+def layer_encoders(model):
+  """The encoder of each layer that may be dropped: `Actions` of [L1], [L2]."""
+  encoders, place = Actions([], []), model.num_fixed
+  for part in segment(model, model.num_fixed, num_encoders(model)):
+    if isinstance(part, Stack):
+      for numbers, num in zip(encoders, num_branches(part)):
+        numbers.extend(place + i for i in range(part.length)
+                       for _ in range(num))
+      place += part.length
+  return Actions(*(np.array(numbers, int) for numbers in encoders))
+
+
 def layer_stages(model):
   """The stage of each layer that may be dropped: `Actions` of [L1], [L2]."""
   stages = Actions([], [])
@@ -237,11 +249,12 @@ def check(model):
       raise ValueError(
           f'exits={model.exits}: {entry!r} must be (place, head), head one of '
           f'{sorted(exit_heads.HEADS)}')
+  _check_items(model)
   num = num_encoders(model)
-  if model.num_fixed >= num or not sum(num_layers(model)):
+  if model.num_fixed >= num:
     raise ValueError(f'num_fixed={model.num_fixed} must be smaller than the '
                      f'{num} encoders of the model: no layer would be left to '
-                     f'adapt')
+                     f'adapt; num_fixed=0 fixes none')
   places = [place for place, _ in model.exits]
   if places and (min(places) < 1 or max(places) >= num
                  or places != sorted(places)):
@@ -250,3 +263,25 @@ def check(model):
         f'encoders end in the last exit, and must not fall')
   for place, head in model.exits:
     exit_heads.check_place(head, tokens_at(model, place))
+
+
+def _check_items(model):
+  """Checks what a plan says, without tracing it."""
+  items = model.plan()
+  if not items or not isinstance(items[0], Stack):
+    raise ValueError(f'{type(model).__name__}.plan() must begin with a stack')
+  for i, item in enumerate(items):
+    if isinstance(item, Stack):
+      kinds = [branch.kind for branch in item.branches]
+      if not set(kinds) <= set(KINDS):
+        raise ValueError(f'plan()[{i}] has branches of the kinds {kinds}; '
+                         f'known: {KINDS}')
+      at, grid = item.at, item.at.grid or ()
+      if len(grid) == 2 and at.prefix + grid[0] * grid[1] != at.num:
+        raise ValueError(f'plan()[{i}]: grid={grid} and prefix={at.prefix} do '
+                         f'not make num={at.num} tokens')
+  own = [e.place for e in model.own_exits()]
+  num = sum(item.length for item in items if isinstance(item, Stack))
+  if own != sorted(set(own)) or own[-1] != num:
+    raise ValueError(f'own_exits() lie at {own}; places must rise, and the '
+                     f'last is the number of encoders, {num}')

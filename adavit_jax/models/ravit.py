@@ -41,6 +41,7 @@ class RAViT(backbone.Backbone):
     mlp_ratio: MLP hidden width over D.
     shared_stem: one patch embedding for all branches instead of one each.
   """
+  linen = ('tokenize', 'answer')
   patch_size: int
   width: int
   layers: tuple[int, ...]
@@ -198,6 +199,7 @@ class RAViT(backbone.Backbone):
 
   def check(self):
     super().check()
+    backbone.check_counts(self, 'patch_size', 'width', 'num_heads')
     check_encoder(self)
     layers, factors = self.layers, self.factors
     for key, value in dict(layers=layers, factors=factors).items():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import typing
 
 import jax.numpy as jnp
 
@@ -11,6 +12,11 @@ from adavit_jax.models import ravit
 from adavit_jax.models import vit
 
 _DTYPES = ('float32', 'bfloat16', 'float16')
+# What a field of a config can hold.
+_KINDS = (bool, int, float, str, tuple)
+# Not for a config to set, or fields of `config.model` of another meaning.
+_RESERVED = ('num_classes', 'channels', 'weights', 'dtype', 'name', 'parent',
+             'unroll', 'remat')
 _MODELS = {}  # name: (class, attributes)
 
 
@@ -20,12 +26,22 @@ def register(family, models):
   Args:
     family: a subclass of `Backbone`.
     models: {name: dict of attributes}.
+
+  Raises:
+    ValueError: for an attribute whose type no config can hold, or that has
+      another type in another family.
   """
+  known = fields()
+  for name, kind in _fields(family).items():
+    own = name not in backbone.Backbone.__dataclass_fields__
+    if own and (name in _RESERVED or kind not in _KINDS):
+      raise ValueError(f'{family.__name__}.{name} must have another name, or '
+                       f'one of the types {[k.__name__ for k in _KINDS]}')
+    if kind is not known.get(name, kind):
+      raise ValueError(f'{family.__name__}.{name} is {kind.__name__}, and '
+                       f'other models have it as {known[name].__name__}: '
+                       f'rename it')
   _MODELS.update({name: (family, values) for name, values in models.items()})
-
-
-register(vit.ViT, vit.MODELS)
-register(ravit.RAViT, ravit.MODELS)
 
 
 def names():
@@ -37,15 +53,21 @@ def fields():
   """{name: type} of the attributes that a config may set, of all families."""
   families = [backbone.Backbone, *{family: None for family, _ in
                                    _MODELS.values()}]
-  own = ('num_classes', 'channels', 'weights', 'dtype')
   return {name: kind for family in families
-          for name, kind in _fields(family).items() if name not in own}
+          for name, kind in _fields(family).items() if name not in _RESERVED}
 
 
 def _fields(family):
-  return {f.name: getattr(f.type, '__origin__', f.type)
-          for f in dataclasses.fields(family)
-          if f.name not in ('parent', 'name')}
+  """{name: type} of the attributes of one family."""
+  hints = typing.get_type_hints(family)
+  kinds = {f.name: hints[f.name] for f in dataclasses.fields(family)
+           if f.name not in ('parent', 'name')}
+  return {name: typing.get_origin(kind) or kind
+          for name, kind in kinds.items()}
+
+
+register(vit.ViT, vit.MODELS)
+register(ravit.RAViT, ravit.MODELS)
 
 
 def create(name, **overrides):
@@ -65,7 +87,8 @@ def create(name, **overrides):
   if name not in _MODELS:
     close = difflib.get_close_matches(str(name), names(), n=1)
     hint = f'did you mean {close[0]!r}?' if close else f'known: {names()}'
-    raise ValueError(f'unknown model {name!r}; {hint}')
+    raise ValueError(f'unknown model {name!r}; {hint}; a backbone of your own '
+                     f'is known once its file is imported')
   family, values = _MODELS[name]
   known = _fields(family)
   for key in overrides:

@@ -29,6 +29,7 @@ class ViT(backbone.Backbone):
     stem: 'patch' or 'conv'.
     distillation: adds the distillation token and its head (DeiT).
   """
+  linen = ('tokenize', 'answer')
   patch_size: int
   width: int
   depth: int
@@ -124,6 +125,7 @@ class ViT(backbone.Backbone):
 
   def check(self):
     super().check()
+    backbone.check_counts(self, 'patch_size', 'width', 'depth', 'num_heads')
     if self.image_size % self.patch_size:
       raise ValueError(f'patch_size={self.patch_size} does not divide '
                        f'image_size={self.image_size}')

@@ -32,7 +32,7 @@ class PolicyNets(nn.Module):
     num_classes: K.
     tokens: 'all' (flattened) or 'pooled' (class token, mean of the others).
     aux: adds the auxiliary classifier.
-    head: adds the answer of the ViT's head.
+    head: adds what the model says when every layer is dropped.
     hidden: width of a hidden layer beside the direct path; 0 for the patent's
       single dense layer.
     bias: initial bias; positive values start by keeping most layers.
@@ -94,11 +94,11 @@ class PolicyNets(nn.Module):
     return inputs.Features(x, aux_logits)
 
   def msa(self, features):
-    """Equation 6 before the sigmoid: MSA logits [B, L]."""
+    """Equation 6 before the sigmoid: MSA logits [B, L1]."""
     return self.msa_net(features.inputs)
 
   def mlp(self, features, msa_actions):
-    """Equation 9 before the sigmoid: MLP logits [B, L], given a1 [B, L]."""
+    """Equation 9 before the sigmoid: MLP logits [B, L2], given a1 [B, L1]."""
     x = jnp.concatenate([features.inputs, msa_actions], axis=-1)
     return self.mlp_net(x)
 
@@ -107,6 +107,7 @@ class PolicyNets(nn.Module):
     return self.value_head(features.inputs)
 
   def __call__(self, x, stats, head_logits=None):
+    """All networks once, to initialise them; arguments as in `features`."""
     features = self.features(x, stats, head_logits)
     msa = self.msa(features)
     mlp = self.mlp(features, (msa > 0).astype(jnp.float32))
@@ -213,7 +214,7 @@ def sample(nets, params, features, key, *, bound, free=None):
       run; None frees every layer.
 
   Returns:
-    `Actions` [B, L].
+    `Actions` [B, L1], [B, L2].
   """
   keys = jax.random.split(key)
   def draw(key, logits, free):
@@ -237,7 +238,7 @@ def greedy(nets, params, features, *, threshold=0.5, free=None):
     free: as in `sample`.
 
   Returns:
-    `Actions` [B, L].
+    `Actions` [B, L1], [B, L2].
   """
   def decide(logits, free):
     a = (jax.nn.sigmoid(logits) >= threshold).astype(jnp.float32)
@@ -250,7 +251,7 @@ def greedy(nets, params, features, *, threshold=0.5, free=None):
 
 
 def action_logits(nets, params, features, actions):
-  """Logits of both networks given actions [B, L]: `Actions` of logits."""
+  """Logits of both networks given `Actions` [B, L1], [B, L2]: the same."""
   msa = nets.apply({'params': params}, features, method='msa')
   mlp = nets.apply({'params': params}, features, actions.msa, method='mlp')
   return Actions(msa, mlp)

@@ -106,9 +106,8 @@ def candidates(model, params, cost, z1, labels, *, images=None, batch_size=None,
   if len(labels) < 2:
     raise ValueError(f'the search of masks needs 2 images, got {len(labels)}; '
                      f'set --config.data.holdout or num_search higher')
-  logits = modes.without_layers(model, params, z1, images).total
-  p = jax.nn.softmax(logits)
-  entropy = -(p * jnp.log(p + 1e-9)).sum(-1)
+  size = min(batch_size or len(labels), len(labels))
+  entropy = _entropy(model, params, _batches(size, (z1, images)))[:len(labels)]
   rank = entropy.argsort().argsort()
   easy = (rank < len(entropy) // 2).astype(jnp.float32)
   each = num_tried(plan.num_layers(model))
@@ -128,6 +127,16 @@ def _batches(size, arrays):
     x = jnp.pad(x, [(0, rows - len(x)), *[(0, 0)] * (x.ndim - 1)])
     return x.reshape(-1, size, *x.shape[1:])
   return jax.tree.map(split, arrays)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _entropy(model, params, batches):
+  """Entropy of each image's answer when every layer is dropped, [n * size]."""
+  def one(batch):
+    logits = modes.without_layers(model, params, *batch).total
+    p = jax.nn.softmax(logits)
+    return -(p * jnp.log(p + 1e-9)).sum(-1)
+  return jax.lax.map(one, batches).reshape(-1)
 
 
 @functools.partial(jax.jit, static_argnums=0)

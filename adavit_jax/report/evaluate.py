@@ -171,7 +171,8 @@ def _show(result, num_layers):
 def _draw(result, outputs, trainer, workdir):
   path = lambda name: epath.Path(workdir) / name
   pictures.keep_rates(result['adaptive']['keep_rate'],
-                      trainer.system.model.num_fixed, path('keep_rate.png'))
+                      plan.layer_encoders(trainer.system.model),
+                      path('keep_rate.png'))
   pictures.accuracy_against_macs(result, path('accuracy_macs.png'))
   pictures.easy_and_hard(
       trainer.dataset.test, outputs.actions.num_kept,

@@ -6,20 +6,19 @@ from matplotlib.figure import Figure
 import numpy as np
 
 
-def keep_rates(keep_rate, num_fixed, path):
+def keep_rates(keep_rate, encoders, path):
   """Bars of the keep rate of every adaptive layer.
 
   Args:
     keep_rate: dict of msa [L1] and mlp [L2].
-    num_fixed: M, for the numbering of the layers.
+    encoders: number of the encoder of each layer, from 0: `Actions` [L1], [L2].
     path: of the PNG.
   """
   figure = Figure(figsize=(6, 3), layout='constrained')
   axes = figure.subplots()
-  for kind, shift in (('msa', -0.2), ('mlp', 0.2)):
-    axes.bar(np.arange(len(keep_rate[kind])) + num_fixed + 1 + shift,
-             keep_rate[kind], 0.38, label=kind.upper())
-  x = np.arange(max(map(len, keep_rate.values()))) + num_fixed + 1
+  for kind, numbers, shift in zip(('msa', 'mlp'), encoders, (-0.2, 0.2)):
+    axes.bar(numbers + 1 + shift, keep_rate[kind], 0.38, label=kind.upper())
+  x = np.unique(np.concatenate(encoders)) + 1
   axes.set(xlabel='encoder', ylabel='share of images that run it',
            xticks=x, ylim=(0, 1))
   axes.legend(ncols=2, loc='upper center', bbox_to_anchor=(0.5, 1.15))

@@ -91,7 +91,7 @@ def residual(run, x, keep, chunk, most=_SIZES):
 
   def written(x, start, y):
     rows = rows_of(start, len(jax.tree.leaves(y)[0]))
-    put = lambda a, y: a.at[rows, :y.shape[1]].set(y, mode='drop', **known)
+    put = lambda a, y: a.at[rows, *_first(y)].set(y, mode='drop', **known)
     if isinstance(x, dict):
       return {**x, **{key: put(x[key], part) for key, part in y.items()}}
     return put(x, y)
@@ -128,4 +128,9 @@ def _sum(x, y):
   """The tokens of x that y is added to, with y added."""
   if isinstance(x, dict):
     return {key: _sum(x[key], part) for key, part in y.items()}
-  return x[:, :y.shape[1]] + y
+  return x[:, *_first(y)] + y
+
+
+def _first(y):
+  """Indices of the tokens of y behind the batch axis, if it has tokens."""
+  return [slice(size) for size in y.shape[1:2]]

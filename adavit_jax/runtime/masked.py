@@ -25,7 +25,7 @@ class Result(NamedTuple):
 
   Attributes:
     x: activations at its end.
-    stats: batch statistics of the whole backbone, or None where there are none.
+    stats: batch statistics of the whole backbone; None at inference.
     firsts: the first `firsts` tokens behind each encoder of the last stack,
       [R, B, firsts, D], or None.
   """
@@ -64,18 +64,16 @@ def run(model, params, x, images=None, gates=None, *, start=0, stop=None,
   parts, stats = plan.segment(model, start, stop), ctx.stats
   seen = None
   for i, part in enumerate(parts):
-    ctx = ctx._replace(stats=stats)
+    here = fold_key(ctx, f'{start}.{i}')._replace(stats=stats)
     if isinstance(part, Bridge):
-      key = None if ctx.key is None else _fold(ctx.key, f'{start}.{i}')
-      x, changed = part.run(
-          params['backbone'], x, images, ctx._replace(key=key))
+      x, changed = part.run(params['backbone'], x, images, here)
       stats = merged(stats, changed)
       continue
-    here = None
+    own = None
     if gates is not None:
-      here, gates = branches.split(part, gates)
+      own, gates = branches.split(part, gates)
     x, rows, seen = _stack(
-        part, params['backbone'][part.group], x, here, ctx,
+        part, params['backbone'][part.group], x, own, here,
         read=branches.read_behind(parts, i, read) if gates is None else None,
         unroll=unroll,
         remat=remat, inference=inference, firsts=firsts)
@@ -88,7 +86,7 @@ def run(model, params, x, images=None, gates=None, *, start=0, stop=None,
 
 
 def merged(stats, changed):
-  """Batch statistics with some groups changed; None stays None."""
+  """Batch statistics with some groups changed; at inference None."""
   return {**stats, **changed} if stats is not None else None
 
 
@@ -131,8 +129,7 @@ def _layers(stack, x, rows, stats, gates, key):
     stats = jax.tree.map(
         lambda leaf: leaf[stack.start:stack.start + stack.length], stats)
   if key is not None:
-    key = jax.vmap(jax.random.fold_in, (None, 0))(
-        _fold(key, stack.group), rows)
+    key = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
   if gates is not None:
     batch = jax.tree.leaves(x)[0].shape[0]
     gates = tuple(
@@ -147,9 +144,10 @@ def _encoder(stack, ctx, firsts):
     new = stats
     for i, branch in enumerate(stack.branches):
       here = ctx._replace(
-          stats=stats, key=None if key is None else jax.random.fold_in(key, i))
+          stats={} if stats is None and ctx.stats is not None else stats,
+          key=None if key is None else jax.random.fold_in(key, i))
       y, changed = branch.run(params, x, None, here)
-      if stats is not None:
+      if changed:
         new = {**new, **changed}
       if gates is not None and gates[i] is not None:
         y = jax.tree.map(lambda a, i=i: _gate(gates[i], a) * a, y)
@@ -163,21 +161,25 @@ def unrolled(model, params, x, images, start, stop):
   for part in plan.segment(model, start, stop):
     if isinstance(part, Bridge):
       x, _ = part.run(params['backbone'], x, images, EVAL)
-    elif part.length > UNROLLED:
-      x, *_ = _stack(part, params['backbone'][part.group], x, None, EVAL,
-                     read=None, unroll=1, remat=False, inference=True,
-                     firsts=None)
+      continue
+    p = params['backbone'][part.group]
+    if part.length > UNROLLED:
+      x, *_ = _stack(part, p, x, None, EVAL, read=None, unroll=1, remat=False,
+                     inference=True, firsts=None)
     else:
       for i in range(part.start, part.start + part.length):
-        p = jax.tree.map(lambda leaf: leaf[i], params['backbone'][part.group])
+        one = jax.tree.map(lambda leaf: leaf[i], p)
         for branch in part.branches:
-          x = branches.add(x, branches.delta(branch, p, x))
+          x = branches.add(x, branches.delta(branch, one, x))
   return x
 
 
-def _fold(key, name):
-  """A key of its own for a part of the plan."""
-  return jax.random.fold_in(key, zlib.crc32(name.encode()))
+def fold_key(ctx, name):
+  """The context with a key of its own for a part of the model."""
+  if ctx.key is None:
+    return ctx
+  return ctx._replace(
+      key=jax.random.fold_in(ctx.key, zlib.crc32(name.encode())))
 
 
 def _gate(gate, y):

@@ -37,7 +37,8 @@ def embed(model, params, images, ctx=EVAL):
     ValueError: for images that the model does not take.
   """
   inputs.check_normalized(model, images)
-  x, changed = model.embed(params['backbone'], images, ctx)
+  x, changed = model.embed(
+      params['backbone'], images, masked.fold_key(ctx, 'embed'))
   return masked.Result(x, masked.merged(ctx.stats, changed), None)
 
 
@@ -73,12 +74,16 @@ def adaptive(model, params, x, actions, mode, *, images=None, chunk=None):
     `Logits`.
 
   Raises:
-    ValueError: for an unknown mode, or as `actions.checked`.
+    ValueError: for an unknown mode, images=None where they are needed, and as
+      `actions.checked` and `skipping.run`.
   """
   if mode not in MODES:
     raise ValueError(f'unknown mode {mode!r}; known: {sorted(MODES)}')
   actions = actions_lib.checked(actions, batch_of(x), plan.num_layers(model),
                                 gates=mode == 'masked')
+  if images is None and plan.rereads_images(model):
+    raise ValueError('images=None, and a bridge behind the policy looks at the '
+                     'images again; give those of x')
   start = model.num_fixed
   if mode == 'masked':
     x = masked.run(model, params, x, images, actions, start=start).x
@@ -118,7 +123,7 @@ def forward(model, params, images, actions=None, *, mode='masked'):
 
   Args:
     model: from `adavit_jax.create`; added exits are not asked.
-    params: from `adavit_jax.init_params`.
+    params: from `adavit_jax.init_params`, folded or not.
     images: [B, S, S, C], normalised.
     actions: `Actions`; None runs all layers, in any mode the same program.
     mode: see `adaptive`.

@@ -18,7 +18,8 @@ from adavit_jax.runtime import modes
 from adavit_jax.runtime import skipping
 
 
-def stages(model, *, decide=None, mode=None, inference=True, **options):
+def stages(model, *, decide=None, actions=None, mode=None, inference=True,
+           **options):
   """The stages of a model, from the first to the last.
 
   With a policy, the stage that reaches the place where it decides asks it, and
@@ -28,10 +29,13 @@ def stages(model, *, decide=None, mode=None, inference=True, **options):
   Args:
     model: a `Backbone`.
     decide: (params, z1, images) -> `Actions` [B, L1], [B, L2]; None runs all
-      layers.
+      layers, or those of `actions`.
+    actions: concrete `Actions` [L1], [L2] of every image; the others are
+      absent from the stages at inference.
     mode: 'masked', 'cond' or 'compact', see `modes`; None for 'cond' on one
       image and 'compact' on more.
-    inference: compute no tokens that nobody reads; without a policy.
+    inference: compute no tokens that nobody reads; in 'masked' behind a policy
+      all are computed.
     **options: unroll and remat, see `masked.run`.
 
   Returns:
@@ -47,10 +51,32 @@ def stages(model, *, decide=None, mode=None, inference=True, **options):
   if mode not in (None, 'masked', 'cond', 'compact'):
     raise ValueError(f"unknown mode {mode!r}; known: ['compact', 'cond', "
                      f"'masked']")
-  run = functools.partial(
-      _stage, model, decide, mode, dict(options, inference=inference))
+  options = dict(options, inference=inference)
+  run = functools.partial(_stage, model, decide, mode, options)
+  if actions is not None:
+    run = functools.partial(_static_stage, model, actions, options)
   return [functools.partial(run, e, *span)
           for e, span in zip(plan.exits(model), plan.spans(model))]
+
+
+def _static_stage(model, actions, options, e, start, stop, params, images, x):
+  if x is None:
+    x = modes.embed(model, params, images).x
+  inference = options['inference']
+  middle = min(max(start, model.num_fixed), stop)
+  read = plan.read_at(model, stop) if inference else None
+  if start < middle:
+    x = masked.run(model, params, x, images, start=start, stop=middle,
+                   read=read if middle == stop else None, **options).x
+  if middle < stop:
+    here = plan.cut(model, actions, middle, stop)
+    if inference:
+      x = skipping.run(model, params, x, images, here, 'static', start=middle,
+                       stop=stop, read=read)
+    else:
+      x = masked.run(model, params, x, images, here, start=middle, stop=stop,
+                     **options).x
+  return x, params_lib.exit_logits(model, params, x, e)[0]
 
 
 def _stage(model, decide, mode, options, e, start, stop, params, images, carry):
@@ -64,9 +90,12 @@ def _stage(model, decide, mode, options, e, start, stop, params, images, carry):
     x = carry
   decides = decide is not None and stop > model.num_fixed
   if not decides:
+    # The policy reads all tokens, also where it decides in the next stage.
+    some = options['inference'] and (
+        decide is None or stop != model.num_fixed)
     x = masked.run(
         model, params, x, images, start=start, stop=stop, **options,
-        read=plan.read_at(model, stop) if options['inference'] else None).x
+        read=plan.read_at(model, stop) if some else None).x
   else:
     if start <= model.num_fixed:
       x = masked.unrolled(model, params, x, images, start, model.num_fixed)
@@ -79,9 +108,8 @@ def _stage(model, decide, mode, options, e, start, stop, params, images, carry):
 def _behind(model, mode, options, params, x, images, actions, start, stop):
   here = plan.cut(model, actions, start, stop)
   if mode == 'masked':
-    scan = {k: v for k, v in options.items() if k != 'inference'}
     return masked.run(model, params, x, images, here, start=start, stop=stop,
-                      **scan).x
+                      **dict(options, inference=False)).x
   mode = mode or ('cond' if modes.batch_of(x) == 1 else 'compact')
   read = plan.read_at(model, stop)
   x = skipping.run(model, params, x, images, here, mode, start=start, stop=stop,
@@ -98,21 +126,25 @@ def training(model, params, images, ctx, *, num=None, detach=False, **options):
     images: [B, S, S, C], normalised.
     ctx: `Context` with the statistics of the whole backbone, if any.
     num: how many stages to run; None for all.
-    detach: stop the gradient between stages.
+    detach: train the last stage alone: those before it are frozen, their batch
+      statistics too.
     **options: unroll and remat, see `masked.run`.
 
   Returns:
     (list of logits [B, K] at the exits, batch statistics or None).
   """
-  result = modes.embed(model, params, images, ctx)
+  chosen = list(zip(plan.exits(model), plan.spans(model)))[:num]
   found = []
-  for e, (start, stop) in list(zip(plan.exits(model), plan.spans(model)))[:num]:
-    x = jax.lax.stop_gradient(result.x) if detach and found else result.x
+  for i, (e, (start, stop)) in enumerate(chosen):
+    frozen = detach and i + 1 < len(chosen)
+    here = ctx._replace(train=ctx.train and not frozen)
+    result = modes.embed(model, params, images, here) if i == 0 else result
+    x = jax.lax.stop_gradient(result.x) if detach and i else result.x
     result = masked.run(
         model, params, x, images, start=start, stop=stop,
-        ctx=ctx._replace(stats=result.stats), **options)
-    logits, changed = params_lib.exit_logits(
-        model, params, result.x, e, ctx._replace(stats=result.stats))
+        ctx=here._replace(stats=result.stats), **options)
+    here = masked.fold_key(here, f'exit_{i}')._replace(stats=result.stats)
+    logits, changed = params_lib.exit_logits(model, params, result.x, e, here)
     result = result._replace(stats=masked.merged(result.stats, changed))
     found.append(logits)
   return found, result.stats

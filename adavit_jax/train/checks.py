@@ -4,12 +4,14 @@ import copy
 import json
 import os
 
+from ml_collections import config_dict
 import numpy as np
 
 from adavit_jax import data
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.train import config as config_lib
+from adavit_jax.train import phases
 from adavit_jax.train.phases import joint
 
 # What may differ between a run and its resumption: no more than rounding
@@ -74,6 +76,26 @@ def both_heads(config, system):
   for phase in ('joint', 'static'):
     if phase in config.phases:
       joint.check_heads(phase, system)
+
+
+def mask_goes_on(info, config):
+  """Checks that a run does not forget the mask of the run that it begins from.
+
+  Args:
+    info: what a checkpoint of that run says of itself.
+    config: see `train.config.default_config`.
+
+  Raises:
+    ValueError: if that run was tuned for a mask, and no phase decides anew.
+  """
+  then = config_dict.ConfigDict(info['config'])
+  first = phases.PHASES[config.phases[0]]
+  if (phases.decider(then, info['phase']) == 'mask' and not first.decides
+      and not first.from_scratch):
+    raise ValueError(
+        f'{config.init.workdir} was tuned for a mask, and phases='
+        f'{tuple(config.phases)} would run all layers; train them in that run, '
+        f"behind 'static', or give --config.init.phase of a phase before it")
 
 
 def same_classes(info, dataset, workdir):

@@ -39,11 +39,12 @@ def enter(trainer, state, phase, had_price=False):
   rules = phases_lib.PHASES[phase]
   if rules.teacher and state.teacher is None:
     params = system_lib.final_params(state)
-    state = with_stats(trainer, state.replace(
-        params=params, ema=None, teacher=jax.tree.map(
-            jnp.copy, system_lib.model_params(params))))
+    state = state.replace(params=params, ema=None, teacher=jax.tree.map(
+        jnp.copy, system_lib.model_params(params)))
   elif rules.from_scratch:
     state = state.replace(teacher=None)
+  if 'policy' in rules.trains and not trainer.policy_has_learned(phase):
+    state = with_stats(trainer, state)
   if phase == 'warm_start':
     state = state.replace(
         candidates=static_masks(trainer, system_lib.final_params(state)))
@@ -58,10 +59,9 @@ def enter(trainer, state, phase, had_price=False):
 
 def with_stats(trainer, state):
   """The state with its policy's feature statistics on training images."""
-  if trainer.system.nets is None:
-    return state
+  params = system_lib.final_params(state)
   features = jnp.asarray(trainer.evaluator.token_features(
-      state.params, trainer.dataset.train, 5000))
+      params, trainer.dataset.train, 5000))
   stats = inputs.Stats(features.mean(0), features.std(0) + 1e-2)
   return state.replace(params={**state.params, 'policy_stats': stats})
 

@@ -43,10 +43,19 @@ def policy_has_learned(info):
   if not (config['exits']['policy']
           or phases.training('policy', config['phases'])):
     return False
-  for name in reversed([info['began_from'], *so_far(info)]):
-    if name:
-      if 'policy' in phases.PHASES[name].trains:
-        return True
-      if phases.PHASES[name].from_scratch:
-        return False
-  return config['exits']['policy']
+  return learned_policy(so_far(info), info['policy_learned'])
+
+
+def learned_policy(names, before):
+  """Whether a policy is trained after some phases.
+
+  Args:
+    names: phases in their order.
+    before: whether it was before them.
+  """
+  for name in reversed(names):
+    if 'policy' in phases.PHASES[name].trains:
+      return True
+    if phases.PHASES[name].from_scratch:
+      return False
+  return before

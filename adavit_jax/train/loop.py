@@ -55,6 +55,7 @@ class Trainer:
     self.stopped_by = None
     self._began_from = ''  # phase of the run that this one continues
     self._had_price = False  # whether that run has set the price of MACs
+    self._policy_learned = False  # whether it has trained the policy
     self.mesh = mesh_lib.make_mesh()
     if run is not None:
       config = self.config = config.copy_and_resolve_references()
@@ -83,6 +84,7 @@ class Trainer:
     return dict(
         phase=phase, start=start, finished=finished,
         began_from=self._began_from, had_price=self._had_price,
+        policy_learned=self._policy_learned,
         config=self.config.to_dict(),
         dataset=dict(num_classes=d.num_classes, channels=d.channels,
                      mean=list(map(float, d.mean)), std=list(map(float, d.std)),
@@ -150,6 +152,7 @@ class Trainer:
     logging.info('resumed from step %d, phase %s', step, info['phase'])
     self._began_from = info['began_from']
     self._had_price = info['had_price']
+    self._policy_learned = info['policy_learned']
     index = list(config.phases).index(info['phase'])
     if info['finished']:
       # It is there, unless a kill came between the best checkpoint and it.
@@ -169,6 +172,7 @@ class Trainer:
         checks.same_classes(info, self.dataset, init.workdir)
       checks.same_holdout(info, self.config, self.dataset)
       self._check_order(info)
+      checks.mask_goes_on(info, self.config)
       state = run.state(saved, self.system, self.mesh)
     self._began_from = info['phase']
     self._had_price = history.has_price(info)
@@ -177,12 +181,14 @@ class Trainer:
         params=system_lib.final_params(state), ema=None,
         step=jnp.zeros_like(state.step),
         key=self._replicate(jax.random.key(self.config.seed)))
-    if (phases.PHASES[self.config.phases[0]].teacher
-        and state.teacher is not None
-        and not history.policy_has_learned(info)):
-      # After a static phase the policy networks are new, the teacher is not.
-      state = entry.with_stats(self, state)
+    self._policy_learned = history.policy_has_learned(info)
     return state
+
+  def policy_has_learned(self, phase):
+    """Whether the policy was trained before a phase, on the model as it is."""
+    names = list(self.config.phases)
+    return history.learned_policy(
+        names[:names.index(phase)], self._policy_learned)
 
   def _check_order(self, info):
     """Checks that no heads of another run stay on a backbone that changes."""

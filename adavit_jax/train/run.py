@@ -183,10 +183,11 @@ def _check_heads(saved, wanted, workdir):
   then, now = ([plan.tokens_at(model, i).num_heads
                 for i in range(plan.num_encoders(model))]
                for model in (saved, wanted))
-  if len(then) == len(now) and then != now:
-    raise ValueError(f'{workdir!r} holds a model with num_heads={then[0]} and '
-                     f'this one has {now[0]}; set --config.model.num_heads='
-                     f'{then[0]}')
+  for i, (a, b) in enumerate(zip(then, now)):
+    if a != b:
+      raise ValueError(f'{workdir!r} holds a model with num_heads={a} in '
+                       f'encoder {i} and this one has {b}; set '
+                       f'--config.model.num_heads={a}')
 
 
 def _check_nets(saved, wanted, workdir):

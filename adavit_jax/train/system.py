@@ -36,9 +36,11 @@ class Start(NamedTuple):
   Attributes:
     x: activations z1.
     ctx: `Context` for what follows, with the statistics so far.
+    early: logits [B, K] of the backbone's own exits up to there, a list.
   """
   x: X
   ctx: Context
+  early: list[jax.Array]
 
 
 class Finish(NamedTuple):
@@ -46,11 +48,13 @@ class Finish(NamedTuple):
 
   Attributes:
     logits: `Logits` [B, K].
+    early: logits [B, K] of the backbone's own exits before, a list.
     nested: `Logits` [R, B, K] of the last exit put on the tokens at the place
       of the policy and behind each encoder but the last one, or None.
-    stats: batch statistics of the backbone, or None where there are none.
+    stats: batch statistics of the backbone, {} where there are none.
   """
   logits: models.Logits
+  early: list[jax.Array]
   nested: models.Logits | None
   stats: Any
 
@@ -219,15 +223,10 @@ class System:
       As `stages.stages`; outputs [B, K] normalised.
     """
     decider = phases.decider(self.config, phase)
-    decide = {'all': None, 'mask': self._mask, 'policy': self.greedy}[decider]
-    return stages.stages(self.model, decide=decide, mode=mode,
-                         inference=mode is None, **self.scan)
-
-  def _mask(self, params, z1, images):
-    del params, images
-    return Actions(*(
-        jnp.broadcast_to(a, (modes.batch_of(z1), len(a)))
-        for a in static.at_inference(self)))
+    return stages.stages(
+        self.model, decide=self.greedy if decider == 'policy' else None,
+        actions=self.actions(phase) if decider == 'mask' else None, mode=mode,
+        inference=mode is None, **self.scan)
 
   def programs(self, phase, mode=None):
     """`stages` from uint8 images to outputs in the target's unit."""
@@ -235,15 +234,23 @@ class System:
             for stage in self.stages(phase, mode)]
 
   def stage_cost(self, phase):
-    """`Cost` whose stages are those of `stages`."""
+    """`Cost` whose stages are those of `stages` with all layers."""
     learned_policy = phases.decider(self.config, phase) == 'policy'
     return self.cost if learned_policy else self.plain_cost
 
-  def stage_macs(self, phase, index, carry):
-    """MACs of a stage, given the carry that leaves it: [] or [B]."""
-    actions = None
-    if (phases.decider(self.config, phase) != 'all'
-        and plan.spans(self.model)[index][1] > self.model.num_fixed):
+  def stage_macs(self, phase, index, carry=None):
+    """MACs of a stage: [], or [B] where a policy decides for each image.
+
+    Args:
+      phase: as in `stages`.
+      index: number of the stage.
+      carry: that leaves it; only a policy's decision is read from it.
+    """
+    decider, actions = phases.decider(self.config, phase), None
+    if decider == 'mask':
+      actions = self.actions(phase)
+    elif (decider == 'policy'
+          and plan.spans(self.model)[index][1] > self.model.num_fixed):
       actions = Actions(*carry[1])
     return self.stage_cost(phase).stage(index, actions)
 
@@ -251,17 +258,17 @@ class System:
 
   def context(self, params, key=None):
     """`Context` of training."""
-    return Context(True, key, params.get('batch_stats'))
+    return Context(True, key, params.get('batch_stats', {}))
 
   def begin(self, params, images, key=None):
     """Embedding and fixed encoders in training: `Start`."""
     ctx = self.context(params, key)
     x, stats, _ = modes.embed(self.model, params, images, ctx)
-    x, stats, _ = masked.run(
-        self.model, params, x, images, stop=self.model.num_fixed,
-        ctx=ctx._replace(stats=stats), unroll=min(
-            masked.UNROLLED, max(self.model.num_fixed, 1)))
-    return Start(x, ctx._replace(stats=stats))
+    stop = self.model.num_fixed
+    x, ctx, early, _ = self._run(
+        params, x, images, ctx._replace(stats=stats), None, 0, stop,
+        unroll=min(masked.UNROLLED, max(stop, 1)))
+    return Start(x, ctx, early)
 
   def finish(self, params, start, images, gates, *, nested=False):
     """The encoders behind the policy and the last exit in training.
@@ -277,23 +284,47 @@ class System:
     Returns:
       `Finish`.
     """
-    model = self.model
+    model, last = self.model, len(self.model.own_exits()) - 1
     read = plan.read_last(model) if nested else None
-    out = masked.run(model, params, start.x, images, gates,
-                     start=model.num_fixed, ctx=start.ctx, firsts=read,
-                     **self.scan)
-    ctx, last = start.ctx._replace(stats=out.stats), len(model.own_exits()) - 1
+    x, ctx, early, firsts = self._run(
+        params, start.x, images, start.ctx, gates, model.num_fixed,
+        plan.num_encoders(model), firsts=read, **self.scan)
+    ctx = masked.fold_key(ctx, f'exit_{last}')
     classify = lambda x: model.classify(params['backbone'], x, last, ctx)
     inner = None
     if nested:
-      firsts = jnp.concatenate([start.x[None, :, :read], out.firsts[:-1]])
+      firsts = jnp.concatenate([start.x[None, :, :read], firsts[:-1]])
       inner = jax.vmap(lambda x: classify(x)[0])(firsts)
-    logits, changed = classify(out.x)
-    return Finish(logits, inner, masked.merged(out.stats, changed))
+    logits, changed = classify(x)
+    return Finish(logits, start.early + early, inner,
+                  masked.merged(ctx.stats, changed))
+
+  def _run(self, params, x, images, ctx, gates, start, stop, **options):
+    """Runs from place to place, with the early own exits on the way.
+
+    Returns:
+      (activations, `Context`, list of logits [B, K], `firsts` of the last part
+      as in `masked.run`).
+    """
+    model, early, firsts = self.model, [], None
+    ends = [(i, e.place) for i, e in enumerate(model.own_exits()[:-1])
+            if start < e.place <= stop]
+    for i, end in [*ends, (None, stop)]:
+      here = None if gates is None else plan.cut(model, gates, start, end)
+      x, stats, firsts = masked.run(
+          model, params, x, images, here, start=start, stop=end, ctx=ctx,
+          **options)
+      start, ctx = end, ctx._replace(stats=stats)
+      if i is not None:
+        logits, changed = model.classify(
+            params['backbone'], x, i, masked.fold_key(ctx, f'exit_{i}'))
+        ctx = ctx._replace(stats=masked.merged(stats, changed))
+        early.append(logits.total)
+    return x, ctx, early, firsts
 
   def updates(self, stats):
     """New batch statistics as the updates of a loss."""
-    return {} if stats is None else {'params': {'batch_stats': stats}}
+    return {'params': {'batch_stats': stats}} if stats else {}
 
 
 def _program(system, stage, params, images, carry):

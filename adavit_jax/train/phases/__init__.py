@@ -56,11 +56,12 @@ def check(system):
           f'{config.data.name!r} are numbers; set config.phases to some of '
           f"{list(having('exits'))}")
     PHASES[name].check(system)
-  weights = tuple(config.exits.weights)
-  learns = {'exits', 'dense', 'joint', 'static'}.intersection(names)
-  if weights != (1.,) and not learns:
-    raise ValueError(f"exits.weights={weights} is for the phase 'exits' and "
-                     f'not for {tuple(names)}; leave it out')
+  weights, weighted = tuple(config.exits.weights), ('exits',)
+  if len(system.model.own_exits()) > 1:
+    weighted = ('exits', 'dense', 'joint', 'static')
+  if weights != (1.,) and not set(weighted).intersection(names):
+    raise ValueError(f'exits.weights={weights} is for the phases {weighted} '
+                     f'and not for {tuple(names)}; leave it out')
   check_order(system, names)
 
 
@@ -73,24 +74,22 @@ def check_order(system, names, before=''):
     before: where these were run, for the message.
 
   Raises:
-    ValueError: if the backbone is trained under added exits that another phase
-      trained and no later one trains again, or with all layers where a policy
-      or a mask drops some.
+    ValueError: if the backbone, or who chooses its layers, changes under added
+      exits that no later phase trains again, or the backbone is trained with
+      all layers where a policy or a mask drops some.
   """
-  config, added = system.config, system.model.exits
+  config = system.config
   for i, name in enumerate(names):
-    trains = PHASES[name].trains
-    if 'backbone' not in trains:
-      continue
-    heads = training('heads', names[:i]) if added else []
-    if (heads and 'heads' not in trains
+    heads = training('heads', names[:i]) if system.model.exits else []
+    changes = 'backbone' in PHASES[name].trains or PHASES[name].decides
+    if (heads and changes and 'heads' not in PHASES[name].trains
         and not training('heads', names[i + 1:])):
       raise ValueError(
-          f'config.phases={tuple(names)}: {name!r} would change the backbone '
-          f'under heads that {heads[-1]!r}{before} trained; put it first, or '
+          f'config.phases={tuple(names)}: {name!r} would change the model '
+          f'under exits that {heads[-1]!r}{before} trained; put it first, or '
           f"add 'classifier_wise' behind it")
-    if (PHASES[name].exits and name in config.phases
-        and decider(config, name) != 'all'):
+    if ('backbone' in PHASES[name].trains and PHASES[name].exits
+        and name in config.phases and decider(config, name) != 'all'):
       raise ValueError(
           f'config.phases={tuple(names)}: {name!r} trains the backbone with '
           f'all layers, and a {decider(config, name)} drops some of them at '

@@ -2,7 +2,9 @@
 
 Full model + every nested depth + random masks, so that one set of weights
 serves every budget. With `nested` and `mask_weight` at 0 this is the plain
-supervised training of a backbone.
+supervised training of a backbone. `nested` counts only where the last exit can
+be put behind every encoder (`can_nest`). Batch statistics are of all rows,
+those with random masks too.
 """
 
 import jax
@@ -54,8 +56,8 @@ def loss(system, params, state, batch, key, done):
               + losses.distillation(logits.total, full.total[:num_masked])) / 2
     total += c.mask_weight * masked
     metrics['masked_loss'] = masked
-  early = exit_losses.early(system, params, batch)
-  return total + early, (metrics, system.updates(out.stats))
+  total += exit_losses.early(system, [y[:size] for y in out.early], batch)
+  return total, (metrics, system.updates(out.stats))
 
 
 def can_nest(model):
@@ -64,7 +66,8 @@ def can_nest(model):
   It can where nothing but layers that may be dropped lies behind the policy.
   """
   parts = plan.segment(model, model.num_fixed, plan.num_encoders(model))
-  return (len(parts) == 1 and plan.read_last(model) is not None
+  return (len(parts) == 1 and len(model.own_exits()) == 1
+          and plan.read_last(model) is not None
           and all(branch.kind for branch in parts[0].branches))
 
 

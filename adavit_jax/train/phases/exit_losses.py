@@ -25,20 +25,19 @@ def metrics(system, total, outputs, losses, batch, *, first=0):
   return values
 
 
-def early(system, params, batch):
-  """Weighted loss of the backbone's own early exits with all layers, [].
+def early(system, logits, batch):
+  """Weighted loss of the backbone's own early exits, [].
 
   Phases that train the backbone by its last exit add it, so that the exits
   before it keep learning.
+
+  Args:
+    system: `System`.
+    logits: of these exits, a list of [B, K].
+    batch: `Batch`.
   """
-  weights = [w for e, w in zip(system.exits, system.weights) if not e.head][:-1]
-  if not weights:
-    return 0.
-  found, _ = stages.training(
-      system.model.clone(exits=()), params, batch.images,
-      system.context(params), num=len(weights), **system.scan)
-  losses = each(system, found, batch)
-  return sum(w * x for w, x in zip(weights, losses))
+  weights = [w for e, w in zip(system.exits, system.weights) if not e.head]
+  return sum(w * x for w, x in zip(weights, each(system, logits, batch)))
 
 
 def outputs(system, params, batch, key, **options):

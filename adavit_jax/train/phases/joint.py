@@ -29,7 +29,7 @@ def loss(system, params, state, batch, key, done):
   start = system.begin(params, batch.images, key)
   frozen = system.frozen(params)
   # Without batch statistics the model is at inference what it is in training.
-  z1 = (start.x if start.ctx.stats is None
+  z1 = (start.x if not start.ctx.stats
         else system.fixed(frozen, batch.images))
   features = system.features({**frozen, 'policy': params['policy']}, z1,
                              batch.images)
@@ -89,7 +89,7 @@ def path_loss(system, c, params, start, teacher, batch, actions):
         *map(system.tokens, (start.x, teacher_z1)))
     total += c.representation * distance
     metrics['representation_loss'] = distance
-  total += exit_losses.early(system, params, batch)
+  total += exit_losses.early(system, out.early, batch)
   return total, (metrics, system.updates(out.stats))
 
 

@@ -128,8 +128,8 @@ def policy_gradient(system, c, params, z1, features, log_price, batch, key,
 
 
 def num_unique(keep):
-  """Number of distinct rows of a 0/1 array [B, 2L], as a traced scalar."""
-  # A random odd weight per column makes a hash; 2L can be more than 32 bits.
+  """Number of distinct rows of a 0/1 array [B, L1 + L2], as a traced scalar."""
+  # A random odd weight per column makes a hash; there can be more than 32.
   weights = jax.random.bits(jax.random.key(0), keep.shape[-1:]) | 1
   hashes = jnp.sort((keep.astype(jnp.uint32) * weights).sum(-1))
   return 1 + (hashes[1:] != hashes[:-1]).sum()

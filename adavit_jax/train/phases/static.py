@@ -4,6 +4,8 @@ Fixed (Table 1), stochastic (figure 9), or a given mask, the best of which is
 the baseline that a learned policy must beat.
 """
 
+import jax
+
 from adavit_jax.models import plan
 from adavit_jax.policies import fixed
 from adavit_jax.train import ranges
@@ -17,7 +19,9 @@ def loss(system, params, state, batch, key, done):
   """Loss under a policy that is not learned; see `Phase.loss`."""
   del done
   c = system.config.static
-  chosen = actions(c, plan.num_layers(system.model), len(batch.labels), key)
+  action_key, key = jax.random.split(key)
+  chosen = actions(
+      c, plan.num_layers(system.model), len(batch.labels), action_key)
   start = system.begin(params, batch.images, key)
   total, (metrics, updates) = joint.path_loss(
       system, c, params, start, state.teacher, batch, chosen)

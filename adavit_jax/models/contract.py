@@ -1,0 +1,114 @@
+"""Checks that a backbone keeps the contract, without computing anything."""
+
+import jax
+import jax.numpy as jnp
+
+from adavit_jax.models import plan
+from adavit_jax.models.backbone import Bridge
+from adavit_jax.models.backbone import Context
+from adavit_jax.models.backbone import Delta
+from adavit_jax.models.backbone import EVAL
+from adavit_jax.models.backbone import Logits
+from adavit_jax.models.backbone import Stack
+
+_BATCH = 2
+
+
+def check_backbone(model):
+  """Traces every part of a backbone's plan and compares it with what it says.
+
+  For the tests of a new backbone. Whether branches compute the right thing, and
+  whether one marked `local` is, only a comparison of the execution modes under
+  actions per image can tell.
+
+  Args:
+    model: a `Backbone`.
+
+  Raises:
+    ValueError: names the part of the plan that does not fit.
+  """
+  plan.check(model)
+  params, stats = _trace('init_variables', model.init_variables,
+                         jax.random.key(0))
+  _check_part(model, params, Context(True, jax.random.key(0), stats),
+              'in training')
+  folded = _trace('fold', model.fold, params, stats)
+  _check_part(model, folded, EVAL, 'folded')
+
+
+def _check_part(model, params, ctx, when):
+  images = jax.ShapeDtypeStruct(
+      (_BATCH, model.image_size, model.image_size, model.channels),
+      jnp.float32)
+  x = _pair(f'embed, {when}', model.embed, params, images, ctx)
+  for i, item in enumerate(model.plan()):
+    where = f'plan()[{i}], {when}'
+    if isinstance(item, Bridge):
+      unknown = set(item.params) - set(params)
+      if unknown:
+        raise ValueError(f'{where}: params={item.params} names groups that '
+                         f'there are not; known: {sorted(params)}')
+      x = _pair(where, item.run, params, x, images, ctx)
+      continue
+    _check_stack(where, item, params, x, ctx)
+    tokens = _trace(f'tokens behind {where}', model.tokens, x, item.at)
+    want = (_BATCH, item.at.num, item.at.width)
+    if tokens.shape != want:
+      raise ValueError(f'{where}: at says [B, {item.at.num}, {item.at.width}] '
+                       f'and the tokens are {tokens.shape}')
+  for k in range(len(model.own_exits()[:-1]), len(model.own_exits())):
+    logits = _pair(f'classify, {when}', model.classify, params, x, k, ctx)
+    if not isinstance(logits, Logits) or logits.cls.shape != (
+        _BATCH, model.num_classes):
+      raise ValueError(f'classify, {when}: gives {logits}, not `Logits` of '
+                       f'[B, {model.num_classes}]')
+
+
+def _check_stack(where, stack, params, x, ctx):
+  if stack.group not in params:
+    raise ValueError(f'{where}: there is no group of parameters '
+                     f'{stack.group!r}; known: {sorted(params)}')
+  rows = {leaf.shape[:1] for leaf in jax.tree.leaves(params[stack.group])}
+  if len(rows) > 1 or min(rows)[0] < stack.start + stack.length:
+    raise ValueError(f'{where}: encoders {stack.start} to '
+                     f'{stack.start + stack.length} are not in the leading '
+                     f'axes of {stack.group!r}, {sorted(rows)}')
+  row = lambda tree: jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
+  if ctx.stats is not None:
+    ctx = ctx._replace(stats=row(ctx.stats.get(stack.group, {})))
+  for i, branch in enumerate(stack.branches):
+    here = f'{where}, branch {i} ({branch.kind!r})'
+    delta = _trace(here, branch.run, row(params[stack.group]), x, None, ctx)
+    if not isinstance(delta, Delta):
+      raise ValueError(f'{here}: gives a {type(delta).__name__}, not `Delta`')
+    have = x if isinstance(x, dict) else {'': x}
+    for key, y in (delta.x if isinstance(x, dict) else {'': delta.x}).items():
+      if key not in have or (y.shape, y.dtype) != (
+          have[key].shape, have[key].dtype):
+        raise ValueError(f'{here}: adds {y} to {have.get(key)}; shape and '
+                         f'dtype must be the same')
+
+
+def _pair(where, function, *args):
+  """The first of (result, changed statistics)."""
+  result = _trace(where, function, *args)
+  if (not isinstance(result, tuple) or len(result) != 2
+      or not isinstance(result[1], dict)):
+    raise ValueError(f'{where}: gives {type(result).__name__}, not (result, '
+                     f'dict of changed statistics)')
+  return result[0]
+
+
+def _trace(where, function, *args):
+  arrays, tree = jax.tree.flatten(args)
+  dynamic = [i for i, a in enumerate(arrays) if hasattr(a, 'dtype')]
+  def run(*values):
+    every = list(arrays)
+    for i, value in zip(dynamic, values):
+      every[i] = value
+    return function(*jax.tree.unflatten(tree, every))
+  try:
+    return jax.eval_shape(run, *(arrays[i] for i in dynamic))
+  except Exception as error:
+    raise ValueError(f'{where}: {type(error).__name__}: {error}') from error
