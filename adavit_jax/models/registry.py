@@ -16,7 +16,7 @@ _DTYPES = ('float32', 'bfloat16', 'float16')
 _KINDS = (bool, int, float, str, tuple)
 # Not for a config to set, or fields of `config.model` of another meaning.
 _RESERVED = ('num_classes', 'channels', 'weights', 'dtype', 'name', 'parent',
-             'unroll', 'remat')
+             'unroll', 'remat', 'module')
 _MODELS = {}  # name: (class, attributes)
 
 
@@ -88,7 +88,8 @@ def create(name, **overrides):
     close = difflib.get_close_matches(str(name), names(), n=1)
     hint = f'did you mean {close[0]!r}?' if close else f'known: {names()}'
     raise ValueError(f'unknown model {name!r}; {hint}; a backbone of your own '
-                     f'is known once its file is imported')
+                     f'is known once its module is imported, see '
+                     f'config.model.module')
   family, values = _MODELS[name]
   known = _fields(family)
   for key in overrides:

@@ -1,6 +1,7 @@
 """The configuration every file in `configs/` starts from, and its checks."""
 
 import difflib
+import importlib
 
 from ml_collections import config_dict
 
@@ -25,7 +26,8 @@ def default_config():
   config.data = data.default_config()
 
   config.model = config_dict.ConfigDict(dict(
-      name='vit_digits_patch2_8', unroll=1, remat=True))
+      name='vit_digits_patch2_8', unroll=1, remat=True,
+      module=''))  # of Python, that registers a backbone of one's own
   for field, kind in registry.fields().items():  # None: as the name has it
     config.model[field] = config_dict.placeholder(kind)
 
@@ -43,6 +45,20 @@ def default_config():
   for name, phase in phases.PHASES.items():
     config[name] = config_dict.ConfigDict(dict(phase.defaults))
   return config
+
+
+def import_module(name):
+  """Imports the Python module of `config.model.module`, '' none.
+
+  Raises:
+    ValueError: if there is no such module.
+  """
+  if name:
+    try:
+      importlib.import_module(name)
+    except ModuleNotFoundError as e:
+      raise ValueError(f'model.module={name!r} cannot be imported ({e}); is its '
+                       f'folder in PYTHONPATH?') from e
 
 
 def model_overrides(config):

@@ -83,6 +83,7 @@ class Run:
 
   def _saved(self, kind, step):
     info = self._checkpoints.info(step, kind)
+    config_lib.import_module(info['config']['model']['module'])
     return Saved(kind, step, {**info, 'config': with_defaults(info['config'])})
 
   def warn_of_unfinished(self):

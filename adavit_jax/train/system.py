@@ -349,6 +349,7 @@ def create(config, dataset):
     raise ValueError(f'{config.data.name!r} has {dataset.num_classes} class; '
                      f'there must be at least 2 to tell apart')
   task = tasks.create(dataset)
+  config_lib.import_module(config.model.module)
   model = models.create(
       config.model.name, **config_lib.model_overrides(config),
       dtype=config.dtype, num_classes=task.num_outputs,

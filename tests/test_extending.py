@@ -1,0 +1,62 @@
+"""The example of docs/extending.md."""
+
+import pathlib
+import re
+import sys
+
+from adavit_jax import models
+from adavit_jax.models import registry
+from adavit_jax.train import config as config_lib
+from adavit_jax.train import loop
+from adavit_jax.train import run as run_lib
+import pytest
+import tiny
+
+
+@pytest.fixture
+def blocks(tmp_path, monkeypatch):
+  """The Python of the page; its first block is the module `mine`."""
+  text = (pathlib.Path(tiny.ROOT) / 'docs' / 'extending.md').read_text()
+  found = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+  (tmp_path / 'mine.py').write_text(found[0])
+  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.setattr(registry, '_MODELS', dict(registry._MODELS))
+  yield found
+  sys.modules.pop('mine', None)
+
+
+def test_the_example_runs_and_trains(blocks, tmp_path):
+  exec(compile(blocks[1], 'extending.md', 'exec'), {})  # pylint: disable=exec-used
+  config = tiny.get_config()
+  for field in ('patch_size', 'width', 'depth'):
+    config.model[field] = None
+  config.model.name, config.model.module = 'two_grids_8', 'mine'
+  config.phases = ('dense',)
+  config.dense.steps = 2
+  workdir = str(tmp_path / 'run')
+  loop.Trainer(config, workdir, tiny.dataset()).train()
+  # As another process finds it.
+  registry._MODELS.pop('two_grids_8')
+  del sys.modules['mine']
+  with run_lib.Run(workdir) as run:
+    assert run_lib.system(run.find().info).model.depths == (2, 2)
+
+
+def test_a_module_that_is_not_there_is_named():
+  with pytest.raises(ValueError, match='model.module=.nowhere'):
+    config_lib.import_module('nowhere')
+
+
+class _Layers(models.Backbone):
+  layers: int = 1
+
+
+class _Any(models.Backbone):
+  table: dict[str, int] = None
+
+
+@pytest.mark.parametrize('family, field', [
+    (_Layers, '_Layers.layers'), (_Any, '_Any.table')])
+def test_attributes_that_no_config_can_hold_are_refused(family, field):
+  with pytest.raises(ValueError, match=field):
+    models.register(family, {})
