@@ -32,9 +32,10 @@ gc.set_threshold(200_000, 50, 100)
 
 # First, so that no worker is left with one of them at the end; xdist keeps
 # this order under --no-loadscope-reorder.
-_LONG = ('test_loop.py', 'test_report.py', 'test_beginnings.py',
+_LONG = ('test_stranger.py', 'test_loop.py', 'test_report.py',
+         'test_combinations.py', 'test_ravit_policy.py', 'test_beginnings.py',
          'test_multi_exit_training.py', 'test_multi_exit_policy.py',
-         'test_exits_training.py')
+         'test_exits_training.py', 'test_multihost.py')
 
 
 def pytest_collection_modifyitems(items):

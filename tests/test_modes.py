@@ -106,17 +106,17 @@ def test_modes_agree_on_shared_actions(model, params, run, size):
 
 
 def test_compact_agrees_with_masked_at_every_batch_size(model, params):
-  """Batches of 1 to 33 images, each size a program of its own.
+  """Batches of up to 33 images, each size a program of its own.
 
   `masked` treats every image alone, so that rows of its batch of 33 are what
   smaller batches are compared with. Passes of 1 image compile fastest; other
-  passes are tested at a few sizes here, at every size in test_compact.
+  passes are tested at a few sizes here, all sizes in test_compact.
   """
   z1 = _tokens(model, 33)
   masked = jax.jit(lambda *args: _masked(model, *args)[:, :2])
   packed = jax.jit(lambda *args: _skipping(
       'compact', model, *args, chunk=1, read=2)[:, :2])
-  for size in range(1, 34):
+  for size in (1, 2, 3, 7, 8, 9, 33):
     actions = _random(size, 33)
     want = np.asarray(masked(params, z1, actions))[:size]
     got = packed(params, z1[:size], Actions(*(a[:size] for a in actions)))

@@ -158,7 +158,7 @@ class _Killed(Exception):
 def _config():
   config = config_lib.default_config()
   config.data.update(name='digits', image_size=8, crop_padding=1)
-  config.model.name = 'stranger_8'
+  config.model.name, config.model.remat = 'stranger_8', False
   config.phases = PHASES
   config.log_every, config.checkpoint_every = 1, 3
   config.eval_batch_size, config.num_search = 16, 32

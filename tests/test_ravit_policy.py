@@ -1,4 +1,4 @@
-"""A RAViT whose layers a policy drops: reported, exported and timed."""
+"""A RAViT whose layers a policy drops: loaded, reported, exported and timed."""
 
 import json
 import pathlib
@@ -9,19 +9,25 @@ from adavit_jax import deploy
 from adavit_jax import report
 from adavit_jax.exits import confidence
 from adavit_jax.models.actions import Actions
+from adavit_jax.models.backbone import EVAL
+from adavit_jax.policies import learned
 from adavit_jax.report import exits
+from adavit_jax.runtime import masked
+from adavit_jax.runtime import modes
 from adavit_jax.train import loop
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import run as run_lib
+from adavit_jax.train import system as system_lib
 import jax
 from jax import export as jax_export
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from states import two_devices  # a fixture
 from test_report import opens  # a fixture
 import tiny
 
-STEPS = 4
+STEPS = 2
 
 
 @pytest.fixture(scope='module')
@@ -35,6 +41,8 @@ def run(tmp_path_factory):
                       layers=(2, 2), factors=(2., 1.))
   for phase in config.phases:
     config[phase].update(steps=STEPS, batch_size=8)
+  config.policy.learning_rate = 0.03  # so that images are told apart
+  config.mac_target = 0.8
   workdir = str(tmp_path_factory.mktemp('run'))
   trainer = loop.Trainer(config, workdir, tiny.dataset())
   return workdir, trainer, trainer.train()
@@ -70,7 +78,7 @@ def test_a_report_counts_the_layers_that_ran(
   # Its own early exit runs with the last one.
   assert last['macs'] == pytest.approx(spend.adaptive(decided).mean())
   assert first['macs'] == pytest.approx(spend.stage(0, decided).mean())
-  for row, macs in zip((first, last), dense.exits):
+  for row, macs in zip((first, last), spend.exits):
     assert row['macs'] < macs
     assert row['macs_ratio'] == pytest.approx(row['macs'] / dense.dense)
   rows = [first, last, *result['curve'],
@@ -155,3 +163,68 @@ def test_its_cascade_is_timed(run, decided, tiny_data, monkeypatch):
   macs = trainer.system.cost.adaptive(decided)[images].mean()
   assert row['mac_ratio'] == pytest.approx(
       macs / trainer.system.plain_cost.dense)
+
+
+# That the policy may drop before each exit, of three behind one encoder.
+LAYERS = (0,), (1, 2)
+
+
+def test_a_ravit_with_a_policy_loads_as_a_cascade(run):
+  """It is the policy with every branch computed, but for what it spends."""
+  workdir, trainer, state = run
+  images = trainer.dataset.test.images(np.arange(16))
+  clf = adavit_jax.load(workdir, max_batch_size=16)
+  model, nets, cost = clf.system.model, clf.system.nets, clf.system.cost
+
+  @jax.jit
+  def oracle(params, images):
+    images = clf.system.normalize(images)
+    x = modes.fixed(model, params, images)
+    actions = learned.greedy(
+        nets, params['policy'],
+        learned.observe(nets, model, params, x, images))
+    first, second = (
+        Actions(*(a[:, np.array(layers)] for a in actions))
+        for layers in LAYERS)
+    x = masked.run(model, params, x, images, first, start=1, stop=2).x
+    early, _ = model.classify(params['backbone'], x, 0, EVAL)
+    x = masked.run(model, params, x, images, second, start=2).x
+    last, _ = model.classify(params['backbone'], x, 1, EVAL)
+    return actions, jnp.stack([early.total, last.total])
+
+  actions, logits = jax.device_get(
+      oracle(system_lib.final_params(state), images))
+  assert len(np.unique(actions.keep, axis=0)) > 3
+  macs = np.cumsum([
+      [total - sum((1 - a[i]) * m[i] for i in layers for a, m in zip(
+          keep, (cost.msa, cost.mlp))) for keep in zip(*actions)]
+      for total, layers in zip(cost.stages, LAYERS)], axis=0)
+  assert (macs[1] < sum(cost.stages)).all()
+
+  sure = np.float64(confidence.confidences(
+      confidence.RULES['entropy'], logits))
+  middle = np.sort(sure[0])[[7, 8]].mean()
+  for threshold in (confidence.NEVER, middle):
+    clf.thresholds = threshold
+    chosen = confidence.choose(sure, threshold)
+    rows = np.arange(16)
+    for n in (16, 1):
+      got = clf(images[:n])
+      np.testing.assert_array_equal(got.exit, chosen[:n])
+      np.testing.assert_allclose(
+          got.logits, logits[chosen, rows][:n], rtol=1e-4, atol=1e-4)
+      np.testing.assert_array_equal(
+          got.labels, logits[chosen, rows][:n].argmax(-1))
+      np.testing.assert_array_equal(got.macs, macs[chosen, rows][:n])
+  assert set(chosen) == {0, 1}
+
+
+def test_before_its_policy_a_ravit_runs_all_layers(run):
+  workdir, trainer, state = run
+  clf = adavit_jax.load(workdir, phase='exits', max_batch_size=4)
+  got = clf(trainer.dataset.test.images(np.arange(4)))
+  np.testing.assert_array_equal(got.macs, sum(clf.system.plain_cost.stages))
+  pixels = trainer.dataset.test.images(np.arange(4))
+  want = modes.forward(
+      clf.system.model, state.params, clf.system.normalize(pixels)).total
+  np.testing.assert_allclose(got.logits, want, rtol=1e-4, atol=1e-4)
