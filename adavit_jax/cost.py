@@ -158,7 +158,15 @@ def left_out(model, actions):
   Returns:
     [] or [B].
   """
-  parts = plan.segment(model, model.num_fixed, plan.num_encoders(model))
+  before = plan.segment(model, 0, model.num_fixed)
+  every = Actions(*map(np.ones, plan.num_layers(model, 0, model.num_fixed)))
+  behind = plan.segment(model, model.num_fixed, plan.num_encoders(model))
+  # The policy reads all tokens where it decides.
+  return _left_out(before, every, None) + _left_out(
+      behind, actions, plan.read_last(model))
+
+
+def _left_out(parts, actions, read):
   total = np.zeros(np.shape(actions.msa)[:-1])
   for i, part in enumerate(parts):
     if isinstance(part, Stack):
@@ -166,8 +174,8 @@ def left_out(model, actions):
       shape = (*total.shape, part.length)
       kept = [np.broadcast_to(a, shape) > 0
               for a in branches.per_branch(part, here, np.ones(part.length))]
-      read = branches.read_behind(parts, i, plan.read_last(model))
-      later = branches.read_later(part, kept, read)
+      later = branches.read_later(
+          part, kept, branches.read_behind(parts, i, read))
       for branch, keep, all_read in zip(part.branches, kept, later):
         if branch.kind:
           total = total + (keep & ~all_read).sum(-1) * branch.unread

@@ -16,9 +16,6 @@ from adavit_jax.models.backbone import EVAL
 from adavit_jax.models.backbone import X
 from adavit_jax.runtime import branches
 
-# Encoders that are written out one after the other instead of scanned.
-UNROLLED = 3
-
 
 class Result(NamedTuple):
   """What came of a part of a plan.
@@ -154,24 +151,6 @@ def _encoder(stack, ctx, firsts):
       x = branches.add(x, y)
     return x, (new, None if firsts is None else x[:, :firsts])
   return encoder
-
-
-def unrolled(model, params, x, images, start, stop):
-  """As `run` for inference without gates, few encoders written out."""
-  for part in plan.segment(model, start, stop):
-    if isinstance(part, Bridge):
-      x, _ = part.run(params['backbone'], x, images, EVAL)
-      continue
-    p = params['backbone'][part.group]
-    if part.length > UNROLLED:
-      x, *_ = _stack(part, p, x, None, EVAL, read=None, unroll=1, remat=False,
-                     inference=True, firsts=None)
-    else:
-      for i in range(part.start, part.start + part.length):
-        one = jax.tree.map(lambda leaf: leaf[i], p)
-        for branch in part.branches:
-          x = branches.add(x, branches.delta(branch, one, x))
-  return x
 
 
 def fold_key(ctx, name):

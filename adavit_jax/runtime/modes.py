@@ -54,7 +54,8 @@ def fixed(model, params, images):
     z1, the activations where the policy decides: [B, N, D], or a dict.
   """
   x = embed(model, params, images).x
-  return masked.unrolled(model, params, x, images, 0, model.num_fixed)
+  return masked.run(model, params, x, images, stop=model.num_fixed,
+                    inference=True).x
 
 
 def adaptive(model, params, x, actions, mode, *, images=None, chunk=None):

@@ -98,7 +98,8 @@ def _stage(model, decide, mode, options, e, start, stop, params, images, carry):
         read=plan.read_at(model, stop) if some else None).x
   else:
     if start <= model.num_fixed:
-      x = masked.unrolled(model, params, x, images, start, model.num_fixed)
+      x = masked.run(model, params, x, images, start=start,
+                     stop=model.num_fixed, inference=True).x
       actions, start = decide(params, x, images), model.num_fixed
     x = _behind(model, mode, options, params, x, images, actions, start, stop)
   logits, _ = params_lib.exit_logits(model, params, x, e)

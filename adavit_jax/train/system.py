@@ -265,9 +265,10 @@ class System:
     ctx = self.context(params, key)
     x, stats, _ = modes.embed(self.model, params, images, ctx)
     stop = self.model.num_fixed
+    # Few encoders are written out: a scan of them would save no memory.
     x, ctx, early, _ = self._run(
         params, x, images, ctx._replace(stats=stats), None, 0, stop,
-        unroll=min(masked.UNROLLED, max(stop, 1)))
+        unroll=min(3, max(stop, 1)))
     return Start(x, ctx, early)
 
   def finish(self, params, start, images, gates, *, nested=False):
