@@ -34,12 +34,12 @@ def check(workdir, threshold=None):
   with run_lib.Run(workdir) as run:
     info = run.find().info
   system = run_lib.system(info)
-  if system.staged:
-    if threshold is None and not _thresholds(workdir):
-      raise ValueError(f'{workdir!r} has no thresholds yet, so that no image '
-                       f'would leave; run python eval.py --workdir={workdir} '
-                       f'first, or give --threshold')
-  elif phases.decider(system.config, info['phase']) == 'all':
+  many = system.num_exits > 1
+  if many and threshold is None and not _thresholds(workdir):
+    raise ValueError(f'{workdir!r} has no thresholds yet, so that no image '
+                     f'would leave; run python eval.py --workdir={workdir} '
+                     f'first, or give --threshold')
+  if not many and phases.decider(system.config, info['phase']) == 'all':
     raise ValueError(f'{workdir!r} has only its dense phase, and no policy to '
                      f'time; train its other phases, or time its model with '
                      f'--models')
