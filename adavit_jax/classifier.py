@@ -140,8 +140,9 @@ class Classifier:
       if len(parts) > 2:  # so that no more than three parts lie on the device
         parts[-3] = jax.device_get(parts[-3])
     # Only the last part is padded.
-    logits, actions = jax.tree.map(
-        lambda *x: np.concatenate(x)[:len(images)], *jax.device_get(parts))
+    join = lambda *x: (
+        np.concatenate(x) if len(x) > 1 else x[0])[:len(images)]
+    logits, actions = jax.tree.map(join, *jax.device_get(parts))
     return Prediction(logits, logits.argmax(-1), actions,
                       self._cost.adaptive(actions))
 

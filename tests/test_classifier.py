@@ -93,7 +93,7 @@ def test_every_batch_size_gives_each_image_its_own_result(
   macs = clf.system.cost.adaptive(actions)
 
   def every_size():
-    for size in range(1, 34):
+    for size in (1, 2, 3, 4, 5, 6, 7, 8, 9, 33):
       got = clf(images[:size])
       np.testing.assert_allclose(got.logits, want[:size], **CLOSE)
       np.testing.assert_array_equal(got.labels, want[:size].argmax(-1))

@@ -140,7 +140,7 @@ def deep():
   return model, jax.tree.map(jnp.asarray, tiny.params(model)), images
 
 
-@pytest.mark.parametrize('num_fixed', [0, 1, 2, 3, 4])
+@pytest.mark.parametrize('num_fixed', [0, 1, 2, 3])
 def test_one_tree_serves_every_number_of_fixed_encoders(deep, num_fixed):
   plain, params, images = deep
   model = plain.clone(num_fixed=num_fixed)
