@@ -45,8 +45,8 @@ def run(model, params, x, images, actions, mode, *, start, stop=None, read=None,
       exported for another. See `compact.residual`.
 
   Returns:
-    Activations, of which only the first `read` tokens are finished; 'static'
-    returns no others.
+    Activations; only the first `read` tokens are valid, and 'static' returns
+    these alone.
 
   Raises:
     ValueError: for actions that the mode does not take.

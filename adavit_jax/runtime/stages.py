@@ -1,4 +1,4 @@
-"""A model as a list of stages, each of which ends in an exit.
+"""A model as a list of stages, one for each exit.
 
 A stage is a pure function `(params, images, carry) -> (carry, logits)`; a plain
 model has one. Whoever runs, calibrates or prices them needs no more. They know

@@ -86,7 +86,7 @@ def mask_goes_on(info, config):
     config: see `train.config.default_config`.
 
   Raises:
-    ValueError: if that run was tuned for a mask, and no phase decides anew.
+    ValueError: if that run was tuned for a mask and no phase replaces it.
   """
   then = config_dict.ConfigDict(info['config'])
   first = phases.PHASES[config.phases[0]]

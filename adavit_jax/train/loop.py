@@ -38,8 +38,8 @@ class Trainer:
       dataset: `Dataset`; None loads `config.data`.
       run: the opened `Run` where it is not to train but to be evaluated, maybe
         on other devices: batches of the phases may be of any size, and those of
-        evaluation are rounded up. Whoever trains with its config checks the
-        sizes anew.
+        evaluation are rounded up. Training with its config checks the sizes
+        again.
 
     Raises:
       ValueError: for anything that could not work, before any compute.
@@ -161,7 +161,7 @@ class Trainer:
     return state, index, info['start']
 
   def _restore_params(self):
-    """A state that begins anew from another run's parameters."""
+    """The first state of a run that begins from another run's parameters."""
     init = self.config.init
     with run_lib.Run(init.workdir) as run:
       saved = run.find(phase=init.phase)

@@ -61,7 +61,7 @@ class Run:
       `Saved`.
 
     Raises:
-      ValueError: if there is none, or both phase and best are given.
+      ValueError: if there is none, or if phase and best are both given.
     """
     if best and phase:
       raise ValueError(f'phase={phase!r} and best=True are two checkpoints, '

@@ -329,7 +329,7 @@ class System:
 
 
 def _program(system, stage, params, images, carry):
-  # Normalised in every stage anew: pixels are a quarter of what floats take.
+  # Normalised in every stage: pixels take a quarter of the memory of floats.
   carry, y = stage(params, system.normalize(images), carry)
   return carry, system.task.denormalize(y)
 

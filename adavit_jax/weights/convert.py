@@ -45,7 +45,7 @@ def load(model, path, key, *, new_head=True):
   Our own layout, see `save`, must fit the model exactly. Files of other
   libraries are adapted: the position embedding is resampled to the model's
   image size (`positions.resize`). A head of another number of classes, or none
-  at all, is initialised anew; a distillation head that alone is missing becomes
+  at all, is initialised; a distillation head that alone is missing becomes
   zero, so that the sum of the heads is what the file's class head says. Where
   both heads are in the file, `Logits.total` is twice what its library returns:
   the mean of the heads there, their sum here.
@@ -57,7 +57,7 @@ def load(model, path, key, *, new_head=True):
       libraries it may be.
     path: a file, 'hf://owner/name' or a `Checkpoint`; see `files.read`.
     key: PRNG key for added exits and a new head.
-    new_head: whether the backbone's head may be initialised anew; if not, that
+    new_head: whether the backbone's head may be initialised; if not, that
       is an error.
 
   Returns:

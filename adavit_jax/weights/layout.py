@@ -56,7 +56,7 @@ class Format(NamedTuple):
     block: regular expression whose first group is an encoder's number; ''
       where names have none.
     heads: names of our groups of parameters that end in the classes. They
-      start anew where the first of them is missing or of other classes.
+      are initialised where the first is missing or of other classes.
     dist: name of the distillation token after cleaning.
     adapt: (model, path, format, tensors, arrays) -> None, makes of the cleaned
       arrays those that the model needs, in place; None where nothing is to do.

@@ -2,7 +2,7 @@
 
 A value head learns how likely the model is right under each of a few dozen
 masks found greedily (`search.candidates`); the networks imitate, per image, the
-mask with the best value minus price. The price is found anew in every batch so
+mask with the best value minus price. The price is solved for in every batch so
 that the mean MACs meet the target.
 """
 
