@@ -11,7 +11,7 @@ from adavit_jax.data import decode
 from adavit_jax.exits import confidence
 from adavit_jax.runtime import cascade
 from adavit_jax.train import phases
-from adavit_jax.train import system as system_lib
+from adavit_jax.train import state as state_lib
 
 
 class CascadeClassifier:
@@ -46,7 +46,7 @@ class CascadeClassifier:
     check_max_batch_size(max_batch_size)
     self._system, self.phase = system, phase
     self.class_names = tuple(class_names)
-    params = jax.jit(system.fold)(system_lib.final_params(state))
+    params = jax.jit(system.fold)(state_lib.final_params(state))
     sizes = [s for s in cascade.SIZES if s < max_batch_size] + [max_batch_size]
     stage_macs = system.stage_cost(phase).stages
     if not self.drops_layers:

@@ -19,7 +19,7 @@ from adavit_jax.models.actions import Actions
 from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import run as run_lib
-from adavit_jax.train import system as system_lib
+from adavit_jax.train import state as state_lib
 
 
 class Prediction(NamedTuple):
@@ -82,9 +82,9 @@ class Classifier:
                        'give actions, fixed.all_layers(...) for example')
     self._system, self.class_names = system, tuple(class_names)
     self.threshold = system.config.nets.threshold
-    params = system_lib.final_params(state)
+    params = state_lib.final_params(state)
     if actions is not None:  # fewer arrays to pass at each call
-      params = system_lib.model_params(params)
+      params = state_lib.model_params(params)
     self.params = jax.jit(system.fold)(params)
     self._actions = actions
     self._sizes = batch_sizes(max_batch_size)

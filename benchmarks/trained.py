@@ -16,7 +16,7 @@ from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
 from adavit_jax.train import run as run_lib
-from adavit_jax.train import system as system_lib
+from adavit_jax.train import state as state_lib
 import timing
 
 
@@ -138,7 +138,7 @@ def _cascade(clf, workdir, threshold):
   settings = {f'cascade, {name}': functools.partial(
       setattr, clf, 'thresholds', values) for name, values in found.items()}
   system = clf.system
-  params = jax.device_put(system_lib.model_params(clf.params))
+  params = jax.device_put(state_lib.model_params(clf.params))
   every = jax.jit(lambda params, images: modes.dense(
       system.model, params, system.normalize(images)).total)
   dense = lambda images: np.asarray(every(params, images))

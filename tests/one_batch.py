@@ -2,6 +2,7 @@
 
 from adavit_jax.models.actions import Actions
 from adavit_jax.runtime import modes
+from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
 import jax
@@ -33,14 +34,14 @@ def make_system(**fields):
 def state():
   """A state with random parameters, the model being its own teacher."""
   system = make_system()
-  state = jax.eval_shape(lambda: system_lib.init_state(system, 0))
+  state = jax.eval_shape(lambda: state_lib.init_state(system, 0))
   rng = np.random.default_rng(0)
   params = jax.tree.map(
       lambda x: jnp.float32(rng.normal(size=x.shape, scale=0.3)), state.params)
   params['policy_stats'] = jax.tree.map(jnp.ones_like, params['policy_stats'])
   keep = rng.integers(0, 2, (state.candidates.msa.shape[0], 6))
   return state.replace(
-      params=params, teacher=system_lib.model_params(params),
+      params=params, teacher=state_lib.model_params(params),
       candidates=Actions.from_keep(jnp.float32(keep), NUM_LAYERS),
       log_price=jnp.float32(-1.))
 

@@ -9,8 +9,8 @@ from adavit_jax.train import guards
 from adavit_jax.train import loop
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases as phases_lib
+from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
-from adavit_jax.train import system as system_lib
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -220,13 +220,13 @@ def test_no_number_reaches_a_checkpoint(trainer, tmp_path, bad):
 
 def test_masks_are_searched_with_the_averaged_weights(trainer, monkeypatch):
   """Those of a phase before, which the warm start leaves as they are."""
-  state = system_lib.init_state(trainer.system, 0)
-  model = system_lib.model_params(state.params)
+  state = state_lib.init_state(trainer.system, 0)
+  model = state_lib.model_params(state.params)
   averaged = jax.tree.map(lambda x: x + 1, model)
   searched = []
   def search(trainer, params):
     del trainer
-    searched.append(system_lib.model_params(params))
+    searched.append(state_lib.model_params(params))
     return state.candidates
   monkeypatch.setattr(entry, 'static_masks', search)
   entry.enter(trainer, state.replace(teacher=model, ema=averaged), 'warm_start')

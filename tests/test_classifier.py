@@ -14,6 +14,7 @@ from adavit_jax.policies import learned
 from adavit_jax.runtime import cascade
 from adavit_jax.runtime import masked
 from adavit_jax.runtime import modes
+from adavit_jax.train import state as state_lib
 from adavit_jax.train import system as system_lib
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ CLOSE = dict(rtol=1e-4, atol=1e-4)
 
 def _make(**kwargs):
   system = system_lib.create(tiny.get_config(), tiny.dataset())
-  state = system_lib.init_state(system, 0)
+  state = state_lib.init_state(system, 0)
   rng = np.random.default_rng(1)
   # Large enough that images decide differently.
   policy = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32),
@@ -130,7 +131,7 @@ def test_the_first_threshold_is_that_of_the_config():
   config = tiny.get_config()
   config.nets.threshold = 0.7
   system = system_lib.create(config, tiny.dataset())
-  clf = classifier.Classifier(system, system_lib.init_state(system, 0))
+  clf = classifier.Classifier(system, state_lib.init_state(system, 0))
   assert clf.threshold == 0.7
 
 
@@ -183,7 +184,7 @@ def test_there_is_no_policy_to_ask():
   config.phases = ('dense',)
   system = system_lib.create(config, tiny.dataset())
   with pytest.raises(ValueError, match='^actions=None'):
-    classifier.Classifier(system, system_lib.init_state(system, 0))
+    classifier.Classifier(system, state_lib.init_state(system, 0))
 
 
 @pytest.mark.parametrize('name', ['actions', 'system', 'thresholds'])
@@ -208,7 +209,7 @@ def _with_exits(decider):
   if decider == 'policy':
     config.phases, config.exits.policy = ('classifier_wise',), True
   system = system_lib.create(config, tiny.dataset())
-  state = system_lib.init_state(system, 0)
+  state = state_lib.init_state(system, 0)
   rng = np.random.default_rng(1)
   policy = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32),
                         state.params.get('policy', {}))

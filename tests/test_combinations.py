@@ -7,6 +7,7 @@ from adavit_jax.runtime import stages
 from adavit_jax.train import checkpoints
 from adavit_jax.train import loop
 from adavit_jax.train import preemption
+from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
 from adavit_jax.train.phases import dense
@@ -66,7 +67,7 @@ def test_a_ravit_trains_its_exits_and_then_a_policy(tmp_path):
   config = _ravit(phases, **{'exits.ema': 0.5})
   state = _train(config, tmp_path)
   assert int(state.step) == 3 * STEPS
-  fresh = system_lib.init_state(
+  fresh = state_lib.init_state(
       system_lib.create(config, tiny.dataset()), config.seed)
   for group in state.params:
     assert not states.same(state.params[group], fresh.params[group])
@@ -101,7 +102,7 @@ def test_early_exits_of_a_backbone_keep_learning(phase, module):
   targets = np.float32(np.eye(4)[labels])
   batch = step_lib.Batch(system.normalize(images), targets, labels)
   params = tiny.params(system.model)
-  state = system_lib.init_state(system, 0).replace(teacher=params)
+  state = state_lib.init_state(system, 0).replace(teacher=params)
 
   @jax.jit
   def run(params):

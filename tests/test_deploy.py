@@ -13,6 +13,7 @@ from adavit_jax.exits import confidence as confidence_lib
 from adavit_jax.models.actions import Actions
 from adavit_jax.runtime import modes
 from adavit_jax.runtime import stages as stages_lib
+from adavit_jax.train import state as state_lib
 from adavit_jax.train import system as system_lib
 import jax
 from jax import export as jax_export
@@ -30,7 +31,7 @@ MASK = Actions(np.float32([1, 0, 1]), np.float32([0, 0, 1]))
 @functools.cache
 def _made():
   system = system_lib.create(tiny.get_config(), tiny.dataset())
-  state = system_lib.init_state(system, 0)
+  state = state_lib.init_state(system, 0)
   return system, state.replace(params=_random(system, state.params))
 
 
@@ -150,7 +151,7 @@ def _cascade(*phases, **overrides):
       num_heads=2, patch_size=4, **overrides)
   config.data.update(image_size=16, mean=(0.4,), std=(0.3,))
   system = system_lib.create(config, tiny.dataset())
-  state = system_lib.init_state(system, 0)
+  state = state_lib.init_state(system, 0)
   state = state.replace(params=_random(system, state.params, seed=3))
   return cascade_classifier.CascadeClassifier(
       system, state, phases[-1], max_batch_size=3)

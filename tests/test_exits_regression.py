@@ -11,8 +11,8 @@ from adavit_jax.exits import confidence as confidence_lib
 from adavit_jax.report import exits as exits_report
 from adavit_jax.train import loop
 from adavit_jax.train import run as run_lib
+from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
-from adavit_jax.train import system as system_lib
 import numpy as np
 import pytest
 import states
@@ -159,7 +159,7 @@ def test_heads_at_one_layer_are_no_cascade(tmp_path):
   trainer = loop.Trainer(
       _config('exits', **{'model.exits': ((1, 'mlp'), (1, 'resmlp'))}),
       str(tmp_path), tiny.dataset())
-  state = system_lib.init_state(trainer.system, 0)
+  state = state_lib.init_state(trainer.system, 0)
   result = exits_report.evaluate(
       trainer, types.SimpleNamespace(state=lambda *args: state), None,
       dict(workdir=str(tmp_path), phase='exits', num_test=16, seed=0,

@@ -16,6 +16,7 @@ from adavit_jax.train import loop
 from adavit_jax.train import phases
 from adavit_jax.train import preemption
 from adavit_jax.train import run as run_lib
+from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
 import jax
@@ -70,7 +71,7 @@ def _log_softmax(x):
 def test_loss_is_the_weighted_sum_of_the_exits(run, dataset):
   _, trainer, _ = run
   system = system_lib.create(_config(**{'exits.weights': (3., 0.25)}), dataset)
-  state = system_lib.init_state(system, 0)
+  state = state_lib.init_state(system, 0)
   params = tiny.params(system.model)
   images = dataset.train.images(np.arange(8))
   labels = dataset.train.labels[:8]
@@ -163,7 +164,7 @@ def test_report_has_what_it_promises(run, dataset, tiny_data, capsys):
   workdir, trainer, state = run
   result = report.evaluate(workdir)
   assert json.loads(json.dumps(result)) == result
-  params = system_lib.final_params(state)
+  params = state_lib.final_params(state)
   held, test = (trainer.exit_evaluator('exits', params, split)
                 for split in (dataset.holdout, dataset.test))
   assert test.score.shape == (2, len(dataset.test))
@@ -259,7 +260,7 @@ def test_another_rule_than_the_one_of_the_config(run, dataset, tiny_data):
   images = dataset.test.images(np.arange(16))
   logits = np.asarray(jax.jit(lambda p, x: stages.exit_logits(
       trainer.system.model, p, trainer.system.normalize(x)))(
-          system_lib.final_params(state), images))
+          state_lib.final_params(state), images))
   sure = np.float64(confidence.confidences(confidence.RULES['margin'], logits))
   middle = np.sort(sure[0])[[7, 8]].mean()  # a threshold that entropy refuses
   clf = adavit_jax.load(workdir, rule='margin', thresholds=middle)
@@ -308,7 +309,7 @@ def test_a_single_exit_is_trained_as_the_dense_model_is(dataset):
   config = _config(**VIT, **{'exits.weights': (1.,)})
   config.dense.update(drop_path=0., nested=0., mask_weight=0.)
   system = system_lib.create(config, dataset)
-  state = system_lib.init_state(system, 0)
+  state = state_lib.init_state(system, 0)
   images = system.normalize(dataset.train.images(np.arange(8)))
   labels = dataset.train.labels[:8]
   batch = step_lib.Batch(images, np.float32(np.eye(4)[labels]), labels)

@@ -10,8 +10,8 @@ from adavit_jax import weights
 from adavit_jax.train import loop
 from adavit_jax.train import preemption
 from adavit_jax.train import pretrained
+from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
-from adavit_jax.train import system as system_lib
 import jax
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def initial():
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch, initial):
   """Steps that only count, and states that are initialised once."""
-  init_state = system_lib.init_state
+  init_state = state_lib.init_state
   def copied(system, seed):
     key = system.model, system.nets
     if key not in initial:
@@ -50,7 +50,7 @@ def cheap(monkeypatch, initial):
     return lambda state, images, labels: (
         state.replace(step=state.step + 1), {'loss': 1.})
   monkeypatch.setattr(step_lib, 'make_step', make_step)
-  monkeypatch.setattr(system_lib, 'init_state', copied)
+  monkeypatch.setattr(state_lib, 'init_state', copied)
 
 
 def _trainer(workdir, num_classes=4, **fields):

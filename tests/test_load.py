@@ -6,7 +6,7 @@ from adavit_jax.train import checkpoints
 from adavit_jax.train import history
 from adavit_jax.train import loop
 from adavit_jax.train import run as run_lib
-from adavit_jax.train import system as system_lib
+from adavit_jax.train import state as state_lib
 import numpy as np
 import pytest
 from states import run  # a fixture
@@ -75,7 +75,7 @@ def test_a_run_loads_as_a_classifier(run, phase):
   with run_lib.Run(workdir) as opened:
     state = opened.state(
         opened.find(phase=phase), trainer.system, trainer.mesh)
-  params = system_lib.final_params(state)
+  params = state_lib.final_params(state)
   if phase == 'dense':
     want = trainer.evaluator.dense(params, dataset.test)
   else:

@@ -15,8 +15,8 @@ from adavit_jax.train import checkpoints
 from adavit_jax.train import loop
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import preemption
+from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
-from adavit_jax.train import system as system_lib
 import jax
 import numpy as np
 import pytest
@@ -113,7 +113,7 @@ def ends(trainer, whole):
 @pytest.fixture(scope='module')
 def first(trainer):
   """The state before the first phase."""
-  return system_lib.init_state(trainer.system, trainer.config.seed)
+  return state_lib.init_state(trainer.system, trainer.config.seed)
 
 
 def test_only_the_trained_groups_change(ends, first):

@@ -12,6 +12,7 @@ from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
 from adavit_jax.train import preemption
 from adavit_jax.train import run as run_lib
+from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
 from adavit_jax.train.phases import layer_wise
@@ -97,7 +98,7 @@ def last_exit(train):
 
 def _fresh(trainer):
   """Parameters before the first step."""
-  return system_lib.init_state(trainer.system, trainer.config.seed).params
+  return state_lib.init_state(trainer.system, trainer.config.seed).params
 
 
 def test_last_exit_trains_the_backbone_alone(last_exit):
@@ -121,7 +122,7 @@ def test_other_exits_on_the_backbone_of_a_run(layers, dataset):
   other = system_lib.create(config, dataset)
   found = _restored(workdir, other).params
   assert states.same(found['backbone'], state.params['backbone'])
-  fresh = system_lib.init_state(other, config.seed).params
+  fresh = state_lib.init_state(other, config.seed).params
   assert states.same(found['heads'], fresh['heads'])
   # With the same exits their heads come along.
   same = _restored(workdir, trainer.system).params
@@ -160,7 +161,7 @@ def test_exits_on_the_backbone_of_a_plain_run(policies, train, monkeypatch):
   dense = _restored(workdir, plain.system, 'dense')
   assert dense.ema is not None
   assert states.same(state.params['backbone'],
-                     system_lib.final_params(dense)['backbone'])
+                     state_lib.final_params(dense)['backbone'])
 
 
 def test_a_policy_that_nothing_has_trained(policies, train):
@@ -273,7 +274,7 @@ def stepwise(layers, dataset):
   step = jax.jit(step_lib.make_step(trainer.system, 'layer_wise', 0),
                  donate_argnums=0,
                  out_shardings=mesh_lib.replicated(trainer.mesh))
-  state = trainer._replicate(system_lib.init_state(trainer.system, 0))
+  state = trainer._replicate(state_lib.init_state(trainer.system, 0))
   state = entry.enter(trainer, state, 'layer_wise')
   stages, metrics, batches = [states.copy(state)], [], []
   for i in range(7):

@@ -17,7 +17,7 @@ from adavit_jax.runtime import modes
 from adavit_jax.train import loop
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import run as run_lib
-from adavit_jax.train import system as system_lib
+from adavit_jax.train import state as state_lib
 import jax
 from jax import export as jax_export
 import jax.numpy as jnp
@@ -194,7 +194,7 @@ def test_a_ravit_with_a_policy_loads_as_a_cascade(run):
     return actions, jnp.stack([early.total, last.total])
 
   actions, logits = jax.device_get(
-      oracle(system_lib.final_params(state), images))
+      oracle(state_lib.final_params(state), images))
   assert len(np.unique(actions.keep, axis=0)) > 1
   macs = np.cumsum([
       [total - sum((1 - a[i]) * m[i] for i in layers for a, m in zip(

@@ -18,7 +18,7 @@ from adavit_jax.train import checkpoints
 from adavit_jax.train import loop
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import run as run_lib
-from adavit_jax.train import system as system_lib
+from adavit_jax.train import state as state_lib
 import numpy as np
 import pytest
 import states
@@ -128,8 +128,8 @@ def test_static_masks_are_of_the_model_that_the_joint_phase_began_with(
   got = baselines.Report(trainer, *opened, 0.55)._untuned
   found, _ = opened
   state = found.state(found.find(phase=phase), trainer.system, trainer.mesh)
-  assert states.same(got, system_lib.final_params(state))
-  assert states.same(system_lib.model_params(got), state.teacher) == (
+  assert states.same(got, state_lib.final_params(state))
+  assert states.same(state_lib.model_params(got), state.teacher) == (
       phase == 'policy')
 
 
@@ -148,7 +148,7 @@ def test_a_run_without_a_policy_has_a_row_of_what_it_reaches(
   config = tiny.get_config()
   config.phases, config.dense.steps = ('dense',), 1
   trainer = loop.Trainer(config, str(tmp_path), run[1])
-  params = system_lib.final_params(trainer.train())
+  params = state_lib.final_params(trainer.train())
   result = report.evaluate(str(tmp_path))
   assert result['dense'] == compare.row(
       trainer.evaluator.dense(params, run[1].test), trainer.system.plain_cost)
@@ -272,7 +272,7 @@ def test_the_calibrated_threshold_meets_the_budget_on_held_out_images(
     run, opened, maker):
   _, dataset = run
   trainer, (found, saved) = maker.trainer, opened
-  params = system_lib.final_params(
+  params = state_lib.final_params(
       found.state(saved, trainer.system, trainer.mesh))
   def spent(threshold):
     out = trainer.evaluator.adaptive(

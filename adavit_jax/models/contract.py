@@ -9,7 +9,6 @@ from adavit_jax.models.backbone import Context
 from adavit_jax.models.backbone import Delta
 from adavit_jax.models.backbone import EVAL
 from adavit_jax.models.backbone import Logits
-from adavit_jax.models.backbone import Stack
 
 _BATCH = 2
 

@@ -14,7 +14,7 @@ from adavit_jax.report import compare
 from adavit_jax.report import masks
 from adavit_jax.train import entry
 from adavit_jax.train import run as run_lib
-from adavit_jax.train import system as system_lib
+from adavit_jax.train import state as state_lib
 
 _DRAWS = 3  # random and shuffled rows are means over as many draws
 
@@ -37,7 +37,7 @@ class Report:
     self._system, self._evaluator = trainer.system, trainer.evaluator
     self._data = trainer.dataset
     self._state = run.state(saved, trainer.system, trainer.mesh)
-    self._params = system_lib.final_params(self._state)
+    self._params = state_lib.final_params(self._state)
     self._rng = np.random.default_rng(trainer.config.seed)
     self.dense = self._evaluator.dense(self._state.teacher, self._data.test)
 
@@ -45,7 +45,7 @@ class Report:
     run = run or self._run
     state = run.state(
         run.find(phase=phase), self._system, self.trainer.mesh)
-    return system_lib.final_params(state)
+    return state_lib.final_params(state)
 
   @functools.cached_property
   def _untuned(self):

@@ -15,7 +15,7 @@ from adavit_jax.report import table
 from adavit_jax.train import checks
 from adavit_jax.train import loop
 from adavit_jax.train import run as run_lib
-from adavit_jax.train import system as system_lib
+from adavit_jax.train import state as state_lib
 
 _LABELS = (
     ('dense', 'dense'), ('adaptive', 'adaptive'),
@@ -134,7 +134,7 @@ def _without_policy(trainer, run, saved):
   """Rows of a run at whose end no policy decides."""
   system, test = trainer.system, trainer.dataset.test
   state = run.state(saved, system, trainer.mesh)
-  params = system_lib.final_params(state)
+  params = state_lib.final_params(state)
   row = lambda out: compare.row(out, system.plain_cost)
   mask = system.actions(saved.info['phase'])
   if state.teacher is None:

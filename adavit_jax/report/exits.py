@@ -11,7 +11,7 @@ from adavit_jax.exits import confidence
 from adavit_jax.report import pictures
 from adavit_jax.report import table
 from adavit_jax.train import phases
-from adavit_jax.train import system as system_lib
+from adavit_jax.train import state as state_lib
 
 _TARGETS = (('same_accuracy', 'cascade, same accuracy'),
             ('slack', 'cascade, slack'),
@@ -69,7 +69,7 @@ def evaluate(trainer, run, saved, about, *, threshold=None, budget=None):
     raise ValueError('no images were held out to calibrate thresholds on; give '
                      '--threshold, or train with --config.data.holdout=0.1')
   phase = about['phase']
-  params = system_lib.final_params(run.state(saved, system, trainer.mesh))
+  params = state_lib.final_params(run.state(saved, system, trainer.mesh))
   test = trainer.exit_evaluator(phase, params, trainer.dataset.test)
   rows = _Rows(system, phase, test)
   result = dict(about, rule=system.config.exits.rule,

@@ -13,7 +13,7 @@ from adavit_jax.policies import fixed
 from adavit_jax.report import compare
 from adavit_jax.train import entry
 from adavit_jax.train import loop
-from adavit_jax.train import system as system_lib
+from adavit_jax.train import state as state_lib
 from adavit_jax.train import writer
 
 
@@ -178,5 +178,5 @@ def finetuned(trainer, workdir, actions):
   if state is None:
     return None
   out = trainer.evaluator.given(
-      system_lib.final_params(state), trainer.dataset.test, actions)
+      state_lib.final_params(state), trainer.dataset.test, actions)
   return dict(compare.row(out, trainer.system.plain_cost), keep=keep)

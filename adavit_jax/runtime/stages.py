@@ -132,14 +132,14 @@ def training(model, params, images, ctx, *, num=None, detach=False, **options):
     **options: unroll and remat, see `masked.run`.
 
   Returns:
-    (list of logits [B, K] at the exits, batch statistics or None).
+    (list of logits [B, K] at the exits, batch statistics).
   """
   chosen = list(zip(plan.exits(model), plan.spans(model)))[:num]
-  found = []
+  learns = lambda i: ctx._replace(
+      train=ctx.train and not (detach and i + 1 < len(chosen)))
+  found, result = [], modes.embed(model, params, images, learns(0))
   for i, (e, (start, stop)) in enumerate(chosen):
-    frozen = detach and i + 1 < len(chosen)
-    here = ctx._replace(train=ctx.train and not frozen)
-    result = modes.embed(model, params, images, here) if i == 0 else result
+    here = learns(i)
     x = jax.lax.stop_gradient(result.x) if detach and i else result.x
     result = masked.run(
         model, params, x, images, start=start, stop=stop,

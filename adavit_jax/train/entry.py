@@ -14,8 +14,8 @@ from adavit_jax.policies import search
 from adavit_jax.train import history
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases as phases_lib
+from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
-from adavit_jax.train import system as system_lib
 from adavit_jax.train import writer
 
 
@@ -38,16 +38,16 @@ def enter(trainer, state, phase, had_price=False):
   phases = trainer.config.phases
   rules = phases_lib.PHASES[phase]
   if rules.teacher and state.teacher is None:
-    params = system_lib.final_params(state)
+    params = state_lib.final_params(state)
     state = state.replace(params=params, ema=None, teacher=jax.tree.map(
-        jnp.copy, system_lib.model_params(params)))
+        jnp.copy, state_lib.model_params(params)))
   elif rules.from_scratch:
     state = state.replace(teacher=None)
   if 'policy' in rules.trains and not trainer.policy_has_learned(phase):
     state = with_stats(trainer, state)
   if phase == 'warm_start':
     state = state.replace(
-        candidates=static_masks(trainer, system_lib.final_params(state)))
+        candidates=static_masks(trainer, state_lib.final_params(state)))
   priced = had_price or history.sets_price(
       trainer.config, phases[:phases.index(phase)])
   if phase in ('policy', 'joint') and not priced:
@@ -59,7 +59,7 @@ def enter(trainer, state, phase, had_price=False):
 
 def with_stats(trainer, state):
   """The state with its policy's feature statistics on training images."""
-  params = system_lib.final_params(state)
+  params = state_lib.final_params(state)
   features = jnp.asarray(trainer.evaluator.token_features(
       params, trainer.dataset.train, 5000))
   stats = inputs.Stats(features.mean(0), features.std(0) + 1e-2)
@@ -89,7 +89,7 @@ def static_masks(trainer, params, *, forward=False):
   num_tried = search.num_tried(plan.num_layers(system.model))
   total = num_tried * (1 if forward else search.NUM_CHAINS)
   z1, images, labels = mesh_lib.replicate((z1, images, labels), trainer.mesh)
-  args = (system.model, system.fold(system_lib.model_params(params)),
+  args = (system.model, system.fold(state_lib.model_params(params)),
           system.plain_cost, z1, labels)
   # Every device runs all images: it gets as many at once as in evaluation.
   size = trainer.config.eval_batch_size // trainer.mesh.size

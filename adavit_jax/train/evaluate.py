@@ -13,7 +13,7 @@ from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 from adavit_jax.policies import learned
 from adavit_jax.train import mesh as mesh_lib
-from adavit_jax.train import system as system_lib
+from adavit_jax.train import state as state_lib
 
 
 class Outputs(NamedTuple):
@@ -75,7 +75,7 @@ class Evaluator:
     """
     every = [np.broadcast_to(a, (len(split), np.shape(a)[-1]))
              for a in actions]
-    params = system_lib.model_params(params)
+    params = state_lib.model_params(params)
     return self._outputs(split, lambda images, labels, rows: self._given(
         params, images, labels,
         Actions(*(a[rows].astype(np.float32) for a in every))))
@@ -121,7 +121,7 @@ class Evaluator:
       (activations, normalised images or None if `plan.rereads_images` says that
       they are not needed, labels [n]).
     """
-    rows, params = _evenly(split, num), system_lib.model_params(params)
+    rows, params = _evenly(split, num), state_lib.model_params(params)
     parts = [mesh_lib.fetch(self._z1(params, split.images(batch)))
              for batch in self._batches(rows)]
     z1, images = jax.tree.map(lambda *x: np.concatenate(x), *parts)
@@ -130,7 +130,7 @@ class Evaluator:
   def token_features(self, params, split, num):
     """The policy's features of as many images, before they are scaled: [n, F].
     """
-    params = system_lib.model_params(params)
+    params = state_lib.model_params(params)
     return np.concatenate([
         mesh_lib.fetch(self._features(params, split.images(rows)))
         for rows in self._batches(_evenly(split, num))])

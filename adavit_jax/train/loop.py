@@ -20,6 +20,7 @@ from adavit_jax.train import phases
 from adavit_jax.train import preemption
 from adavit_jax.train import pretrained
 from adavit_jax.train import run as run_lib
+from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
 from adavit_jax.train import validate
@@ -127,7 +128,7 @@ class Trainer:
       if config.init.workdir:
         state = self._restore_params()
       else:
-        state = system_lib.init_state(self.system, config.seed)
+        state = state_lib.init_state(self.system, config.seed)
         if self._weights is not None:
           state = state.replace(params={**state.params, **self._weights})
           self._weights = None
@@ -178,7 +179,7 @@ class Trainer:
     self._had_price = history.has_price(info)
     logging.info('initialised from %s, step %d', init.workdir, state.step)
     state = state.replace(
-        params=system_lib.final_params(state), ema=None,
+        params=state_lib.final_params(state), ema=None,
         step=jnp.zeros_like(state.step),
         key=self._replicate(jax.random.key(self.config.seed)))
     self._policy_learned = history.policy_has_learned(info)

@@ -14,7 +14,7 @@ from adavit_jax import weights
 from adavit_jax.data import config as data_config
 from adavit_jax.train import phases
 from adavit_jax.train import run as run_lib
-from adavit_jax.train import system as system_lib
+from adavit_jax.train import state as state_lib
 
 
 def with_preprocessing(config, saved):
@@ -96,6 +96,6 @@ def load(system):
   config = system.config
   key = jax.random.fold_in(jax.random.key(config.seed), 1)
   trained = set(phases.having('from_scratch'))  # also the last exit
-  return system_lib.model_params(weights.load(
+  return state_lib.model_params(weights.load(
       system.model, config.init.weights, key,
       new_head=bool(trained.intersection(config.phases))))

@@ -14,6 +14,7 @@ from adavit_jax.train import checkpoints
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import history
 from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import state as state_lib
 from adavit_jax.train import system as system_lib
 
 
@@ -112,9 +113,9 @@ class Run:
     """
     groups = _common_groups(system(saved.info), wanted, saved.info,
                             self.workdir)
-    init = lambda: system_lib.init_state(wanted, wanted.config.seed)
+    init = lambda: state_lib.init_state(wanted, wanted.config.seed)
     fresh = mesh_lib.put_shapes(jax.eval_shape(init), mesh)
-    model = system_lib.model_params(fresh.params)
+    model = state_lib.model_params(fresh.params)
     groups |= set(model)
     fields = dict(
         params={group: fresh.params[group] for group in groups},
@@ -134,7 +135,7 @@ class Run:
         params={group: init().params[group]
                 for group in set(fresh.params) - groups}))(), mesh)
     found['params'] = {**new['params'], **found['params']}
-    return system_lib.State(**{
+    return state_lib.State(**{
         **dict(opt_state=None, ema=None, teacher=None), **new, **found})
 
 

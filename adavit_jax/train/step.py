@@ -11,7 +11,7 @@ from adavit_jax import data
 from adavit_jax.models import plan
 from adavit_jax.train import optimizer
 from adavit_jax.train import phases
-from adavit_jax.train import system as system_lib
+from adavit_jax.train import state as state_lib
 
 
 class Batch(NamedTuple):
@@ -34,7 +34,7 @@ def begin_phase(system, state, phase):
   Carries on from the averaged parameters where the last phase kept an average.
   """
   c, rules = system.config[phase], phases.PHASES[phase]
-  params = system_lib.final_params(state)
+  params = state_lib.final_params(state)
   trained = _trained(params, phase)
   tx, _ = _optimizer(system, c, c.steps // rules.rounds(system))
   # Copies, since a step donates the state and may not see a buffer twice.
@@ -54,9 +54,9 @@ def abstract_state(system, phase, *, teacher=None):
   if teacher is None:
     teacher = phases.PHASES[phase].teacher
   def build():
-    state = system_lib.init_state(system, 0)
+    state = state_lib.init_state(system, 0)
     if teacher:
-      state = state.replace(teacher=system_lib.model_params(state.params))
+      state = state.replace(teacher=state_lib.model_params(state.params))
     return begin_phase(system, state, phase)
   return jax.eval_shape(build)
 

@@ -5,7 +5,6 @@ import functools
 from typing import Any, NamedTuple
 
 from absl import logging
-from flax import struct
 import jax
 import jax.numpy as jnp
 from ml_collections import config_dict
@@ -398,59 +397,3 @@ def _check_exits(config, model, regression):
           'no image can leave early: the rule %r compares two exits in a row, '
           'and model.exits=%s has one before the last; add another', c.rule,
           model.exits)
-
-
-@struct.dataclass
-class State:
-  """All that changes during training; a checkpoint holds exactly this.
-
-  Attributes:
-    step: steps taken over all phases, [] int32.
-    params: groups of parameters: of `models.init_params`, 'policy', and
-      'policy_stats', the feature statistics of the policy.
-    opt_state: of the current phase.
-    ema: averaged parameters of the groups the phase trains, and of the batch
-      statistics with the backbone; None if off.
-    log_price: log μ of the MAC controller, [].
-    candidates: `Actions` [C, L1], [C, L2], static masks found greedily; the
-      first L1 + L2 + 1 are the chain of all images (`search.candidates`).
-      None where there is no policy.
-    teacher: the model's groups at the end of the dense phase, or None.
-    key: PRNG key of the run.
-  """
-  step: jax.Array
-  params: dict[str, Any]
-  opt_state: Any
-  ema: Any
-  log_price: jax.Array
-  candidates: Actions
-  teacher: Any
-  key: jax.Array
-
-
-def init_state(system, seed):
-  """The state before the first phase, with no optimizer yet."""
-  key, model_key, policy_key = jax.random.split(jax.random.key(seed), 3)
-  model, nets = system.model, system.nets
-  params = models.init_params(model, model_key)
-  candidates = None
-  if nets is not None:
-    params['policy'], params['policy_stats'] = learned.init_params(
-        nets, model, policy_key)
-    candidates = Actions(*(jnp.ones((nets.num_candidates, num))
-                           for num in nets.num_layers))
-  return State(
-      step=jnp.zeros((), jnp.int32), params=params, opt_state=None, ema=None,
-      log_price=jnp.zeros((), jnp.float32), candidates=candidates,
-      teacher=None, key=key)
-
-
-def final_params(state):
-  """The parameters to go on with: the averaged ones where there are any."""
-  return {**state.params, **(state.ema or {})}
-
-
-def model_params(params):
-  """The groups of a dense model: without added exits and policy."""
-  return {group: params[group] for group in ('backbone', 'batch_stats')
-          if group in params}

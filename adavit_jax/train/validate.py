@@ -1,7 +1,7 @@
 """What a phase's parameters reach on held-out images, while it runs."""
 
 from adavit_jax.train import phases
-from adavit_jax.train import system as system_lib
+from adavit_jax.train import state as state_lib
 
 
 def validate(trainer, state, phase):
@@ -17,7 +17,7 @@ def validate(trainer, state, phase):
     metrics).
   """
   run = _exits if phases.PHASES[phase].exits else _last_exit
-  return run(trainer, system_lib.final_params(state), phase)
+  return run(trainer, state_lib.final_params(state), phase)
 
 
 def _last_exit(trainer, params, phase):
