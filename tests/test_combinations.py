@@ -1,5 +1,4 @@
-"""Phases in one run: a policy over branches of a RAViT, exits around a policy.
-"""
+"""Combinations: early exits that keep learning, exits around a policy."""
 
 import json
 
@@ -60,33 +59,6 @@ def stop_at(monkeypatch):
                         lambda self: next(asked) == step)
   yield at
   monkeypatch.undo()
-
-
-def test_a_ravit_trains_its_exits_and_then_a_policy(tmp_path):
-  phases = ('exits', 'warm_start', 'policy')
-  config = _ravit(phases, **{'exits.ema': 0.5})
-  state = _train(config, tmp_path)
-  assert int(state.step) == 3 * STEPS
-  fresh = state_lib.init_state(
-      system_lib.create(config, tiny.dataset()), config.seed)
-  for group in state.params:
-    assert not states.same(state.params[group], fresh.params[group])
-  # The policy's phases leave the model as its exits left it.
-  assert states.same(state.teacher, {'backbone': state.params['backbone']})
-  # All encoders, of both branches, but the fixed one.
-  assert [a.shape for a in state.candidates] == [(3 * 7, 3)] * 2
-  rows = _rows(tmp_path)
-  seen = {key for row in rows for key in row}
-  assert seen >= {
-      'exits/loss_0', 'exits/loss_1', 'warm_start/value_loss',
-      'policy/reward', 'policy/keep_mlp', 'holdout/macs_ratio'}
-  ratios = [row['policy/macs_ratio'] for row in rows
-            if 'policy/macs_ratio' in row]
-  assert len(ratios) == STEPS and min(ratios) < 1
-  # After the exits it is their accuracies, then the last one's.
-  held = [np.shape(row['holdout/accuracy']) for row in rows
-          if 'holdout/accuracy' in row]
-  assert held == [(2,), (), ()]
 
 
 @pytest.mark.parametrize('phase, module', [

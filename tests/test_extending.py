@@ -10,6 +10,7 @@ from adavit_jax.train import config as config_lib
 from adavit_jax.train import loop
 from adavit_jax.train import run as run_lib
 import pytest
+from states import two_devices  # a fixture
 import tiny
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import states
 from states import trace_once  # a fixture
+from states import two_devices  # a fixture
 import tiny
 
 END = len(tiny.PHASES) * tiny.STEPS
@@ -312,6 +313,8 @@ def _main():
   from absl import logging
   sys.path.insert(0, tiny.ROOT)
   import train
+  make_mesh = mesh_lib.make_mesh
+  mesh_lib.make_mesh = lambda: make_mesh(2)  # as the fixture `two_devices`
   data.load = lambda *args, **kwargs: tiny.dataset(seconds=0.1)
   logging.set_verbosity(logging.INFO)
   app.run(train.main)

@@ -23,6 +23,7 @@ from jax import export as jax_export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import states
 from states import two_devices  # a fixture
 from test_report import opens  # a fixture
 import tiny
@@ -41,11 +42,36 @@ def run(tmp_path_factory):
                       layers=(2, 2), factors=(2., 1.))
   for phase in config.phases:
     config[phase].update(steps=STEPS, batch_size=8)
+  config.exits.ema = 0.5
   config.policy.learning_rate = 0.03  # so that images are told apart
   config.mac_target = 0.8
   workdir = str(tmp_path_factory.mktemp('run'))
   trainer = loop.Trainer(config, workdir, tiny.dataset())
   return workdir, trainer, trainer.train()
+
+
+def test_each_phase_trains_its_groups(run):
+  workdir, trainer, state = run
+  assert int(state.step) == 3 * STEPS
+  fresh = state_lib.init_state(trainer.system, trainer.config.seed)
+  for group in state.params:
+    assert not states.same(state.params[group], fresh.params[group])
+  # The policy's phases leave the model as its exits left it.
+  assert states.same(state.teacher, {'backbone': state.params['backbone']})
+  # All encoders, of both branches, but the fixed one.
+  assert [a.shape for a in state.candidates] == [(3 * 7, 3)] * 2
+  rows = [json.loads(line) for line in pathlib.Path(
+      workdir, 'metrics.jsonl').read_text().splitlines()]
+  assert {key for row in rows for key in row} >= {
+      'exits/loss_0', 'exits/loss_1', 'warm_start/value_loss',
+      'policy/reward', 'policy/keep_mlp', 'holdout/macs_ratio'}
+  ratios = [row['policy/macs_ratio'] for row in rows
+            if 'policy/macs_ratio' in row]
+  assert len(ratios) == STEPS and min(ratios) < 1
+  # After the exits it is their accuracies, then the last one's.
+  held = [np.shape(row['holdout/accuracy']) for row in rows
+          if 'holdout/accuracy' in row]
+  assert held == [(2,), (), ()]
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import products
 import pytest
+from states import trace_once  # a fixture
 import stranger
 
 B, STEPS = 6, 4
