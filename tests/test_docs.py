@@ -111,8 +111,9 @@ def _shell(script):
   for line in SHELL:
     script = script.replace(line, ':')
   script = STUBS + script.replace('.venv/bin/', '')
-  done = subprocess.run(['/bin/bash', '-c', script], text=True, env={'PATH': ''},
-                        capture_output=True, check=False)
+  done = subprocess.run(
+      ['/bin/bash', '-c', script], text=True, env={'PATH': ''},
+      capture_output=True, check=False)
   assert not done.returncode, done.stderr
   return [tuple(shlex.split(line)) for line in done.stdout.splitlines()]
 
