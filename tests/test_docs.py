@@ -1,0 +1,256 @@
+"""README.md and docs/: links, commands and Python blocks.
+
+Every command of this project is parsed with the flags of its script, and what
+it would train is checked. Nothing is trained here.
+"""
+
+import functools
+import importlib.metadata
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import types
+
+from absl import flags
+from adavit_jax import data
+from adavit_jax import models
+from adavit_jax import weights
+from adavit_jax.runtime import cascade
+from adavit_jax.train import checks
+from adavit_jax.train import config as config_lib
+from adavit_jax.train import history
+from adavit_jax.train import phases
+from adavit_jax.train import run as run_lib
+from adavit_jax.train import state as state_lib
+from adavit_jax.train import system as system_lib
+from ml_collections import config_flags
+from PIL import Image
+import pytest
+import tiny
+
+ROOT = pathlib.Path(tiny.ROOT)
+PAGES = ('README.md', *sorted(
+    str(path.relative_to(ROOT)) for path in ROOT.glob('docs/**/*.md')))
+# Whose Python runs here; that of docs/extending.md does in test_extending.
+RUN = ('README.md', 'docs/getting_started.md', 'docs/concepts.md',
+       'docs/deploying.md', 'docs/weights.md')
+# Arguments that are not absl's, so that only the file is looked for.
+OWN_ARGUMENTS = ('examples/run_exported.py', 'benchmarks/curves.py',
+                 'benchmarks/seeds.py')
+# Prints the arguments of a command instead of running it; all others fail.
+STUBS = '''
+set -euo pipefail
+say() { printf '%q ' "$@"; echo; }
+python() { say python "$@"; }
+pip() { say pip "$@"; }
+'''
+# What stands for a change of this shell, which a command has no part in.
+SHELL = ('python3 -m venv .venv', '. .venv/bin/activate')
+
+
+def _text(page):
+  return (ROOT / page).read_text(encoding='utf-8')
+
+
+def _blocks(page, language):
+  return re.findall(rf'^```{language}\n(.*?)^```', _text(page),
+                    re.DOTALL | re.MULTILINE)
+
+
+def _prose(page):
+  return re.sub(r'^```.*?^```', '', _text(page),
+                flags=re.DOTALL | re.MULTILINE)
+
+
+def test_readme_is_short():
+  assert len(_text('README.md').splitlines()) <= 160
+
+
+def test_every_page_is_in_the_navigation():
+  listed = re.findall(r': (\S+\.md)$', _text('mkdocs.yml'), re.MULTILINE)
+  assert sorted(f'docs/{name}' for name in listed) == sorted(PAGES[1:])
+
+
+def _anchors(page):
+  """Of the headings, as GitHub and mkdocs both make them."""
+  headings = re.findall(r'^#+ (.*)$', _prose(page), re.MULTILINE)
+  plain = [re.sub(r'[^\w\s-]', '', heading.lower()) for heading in headings]
+  return {re.sub(r'[-\s]+', '-', heading.strip()) for heading in plain}
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_links_lead_somewhere(page):
+  text = re.sub(r'`[^`]*`', '', _prose(page))
+  for target in re.findall(r'\]\(([^)\s]+)\)', text):
+    if re.match(r'https?://', target):
+      continue
+    path, _, anchor = target.partition('#')
+    found = ((ROOT / page).parent / path).resolve() if path else ROOT / page
+    assert found.is_file(), target
+    # A site is made of docs/ alone.
+    inside = found.is_relative_to(ROOT / 'docs')
+    assert inside or page == 'README.md', target
+    if anchor:
+      assert anchor in _anchors(found.relative_to(ROOT)), target
+
+
+def test_every_picture_is_shown():
+  shown = {path for page in PAGES
+           for path in re.findall(r'images/([\w.]+)\)', _text(page))}
+  assert {path.name for path in ROOT.glob('docs/images/*')} == shown
+
+
+# Commands.
+
+
+def _shell(script):
+  """The commands that bash makes of a script: lists of arguments."""
+  for line in SHELL:
+    script = script.replace(line, ':')
+  script = STUBS + script.replace('.venv/bin/', '')
+  done = subprocess.run(
+      ['/bin/bash', '-c', script], text=True, env={'PATH': ''},
+      capture_output=True, check=False)
+  assert not done.returncode, done.stderr
+  return [tuple(shlex.split(line)) for line in done.stdout.splitlines()]
+
+
+def _commands(page):
+  inline = [' '.join(code.split()) for code in re.findall(
+      r'`((?:python|pip) [^`]*)`', _prose(page))]
+  for script in (*_blocks(page, 'bash'), *inline):
+    for command in _shell(script):
+      yield command
+
+
+COMMANDS = sorted({command for page in PAGES for command in _commands(page)})
+
+
+def _parse(argv, monkeypatch):
+  """The flags of a command as its script reads them, apart from others'."""
+  own = flags.FlagValues()
+  for module in (flags, config_flags):
+    for name in {*dir(module)} - {'DEFINE_flag'}:  # config_flags calls it
+      if name.startswith(('DEFINE_', 'mark_flag')):
+        monkeypatch.setattr(module, name, functools.partial(
+            getattr(module, name), flag_values=own))
+  monkeypatch.syspath_prepend(str((ROOT / argv[0]).parent))
+  monkeypatch.chdir(ROOT)  # where configs/ is
+  monkeypatch.setattr(sys, 'argv', list(argv))  # config_flags looks there
+  monkeypatch.setattr(os, 'environ', dict(os.environ))  # topology sets some
+  tiny.load(argv[0])
+  rest = own(list(argv))
+  assert rest == [argv[0]], f'{rest[1:]} are no flags'
+  return own
+
+
+def _check_trains(config):
+  """As train.py would say it, but for what depends on data."""
+  config = config.copy_and_resolve_references()
+  config_lib.check(config)
+  name = config.data.name
+  regression = name == 'rotated_digits'
+  channels = 1 if 'digit' in name else 3
+  system = system_lib.create(config, types.SimpleNamespace(
+      num_classes=0 if regression else 10, channels=channels,
+      mean=(.5,) * channels, std=(.5,) * channels,
+      target=data.Target(0., 1., 'degrees') if regression else None))
+  phases.check(system)
+  checks.both_heads(config, system)
+  checks.budget(config, system)
+
+
+@pytest.mark.parametrize('command', COMMANDS, ids=' '.join)
+def test_a_command_is_understood(command, monkeypatch):
+  program, *argv = command
+  if program == 'pip':
+    extras = importlib.metadata.metadata('adavit_jax').get_all('Provides-Extra')
+    for extra in re.findall(r'\[(\w+)\]', ' '.join(argv)):
+      assert extra in extras
+    return
+  if argv[0] == '-m':
+    assert argv[1] == 'pytest'
+    return
+  assert (ROOT / argv[0]).is_file()
+  if argv[0] in OWN_ARGUMENTS:
+    return
+  own = _parse(argv, monkeypatch)
+  if argv[0] == 'train.py' and not own.config.model.module:
+    _check_trains(own.config)
+
+
+def test_commands_are_found():
+  scripts = {argv[0] for program, *argv in COMMANDS if program == 'python'}
+  assert {'train.py', 'eval.py', 'export.py', *OWN_ARGUMENTS[::2],
+          'benchmarks/execution.py'} <= scripts
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_fields_in_the_text_are_those_of_the_config(page):
+  known = config_lib.default_config()
+  for field in re.findall(r'--config\.([\w.]+)', _text(page)):
+    if field == 'x':  # stands for any
+      continue
+    node = known
+    for name in field.split('.'):
+      assert name in node, field
+      node = node[name]
+
+
+# Python blocks.
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  """A directory with what the pages speak of: an image and weights."""
+  path = tmp_path_factory.mktemp('docs')
+  Image.effect_noise((16, 12), 90).save(path / 'image.png')
+  name = 'deit_tiny_distilled_patch16_224'
+  model = models.create(name)
+  weights.save(path / f'{name}.safetensors', model, tiny.params(model))
+  return path
+
+
+# What train.py makes of these configs, but for the training.
+_RUNS = {'runs/digits': ('digits_policy', 'joint'),
+         'runs/digits_exits': ('digits_exits', 'classifier_wise')}
+
+
+@pytest.fixture
+def runs(monkeypatch):
+  """Lets untrained runs lie in the directories that the pages load."""
+
+  def find(self, **_):
+    name, phase = _RUNS[self.workdir]
+    config = tiny.load(f'configs/{name}.py').get_config()
+    return run_lib.Saved('last', 0, dict(
+        phase=phase, config=config.to_dict(), dataset=dict(
+            num_classes=10, channels=1, mean=[.5], std=[.5],
+            class_names=[str(i) for i in range(10)])))
+
+  def state(self, saved, system, mesh):
+    del self, saved, mesh
+    return state_lib.init_state(system, 0)
+
+  monkeypatch.setattr(run_lib.Run, 'find', find)
+  monkeypatch.setattr(run_lib.Run, 'state', state)
+  monkeypatch.setattr(history, 'unfinished', lambda *_: '')
+  monkeypatch.setattr(cascade, 'SIZES', (1,))  # fewer programs to compile
+
+
+@pytest.mark.parametrize('page', RUN)
+def test_python_runs_from_top_to_bottom(page, place, runs, monkeypatch):
+  monkeypatch.chdir(place)
+  scope = {}
+  for block in _blocks(page, 'python'):
+    exec(compile(block, page, 'exec'), scope)  # pylint: disable=exec-used
+  assert scope
+
+
+def test_all_python_is_run():
+  others = [page for page in PAGES if _blocks(page, 'python')
+            and page not in (*RUN, 'docs/extending.md')]
+  assert not others
