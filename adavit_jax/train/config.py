@@ -17,7 +17,7 @@ from adavit_jax.train.phases.phase import choice
 
 
 def default_config():
-  """Returns a `ConfigDict` with every field there is; see README.md."""
+  """Returns a `ConfigDict` with every field there is; see docs/training.md."""
   config = config_dict.ConfigDict()
   config.seed = 0
   config.dtype = 'float32'  # compute dtype; parameters stay float32
