@@ -46,7 +46,8 @@ def check(workdir, threshold=None):
   return info
 
 
-def rows(workdir, batches, *, repeats, threshold=None, data_dir=None):
+def rows(workdir, batches, *, repeats, threshold=None, settings=None,
+         data_dir=None):
   """Times `adavit_jax.load(workdir)` on test images against its dense model.
 
   Both start from uint8 images in NumPy and end in NumPy. At batch 1 a round
@@ -59,6 +60,8 @@ def rows(workdir, batches, *, repeats, threshold=None, data_dir=None):
     repeats: rounds; each sees other images.
     threshold: the policy's or every exit's; None takes those of report.json,
       of a cascade each in a row of its own, else, of a policy, the config's.
+    settings: {name: threshold, or thresholds of the exits}, each in a row of its
+      own, instead of `threshold`.
     data_dir: replaces the config's.
 
   Yields:
@@ -78,10 +81,13 @@ def rows(workdir, batches, *, repeats, threshold=None, data_dir=None):
   clf = adavit_jax.load(workdir, rule=report.get('rule'), best=best,
                         max_batch_size=max(batches))
   if clf.system.staged:
-    dense, dense_macs, kept, settings = _cascade(clf, workdir, threshold)
+    dense, dense_macs, kept, usual = _cascade(clf, workdir, threshold)
   else:
-    dense, dense_macs, kept, settings = _policy(
+    dense, dense_macs, kept, usual = _policy(
         clf, workdir, threshold, best, max(batches))
+  settings = {name: functools.partial(
+      setattr, clf, 'thresholds' if clf.system.staged else 'threshold', value)
+              for name, value in (settings or {}).items()} or usual
   test = data.load(config.data, seed=config.seed).test
   row = functools.partial(
       timing.row, os.path.basename(os.path.normpath(workdir)),

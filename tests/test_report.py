@@ -192,6 +192,28 @@ def test_another_budget_than_the_configs(
     report.evaluate(run[0], mac_target=0.45, threshold=0.5)
 
 
+def test_accuracy_is_drawn_against_time(
+    run, reported, tiny_data, monkeypatch, tmp_path):
+  monkeypatch.syspath_prepend(pathlib.Path(tiny.ROOT, 'benchmarks'))
+  import accuracy_time
+  for name in ('_WARM_UP', '_TURN'):
+    monkeypatch.setattr(accuracy_time.timing, name, 0.)
+  report_json, _ = reported
+  rows = accuracy_time.measure(report_json, run[0], [2], 1)
+  sweep = report_json['sweep']
+  num_static = len(list(pathlib.Path(run[0], 'static').iterdir()))
+  assert [row['mode'] for row in rows] == [
+      'dense', *(f'threshold {x["threshold"]:.4f}' for x in sweep),
+      *['static'] * num_static]
+  assert [row['accuracy'] for row in rows[:len(sweep) + 1]] == [
+      x['accuracy'] for x in (report_json['dense'], *sweep)]
+  kept = [row['keep'] for row in rows[1:len(sweep) + 1]]
+  assert kept == sorted(kept, reverse=True) and kept[0] > kept[-1]
+  accuracy_time.draw(report_json, rows).savefig(tmp_path / 'a.png')
+  with pytest.raises(ValueError, match='report.json'):
+    accuracy_time.read(str(tmp_path))
+
+
 def test_a_static_run_loads_with_its_mask(run, reported):
   for static in pathlib.Path(run[0], 'static').iterdir():
     assert '0' in static.name

@@ -1,0 +1,129 @@
+"""Accuracy against measured time of a trained policy, in one picture:
+
+  python benchmarks/accuracy_time.py --workdir=DIR --output=FILE.png
+
+One model serves every budget: its threshold is moved over those of the sweep in
+DIR/report.json, which has their test accuracy, and each is timed on test images
+as `adavit_jax.load(DIR)` runs it. The static sub-networks that eval.py tuned in
+DIR/static are timed alike. The rows go to FILE.json too.
+"""
+
+import json
+import os
+
+from absl import app
+from absl import flags
+from absl import logging
+from matplotlib.figure import Figure
+
+from adavit_jax.train import guards
+import timing
+import trained
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Run that eval.py evaluated.',
+                               required=True)
+_OUTPUT = flags.DEFINE_string('output', None, 'Where to draw it, PNG.',
+                              required=True)
+_BATCHES = flags.DEFINE_list('batches', ['1', '256'], 'Batch sizes.')
+_REPEATS = flags.DEFINE_integer('repeats', 9, 'Timed rounds.', lower_bound=1)
+_DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where the data lies now.')
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  try:
+    batches = [int(b) for b in _BATCHES.value]
+    report = read(_WORKDIR.value)
+    rows = measure(report, _WORKDIR.value, batches, _REPEATS.value,
+                   _DATA_DIR.value)
+  except guards.USER_ERRORS as error:
+    logging.debug('where it came from', exc_info=True)  # shown with -v=1
+    raise SystemExit(f'error: {error}') from error
+  with open(os.path.splitext(_OUTPUT.value)[0] + '.json', 'w',
+            encoding='utf-8') as f:
+    json.dump(rows, f, indent=1)
+  draw(report, rows).savefig(_OUTPUT.value, dpi=130)
+
+
+def read(workdir):
+  """Returns the report.json of a run.
+
+  Raises:
+    ValueError: there is none, or it has no sweep.
+  """
+  path = os.path.join(workdir, 'report.json')
+  if not os.path.exists(path):
+    raise ValueError(f'there is no {path}; run python eval.py '
+                     f'--workdir={workdir} first')
+  with open(path, encoding='utf-8') as f:
+    report = json.load(f)
+  if 'sweep' not in report:
+    raise ValueError(f'{path} has no sweep over the thresholds of a policy')
+  return report
+
+
+def measure(report, workdir, batches, repeats, data_dir=None):
+  """Times the policy over its sweep, and the static sub-networks.
+
+  Args:
+    report: from `read`.
+    workdir: directory of the run.
+    batches: batch sizes.
+    repeats: rounds.
+    data_dir: replaces the config's.
+
+  Returns:
+    list of `timing.row`, each with the test `accuracy` of the report.
+
+  Raises:
+    ValueError: as `trained.check`.
+  """
+  accuracy = {'dense': report['dense']['accuracy']}
+  settings = {}
+  for point in report['sweep']:
+    name = f'threshold {point["threshold"]:.4f}'
+    settings[name], accuracy[name] = point['threshold'], point['accuracy']
+  rows = []
+  print(timing.header())
+  def add(found, accuracy):
+    for row in found:
+      rows.append({**row, 'accuracy': accuracy[row['mode']]})
+      print(timing.format_row(row), flush=True)
+  add(trained.rows(workdir, batches, repeats=repeats, settings=settings,
+                   data_dir=data_dir), accuracy)
+  tuned = {report[name]['keep']: report[name]['accuracy']
+           for name in ('static', 'static_last') if name in report}
+  for keep, value in tuned.items():
+    add((row for row in trained.rows(
+        os.path.join(workdir, 'static', keep), batches, repeats=repeats,
+        data_dir=data_dir) if row['mode'] == 'static'), {'static': value})
+  return rows
+
+
+def draw(report, rows):
+  """A `Figure`: time against accuracy, a curve for each batch size."""
+  figure = Figure(figsize=(6, 4), layout='constrained')
+  axes = figure.subplots()
+  batches = sorted({row['batch'] for row in rows})
+  for i, batch in enumerate(batches):
+    pick = lambda test, batch=batch: [
+        (row['time_ratio'], 100 * row['accuracy']) for row in rows
+        if row['batch'] == batch and test(row['mode'])]
+    name = '1 image' if batch == 1 else f'{batch} images'
+    axes.plot(*zip(*pick(lambda mode: mode.startswith('threshold'))),
+              f'C{i}o-', label=f'layers chosen per image, {name}')
+    if static := pick(lambda mode: mode == 'static'):
+      axes.plot(*zip(*static), f'C{i}x',
+                label=f'static sub-network, tuned, {name}')
+  axes.plot(1, 100 * report['dense']['accuracy'], 'k*', markersize=10,
+            label='all layers')
+  axes.set(xlabel="measured time as a share of the dense model's",
+           ylabel='test accuracy, %', xlim=(0, None))
+  axes.grid(alpha=0.3)
+  axes.legend(fontsize=8)
+  return figure
+
+
+if __name__ == '__main__':
+  app.run(main)
