@@ -1,6 +1,7 @@
 """Whole losses of the phases, and their step, against loops over images."""
 
 import dataclasses
+import functools
 
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import learned
@@ -33,6 +34,21 @@ ONES = np.ones(3, np.float32)
 def _binary_cross_entropy(logits, targets):
   logits = np.asarray(logits, np.float64)
   return np.log1p(np.exp(logits)) - targets * logits
+
+
+def _features_and_decisions(system, params, z1, images):
+  """What the policy sees, and decides at thresholds of 0.7 and 0.5."""
+  features = system.features(params, z1, images)
+  return features, *(
+      learned.greedy(system.nets, params['policy'], features, threshold=t)
+      for t in (0.7, 0.5))
+
+
+def _check_counted(system, metrics, greedy, other):
+  """The MACs are those of the greedy actions, and not of the other ones."""
+  spent, more = (system.cost.ratio(a).mean() for a in (greedy, other))
+  assert spent < more
+  np.testing.assert_allclose(metrics['macs_ratio'], spent, rtol=1e-6)
 
 
 def test_masked_rows_learn_from_their_own_image(state, batch, classify):
@@ -82,10 +98,11 @@ def test_the_exits_of_a_model_with_one_are_plain_training(
 def test_warm_start_image_by_image(state, batch, z1, classify):
   """Value targets of the masks tried; imitation of the masks chosen."""
   num = 3
-  system = make_system(**{'warm_start.masks': num})
+  system = make_system(**{'warm_start.masks': num, 'nets.threshold': 0.7})
   total, (metrics, updates) = jax.jit(
       lambda p: warm_start.loss(system, p, state, batch, KEY, 0.))(state.params)
-  features = jax.jit(system.features)(state.params, z1, batch.images)
+  features, *greedy = jax.jit(functools.partial(
+      _features_and_decisions, system))(state.params, z1, batch.images)
   net = lambda name, x: np.asarray(
       x @ state.params['policy'][name]['kernel']
       + state.params['policy'][name]['bias'])
@@ -115,6 +132,7 @@ def test_warm_start_image_by_image(state, batch, z1, classify):
       total, np.mean(value_losses) + np.mean(imitation) + aux, rtol=1e-5)
   np.testing.assert_allclose(
       updates['log_price'], 0.95 * -1 + 0.05 * np.log(price), rtol=1e-5)
+  _check_counted(system, metrics, *greedy)
 
 
 @pytest.mark.parametrize('target, bound', [(1., 1e-3), (0.01, 20.)])
@@ -151,7 +169,7 @@ def test_the_curriculum_frees_the_last_encoders_first(state, batch):
 def test_a_share_of_the_images_learns_under_sampled_actions(
     state, batch, z1, classify):
   """The joint loss: REINFORCE, and the ViT's under greedy or drawn actions."""
-  system = make_system(**{'joint.distill': 0.})
+  system = make_system(**{'joint.distill': 0., 'nets.threshold': 0.7})
   c, nets = system.config.joint, system.nets
   rl_key, sample_key, *_ = jax.random.split(KEY, 4)
 
@@ -159,12 +177,13 @@ def test_a_share_of_the_images_learns_under_sampled_actions(
   def run(params, z1, share):
     with system.config.ignore_type():
       system.config.joint.sampled = share  # traced: one program for all
-    features = system.features(params, z1, batch.images)
+    features, greedy, other = _features_and_decisions(
+        system, params, z1, batch.images)
     rl, _ = policy.policy_gradient(
         system, c, params, z1, features, state.log_price, batch, rl_key)
-    actions = (learned.greedy(nets, params['policy'], features),
+    actions = (greedy,
                learned.sample(nets, params['policy'], features, sample_key,
-                              bound=c.bound))
+                              bound=c.bound), other)
     return rl, actions, joint.loss(system, params, state, batch, KEY, 0.)
 
   seen = []
@@ -173,6 +192,7 @@ def test_a_share_of_the_images_learns_under_sampled_actions(
     ce = losses.cross_entropy(classify(actions[int(share)]), batch.targets)
     np.testing.assert_allclose(metrics['loss'], ce, rtol=1e-5)
     np.testing.assert_allclose(total, rl + ce, rtol=1e-5)
+    _check_counted(system, metrics, actions[0], actions[2])
     seen.append(ce)
   assert abs(seen[0] - seen[1]) > 1e-2
 

@@ -207,7 +207,8 @@ def test_policy_gradient_image_by_image(
   """The batched gradient against one written out for single images."""
   system = make_system(**{
       'policy.reward': reward, 'policy.baseline': baseline,
-      'policy.samples': 3, 'policy.entropy': 0.1, 'policy.aux': 0.5})
+      'policy.samples': 3, 'policy.entropy': 0.1, 'policy.aux': 0.5,
+      'nets.threshold': 0.7})
   c, nets = system.config.policy, system.nets
   free = Actions(np.float32([0, 1, 1]), np.float32([0, 0, 1]))
   features_of = lambda p: system.features(
@@ -231,9 +232,11 @@ def test_policy_gradient_image_by_image(
     features = features_of(p)
     drawn = [learned.sample(nets, p, features, key, bound=c.bound, free=free)
              for key in jax.random.split(KEY, c.samples)]
-    return drawn, learned.greedy(nets, p, features, free=free)
+    greedy = [learned.greedy(nets, p, features, threshold=t, free=free)
+              for t in (0.7, 0.5)]
+    return drawn, *greedy
 
-  draws, greedy = draw(state.params['policy'])
+  draws, greedy, other = draw(state.params['policy'])
 
   def rewards_of(actions):  # -> [B, 2]
     logits = np.asarray(classify(actions))
@@ -279,8 +282,9 @@ def test_policy_gradient_image_by_image(
           got[net][leaf], want[net][leaf], rtol=1e-3, atol=1e-5)
   np.testing.assert_allclose(metrics['reward'], table.mean(), rtol=1e-5)
   np.testing.assert_allclose(metrics['keep_msa'], greedy.msa.mean(0), rtol=1e-6)
-  np.testing.assert_allclose(
-      metrics['macs_ratio'], system.cost.ratio(greedy).mean(), rtol=1e-6)
+  spent, more = (system.cost.ratio(a).mean() for a in (greedy, other))
+  assert spent < more
+  np.testing.assert_allclose(metrics['macs_ratio'], spent, rtol=1e-6)
   if reward == 'macs':  # It rests until all encoders are free.
     np.testing.assert_array_equal(updates['log_price'], state.log_price)
     _, (metrics, updates) = jax.jit(loss)(

@@ -191,11 +191,28 @@ class System:
       images: [B, S, S, C], normalised.
       threshold: of the policy; None for the config's.
     """
+    return self.decide(params['policy'], self.features(params, z1, images),
+                       threshold=threshold)
+
+  def decide(self, policy, features, *, threshold=None, free=None):
+    """What the policy decides of features: `learned.greedy`.
+
+    Training counts MACs by it too, so that a budget is met at the threshold
+    that is used.
+
+    Args:
+      policy: parameters of the policy's networks.
+      features: `inputs.Features` of B images.
+      threshold: of the policy; None for the config's.
+      free: as in `learned.greedy`.
+
+    Returns:
+      `Actions` [B, L1], [B, L2].
+    """
     if threshold is None:
       threshold = self.config.nets.threshold
     return learned.greedy(
-        self.nets, params['policy'], self.features(params, z1, images),
-        threshold=threshold)
+        self.nets, policy, features, threshold=threshold, free=free)
 
   def tokens(self, x):
     """Tokens [B, N, D] of z1."""

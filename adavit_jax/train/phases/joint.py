@@ -39,7 +39,7 @@ def loss(system, params, state, batch, key, done):
 
   policy = params['policy']
   drawn = learned.sample(nets, policy, features, sample_key, bound=c.bound)
-  greedy = learned.greedy(nets, policy, features)
+  greedy = system.decide(policy, features)
   coin = jax.random.bernoulli(coin_key, c.sampled, (len(batch.labels), 1))
   actions = Actions(*(jnp.where(coin, a, b) for a, b in zip(drawn, greedy)))
   path, (path_metrics, path_updates) = path_loss(

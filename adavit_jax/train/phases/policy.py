@@ -54,7 +54,7 @@ def policy_gradient(system, c, params, z1, features, log_price, batch, key,
   draw = lambda key: learned.sample(
       nets, policy, features, key, bound=c.bound, free=free)
   actions = jax.lax.stop_gradient(jax.vmap(draw)(keys))  # [S, B, ...]
-  greedy = learned.greedy(nets, policy, features, free=free)  # [B, ...]
+  greedy = system.decide(policy, features, free=free)  # [B, ...]
 
   def reward(actions):  # [R, B, ...] -> each network's reward, parts: [R, B]
     num = actions.msa.shape[0]

@@ -48,7 +48,7 @@ def loss(system, params, state, batch, key, done):
       optax.sigmoid_binary_cross_entropy(a, b).sum(-1).mean()
       for a, b in zip(decided, target))
 
-  greedy = learned.greedy(nets, params['policy'], features)
+  greedy = system.decide(params['policy'], features)
   total = value_loss + imitation
   metrics = {'value_loss': value_loss, 'imitation_loss': imitation,
              'macs_ratio': system.cost.ratio(greedy).mean(),
