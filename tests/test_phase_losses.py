@@ -199,17 +199,19 @@ def test_a_share_of_the_images_learns_under_sampled_actions(
 
 def test_the_policy_moves_by_a_factor_of_its_own_in_the_joint_phase(
     state, monkeypatch):
-  """The first step of Adam, whose size does not depend on the loss."""
+  """And without decay: the first step of Adam, whatever size the loss has."""
   def loss(system, params, *_):
     return sum(x.sum() for x in jax.tree.leaves(params)), ({}, {})
 
   monkeypatch.setitem(
       phases.PHASES, 'joint', dataclasses.replace(joint.PHASE, loss=loss))
   images, labels = jnp.zeros((B, 8, 8, 1), jnp.uint8), jnp.zeros(B, int)
-  params = {group: {'bias': jnp.zeros(2)} for group in ('backbone', 'policy')}
+  params = {group: {'bias': jnp.zeros(2), 'kernel': jnp.ones((2, 2))}
+            for group in ('backbone', 'policy')}
   begin = state.replace(params=params, step=jnp.int32(0), key=KEY)
   for factor in (1., 4.):
-    system = make_system(**{'joint.policy_lr_factor': factor})
+    system = make_system(**{'joint.policy_lr_factor': factor,
+                            'joint.weight_decay': 0.5})
 
     @jax.jit
     def step():
@@ -218,16 +220,19 @@ def test_the_policy_moves_by_a_factor_of_its_own_in_the_joint_phase(
 
     end, metrics = step()
     rate = metrics['learning_rate']
-    np.testing.assert_allclose(end.params['backbone']['bias'], -rate, rtol=1e-4)
-    np.testing.assert_allclose(
-        end.params['policy']['bias'], -factor * rate, rtol=1e-4)
+    for group, leaf, moved in (
+        ('backbone', 'bias', 1.), ('backbone', 'kernel', 1.5),
+        ('policy', 'bias', factor), ('policy', 'kernel', factor)):
+      np.testing.assert_allclose(
+          params[group][leaf] - end.params[group][leaf], moved * rate,
+          rtol=1e-3)
 
 
 def test_muon_knows_which_groups_are_stacks(monkeypatch):
   make, seen = optimizer.make_optimizer, []
-  def record(*args, stacks):
+  def record(*args, stacks, **options):
     seen.append(stacks)
-    return make(*args, stacks=stacks)
+    return make(*args, stacks=stacks, **options)
   monkeypatch.setattr(optimizer, 'make_optimizer', record)
   ravit = {'model.name': 'ravit_cifar_patch4_32', 'model.depth': None,
            'model.image_size': 8, 'model.layers': (1, 1)}

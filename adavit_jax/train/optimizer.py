@@ -10,7 +10,7 @@ from optax import contrib
 OPTIMIZERS = ('adamw', 'muon')
 
 
-def make_optimizer(config, steps: int, *, stacks=()
+def make_optimizer(config, steps: int, *, stacks=(), undecayed=()
                    ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """Makes the optimizer of one phase.
 
@@ -31,6 +31,7 @@ def make_optimizer(config, steps: int, *, stacks=()
     steps: optimizer steps of the phase.
     stacks: names of the groups of parameters with a leading axis of encoders,
       see `plan.groups`; for 'muon'.
+    undecayed: names of groups of parameters without weight decay.
 
   Returns:
     (tx, schedule); `schedule(count)` is the learning rate of the update that
@@ -51,7 +52,9 @@ def make_optimizer(config, steps: int, *, stacks=()
             _matrices, stacks))
   else:
     update = optax.adamw(schedule, b1=config.b1, b2=config.b2,
-                         weight_decay=config.weight_decay, mask=decay_mask)
+                         weight_decay=config.weight_decay,
+                         mask=functools.partial(
+                             decay_mask, undecayed=undecayed))
   return optax.chain(*clip, update), schedule
 
 
@@ -67,7 +70,7 @@ def make_schedule(config, steps: int) -> optax.Schedule:
   return optax.join_schedules([rise, cosine], [warmup_steps])
 
 
-def decay_mask(params):
+def decay_mask(params, undecayed=()):
   """Marks the leaves that weight decay applies to: those named 'kernel'.
 
   The rank cannot tell: the scales and biases of stacked encoders are
@@ -75,14 +78,17 @@ def decay_mask(params):
 
   Args:
     params: pytree of parameters.
+    undecayed: names of its groups that have no decay.
 
   Returns:
     The same tree of bools.
   """
-  def is_kernel(path, _):
-    return jax.tree_util.keystr(path[-1:], simple=True) == 'kernel'
+  name = lambda path: jax.tree_util.keystr(path, simple=True)
 
-  return jax.tree_util.tree_map_with_path(is_kernel, params)
+  def decays(path, _):
+    return name(path[-1:]) == 'kernel' and name(path[:1]) not in undecayed
+
+  return jax.tree_util.tree_map_with_path(decays, params)
 
 
 def _matrices(stacks, params):

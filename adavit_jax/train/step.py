@@ -36,7 +36,7 @@ def begin_phase(system, state, phase):
   c, rules = system.config[phase], phases.PHASES[phase]
   params = state_lib.final_params(state)
   trained = _trained(params, phase)
-  tx, _ = _optimizer(system, c, c.steps // rules.rounds(system))
+  tx, _ = _optimizer(system, phase, c.steps // rules.rounds(system))
   # Copies, since a step donates the state and may not see a buffer twice.
   ema = jax.tree.map(jnp.copy, _averaged(params, phase)) if c.ema else None
   return state.replace(params=params, opt_state=tx.init(trained), ema=ema)
@@ -77,7 +77,7 @@ def make_step(system, phase, start):
   c, rules = system.config[phase], phases.PHASES[phase]
   num_rounds = rules.rounds(system)
   length = c.steps // num_rounds
-  tx, schedule = _optimizer(system, c, length)
+  tx, schedule = _optimizer(system, phase, length)
   prepare = functools.partial(
       data.augment, config_data=_augmentation(system.config, phase),
       num_classes=system.model.num_classes, target=system.target,
@@ -119,8 +119,10 @@ def make_step(system, phase, start):
   return step
 
 
-def _optimizer(system, c, steps):
-  return optimizer.make_optimizer(c, steps, stacks=plan.groups(system.model))
+def _optimizer(system, phase, steps):
+  return optimizer.make_optimizer(
+      system.config[phase], steps, stacks=plan.groups(system.model),
+      undecayed=phases.PHASES[phase].undecayed)
 
 
 def _augmentation(config, phase):

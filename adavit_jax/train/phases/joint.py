@@ -118,7 +118,9 @@ def check_heads(name, system):
 PHASE = Phase(
     loss, trains=('backbone', 'policy'), teacher=True, decides='policy',
     check=lambda system: policy_phase.check('joint', system),
-    adjust=scale_policy,
+    # As where the policy learns alone; `policy_lr_factor` would multiply the
+    # decay too.
+    adjust=scale_policy, undecayed=('policy',),
     defaults=dict(OPTIMIZER, learning_rate=5e-4, policy_lr_factor=2.0,
                   sampled=0.3, **PATH_DEFAULTS,
                   **{**policy_phase.RL_DEFAULTS, 'price_rate': 0.05}),

@@ -33,6 +33,7 @@ class Phase:
     check: (system) -> None; raises a ValueError for what does not fit.
     rounds: (system) -> parts of the phase, each with an optimizer and a
       schedule of its own.
+    undecayed: groups of those it trains that have no weight decay.
     adjust: (system, changes of the parameters, done) -> changes.
   """
   loss: Callable[..., Any]
@@ -45,6 +46,7 @@ class Phase:
   decides: str = ''
   check: Callable[..., None] = lambda system: None
   rounds: Callable[..., int] = lambda system: 1
+  undecayed: tuple[str, ...] = ()
   adjust: Callable[..., Any] = lambda system, changes, done: changes
 
 
