@@ -157,8 +157,16 @@ def fold_key(ctx, name):
   """The context with a key of its own for a part of the model."""
   if ctx.key is None:
     return ctx
-  return ctx._replace(
-      key=jax.random.fold_in(ctx.key, zlib.crc32(name.encode())))
+  return ctx._replace(key=named_key(ctx.key, name))
+
+
+def named_key(key, name):
+  """The key that `key` gives for a name.
+
+  Small numbers would not do beside a split of the same key:
+  `split(key, n)[i]` is `fold_in(key, i)`.
+  """
+  return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def _gate(gate, y):

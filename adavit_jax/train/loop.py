@@ -3,7 +3,6 @@
 from absl import logging
 from clu import parameter_overview
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from adavit_jax import data
@@ -178,12 +177,9 @@ class Trainer:
     self._began_from = info['phase']
     self._had_price = history.has_price(info)
     logging.info('initialised from %s, step %d', init.workdir, state.step)
-    state = state.replace(
-        params=state_lib.final_params(state), ema=None,
-        step=jnp.zeros_like(state.step),
-        key=self._replicate(jax.random.key(self.config.seed)))
     self._policy_learned = history.policy_has_learned(info)
-    return state
+    state = state_lib.restart(state, self.config.seed)
+    return state.replace(key=self._replicate(state.key))
 
   def policy_has_learned(self, phase):
     """Whether the policy was trained before a phase, on the model as it is."""

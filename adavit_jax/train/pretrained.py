@@ -8,7 +8,6 @@ come from, and keeps it: a checkpoint needs no other file.
 import re
 
 from absl import logging
-import jax
 
 from adavit_jax import weights
 from adavit_jax.data import config as data_config
@@ -94,7 +93,7 @@ def load(system):
       trains it.
   """
   config = system.config
-  key = jax.random.fold_in(jax.random.key(config.seed), 1)
+  key = state_lib.key_for(config.seed, 'new head')
   trained = set(phases.having('from_scratch'))  # also the last exit
   return state_lib.model_params(weights.load(
       system.model, config.init.weights, key,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from adavit_jax import models
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import learned
+from adavit_jax.runtime import masked
 
 
 @struct.dataclass
@@ -39,21 +40,34 @@ class State:
   key: jax.Array
 
 
+def key_for(seed, purpose):
+  """The PRNG key of a run for one purpose: each has a name, and its own key.
+  """
+  return masked.named_key(jax.random.key(seed), purpose)
+
+
 def init_state(system, seed):
   """The state before the first phase, with no optimizer yet."""
-  key, model_key, policy_key = jax.random.split(jax.random.key(seed), 3)
   model, nets = system.model, system.nets
-  params = models.init_params(model, model_key)
+  params = models.init_params(model, key_for(seed, 'model'))
   candidates = None
   if nets is not None:
     params['policy'], params['policy_stats'] = learned.init_params(
-        nets, model, policy_key)
+        nets, model, key_for(seed, 'policy'))
     candidates = Actions(*(jnp.ones((nets.num_candidates, num))
                            for num in nets.num_layers))
   return State(
       step=jnp.zeros((), jnp.int32), params=params, opt_state=None, ema=None,
       log_price=jnp.zeros((), jnp.float32), candidates=candidates,
-      teacher=None, key=key)
+      teacher=None, key=key_for(seed, 'steps'))
+
+
+def restart(state, seed):
+  """The state of a new run that begins from the parameters of another."""
+  # Often of the same seed: its steps draw anew.
+  return state.replace(
+      params=final_params(state), ema=None, step=jnp.zeros_like(state.step),
+      key=key_for(seed, 'steps from init.workdir'))
 
 
 def final_params(state):
