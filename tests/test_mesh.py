@@ -6,6 +6,7 @@ from adavit_jax.train import guards
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import preemption
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -103,3 +104,26 @@ def test_graceful_stop(signum):
     with pytest.raises(KeyboardInterrupt):
       signal.raise_signal(signum)
   assert [signal.getsignal(s) for s in preemption.SIGNALS] == before
+
+
+@pytest.mark.parametrize('own, other', [
+    (None, signal.SIGINT), (signal.SIGTERM, signal.SIGINT),
+    (signal.SIGINT, signal.SIGTERM), (signal.SIGINT, None)])
+def test_all_processes_stop_by_one_signal(monkeypatch, own, other):
+  said = []
+  def gather(message):
+    said.append(message)
+    return np.stack(said)
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(multihost_utils, 'process_allgather', gather)
+  with preemption.GracefulStop() as stop:
+    if other:
+      signal.raise_signal(other)
+    stop.should_stop()
+  with preemption.GracefulStop() as stop:
+    if own:
+      signal.raise_signal(own)
+    assert stop.should_stop() and stop.signum == signal.SIGINT
+    if not own:  # Its first one comes late: it may not end the saving.
+      signal.raise_signal(signal.SIGTERM)
+      assert stop.signum == signal.SIGINT

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -63,8 +64,10 @@ def _worker(index, port, workdir):
     raise AssertionError('half of a batch was fetched')
 
   with preemption.GracefulStop(check_every=2) as stop:
-    stop.requested = index == 1  # One is asked, both agree, at one time.
+    if index == 1:  # One is asked, both agree, at one time.
+      signal.raise_signal(signal.SIGINT)
     assert [stop.should_stop() for _ in range(2)] == [False, True]
+    assert stop.signum == signal.SIGINT  # by which the process will exit
 
   with checkpoints.Checkpoints(workdir) as ckpts:
     assert ckpts.save(3, {'grad': grad}, {'at': 3}, metric=0.5) == (

@@ -23,7 +23,8 @@ class GracefulStop:
 
   Attributes:
     requested: whether this process was asked to stop.
-    signum: the signal that asked, or None.
+    signum: the signal that asked, or None. Once `should_stop` says so it is
+      the same on each process.
   """
 
   def __init__(self, *, check_every: int = 1):
@@ -60,7 +61,8 @@ class GracefulStop:
     del frame
     if self.requested:
       raise KeyboardInterrupt(f'second {signal.Signals(signum).name}')
-    self.requested, self.signum = True, signum
+    # One that comes after all have agreed to stop changes nothing of it.
+    self.requested, self.signum = True, self.signum or signum
     logging.warning('%s: will save and stop after a step; a second one stops '
                     'at once and saves nothing', signal.Signals(signum).name)
 
@@ -75,5 +77,10 @@ class GracefulStop:
     self._calls += 1
     if self._calls % self._check_every:
       return False
-    flags = multihost_utils.process_allgather(np.asarray(self.requested))
-    return bool(np.any(flags))
+    asked, signums = multihost_utils.process_allgather(
+        np.asarray([self.requested, self.signum or 0])).T
+    if not asked.any():
+      return False
+    # SIGINT, the smaller one, comes first: launchers answer it by SIGTERM.
+    self.signum = min(map(int, signums[signums > 0]), default=None)
+    return True
