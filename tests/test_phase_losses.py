@@ -65,8 +65,8 @@ def test_masked_rows_learn_from_their_own_image(state, batch, classify):
                     for k in jax.random.split(mask_key)))
   full = log_softmax(classify(Actions(ONES, ONES)))
   terms = []
-  for i in range(num):
-    log_p = log_softmax(classify(Actions(*(a[i] for a in masks))))[i]
+  for i, *mask in zip((0, B // 2), *masks):  # the first of each half
+    log_p = log_softmax(classify(Actions(*mask)))[i]
     ce = -(batch.targets[i] * log_p).sum()
     kl = (np.exp(full[i]) * (full[i] - log_p)).sum()
     assert kl > 1e-2

@@ -1,4 +1,4 @@
-"""Rows of the policy phases stay on the devices that hold their images."""
+"""Rows of a batch stay on the devices that hold their images."""
 
 import re
 
@@ -17,9 +17,11 @@ RAVIT = {'model.name': 'ravit_cifar_patch4_32', 'model.depth': None,
 
 
 @pytest.mark.parametrize('phase, fields', [
-    ('warm_start', {}), ('joint', {}), ('joint', RAVIT)])
-def test_no_device_gathers_the_tokens_of_the_batch(phase, fields):
+    ('dense', {}), ('warm_start', {}), ('policy', {}), ('joint', {}),
+    ('joint', RAVIT), ('exits', {'phases': ('exits',)})])
+def test_no_device_sends_the_tokens_of_its_images(phase, fields):
   config, mesh = tiny.get_config(), mesh_lib.make_mesh()
+  config.model.depth = 2  # compiles faster
   config.update_from_flattened_dict(fields)
   system = system_lib.create(config, tiny.dataset())
   state = mesh_lib.put_shapes(step_lib.abstract_state(system, phase), mesh)
@@ -29,10 +31,10 @@ def test_no_device_gathers_the_tokens_of_the_batch(phase, fields):
   step = jax.jit(step_lib.make_step(system, phase, 0))
   hlo = step.lower(state, *batch).compile().as_text()
   assert 'all-reduce' in hlo
-  gathered = re.findall(r'\w+\[([\d,]+)\][^=]* all-gather\(', hlo)
+  sent = re.findall(r'\w+\[([\d,]+)\][^=]* '
+                    r'(?:all-gather|all-to-all|collective-permute)\(', hlo)
   kept = ['8,8,1']  # images, which a RAViT looks at again
   for place in range(plan.num_encoders(system.model) + 1):
     at = plan.tokens_at(system.model, place)
     kept.append(f'{at.num},{at.width}')
-  assert not [shape for shape in gathered if shape.endswith(tuple(kept))], (
-      gathered)
+  assert not [shape for shape in sent if shape.endswith(tuple(kept))], sent

@@ -7,6 +7,9 @@ be put behind every encoder (`can_nest`). Batch statistics are of all rows,
 those with random masks too.
 """
 
+import math
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -20,6 +23,48 @@ from adavit_jax.train.phases.phase import OPTIMIZER
 from adavit_jax.train.phases.phase import Phase
 
 
+class Rows(NamedTuple):
+  """The rows of a batch, and second rows of some of its images.
+
+  They lie in equal groups, first the images of a group and then the second rows
+  of the first ones among them. Groups are as small as they can be: a device
+  that holds some number of them computes the second rows of its own images.
+
+  Attributes:
+    size: B images.
+    num: how many of them have a second row.
+  """
+  size: int
+  num: int
+
+  @property
+  def _groups(self):
+    return math.gcd(self.size, self.num)
+
+  def _grouped(self, x):
+    return x.reshape(self._groups, x.shape[0] // self._groups, *x.shape[1:])
+
+  def chosen(self, x):
+    """What is of the images with a second row: [B, ...] to [num, ...]."""
+    first = self._grouped(x)[:, :self.num // self._groups]
+    return first.reshape(self.num, *x.shape[1:])
+
+  def join(self, x, y):
+    """x [B, ...] of the images and y [num, ...] of the second rows, as rows.
+
+    Returns:
+      [B + num, ...].
+    """
+    both = jnp.concatenate([self._grouped(x), self._grouped(y)], axis=1)
+    return both.reshape(self.size + self.num, *x.shape[1:])
+
+  def split(self, x):
+    """The inverse of `join`: (x, y)."""
+    at = self.size // self._groups
+    return (self._grouped(x)[:, :at].reshape(self.size, *x.shape[1:]),
+            self._grouped(x)[:, at:].reshape(self.num, *x.shape[1:]))
+
+
 def loss(system, params, state, batch, key, done):
   """Loss of the dense phase; see `Phase.loss`."""
   del state, done
@@ -30,33 +75,37 @@ def loss(system, params, state, batch, key, done):
   start = system.begin(params, batch.images, key)
   gates = drop_path(drop_key, size, num_layers, c.drop_path)
   num_masked = int(c.random_masks * size) if c.mask_weight else 0
-  more = lambda x: jnp.concatenate([x, x[:num_masked]])
+  rows = Rows(size, num_masked)
+  more = lambda x: rows.join(x, rows.chosen(x))
   if num_masked:
     # Every image draws its own budget, so that all budgets are met.
     rate = jax.random.uniform(rate_key, (num_masked, 1), minval=0.1)
     masks = (jax.random.bernoulli(k, rate, (num_masked, num)).astype(float)
              for k, num in zip(jax.random.split(mask_key), num_layers))
-    gates = Actions(*map(lambda a, b: jnp.concatenate([a, b]), gates, masks))
+    gates = Actions(*map(rows.join, gates, masks))
   nested = c.nested and can_nest(model)
+  x, early = jax.tree.map(more, (start.x, start.early))
   out = system.finish(
-      params, start._replace(x=jax.tree.map(more, start.x)),
+      params, start._replace(x=x, early=early),
       more(batch.images) if plan.rereads_images(model) else None, gates,
       nested=nested)
-  full = jax.tree.map(lambda x: x[:size], out.logits)
+  first = lambda x: rows.split(x)[0]
+  full = jax.tree.map(first, out.logits)
   ce = losses.head_cross_entropy(full, batch.targets)
   total, metrics = ce, {'loss': ce, 'accuracy': accuracy(full, batch)}
   if nested:
     value = losses.head_cross_entropy(
-        jax.tree.map(lambda x: x[:, :size], out.nested), batch.targets)
+        jax.tree.map(jax.vmap(first), out.nested), batch.targets)
     total += c.nested * value
     metrics['nested_loss'] = value
   if num_masked:
-    logits = jax.tree.map(lambda x: x[size:], out.logits)
-    masked = (losses.head_cross_entropy(logits, batch.targets[:num_masked])
-              + losses.distillation(logits.total, full.total[:num_masked])) / 2
+    logits = jax.tree.map(lambda x: rows.split(x)[1], out.logits)
+    targets, taught = map(rows.chosen, (batch.targets, full.total))
+    masked = (losses.head_cross_entropy(logits, targets)
+              + losses.distillation(logits.total, taught)) / 2
     total += c.mask_weight * masked
     metrics['masked_loss'] = masked
-  total += exit_losses.early(system, [y[:size] for y in out.early], batch)
+  total += exit_losses.early(system, list(map(first, out.early)), batch)
   return total, (metrics, system.updates(out.stats))
 
 
