@@ -1,5 +1,7 @@
 """Installs `adavit_jax`; the extras bring what only some machines need."""
 
+import pathlib
+
 from setuptools import find_packages
 from setuptools import setup
 
@@ -8,7 +10,26 @@ setup(
     version='0.1.0',
     description='Vision transformers that spend only the compute an image '
                 'needs, in JAX',
-    license='Apache-2.0',
+    long_description=pathlib.Path(__file__).with_name('README.md').read_text(
+        encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    author='The adavit_jax authors',
+    keywords=['jax', 'flax', 'vision transformer', 'ViT', 'adaptive inference',
+              'dynamic inference', 'early exit', 'layer dropping'],
+    classifiers=[
+        'Development Status :: 3 - Alpha',
+        'Intended Audience :: Developers',
+        'Intended Audience :: Science/Research',
+        'Operating System :: MacOS',
+        'Operating System :: POSIX :: Linux',
+        'Programming Language :: Python :: 3 :: Only',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Topic :: Scientific/Engineering :: Image Recognition',
+    ],
+    license_expression='Apache-2.0',
     license_files=['LICENSE'],
     packages=find_packages(include=['adavit_jax', 'adavit_jax.*']),
     python_requires='>=3.11',

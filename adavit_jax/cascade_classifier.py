@@ -6,6 +6,7 @@ import numbers
 import jax
 import numpy as np
 
+from adavit_jax import describe
 from adavit_jax import models
 from adavit_jax.data import decode
 from adavit_jax.exits import confidence
@@ -25,7 +26,8 @@ class CascadeClassifier:
   """
   EXPORTS = ('stages',)  # by deploy.export_stages
   # A mistyped attribute, `threshold` for one, is an error.
-  __slots__ = ('class_names', 'phase', '_system', '_cascade')
+  __slots__ = ('class_names', 'phase', '_system', '_cascade',
+               '_max_batch_size', '_cost')
 
   def __init__(self, system, state, phase, *, thresholds=confidence.NEVER,
                class_names=(), max_batch_size=256):
@@ -48,7 +50,9 @@ class CascadeClassifier:
     self.class_names = tuple(class_names)
     params = jax.jit(system.fold)(state_lib.final_params(state))
     sizes = [s for s in cascade.SIZES if s < max_batch_size] + [max_batch_size]
-    stage_macs = system.stage_cost(phase).stages
+    self._max_batch_size = max_batch_size
+    self._cost = system.stage_cost(phase)
+    stage_macs = self._cost.stages
     if not self.drops_layers:
       stage_macs = [int(system.stage_macs(phase, i))
                     for i in range(system.num_exits)]
@@ -60,6 +64,15 @@ class CascadeClassifier:
         predict=predict, sizes=sizes)
     self.thresholds = thresholds
 
+  def __repr__(self):
+    layers = {'all': 'all', 'mask': 'the same for every image',
+              'policy': 'a policy decides'}[self._decider]
+    return describe.classifier(self, self._max_batch_size, [
+        f'layers: {layers}; phase {self.phase}',
+        f'exits: {self.system.num_exits}, thresholds '
+        f'{self.thresholds.tolist()} for {self.system.config.exits.rule}',
+        str(self._cost)])
+
   @property
   def system(self):
     """`System`."""
@@ -68,8 +81,11 @@ class CascadeClassifier:
   @property
   def drops_layers(self):
     """Whether a policy drops layers, other ones for each image."""
-    return phases.decider(self.system.config, self.phase) == 'policy'
+    return self._decider == 'policy'
 
+  @property
+  def _decider(self):
+    return phases.decider(self.system.config, self.phase)
 
   @property
   def params(self):

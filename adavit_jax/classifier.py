@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adavit_jax import describe
 from adavit_jax import models
 from adavit_jax.cascade_classifier import CascadeClassifier
 from adavit_jax.cascade_classifier import check_max_batch_size
@@ -35,6 +36,10 @@ class Prediction(NamedTuple):
   labels: np.ndarray
   actions: Actions
   macs: np.ndarray
+
+  def __repr__(self):
+    return describe.record(self, labels=describe.values, actions=describe.kept,
+                           macs=describe.mean_macs)
 
 
 class Classifier:
@@ -90,6 +95,16 @@ class Classifier:
     self._sizes = batch_sizes(max_batch_size)
     self._cost = system.cost if actions is None else system.plain_cost
     self._run = jax.jit(functools.partial(predict, system, actions))
+
+  def __repr__(self):
+    if self.actions is None:
+      layers = (f'a policy decides, threshold={self.threshold}; cond for one '
+                f'image, compact for more')
+    else:
+      kept, num = int(self.actions.num_kept), self.actions.keep.size
+      layers = f'{kept} of {num} that may be dropped, of every image; static'
+    return describe.classifier(self, self._sizes[-1], [
+        f'layers: {layers}', str(self._cost)])
 
   @property
   def system(self):

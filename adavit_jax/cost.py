@@ -11,6 +11,7 @@ import dataclasses
 
 import numpy as np
 
+from adavit_jax import describe
 from adavit_jax.models import exit_heads
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
@@ -40,6 +41,18 @@ class Cost:
   policy: int
   stages: tuple[int, ...]
   layer_stages: Actions
+
+  def __repr__(self):
+    """The dense model in a unit that fits, and its parts as shares."""
+    share = lambda macs: f'{macs / (self.dense or 1):.3f}'
+    parts = [f'always {share(self.always)}',
+             f'{len(self.msa)} MSA layers {share(sum(self.msa))}',
+             f'{len(self.mlp)} MLP layers {share(sum(self.mlp))}']
+    if self.policy:
+      parts.append(f'policy {share(self.policy)}')
+    if len(self.stages) > 1:
+      parts.append(f'exits at {", ".join(map(share, self.exits))}')
+    return f'Cost({describe.macs(self.dense)}: {", ".join(parts)})'
 
   @property
   def dense(self):

@@ -1,7 +1,7 @@
 """Layer dropping on CIFAR-10.
 
-  python train.py --config=configs/cifar10_policy.py:cpu --workdir=runs/cifar10 \\
-      --config.data.data_dir=DIR
+  python train.py --config=configs/cifar10_policy.py:cpu \\
+      --workdir=runs/cifar10 --config.data.data_dir=DIR
   python eval.py --workdir=runs/cifar10
 
 DIR is the data_dir of a set that tfds prepared as array_record. `:cpu` is for

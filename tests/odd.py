@@ -86,7 +86,7 @@ class Odd(backbone.Backbone):
   norm: bool = False
 
   def init_variables(self, key):
-    layers = lambda num, *names: {name: (num, D, D) for name in names}
+    layers = lambda num, *names: dict.fromkeys(names, (num, D, D))
     shapes = dict(
         stem=dict(kernel=(self.image_size ** 2 * self.channels, 8 * D)),
         a=layers(3, 'wide', 'shift', 'local'), join=dict(kernel=(2 * D, D)),

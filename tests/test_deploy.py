@@ -11,7 +11,6 @@ from adavit_jax import classifier
 from adavit_jax import deploy
 from adavit_jax.exits import confidence as confidence_lib
 from adavit_jax.models.actions import Actions
-from adavit_jax.runtime import modes
 from adavit_jax.runtime import stages as stages_lib
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import system as system_lib

@@ -8,7 +8,6 @@ from adavit_jax.weights import formats
 from adavit_jax.weights import layout
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from test_weights import path as golden
 from test_weights import same

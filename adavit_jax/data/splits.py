@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 import dataclasses
 import hashlib
-from typing import NamedTuple
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 

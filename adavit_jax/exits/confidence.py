@@ -7,7 +7,8 @@ which no image leaves early, is 0. So is the difference of two exits' outputs,
 which regression goes by: minus the tolerance is its threshold.
 """
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp

@@ -6,14 +6,17 @@ cost, training, export) reads the plan and knows no model by name.
 docs/extending.md shows how to add one.
 """
 
+from collections.abc import Callable
+import dataclasses
 import inspect
 import numbers
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from adavit_jax import describe
 
 # The activations of a batch: an array [B, N, D], or a dict of arrays [B, ...].
 X = jax.Array | dict[str, jax.Array]
@@ -208,6 +211,33 @@ class Backbone(nn.Module, kw_only=True):
           and name not in ('setup', '__call__', *cls.linen)):
         nn.nowrap(value)
     super().__init_subclass__(**kwargs)
+
+  def __repr__(self):
+    """Attributes but those at their defaults, and what they amount to."""
+    values = []
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name, None)
+      if field.name not in ('parent', 'name') and value != field.default:
+        value = str(value) if field.name == 'dtype' else repr(value)
+        values.append(f'{field.name}={value}')
+    return f'{type(self).__name__}({", ".join(values)}){self._size()}'
+
+  @nn.nowrap
+  def _size(self):
+    try:
+      plan = self.plan()
+      stacks = [part for part in plan if isinstance(part, Stack)]
+      macs = self.embed_macs + sum(
+          part.length * sum(b.macs for b in part.branches)
+          if isinstance(part, Stack) else part.macs for part in plan)
+      macs += sum(e.macs for e in self.own_exits())
+      length = sum(stack.length for stack in stacks)
+      nums = sorted({stack.at.num for stack in stacks})
+      tokens = ' to '.join(map(str, nums[:1] + nums[1:][-1:]))
+      return (f': {length} encoder{"s" * (length != 1)}, {tokens} tokens, '
+              f'{describe.macs(macs)}')
+    except Exception:  # attributes that do not fit, and what is half made
+      return ''
 
   @nn.nowrap
   def init_variables(self, key):

@@ -1,8 +1,8 @@
 """The parameters of a model: a dict of groups, the same everywhere.
 
-'backbone' holds those of the backbone, 'heads' the added exits, 'batch_stats' the
-batch statistics where there are any; it is None once the parameters are folded
-for inference. Training adds 'policy' and 'policy_stats'.
+'backbone' holds those of the backbone, 'heads' the added exits, 'batch_stats'
+the batch statistics where there are any; it is None once the parameters are
+folded for inference. Training adds 'policy' and 'policy_stats'.
 """
 
 import functools

@@ -18,14 +18,14 @@ def drop_reward(actions):
     actions: `Actions` [..., L1], [..., L2].
 
   Returns:
-    (1 - |a1| / L1, 1 - |a2| / L2), each [...]. The patent prints a 2-norm in the
-    second term; for 0/1 actions the count of equation 16 is meant.
+    (1 - |a1| / L1, 1 - |a2| / L2), each [...]. The patent prints a 2-norm in
+    the second term; for 0/1 actions the count of equation 16 is meant.
   """
   return 1 - actions.msa.mean(-1), 1 - actions.mlp.mean(-1)
 
 
 def layer_reward(actions, correct, alpha):
-  """Equation 12: dropped MSA share + dropped MLP share + α x accuracy, [...]."""
+  """Equation 12: dropped MSA and MLP shares + α x accuracy, [...]."""
   msa, mlp = drop_reward(actions)
   return msa + mlp + alpha * correct
 

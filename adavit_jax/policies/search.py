@@ -13,7 +13,6 @@ from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.runtime import modes
 
-
 # Of `candidates`: all, easy and hard images.
 NUM_CHAINS = 3
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adavit_jax import describe
 from adavit_jax.exits import confidence as confidence_lib
 from adavit_jax.runtime import slots as slots_lib
 from adavit_jax.runtime import stage_program
@@ -34,6 +35,10 @@ class Prediction(NamedTuple):
   labels: np.ndarray
   exit: np.ndarray
   macs: np.ndarray
+
+  def __repr__(self):
+    return describe.record(self, labels=describe.values, exit=describe.values,
+                           macs=describe.mean_macs)
 
 
 class Cascade:

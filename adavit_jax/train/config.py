@@ -57,8 +57,8 @@ def import_module(name):
     try:
       importlib.import_module(name)
     except ModuleNotFoundError as e:
-      raise ValueError(f'model.module={name!r} cannot be imported ({e}); is its '
-                       f'folder in PYTHONPATH?') from e
+      raise ValueError(f'model.module={name!r} cannot be imported ({e}); is '
+                       f'its folder in PYTHONPATH?') from e
 
 
 def model_overrides(config):

@@ -11,7 +11,6 @@ from etils import epath
 import jax
 import numpy as np
 
-
 # An object store cannot append: there the file is written anew this often.
 _REWRITE_S = 60.
 

@@ -1,6 +1,7 @@
 """How the tensors of a checkpoint file lie in our groups of parameters."""
 
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 

@@ -1,7 +1,8 @@
 """What there is to say of a phase of training."""
 
+from collections.abc import Callable
 import dataclasses
-from typing import Any, Callable
+from typing import Any
 
 # What every phase's optimizer takes, see `optimizer.make_optimizer`; `ema` is
 # the decay of averaged parameters, 0 for none.
