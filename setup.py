@@ -39,13 +39,13 @@ setup(
         'clu>=0.0.12',
         'etils[epath]>=1.9.1',
         'flatbuffers>=24.3',  # jax.export writes and reads with it
-        'flax>=0.12',
-        'jax>=0.10',
+        'flax>=0.11.2',
+        'jax>=0.7.2',  # and flax 0.11.2: what Colab ships, and keeps
         'matplotlib>=3.8',
         'ml-collections>=1.0',
         'numpy>=2.0',
         'optax>=0.2.7',
-        'orbax-checkpoint>=0.11',
+        'orbax-checkpoint>=0.11,<1',  # at 1 another interface takes the name
         'pillow>=10.3',
         'safetensors>=0.4.3',
         'scikit-learn>=1.5',
@@ -61,8 +61,8 @@ setup(
         'gcs': ['gcsfs>=2024.6'],  # work directories gs://
         'torch': ['torch>=2.6'],  # reads .pth files
         'tensorboard': ['tensorboardX>=2.6'],
-        'cuda': ['jax[cuda13]>=0.10'],
-        'cuda12': ['jax[cuda12]>=0.10'],
-        'tpu': ['jax[tpu]>=0.10'],
+        'cuda': ['jax[cuda13]>=0.7.2'],
+        'cuda12': ['jax[cuda12]>=0.7.2'],
+        'tpu': ['jax[tpu]>=0.7.2'],
     },
 )

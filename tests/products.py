@@ -2,8 +2,6 @@
 
 import math
 
-import jax.extend as jex
-
 
 def macs(jaxpr):
   """MACs of the matrix products and convolutions of a `Jaxpr`, exactly.
@@ -26,5 +24,13 @@ def macs(jaxpr):
     else:
       assert name not in ('while', 'cond')
       times = params['length'] if name == 'scan' else 1
-      total += times * sum(map(macs, jex.core.jaxprs_in_params(params)))
+      total += times * sum(map(macs, _inner(params)))
   return total
+
+
+def _inner(params):
+  # jax 0.7 has no jax.extend.core.jaxprs_in_params.
+  for value in params.values():
+    for program in value if isinstance(value, tuple) else (value,):
+      if hasattr(program, 'eqns'):
+        yield program

@@ -280,9 +280,12 @@ def test_dtypes(name, dtype):
     'deit_tiny_distilled_patch16_224'])
 def test_parameters_are_float32_under_x64(name):
   model = models.create(name, exits=((1, 'resmlp'),))
-  with jax.enable_x64(True):
+  jax.config.update('jax_enable_x64', True)
+  try:
     shapes = jax.eval_shape(
         lambda: models.init_params(model, jax.random.key(0)))
+  finally:
+    jax.config.update('jax_enable_x64', False)
   assert {str(x.dtype) for x in jax.tree.leaves(shapes)} == {'float32'}
 
 

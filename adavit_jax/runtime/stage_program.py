@@ -33,8 +33,11 @@ class StageProgram:
     leaves, tree = jax.tree.flatten(self._params)
     shapes = jax.eval_shape(lambda x: x, leaves)
     rebuild = lambda leaves: jax.tree.unflatten(tree, leaves)
-    jaxpr = jax.make_jaxpr(lambda leaves, *args: self._run(
-        rebuild(leaves), *args))(shapes, images, state).jaxpr
+    traced = jax.make_jaxpr(lambda leaves, *args: self._run(
+        rebuild(leaves), *args))(shapes, images, state)
+    # Before jax 0.12 it is wrapped; since then it is what the wrapper held,
+    # under an accessor that is to go.
+    jaxpr = getattr(traced, 'jaxpr', traced)
     read = {v for eqn in jaxpr.eqns for v in eqn.invars
             if isinstance(v, core.Var)}.union(
                 v for v in jaxpr.outvars if isinstance(v, core.Var))
