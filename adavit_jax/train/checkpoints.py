@@ -5,6 +5,7 @@ itself: the state, bit for bit, and a JSON dict that says what it is. Only this
 file knows Orbax.
 """
 
+import contextlib
 import json
 import math
 
@@ -13,13 +14,35 @@ from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
-# Orbax logs dozens of lines a checkpoint, and warns of what read_only asks for.
-logging.get_absl_logger().addFilter(lambda record: (
-    'orbax' not in record.pathname
-    or record.levelno > 20 and 'read only' not in record.msg))
-
 # Where two kinds hold the same step, the earlier one here is preferred.
 KINDS = ('last', 'phases', 'best')
+
+
+def quiet_orbax():
+  """Hides the dozens of lines that Orbax logs a checkpoint, not its warnings.
+
+  For programs that log information of their own. Nothing is hidden on import:
+  the logger, absl's, is the whole application's.
+  """
+  logging.get_absl_logger().addFilter(
+      lambda record: not _of_orbax(record) or record.levelno > 20)
+
+
+def _of_orbax(record):
+  return 'orbax' in record.pathname
+
+
+@contextlib.contextmanager
+def _unwarned_of_read_only():
+  """Hides Orbax's warning that a directory is opened as we ask for."""
+  logger = logging.get_absl_logger()
+  hide = lambda record: not (
+      _of_orbax(record) and 'read only' in str(record.msg))
+  logger.addFilter(hide)
+  try:
+    yield
+  finally:
+    logger.removeFilter(hide)
 
 
 class Checkpoints:
@@ -250,11 +273,12 @@ def _manager(directory, max_to_keep, kind, read_only):
     options = ocp.CheckpointManagerOptions(
         read_only=True, save_interval_steps=0, create=False,
         multiprocessing_options=processes)
-  else:
-    directory.mkdir(parents=True, exist_ok=True)
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=max_to_keep, create=False, cleanup_tmp_directories=True,
-        multiprocessing_options=processes)
+    with _unwarned_of_read_only():
+      return ocp.CheckpointManager(directory, options=options)
+  directory.mkdir(parents=True, exist_ok=True)
+  options = ocp.CheckpointManagerOptions(
+      max_to_keep=max_to_keep, create=False, cleanup_tmp_directories=True,
+      multiprocessing_options=processes)
   return ocp.CheckpointManager(directory, options=options)
 
 
