@@ -149,7 +149,9 @@ class Classifier:
 
 def load(workdir, *, phase='', best=False, actions=None, rule=None,
          thresholds=None, max_batch_size=256):
-  """Makes a `Classifier` of a trained run.
+  """Makes a `Classifier` of a trained run, on a device of this process.
+
+  In a job of several processes each one, or only some, may call it.
 
   Args:
     workdir: directory of the run.
@@ -175,7 +177,7 @@ def load(workdir, *, phase='', best=False, actions=None, rule=None,
       fit it, the model has no exits to use them, or exits and no use for
       actions, and as `Classifier`.
   """
-  with run_lib.Run(workdir) as run:
+  with run_lib.Run(workdir, alone=True) as run:
     saved = run.find(phase=phase, best=best)
     info = saved.info
     if not phase:
@@ -192,7 +194,7 @@ def load(workdir, *, phase='', best=False, actions=None, rule=None,
                       ('with exits', 'none'))
         raise ValueError(f'{name}={value!r} is for a model {kind}, and '
                          f'{workdir} holds {held}; leave it out')
-    state = run.state(saved, system, mesh_lib.make_mesh(1))
+    state = run.state(saved, system, mesh_lib.local_mesh())
   class_names = info['dataset']['class_names']
   if exits:
     if thresholds is None:

@@ -218,6 +218,8 @@ def test_an_applications_own_logs_of_orbax_are_not_hidden(
 def test_bad_arguments(tmp_path):
   with pytest.raises(ValueError, match='keep=0'):
     checkpoints.Checkpoints(tmp_path, keep=0)
+  with pytest.raises(ValueError, match='alone=True'):
+    checkpoints.Checkpoints(tmp_path, alone=True)
   with checkpoints.Checkpoints(tmp_path) as ckpts:
     with pytest.raises(ValueError, match='info must hold only what JSON'):
       ckpts.save(1, {'w': jnp.float32(1)}, {'loss': jnp.float32(1)})

@@ -48,7 +48,8 @@ def _unwarned_of_read_only():
 class Checkpoints:
   """Saves and restores states; all processes must make the same calls."""
 
-  def __init__(self, workdir, *, keep: int = 3, read_only: bool = False):
+  def __init__(self, workdir, *, keep: int = 3, read_only: bool = False,
+               alone: bool = False):
     """Opens workdir/checkpoints.
 
     Args:
@@ -56,13 +57,18 @@ class Checkpoints:
       keep: how many of the last checkpoints stay.
       read_only: make, tidy and delete nothing; for evaluation, beside a run
         that still goes on too.
+      alone: with read_only, this process makes its calls whatever the others
+        do, and restores onto its own devices.
 
     Raises:
-      ValueError: keep is below 1, or a package for such an address is not
-        installed.
+      ValueError: keep is below 1, alone without read_only, or a package for
+        such an address is not installed.
     """
     if keep < 1:
       raise ValueError(f'keep={keep} must be at least 1')
+    if alone and not read_only:
+      raise ValueError('alone=True is for read_only=True: to save, all '
+                       'processes are needed')
     self.directory = _absolute(workdir) / 'checkpoints'
     try:
       self.directory.exists()
@@ -73,7 +79,8 @@ class Checkpoints:
     self._read_only = read_only
     counts = {'last': keep, 'best': 1, 'phases': None}
     self._managers = {
-        kind: _manager(self.directory / kind, counts[kind], kind, read_only)
+        kind: _manager(self.directory / kind, counts[kind], kind, read_only,
+                       alone)
         for kind in KINDS}
     # The steps of which this object knows that what lies there is this run's.
     self._own = {kind: set() for kind in KINDS}
@@ -265,9 +272,12 @@ def _absolute(workdir):
   return path if '://' in str(path) else path.absolute()
 
 
-def _manager(directory, max_to_keep, kind, read_only):
+def _manager(directory, max_to_keep, kind, read_only, alone):
+  me = jax.process_index()
   # Each kind has its own barriers: two of them may save at the same time.
-  processes = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=kind)
+  processes = ocp.options.MultiprocessingOptions(
+      primary_host=me if alone else 0, active_processes={me} if alone else None,
+      barrier_sync_key_prefix=kind)
   if read_only:
     # The interval and create are what read_only implies; unset, Orbax warns.
     options = ocp.CheckpointManagerOptions(

@@ -35,10 +35,17 @@ class Saved(NamedTuple):
 class Run:
   """An opened run; a context manager."""
 
-  def __init__(self, workdir):
-    """Opens the checkpoints of a directory, which may hold none."""
+  def __init__(self, workdir, *, alone=False):
+    """Opens the checkpoints of a directory, which may hold none.
+
+    Args:
+      workdir: directory of the run.
+      alone: whether this process reads on its own; else all processes must make
+        the same calls.
+    """
     self.workdir = workdir
-    self._checkpoints = checkpoints.Checkpoints(workdir, read_only=True)
+    self._checkpoints = checkpoints.Checkpoints(
+        workdir, read_only=True, alone=alone)
 
   def __enter__(self):
     return self
