@@ -86,7 +86,8 @@ class Checkpoints:
     self._own = {kind: set() for kind in KINDS}
     self._best = -math.inf
     step = self._managers['best'].latest_step()
-    if step is not None:
+    # A reader has no use for it, and the run may be replacing it just now.
+    if step is not None and not read_only:
       self._best = self._json('best', step, 'about')['metric']
 
   def save(self, step: int, state, info, *, pin: bool = False,
