@@ -17,6 +17,7 @@ import jax
 
 from adavit_jax import report
 from adavit_jax.exits import confidence
+from adavit_jax.train import checkpoints
 from adavit_jax.train import guards
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a run.',
@@ -64,4 +65,5 @@ def main(argv):
 
 if __name__ == '__main__':
   logging.set_verbosity(logging.INFO)
+  checkpoints.quiet_orbax()
   app.run(main)

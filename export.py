@@ -15,6 +15,7 @@ from absl import logging
 import adavit_jax
 from adavit_jax import deploy
 from adavit_jax.exits import confidence
+from adavit_jax.train import checkpoints
 from adavit_jax.train import guards
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a run.',
@@ -89,4 +90,5 @@ def _hint():
 
 if __name__ == '__main__':
   logging.set_verbosity(logging.INFO)
+  checkpoints.quiet_orbax()
   app.run(main)

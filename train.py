@@ -16,6 +16,7 @@ from absl import logging
 import jax
 from ml_collections import config_flags
 
+from adavit_jax.train import checkpoints
 from adavit_jax.train import guards
 from adavit_jax.train import loop
 
@@ -89,4 +90,5 @@ def _parse(argv):
 
 if __name__ == '__main__':
   logging.set_verbosity(logging.INFO)
+  checkpoints.quiet_orbax()
   app.run(main, flags_parser=_parse)

@@ -164,7 +164,9 @@ class Classifier:
 
 def load(workdir, *, phase='', best=False, actions=None, rule=None,
          thresholds=None, max_batch_size=256):
-  """Makes a `Classifier` of a trained run.
+  """Makes a `Classifier` of a trained run, on a device of this process.
+
+  In a job of several processes each one, or only some, may call it.
 
   Args:
     workdir: directory of the run.
@@ -190,26 +192,11 @@ def load(workdir, *, phase='', best=False, actions=None, rule=None,
       fit it, the model has no exits to use them, or exits and no use for
       actions, and as `Classifier`.
   """
-  with run_lib.Run(workdir) as run:
-    saved = run.find(phase=phase, best=best)
-    info = saved.info
-    if not phase:
-      run.warn_of_unfinished()
-    if rule is not None:
-      info['config']['exits']['rule'] = rule
-    system = run_lib.system(info)
-    exits = system.staged
-    unused = dict(actions=actions) if exits else dict(
-        rule=rule, thresholds=thresholds)
-    for name, value in unused.items():
-      if value is not None:
-        kind, held = (('without exits', 'one') if exits else
-                      ('with exits', 'none'))
-        raise ValueError(f'{name}={value!r} is for a model {kind}, and '
-                         f'{workdir} holds {held}; leave it out')
-    state = run.state(saved, system, mesh_lib.make_mesh(1))
+  with run_lib.Run(workdir, alone=True) as run:
+    info, system, state = run_lib.reread(lambda: _read(
+        run, phase, best, actions, rule, thresholds))
   class_names = info['dataset']['class_names']
-  if exits:
+  if system.staged:
     if thresholds is None:
       thresholds = confidence.NEVER
     return CascadeClassifier(
@@ -219,6 +206,27 @@ def load(workdir, *, phase='', best=False, actions=None, rule=None,
     actions = system.actions(info['phase'])
   return Classifier(system, state, actions=actions, class_names=class_names,
                     max_batch_size=max_batch_size)
+
+
+def _read(run, phase, best, actions, rule, thresholds):
+  """(info, `System`, `State`) of one checkpoint; arguments as in `load`."""
+  saved = run.find(phase=phase, best=best)
+  info = saved.info
+  if not phase:
+    run.warn_of_unfinished()
+  if rule is not None:
+    info['config']['exits']['rule'] = rule
+  system = run_lib.system(info)
+  exits = system.staged
+  unused = dict(actions=actions) if exits else dict(
+      rule=rule, thresholds=thresholds)
+  for name, value in unused.items():
+    if value is not None:
+      kind, held = (('without exits', 'one') if exits else
+                    ('with exits', 'none'))
+      raise ValueError(f'{name}={value!r} is for a model {kind}, and '
+                       f'{run.workdir} holds {held}; leave it out')
+  return info, system, run.state(saved, system, mesh_lib.local_mesh())
 
 
 def predict(system, actions, params, images, valid, threshold):

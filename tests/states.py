@@ -1,5 +1,8 @@
 """Runs that tests share, and their states, compared bit for bit."""
 
+import pathlib
+import shutil
+
 from adavit_jax.train import loop
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import step as step_lib
@@ -48,6 +51,28 @@ def run(tmp_path_factory):
   dataset = tiny.dataset()
   assert loop.Trainer(config, workdir, dataset).train() is not None
   return workdir, dataset
+
+
+def replace(workdir, kind, *, halfway=False):
+  """What a training does beside a reader: the newest step becomes the next.
+
+  Args:
+    workdir: directory of a run.
+    kind: of its checkpoints.
+    halfway: whether the old one is deleted in part yet.
+
+  Returns:
+    The new step.
+  """
+  folder = pathlib.Path(workdir, 'checkpoints', kind)
+  step = max(int(path.name) for path in folder.iterdir())
+  old, new = folder / str(step), folder / str(step + 1)
+  if halfway:
+    shutil.copytree(old, new)
+    shutil.rmtree(old / 'state' / 'd')
+  else:
+    old.rename(new)
+  return step + 1
 
 
 def bits(x):

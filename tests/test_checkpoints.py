@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+from absl import logging
 import adavit_jax
 from adavit_jax.train import checkpoints
 from adavit_jax.train import mesh as mesh_lib
@@ -195,9 +196,30 @@ def test_read_only(tmp_path):
     assert ckpts.latest() == ('last', 1)
 
 
+def test_an_applications_own_logs_of_orbax_are_not_hidden(
+    tmp_path, caplog, monkeypatch):
+  """By a program of ours they are, and only by it."""
+  logger = logging.get_absl_logger()
+  record = lambda level, file: logger.makeRecord(
+      logger.name, level, file, 1, 'Saved.', (), None)
+  orbax = '/orbax/checkpoint/checkpoint_manager.py'
+  seen = record(20, orbax)
+  assert logger.filter(seen)
+  with checkpoints.Checkpoints(tmp_path, read_only=True):
+    assert logger.filter(seen)
+  assert not caplog.text  # what Orbax warns of is what was asked for
+  monkeypatch.setattr(logger, 'filters', [])
+  checkpoints.quiet_orbax()
+  assert not logger.filter(seen)
+  assert logger.filter(record(30, orbax))
+  assert logger.filter(record(20, '/application.py'))
+
+
 def test_bad_arguments(tmp_path):
   with pytest.raises(ValueError, match='keep=0'):
     checkpoints.Checkpoints(tmp_path, keep=0)
+  with pytest.raises(ValueError, match='alone=True'):
+    checkpoints.Checkpoints(tmp_path, alone=True)
   with checkpoints.Checkpoints(tmp_path) as ckpts:
     with pytest.raises(ValueError, match='info must hold only what JSON'):
       ckpts.save(1, {'w': jnp.float32(1)}, {'loss': jnp.float32(1)})

@@ -1,5 +1,7 @@
 """A trained run as a Python function: `adavit_jax.load`."""
 
+import shutil
+
 import adavit_jax
 from adavit_jax.models.actions import Actions
 from adavit_jax.train import checkpoints
@@ -9,6 +11,7 @@ from adavit_jax.train import run as run_lib
 from adavit_jax.train import state as state_lib
 import numpy as np
 import pytest
+import states
 from states import run  # a fixture
 from states import two_devices  # a fixture
 import tiny
@@ -39,6 +42,36 @@ def test_the_checkpoints_are_opened_once(run, monkeypatch, given):
   monkeypatch.setattr(checkpoints, 'Checkpoints', Counted)
   adavit_jax.load(run[0], **given)
   assert opened == [(run[0],)] and len(closed) == 1
+
+
+@pytest.mark.parametrize('kind, halfway, times', [
+    ('best', False, 1), ('last', True, 1), ('best', False, 9)])
+def test_what_a_training_replaces_is_read_again(
+    run, tmp_path, monkeypatch, kind, halfway, times):
+  """Between finding and reading it; both are of the newer one then."""
+  shutil.copytree(f'{run[0]}/checkpoints', tmp_path / 'checkpoints')
+  if kind == 'last':
+    shutil.rmtree(tmp_path / 'checkpoints' / 'phases')
+    shutil.rmtree(tmp_path / 'checkpoints' / 'best')
+  steps, find, left = [], run_lib.Run.find, iter(range(times))
+
+  def found_and_replaced(self, **given):
+    saved = find(self, **given)
+    if given:  # not the look at what is newest
+      steps.append(saved.step)
+      if next(left, None) is not None:
+        states.replace(tmp_path, kind, halfway=halfway)
+    return saved
+
+  monkeypatch.setattr(run_lib.Run, 'find', found_and_replaced)
+  load = lambda: adavit_jax.load(str(tmp_path), best=kind == 'best')
+  if times > 1:
+    with pytest.raises(ValueError, match='best/'):
+      load()
+    assert len(steps) == 5
+  else:
+    load()
+    assert steps == [steps[0], steps[0] + 1]
 
 
 def test_a_run_loads_with_actions_of_ones_own(run):

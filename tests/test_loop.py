@@ -317,6 +317,7 @@ def _main():
   mesh_lib.make_mesh = lambda: make_mesh(2)  # as the fixture `two_devices`
   data.load = lambda *args, **kwargs: tiny.dataset(seconds=0.1)
   logging.set_verbosity(logging.INFO)
+  checkpoints.quiet_orbax()
   app.run(train.main)
 
 

@@ -104,6 +104,14 @@ def _train(workdir):
               for x in jax.tree.leaves(state.params))
   print('TRAINED', total.hex())
 
+  # One process alone, whatever the other one does meanwhile.
+  if jax.process_index() == 1:
+    clf = adavit_jax.load(workdir)
+    device, = jax.tree.leaves(clf.params)[0].devices()
+    assert device == jax.local_devices()[0]
+    images = dataset.test.images(np.arange(3))
+    print('LOADED', *clf(images).labels)
+
   # Every image with its own label and place, in the order of the split.
   run = jax.jit(lambda images, labels, rows: (labels, images[:, 0, 0, 0], rows),
                 out_shardings=mesh_lib.replicated(trainer.mesh))
@@ -150,6 +158,7 @@ def test_two_processes(tmp_path):
   trained = [line for out in outputs for line in out.splitlines()
              if line.startswith('TRAINED')]
   assert len(trained) == 2 and trained[0] == trained[1]
+  assert 'LOADED' in outputs[1] and 'LOADED' not in outputs[0]
   lines = [line for out in outputs for line in out.splitlines()
            if line.startswith('RESULT')]
   assert len(lines) == 2 and lines[0] == lines[1]

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import shutil
 import types
 
 import adavit_jax
@@ -153,6 +154,28 @@ def test_a_run_without_a_policy_has_a_row_of_what_it_reaches(
   assert result['dense'] == compare.row(
       trainer.evaluator.dense(params, run[1].test), trainer.system.plain_cost)
   assert 'static' not in result
+
+
+def test_a_best_checkpoint_that_is_replaced_meanwhile(
+    run, tiny_data, tmp_path, monkeypatch):
+  """The report names the step that it measures."""
+  shutil.copytree(f'{run[0]}/checkpoints', tmp_path / 'checkpoints')
+  new = []
+
+  class Measured(Exception):
+    pass
+
+  def measure(trainer, run, saved, budget):
+    del budget
+    if not new:
+      new.append(states.replace(tmp_path, 'best'))
+    run.state(saved, trainer.system, trainer.mesh)
+    raise Measured(saved.step)
+
+  monkeypatch.setattr(baselines, 'Report', measure)
+  with pytest.raises(Measured) as measured:
+    report.evaluate(str(tmp_path), best=True, static=False)
+  assert [*measured.value.args] == new
 
 
 def test_a_run_is_evaluated_on_other_devices(run, reported, monkeypatch):

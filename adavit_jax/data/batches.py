@@ -100,7 +100,7 @@ def train_batches(
       indices = batch_indices(seed, step, size=n, batch_size=batch_size)[mine]
       yield dict(image=split.images(indices), label=split.labels[indices])
 
-  return _ahead(batches()) if split.lazy else batches()
+  return ahead(batches(), split)
 
 
 def eval_batches(
@@ -135,7 +135,7 @@ def eval_batches(
           np.pad(indices, (0, pad), constant_values=-1),
       )
 
-  return _ahead(batches()) if split.lazy else batches()
+  return ahead(batches(), split)
 
 
 # A stream holds two permutations at a time; 1.3 million images take 10 MB each.
@@ -144,8 +144,24 @@ def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
   return np.random.default_rng((seed, epoch)).permutation(size)
 
 
-def _ahead(items: Iterator) -> Iterator:
-  """Yields `items`, of which a thread prepares the next two meanwhile."""
+def ahead(items: Iterator, split: splits.Split) -> Iterator:
+  """Yields items made of a split's images, prepared ahead where it is lazy.
+
+  A thread prepares the next two meanwhile; it ends with the generator, and an
+  exception there is raised here.
+
+  Args:
+    items: iterator that decodes the images; one that is not lazy is faster
+      without a thread.
+    split: that the images are of.
+
+  Returns:
+    A generator of the items.
+  """
+  return _ahead(items) if split.lazy else items
+
+
+def _ahead(items):
   ready = queue.Queue(_PREFETCH)
   closed = threading.Event()
 

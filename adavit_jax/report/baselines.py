@@ -43,8 +43,8 @@ class Report:
 
   def _params_after(self, phase, run=None):
     run = run or self._run
-    state = run.state(
-        run.find(phase=phase), self._system, self.trainer.mesh)
+    state = run_lib.reread(lambda: run.state(
+        run.find(phase=phase), self._system, self.trainer.mesh))
     return state_lib.final_params(state)
 
   @functools.cached_property

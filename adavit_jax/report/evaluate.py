@@ -52,9 +52,11 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
       together, cannot be met or have no policy to use them, or static
       sub-networks cannot be tuned on so many devices.
   """
-  with run_lib.Run(workdir) as run:
-    return _evaluate(run, workdir, threshold, best, static, data_dir, rule,
-                     mac_target)
+  def read():
+    with run_lib.Run(workdir) as run:
+      return _evaluate(run, workdir, threshold, best, static, data_dir, rule,
+                       mac_target)
+  return run_lib.reread(read)
 
 
 def _evaluate(run, workdir, threshold, best, static, data_dir, rule,

@@ -5,6 +5,7 @@ itself: the state, bit for bit, and a JSON dict that says what it is. Only this
 file knows Orbax.
 """
 
+import contextlib
 import json
 import math
 
@@ -13,19 +14,42 @@ from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
-# Orbax logs dozens of lines a checkpoint, and warns of what read_only asks for.
-logging.get_absl_logger().addFilter(lambda record: (
-    'orbax' not in record.pathname
-    or record.levelno > 20 and 'read only' not in record.msg))
-
 # Where two kinds hold the same step, the earlier one here is preferred.
 KINDS = ('last', 'phases', 'best')
+
+
+def quiet_orbax():
+  """Hides the dozens of lines that Orbax logs a checkpoint, not its warnings.
+
+  For programs that log information of their own. Nothing is hidden on import:
+  the logger, absl's, is the whole application's.
+  """
+  logging.get_absl_logger().addFilter(
+      lambda record: not _of_orbax(record) or record.levelno > 20)
+
+
+def _of_orbax(record):
+  return 'orbax' in record.pathname
+
+
+@contextlib.contextmanager
+def _unwarned_of_read_only():
+  """Hides Orbax's warning that a directory is opened as we ask for."""
+  logger = logging.get_absl_logger()
+  hide = lambda record: not (
+      _of_orbax(record) and 'read only' in str(record.msg))
+  logger.addFilter(hide)
+  try:
+    yield
+  finally:
+    logger.removeFilter(hide)
 
 
 class Checkpoints:
   """Saves and restores states; all processes must make the same calls."""
 
-  def __init__(self, workdir, *, keep: int = 3, read_only: bool = False):
+  def __init__(self, workdir, *, keep: int = 3, read_only: bool = False,
+               alone: bool = False):
     """Opens workdir/checkpoints.
 
     Args:
@@ -33,13 +57,18 @@ class Checkpoints:
       keep: how many of the last checkpoints stay.
       read_only: make, tidy and delete nothing; for evaluation, beside a run
         that still goes on too.
+      alone: with read_only, this process makes its calls whatever the others
+        do, and restores onto its own devices.
 
     Raises:
-      ValueError: keep is below 1, or a package for such an address is not
-        installed.
+      ValueError: keep is below 1, alone without read_only, or a package for
+        such an address is not installed.
     """
     if keep < 1:
       raise ValueError(f'keep={keep} must be at least 1')
+    if alone and not read_only:
+      raise ValueError('alone=True is for read_only=True: to save, all '
+                       'processes are needed')
     self.directory = _absolute(workdir) / 'checkpoints'
     try:
       self.directory.exists()
@@ -50,13 +79,15 @@ class Checkpoints:
     self._read_only = read_only
     counts = {'last': keep, 'best': 1, 'phases': None}
     self._managers = {
-        kind: _manager(self.directory / kind, counts[kind], kind, read_only)
+        kind: _manager(self.directory / kind, counts[kind], kind, read_only,
+                       alone)
         for kind in KINDS}
     # The steps of which this object knows that what lies there is this run's.
     self._own = {kind: set() for kind in KINDS}
     self._best = -math.inf
     step = self._managers['best'].latest_step()
-    if step is not None:
+    # A reader has no use for it, and the run may be replacing it just now.
+    if step is not None and not read_only:
       self._best = self._json('best', step, 'about')['metric']
 
   def save(self, step: int, state, info, *, pin: bool = False,
@@ -242,19 +273,23 @@ def _absolute(workdir):
   return path if '://' in str(path) else path.absolute()
 
 
-def _manager(directory, max_to_keep, kind, read_only):
+def _manager(directory, max_to_keep, kind, read_only, alone):
+  me = jax.process_index()
   # Each kind has its own barriers: two of them may save at the same time.
-  processes = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=kind)
+  processes = ocp.options.MultiprocessingOptions(
+      primary_host=me if alone else 0, active_processes={me} if alone else None,
+      barrier_sync_key_prefix=kind)
   if read_only:
     # The interval and create are what read_only implies; unset, Orbax warns.
     options = ocp.CheckpointManagerOptions(
         read_only=True, save_interval_steps=0, create=False,
         multiprocessing_options=processes)
-  else:
-    directory.mkdir(parents=True, exist_ok=True)
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=max_to_keep, create=False, cleanup_tmp_directories=True,
-        multiprocessing_options=processes)
+    with _unwarned_of_read_only():
+      return ocp.CheckpointManager(directory, options=options)
+  directory.mkdir(parents=True, exist_ok=True)
+  options = ocp.CheckpointManagerOptions(
+      max_to_keep=max_to_keep, create=False, cleanup_tmp_directories=True,
+      multiprocessing_options=processes)
   return ocp.CheckpointManager(directory, options=options)
 
 

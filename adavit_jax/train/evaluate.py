@@ -1,5 +1,6 @@
 """Outputs of a model on a whole split, image by image."""
 
+import contextlib
 import functools
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adavit_jax.data import batches as batches_lib
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
@@ -195,13 +197,36 @@ def collect(split, run, mesh, batch_size):
   Returns:
     List of NumPy arrays [n, ...].
   """
-  processes, index = jax.process_count(), jax.process_index()
   parts = []
+  for valid, out in _run_batches(split, run, mesh, batch_size):
+    parts.append([x[:valid] for x in out])
+  return [np.concatenate(x) for x in zip(*parts)]
+
+
+def _run_batches(split, run, mesh, batch_size):
+  """Yields (images that are no padding, NumPy outputs) of each batch.
+
+  The outputs of a batch are fetched when the devices have the next one to
+  compute, and the images of a lazy split are decoded meanwhile.
+  """
+  running = []
+  with contextlib.closing(
+      batches_lib.ahead(_batches(split, batch_size), split)) as batches:
+    for valid, rows, images, labels in batches:
+      images, labels = mesh_lib.shard_batch((images, labels), mesh)
+      running.append((valid, run(images, labels, rows)))
+      if len(running) == 2:
+        valid, out = running.pop(0)
+        yield valid, mesh_lib.fetch(out)
+  for valid, out in running:
+    yield valid, mesh_lib.fetch(out)
+
+
+def _batches(split, batch_size):
+  """(images that are no padding, rows, this process's images and labels)."""
+  processes, index = jax.process_count(), jax.process_index()
   for start in range(0, len(split), batch_size):
     rows = np.minimum(np.arange(start, start + batch_size), len(split) - 1)
     mine = np.split(rows, processes)[index]
-    images, labels = mesh_lib.shard_batch(
-        (split.images(mine), split.labels[mine]), mesh)
     valid = min(batch_size, len(split) - start)
-    parts.append([x[:valid] for x in mesh_lib.fetch(run(images, labels, rows))])
-  return [np.concatenate(x) for x in zip(*parts)]
+    yield valid, rows, split.images(mine), split.labels[mine]

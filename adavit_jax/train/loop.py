@@ -164,22 +164,27 @@ class Trainer:
     """The first state of a run that begins from another run's parameters."""
     init = self.config.init
     with run_lib.Run(init.workdir) as run:
-      saved = run.find(phase=init.phase)
-      info = saved.info
-      if not init.phase:
-        run.warn_of_unfinished()
-      if not phases.PHASES[self.config.phases[0]].from_scratch:
-        checks.same_classes(info, self.dataset, init.workdir)
-      checks.same_holdout(info, self.config, self.dataset)
-      self._check_order(info)
-      checks.mask_goes_on(info, self.config)
-      state = run.state(saved, self.system, self.mesh)
+      info, state = run_lib.reread(lambda: self._read(run))
     self._began_from = info['phase']
     self._had_price = history.has_price(info)
     logging.info('initialised from %s, step %d', init.workdir, state.step)
     self._policy_learned = history.policy_has_learned(info)
     state = state_lib.restart(state, self.config.seed)
     return state.replace(key=self._replicate(state.key))
+
+  def _read(self, run):
+    """(info, `State`) of the checkpoint of another run to begin from."""
+    init = self.config.init
+    saved = run.find(phase=init.phase)
+    info = saved.info
+    if not init.phase:
+      run.warn_of_unfinished()
+    if not phases.PHASES[self.config.phases[0]].from_scratch:
+      checks.same_classes(info, self.dataset, init.workdir)
+    checks.same_holdout(info, self.config, self.dataset)
+    self._check_order(info)
+    checks.mask_goes_on(info, self.config)
+    return info, run.state(saved, self.system, self.mesh)
 
   def policy_has_learned(self, phase):
     """Whether the policy was trained before a phase, on the model as it is."""

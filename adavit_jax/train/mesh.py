@@ -38,7 +38,16 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
   # wiring of a TPU instead. Auto, because Linen layers carry no sharding
   # annotations and fail under the default Explicit mode.
   devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
-  return Mesh(np.asarray(devices[:num]), (AXIS,), axis_types=(AxisType.Auto,))
+  return _mesh(devices[:num])
+
+
+def local_mesh() -> Mesh:
+  """Makes a mesh of one device of this process, which needs no other one."""
+  return _mesh(jax.local_devices()[:1])
+
+
+def _mesh(devices):
+  return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -1,5 +1,6 @@
 """A run's work directory, opened to read from it."""
 
+import contextlib
 import json
 import types
 from typing import Any, NamedTuple
@@ -16,6 +17,36 @@ from adavit_jax.train import history
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import system as system_lib
+
+
+_TRIES = 5  # to read what a running training replaces
+
+
+class Replaced(ValueError):
+  """A running training replaced a checkpoint that was being read."""
+
+
+def reread(read):
+  """Reads from a run, once more where its training replaces what is read.
+
+  A training that goes on keeps one best checkpoint and few of the last ones.
+
+  Args:
+    read: function that finds a checkpoint and reads all that it needs of it;
+      called again from the start, so that nothing is of the one before.
+
+  Returns:
+    What `read` returns.
+
+  Raises:
+    Replaced: if it was replaced every time.
+  """
+  for _ in range(_TRIES - 1):
+    try:
+      return read()
+    except Replaced as error:
+      logging.warning('%s; reading the newer one', error)
+  return read()
 
 
 class Saved(NamedTuple):
@@ -35,10 +66,17 @@ class Saved(NamedTuple):
 class Run:
   """An opened run; a context manager."""
 
-  def __init__(self, workdir):
-    """Opens the checkpoints of a directory, which may hold none."""
+  def __init__(self, workdir, *, alone=False):
+    """Opens the checkpoints of a directory, which may hold none.
+
+    Args:
+      workdir: directory of the run.
+      alone: whether this process reads on its own; else all processes must make
+        the same calls.
+    """
     self.workdir = workdir
-    self._checkpoints = checkpoints.Checkpoints(workdir, read_only=True)
+    self._checkpoints = checkpoints.Checkpoints(
+        workdir, read_only=True, alone=alone)
 
   def __enter__(self):
     return self
@@ -48,8 +86,10 @@ class Run:
 
   def newest(self):
     """The newest `Saved`, or None."""
-    latest = self._checkpoints.latest()
-    return None if latest is None else self._saved(*latest)
+    def read():
+      latest = self._checkpoints.latest()
+      return None if latest is None else self._saved(*latest)
+    return reread(read)
 
   def find(self, *, phase='', best=False):
     """Finds a checkpoint.
@@ -67,6 +107,9 @@ class Run:
     if best and phase:
       raise ValueError(f'phase={phase!r} and best=True are two checkpoints, '
                        f'the best one is of the last phase: give one of them')
+    return reread(lambda: self._saved(*self._which(phase, best)))
+
+  def _which(self, phase, best):
     ckpts = self._checkpoints
     if best:
       steps = [('best', step) for step in ckpts.steps('best')]
@@ -80,12 +123,27 @@ class Run:
               else 'best checkpoint' if best else 'checkpoint')
       raise ValueError(f'{self.workdir!r} holds no {what}; train there first, '
                        f'or give the --workdir of another run')
-    return self._saved(*steps[-1])
+    return steps[-1]
 
   def _saved(self, kind, step):
-    info = self._checkpoints.info(step, kind)
+    with self._reading(kind, step):
+      info = self._checkpoints.info(step, kind)
     config_lib.import_module(info['config']['model']['module'])
     return Saved(kind, step, {**info, 'config': with_defaults(info['config'])})
+
+  @contextlib.contextmanager
+  def _reading(self, kind, step):
+    """Says so if an error comes of a checkpoint's being replaced."""
+    try:
+      yield
+    except Exception as error:  # of many types: files vanish one by one
+      steps = self._checkpoints.steps(kind)
+      stays = step in steps if kind == 'phases' else steps[-1:] == (step,)
+      if stays:
+        raise
+      raise Replaced(f'the checkpoint {kind}/{step} of {self.workdir!r} was '
+                     f'replaced by its training while it was read; try again'
+                     ) from error
 
   def warn_of_unfinished(self):
     """Logs where a run stands that has phases to go; returns whether it has."""
@@ -109,6 +167,7 @@ class Run:
       cannot give are new.
 
     Raises:
+      Replaced: if a running training has replaced it since it was found.
       ValueError: if the checkpoint is of another model.
     """
     groups = _common_groups(system(saved.info), wanted, saved.info,
@@ -120,15 +179,17 @@ class Run:
     fields = dict(
         params={group: fresh.params[group] for group in groups},
         key=fresh.key, step=fresh.step, log_price=fresh.log_price)
-    kept = self._checkpoints.groups(saved.step, saved.kind)
+    with self._reading(saved.kind, saved.step):
+      kept = self._checkpoints.groups(saved.step, saved.kind)
     if averaged := groups.intersection(kept.get('ema', ())):
       fields['ema'] = {group: fresh.params[group] for group in averaged}
     if 'teacher' in kept:
       fields['teacher'] = model
     if 'policy' in groups:
       fields['candidates'] = fresh.candidates
-    found = self._checkpoints.restore(
-        fields, saved.step, saved.kind, partial=True)
+    with self._reading(saved.kind, saved.step):
+      found = self._checkpoints.restore(
+          fields, saved.step, saved.kind, partial=True)
     # Compiled, only what the run lacks is computed.
     new = mesh_lib.replicate(jax.jit(lambda: dict(
         candidates=init().candidates,
