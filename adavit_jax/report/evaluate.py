@@ -1,5 +1,7 @@
 """From a work directory to its report."""
 
+from typing import Any, NamedTuple
+
 from etils import epath
 import jax
 from ml_collections import config_dict
@@ -52,74 +54,106 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
       together, cannot be met or have no policy to use them, or static
       sub-networks cannot be tuned on so many devices.
   """
+  asked = _Asked(threshold, best, static, data_dir, rule, mac_target)
   def read():
     with run_lib.Run(workdir) as run:
-      return _evaluate(run, workdir, threshold, best, static, data_dir, rule,
-                       mac_target)
+      return _evaluate(run, workdir, asked)
   return run_lib.reread(read)
 
 
-def _evaluate(run, workdir, threshold, best, static, data_dir, rule,
-              mac_target):
-  saved = run.find(best=best)
-  info = saved.info
-  config = config_dict.ConfigDict(info['config'])
-  config.phases = tuple(config.phases)
-  if data_dir is not None:
-    config.data.data_dir = data_dir
-  if rule is not None:
-    config.exits.rule = rule
-  if mac_target is not None and threshold is not None:
-    raise ValueError(f'--mac_target={mac_target} calibrates thresholds, and '
-                     f'--threshold={threshold} gives them: leave one out')
-  own_target = config.mac_target
-  if mac_target is not None:
-    config.mac_target = mac_target  # and is checked with the rest
-  trainer = loop.Trainer(config, workdir, run=run)
-  # A mask spends what it spends: its run is the same for another budget.
-  trainer.config.mac_target = own_target
-  checks.same_classes(info, trainer.dataset, workdir)
-  checks.same_images(info, trainer.dataset, workdir)
-  unfinished = run.warn_of_unfinished()
+class _Asked(NamedTuple):
+  """Arguments of `evaluate`."""
+  threshold: Any
+  best: bool
+  static: bool
+  data_dir: str | None
+  rule: str | None
+  mac_target: float | None
+
+
+def _evaluate(run, workdir, asked):
+  saved = run.find(best=asked.best)
+  trainer = _trainer(run, saved, workdir, asked)
+  budget = asked.mac_target or trainer.config.mac_target
   about = dict(
-      workdir=str(workdir), phase=info['phase'], step=saved.step, best=best,
-      finished=not unfinished,
-      seed=config.seed,
+      workdir=str(workdir), phase=saved.info['phase'], step=saved.step,
+      best=asked.best, finished=not run.warn_of_unfinished(),
+      seed=trainer.config.seed,
       device=f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-      budget=config.mac_target, num_test=len(trainer.dataset.test))
+      budget=budget, num_test=len(trainer.dataset.test))
   if trainer.system.staged:
-    return exits.evaluate(trainer, run, saved, about, threshold=threshold,
-                          budget=config.mac_target)
-  size, static = config.joint.batch_size, static and info['phase'] == 'joint'
-  if static and size % trainer.mesh.size:
+    return exits.evaluate(trainer, run, saved, about, budget=budget,
+                          threshold=asked.threshold)
+  _check_without_exits(trainer, saved, workdir, asked)
+  if trainer.system.actions(saved.info['phase']) is not None:
+    result = dict(about, **_without_policy(trainer, run, saved))
+    _show_rows(result, [(key, key) for key in ('dense', 'static')])
+    return result
+  return _with_policy(trainer, run, saved, about, asked)
+
+
+def _trainer(run, saved, workdir, asked):
+  """A `Trainer` of the run's config, with what was asked for instead."""
+  config = config_dict.ConfigDict(saved.info['config'])
+  config.phases = tuple(config.phases)
+  if asked.data_dir is not None:
+    config.data.data_dir = asked.data_dir
+  if asked.rule is not None:
+    config.exits.rule = asked.rule
+  if asked.mac_target is not None and asked.threshold is not None:
+    raise ValueError(f'--mac_target={asked.mac_target} calibrates thresholds, '
+                     f'and --threshold={asked.threshold} gives them: leave one '
+                     f'out')
+  trained_for = config.mac_target
+  if asked.mac_target is not None:
+    config.mac_target = asked.mac_target  # and is checked with the rest
+  trainer = loop.Trainer(config, workdir, run=run)
+  # The run of a static mask is the same for every budget.
+  trainer.config.mac_target = trained_for
+  checks.same_classes(saved.info, trainer.dataset, workdir)
+  checks.same_images(saved.info, trainer.dataset, workdir)
+  return trainer
+
+
+def _tunes_static(saved, asked):
+  return asked.static and saved.info['phase'] == 'joint'
+
+
+def _check_without_exits(trainer, saved, workdir, asked):
+  """Raises a ValueError for what a model without exits has no use for."""
+  size, threshold = trainer.config.joint.batch_size, asked.threshold
+  if _tunes_static(saved, asked) and size % trainer.mesh.size:
     raise ValueError(f'static sub-networks are tuned with joint.batch_size='
                      f'{size}, which these {trainer.mesh.size} devices do not '
                      f'divide; use as many as do, or give --nostatic')
-  if rule is not None:
-    raise ValueError(f'--rule={rule} is for a model with exits, and {workdir} '
-                     f'holds one without; leave it out')
+  if asked.rule is not None:
+    raise ValueError(f'--rule={asked.rule} is for a model with exits, and '
+                     f'{workdir} holds one without; leave it out')
   if threshold is not None and not (np.ndim(threshold) == 0
                                     and 0 < threshold < 1):
     raise ValueError(f'--threshold={threshold} must be in (0, 1): it is the '
                      f"policy's")
-  if trainer.system.actions(info['phase']) is not None:
-    for name, value in dict(threshold=threshold, mac_target=mac_target).items():
-      if value is not None:
-        raise ValueError(f'--{name}={value} is for a policy, and {workdir} '
-                         f"ends with its phase {info['phase']!r}, in which "
-                         f'none decides; leave it out')
-    result = dict(about, **_without_policy(trainer, run, saved))
-    _show_rows(result, [(key, key) for key in ('dense', 'static')])
-    return result
-  report = baselines.Report(trainer, run, saved, config.mac_target)
+  if trainer.system.actions(saved.info['phase']) is None:
+    return
+  for name in ('threshold', 'mac_target'):
+    if (value := getattr(asked, name)) is not None:
+      raise ValueError(f'--{name}={value} is for a policy, and {workdir} ends '
+                       f"with its phase {saved.info['phase']!r}, in which none "
+                       f'decides; leave it out')
+
+
+def _with_policy(trainer, run, saved, about, asked):
+  """The report of a run whose policy decides; None if a signal stopped it."""
+  report = baselines.Report(trainer, run, saved, about['budget'])
   result = dict(about, dense=report.dense_row())
-  rows, outputs = report.final(threshold)
+  rows, outputs = report.final(asked.threshold)
   result.update(rows)
   one = report.one_set_of_weights()
-  if static:
+  if _tunes_static(saved, asked):
     chosen = report.static_masks(result['adaptive']['macs_ratio'])
     for name, actions in chosen.items():
-      result[name] = masks.finetuned(trainer, workdir, actions)
+      result[name] = masks.finetuned(trainer, workdir=about['workdir'],
+                                     actions=actions)
       if result[name] is None:
         return None
     if len(trainer.dataset.holdout):
@@ -128,7 +162,7 @@ def _evaluate(run, workdir, threshold, best, static, data_dir, rule,
   result['one_set_of_weights'] = one
   if jax.process_index() == 0:
     _show(result, plan.num_layers(trainer.system.model))
-    _draw(result, outputs, trainer, workdir)
+    _draw(result, outputs, trainer, about['workdir'])
   return result
 
 
