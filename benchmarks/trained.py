@@ -60,8 +60,8 @@ def rows(workdir, batches, *, repeats, threshold=None, settings=None,
     repeats: rounds; each sees other images.
     threshold: the policy's or every exit's; None takes those of report.json,
       of a cascade each in a row of its own, else, of a policy, the config's.
-    settings: {name: threshold, or thresholds of the exits}, each in a row of its
-      own, instead of `threshold`.
+    settings: {name: threshold, or thresholds of the exits}, each in a row of
+      its own, instead of `threshold`.
     data_dir: replaces the config's.
 
   Yields:

@@ -122,8 +122,7 @@ def _commands(page):
   inline = [' '.join(code.split()) for code in re.findall(
       r'`((?:python|pip) [^`]*)`', _prose(page))]
   for script in (*_blocks(page, 'bash'), *inline):
-    for command in _shell(script):
-      yield command
+    yield from _shell(script)
 
 
 COMMANDS = sorted({command for page in PAGES for command in _commands(page)})

@@ -18,7 +18,6 @@ from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import system as system_lib
 
-
 _TRIES = 5  # to read what a running training replaces
 
 
