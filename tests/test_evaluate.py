@@ -1,11 +1,21 @@
-"""Evaluation keeps host and devices busy at the same time."""
+"""Evaluation keeps host and devices busy, and neither holds too much."""
 
 import threading
+import types
 
 from adavit_jax import data
+from adavit_jax.policies import learned
+from adavit_jax.policies import search
+from adavit_jax.runtime import modes
+from adavit_jax.train import entry
 from adavit_jax.train import evaluate
 from adavit_jax.train import mesh as mesh_lib
+import jax
 import numpy as np
+from one_batch import make_system
+from one_batch import state  # a fixture
+import pytest
+import tiny
 
 
 class _Split(data.ArraySplit):
@@ -57,3 +67,56 @@ def test_the_next_batch_is_decoded_while_one_is_run():
   split = _Split(lambda i: decoded[i].set(), lazy=True)
   _check(evaluate.collect(split, run, mesh_lib.make_mesh(2), 4))
   assert threading.active_count() == before
+
+
+@pytest.fixture(scope='module')
+def trainer():
+  """What `entry` needs of a trainer: batches of 6 on 2 devices."""
+  system, mesh = make_system(eval_batch_size=6, num_search=15), (
+      mesh_lib.make_mesh(2))
+  return types.SimpleNamespace(
+      system=system, config=system.config, mesh=mesh, dataset=tiny.dataset(),
+      evaluator=evaluate.Evaluator(system, mesh, 6))
+
+
+def _z1(system, params, split, rows):
+  run = jax.jit(lambda params, images: modes.fixed(
+      system.model, params, system.normalize(images)))
+  return np.asarray(run(params, split.images(rows)))
+
+
+def test_feature_statistics_are_of_all_images_but_fetched_without_them(
+    trainer, state, monkeypatch):
+  system, split = trainer.system, trainer.dataset.train
+  fetch, shapes = mesh_lib.fetch, set()
+  def fetched(out):
+    shapes.update(x.shape for x in jax.tree.leaves(out))
+    return fetch(out)
+  monkeypatch.setattr(mesh_lib, 'fetch', fetched)
+  got = entry.with_stats(trainer, state).params['policy_stats']
+  z1 = _z1(system, state.params, split, np.arange(len(split)))
+  features = np.asarray(jax.jit(lambda z1: learned.token_features(
+      system.nets, system.model, z1))(z1), np.float64)
+  np.testing.assert_allclose(got.mean, features.mean(0), atol=1e-6)
+  np.testing.assert_allclose(got.std, features.std(0) + 0.01, rtol=1e-5)
+  assert got.mean.dtype == got.std.dtype == np.float32
+  assert shapes == {(features.shape[1],)}
+
+
+def test_devices_share_the_images_of_the_mask_search(
+    trainer, state, monkeypatch):
+  """15 images, of which each device runs 3 of 6 at a time."""
+  system, split = trainer.system, trainer.dataset.holdout
+  laid, run = [], search._evaluate
+  def evaluated(model, params, batches, actions):
+    laid.append(batches)
+    return run(model, params, batches, actions)
+  monkeypatch.setattr(search, '_evaluate', evaluated)
+  got = entry.static_masks(trainer, state.params, forward=True)
+  assert {shard.data.shape[:2] for x in jax.tree.leaves(laid)
+          for shard in x.addressable_shards} == {(3, 3)}
+  rows = np.linspace(0, 15, 15).astype(int)
+  want = search.greedy_chain(
+      system.model, system.fold(state.params), system.plain_cost,
+      _z1(system, state.params, split, rows), split.labels[rows], forward=True)
+  np.testing.assert_array_equal(got.keep, want.actions.keep)

@@ -6,6 +6,7 @@ from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import search
 from adavit_jax.runtime import modes
+from adavit_jax.train import mesh as mesh_lib
 import jax
 import numpy as np
 import optax
@@ -200,6 +201,24 @@ def test_images_may_be_searched_in_batches(given, found, batch_size):
     np.testing.assert_array_equal(got.actions.keep, want.actions.keep)
     np.testing.assert_allclose(got.loss, want.loss, rtol=1e-5)
     np.testing.assert_allclose(got.accuracy, want.accuracy, rtol=1e-6)
+
+
+def test_candidates_of_images_that_devices_share(given, monkeypatch):
+  """Eleven images on two devices."""
+  model, params, spend, z1, labels = given
+  arrays = spend, z1[:11], labels[:11]
+  want = search.candidates(model, params, *arrays)
+  mesh, laid, evaluate = mesh_lib.make_mesh(2), [], search._evaluate
+  def spied(model, params, batches, actions):
+    laid.append(batches)
+    return evaluate(model, params, batches, actions)
+  monkeypatch.setattr(search, '_evaluate', spied)
+  got = search.candidates(
+      model, mesh_lib.replicate(params, mesh), *arrays, mesh=mesh)
+  np.testing.assert_array_equal(got.keep, want.keep)
+  for x in jax.tree.leaves(laid):
+    assert [shard.data.shape[:2] for shard in x.addressable_shards] == [
+        (1, 6)] * 2
 
 
 def test_candidates_are_the_chains_of_all_easy_and_hard_images(given, found):

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
 import numpy as np
 import optax
 
@@ -31,7 +33,8 @@ class Chain(NamedTuple):
 
 
 def greedy_chain(model, params, cost, z1, labels, *, images=None, weights=None,
-                 forward=False, batch_size=None, progress=lambda done: None):
+                 forward=False, batch_size=None, mesh=None,
+                 progress=lambda done: None):
   """Drops the layer that costs least loss per MAC saved, one after the other.
 
   Args:
@@ -43,21 +46,31 @@ def greedy_chain(model, params, cost, z1, labels, *, images=None, weights=None,
     images: [B, S, S, C], normalised; needed where `plan.rereads_images`.
     weights: how much each image counts, [B]; None counts all alike.
     forward: add layers to none instead, what saves most loss per MAC first.
-    batch_size: images that run at once; None for all B.
+    batch_size: images that run at once, on all devices together; None for all
+      B.
+    mesh: `jax.sharding.Mesh` of one axis, whose devices share the images of a
+      batch; None runs them where JAX does by default.
     progress: called with the number of masks tried so far, after each; of
       `num_tried` in all.
 
   Returns:
     `Chain` of L1 + L2 + 1 masks.
   """
-  weights = jnp.ones(len(labels)) if weights is None else weights
-  size = min(batch_size or len(labels), len(labels))
-  batches = _batches(size, (z1, images, labels, weights))
+  place = _placer(len(labels), batch_size, mesh)
+  if weights is None:
+    weights = np.ones(len(labels), np.float32)
+  return _greedy_chain(model, params, cost, place((z1, images, labels)),
+                       place(weights), forward, progress)
+
+
+def _greedy_chain(model, params, cost, batches, weights, forward, progress):
+  """`greedy_chain` of images and weights that are in batches."""
   done = itertools.count(1)
   num_layers = plan.num_layers(model)
   def evaluate(keep):
     loss, accuracy = map(float, _evaluate(
-        model, params, batches, Actions.from_keep(keep, num_layers)))
+        model, params, (*batches, weights),
+        Actions.from_keep(keep, num_layers)))
     progress(next(done))
     return loss, accuracy
   macs = np.array([*cost.msa, *cost.mlp], np.float64)
@@ -85,14 +98,15 @@ def num_tried(num_layers):
 
 
 def candidates(model, params, cost, z1, labels, *, images=None, batch_size=None,
-               progress=lambda done: None):
+               mesh=None, progress=lambda done: None):
   """Masks worth choosing from: the chains of all, easy and hard images.
 
   Easy is the half of the images on which the model without its layers has the
   smallest entropy: what easy images need is not what hard ones need.
 
   Args:
-    model, params, cost, z1, labels, images, batch_size: as in `greedy_chain`.
+    model, params, cost, z1, labels, images, batch_size, mesh: as in
+      `greedy_chain`.
     progress: likewise, over the `NUM_CHAINS` chains.
 
   Returns:
@@ -105,37 +119,64 @@ def candidates(model, params, cost, z1, labels, *, images=None, batch_size=None,
   if len(labels) < 2:
     raise ValueError(f'the search of masks needs 2 images, got {len(labels)}; '
                      f'set --config.data.holdout or num_search higher')
-  size = min(batch_size or len(labels), len(labels))
-  entropy = _entropy(model, params, _batches(size, (z1, images)))[:len(labels)]
-  rank = entropy.argsort().argsort()
-  easy = (rank < len(entropy) // 2).astype(jnp.float32)
+  place = _placer(len(labels), batch_size, mesh)
+  batches = place((z1, images, labels))
+  entropy = np.asarray(_entropy(model, mesh, params, batches[:2]))[:len(labels)]
+  rank = entropy.argsort(kind='stable').argsort()
+  easy = (rank < len(entropy) // 2).astype(np.float32)
   each = num_tried(plan.num_layers(model))
   chains = [
-      greedy_chain(model, params, cost, z1, labels, images=images,
-                   weights=weights, batch_size=batch_size,
-                   progress=lambda done, i=i: progress(i * each + done)).actions
-      for i, weights in enumerate((jnp.ones_like(easy), easy, 1 - easy))]
+      _greedy_chain(
+          model, params, cost, batches, place(weights), False,
+          lambda done, i=i: progress(i * each + done)).actions
+      for i, weights in enumerate((np.ones_like(easy), easy, 1 - easy))]
   return Actions(*map(jnp.concatenate, zip(*chains)))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _batches(size, arrays):
-  """Trees of arrays [B, ...] as batches [n, size, ...], padded with zeros."""
-  def split(x):
-    rows = -(-len(x) // size) * size
-    x = jnp.pad(x, [(0, rows - len(x)), *[(0, 0)] * (x.ndim - 1)])
-    return x.reshape(-1, size, *x.shape[1:])
-  return jax.tree.map(split, arrays)
+def _placer(num, batch_size, mesh):
+  """Lays `num` images out for the devices that run them.
+
+  Args:
+    num: B.
+    batch_size: as in `greedy_chain`; rounded up to a multiple of the devices.
+    mesh: as in `greedy_chain`.
+
+  Returns:
+    Function from trees of arrays [B, ...] to batches [n, size, ...], padded
+    with zeros, of which every device holds its share of each.
+  """
+  size = min(batch_size or num, num)
+  if mesh is not None:
+    size += -size % mesh.size
+
+  def place(x):
+    x = np.asarray(x)
+    rows = -(-num // size) * size
+    if rows > num:
+      x = np.pad(x, [(0, rows - num), *[(0, 0)] * (x.ndim - 1)])
+    x = x.reshape(-1, size, *x.shape[1:])
+    if mesh is None:
+      return jnp.asarray(x)
+    sharding = NamedSharding(mesh, PartitionSpec(None, *mesh.axis_names))
+    # Each process gives what its own devices hold.
+    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+  return functools.partial(jax.tree.map, place)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _entropy(model, params, batches):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _entropy(model, mesh, params, batches):
   """Entropy of each image's answer when every layer is dropped, [n * size]."""
   def one(batch):
     logits = modes.without_layers(model, params, *batch).total
     p = jax.nn.softmax(logits)
     return -(p * jnp.log(p + 1e-9)).sum(-1)
-  return jax.lax.map(one, batches).reshape(-1)
+  entropy = jax.lax.map(one, batches).reshape(-1)
+  if mesh is None:
+    return entropy
+  # Every process ranks all images.
+  return jax.lax.with_sharding_constraint(
+      entropy, NamedSharding(mesh, PartitionSpec()))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -60,9 +60,9 @@ def enter(trainer, state, phase, had_price=False):
 def with_stats(trainer, state):
   """The state with its policy's feature statistics on training images."""
   params = state_lib.final_params(state)
-  features = jnp.asarray(trainer.evaluator.token_features(
-      params, trainer.dataset.train, 5000))
-  stats = inputs.Stats(features.mean(0), features.std(0) + 1e-2)
+  mean, std = trainer.evaluator.feature_stats(
+      params, trainer.dataset.train, 5000)
+  stats = inputs.Stats(*map(jnp.float32, (mean, std + 1e-2)))
   return state.replace(params={**state.params, 'policy_stats': stats})
 
 
@@ -88,14 +88,12 @@ def static_masks(trainer, params, *, forward=False):
       params, trainer.dataset.holdout, trainer.config.num_search)
   num_tried = search.num_tried(plan.num_layers(system.model))
   total = num_tried * (1 if forward else search.NUM_CHAINS)
-  z1, images, labels = mesh_lib.replicate((z1, images, labels), trainer.mesh)
   args = (system.model, system.fold(state_lib.model_params(params)),
           system.plain_cost, z1, labels)
-  # Every device runs all images: it gets as many at once as in evaluation.
-  size = trainer.config.eval_batch_size // trainer.mesh.size
   with contextlib.closing(
       writer.Progress(total, 'masks', 'mask search')) as progress:
-    options = dict(images=images, batch_size=size,
+    options = dict(images=images, batch_size=trainer.config.eval_batch_size,
+                   mesh=trainer.mesh,
                    progress=lambda done: progress.update(done, done, {}))
     if forward:
       return search.greedy_chain(*args, forward=True, **options).actions

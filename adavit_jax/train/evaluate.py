@@ -13,6 +13,7 @@ from adavit_jax.data import batches as batches_lib
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
+from adavit_jax.policies import inputs
 from adavit_jax.policies import learned
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import state as state_lib
@@ -61,7 +62,7 @@ class Evaluator:
     self._adaptive = jit(self._run_adaptive)
     self._decisions = jit(lambda *args: tuple(self._decide(*args)[-1]))
     self._z1 = jit(self._run_z1)
-    self._features = jit(self._run_features)
+    self._moments = jit(self._run_moments)
 
   def given(self, params, split, actions):
     """Classifies a split under given actions.
@@ -124,29 +125,38 @@ class Evaluator:
       they are not needed, labels [n]).
     """
     rows, params = _evenly(split, num), state_lib.model_params(params)
-    parts = [mesh_lib.fetch(self._z1(params, split.images(batch)))
-             for batch in self._batches(rows)]
-    z1, images = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    z1, images = self._collect(
+        split, lambda images, labels, rows: self._z1(params, images), rows)
     return z1, images, split.labels[rows]
 
-  def token_features(self, params, split, num):
-    """The policy's features of as many images, before they are scaled: [n, F].
+  def feature_stats(self, params, split, num):
+    """Mean and deviation of the policy's features, of as many images as `z1`.
+
+    Batch by batch: the features of all may be more than the host can hold.
+
+    Returns:
+      `Stats` [F] of the features before they are scaled, NumPy float64.
     """
     params = state_lib.model_params(params)
-    return np.concatenate([
-        mesh_lib.fetch(self._features(params, split.images(rows)))
-        for rows in self._batches(_evenly(split, num))])
-
-  def _batches(self, rows):
-    for i in range(0, len(rows), self._batch_size):
-      yield rows[i:i + self._batch_size]
+    count, mean, squares = 0, 0., 0.  # squares: of the differences to the mean
+    for valid, (batch_mean, batch_squares) in _run_batches(
+        split, _evenly(split, num), lambda images, labels, rows, valid: (
+            self._moments(params, images, np.arange(len(rows)) < valid)),
+        self._mesh, self._batch_size):
+      difference = batch_mean.astype(np.float64) - mean
+      total = count + valid
+      mean = mean + difference * (valid / total)
+      squares = squares + batch_squares + difference ** 2 * (
+          count * valid / total)
+      count = total
+    return inputs.Stats(mean, np.sqrt(squares / count))
 
   def _outputs(self, split, run):
     *columns, msa, mlp = self._collect(split, run)
     return Outputs(*columns, Actions(msa, mlp))
 
-  def _collect(self, split, run):
-    return collect(split, run, self._mesh, self._batch_size)
+  def _collect(self, split, run, places=None):
+    return collect(split, run, self._mesh, self._batch_size, places)
 
   def _run_z1(self, params, images):
     images = self._system.normalize(images)
@@ -154,9 +164,13 @@ class Evaluator:
     again = plan.rereads_images(self._system.model)
     return z1, images if again else None
 
-  def _run_features(self, params, images):
+  def _run_moments(self, params, images, valid):
+    """Of the images that are valid [B]: mean and sum of squares around it."""
     z1, _ = self._run_z1(params, images)
-    return learned.token_features(self._system.nets, self._system.model, z1)
+    x = learned.token_features(self._system.nets, self._system.model, z1)
+    valid = valid[:, None]
+    mean = x.mean(0, where=valid)
+    return mean, jnp.square(x - mean).sum(0, where=valid)
 
   def _run_given(self, params, images, labels, actions):
     images, params = self._system.normalize(images), self._system.fold(params)
@@ -184,37 +198,42 @@ def _evenly(split, num):
   return np.linspace(0, len(split) - 1, min(num, len(split))).astype(int)
 
 
-def collect(split, run, mesh, batch_size):
-  """Runs a program over a split in batches of one size.
+def collect(split, run, mesh, batch_size, places=None):
+  """Runs a program over images of a split in batches of one size.
 
   Args:
-    split: `Split` of n images.
-    run: (images uint8 [B, H, W, C], labels [B], rows [B]) -> arrays [B, ...],
-      replicated; rows are the images' places in the split.
+    split: `Split`.
+    run: (images uint8 [B, H, W, C], labels [B], rows [B]) -> tree of arrays
+      [B, ...], replicated; rows are the images' places in the split.
     mesh: from `mesh.make_mesh`.
     batch_size: B of all processes together.
+    places: of the images to run, [n]; None runs all.
 
   Returns:
-    List of NumPy arrays [n, ...].
+    The tree of NumPy arrays [n, ...].
   """
-  parts = []
-  for valid, out in _run_batches(split, run, mesh, batch_size):
-    parts.append([x[:valid] for x in out])
-  return [np.concatenate(x) for x in zip(*parts)]
+  if places is None:
+    places = np.arange(len(split))
+  batches = _run_batches(
+      split, places, lambda images, labels, rows, valid: run(
+          images, labels, rows), mesh, batch_size)
+  parts = [jax.tree.map(lambda x: x[:valid], out) for valid, out in batches]
+  return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
-def _run_batches(split, run, mesh, batch_size):
+def _run_batches(split, places, run, mesh, batch_size):
   """Yields (images that are no padding, NumPy outputs) of each batch.
 
   The outputs of a batch are fetched when the devices have the next one to
-  compute, and the images of a lazy split are decoded meanwhile.
+  compute, and the images of a lazy split are decoded meanwhile. `run` takes as
+  its last argument how many of the images are no padding.
   """
   running = []
-  with contextlib.closing(
-      batches_lib.ahead(_batches(split, batch_size), split)) as batches:
+  with contextlib.closing(batches_lib.ahead(
+      _batches(split, places, batch_size), split)) as batches:
     for valid, rows, images, labels in batches:
       images, labels = mesh_lib.shard_batch((images, labels), mesh)
-      running.append((valid, run(images, labels, rows)))
+      running.append((valid, run(images, labels, rows, valid)))
       if len(running) == 2:
         valid, out = running.pop(0)
         yield valid, mesh_lib.fetch(out)
@@ -222,11 +241,12 @@ def _run_batches(split, run, mesh, batch_size):
     yield valid, mesh_lib.fetch(out)
 
 
-def _batches(split, batch_size):
+def _batches(split, places, batch_size):
   """(images that are no padding, rows, this process's images and labels)."""
   processes, index = jax.process_count(), jax.process_index()
-  for start in range(0, len(split), batch_size):
-    rows = np.minimum(np.arange(start, start + batch_size), len(split) - 1)
+  for start in range(0, len(places), batch_size):
+    rows = places[start:start + batch_size]
+    valid = len(rows)
+    rows = np.pad(rows, (0, batch_size - valid), mode='edge')
     mine = np.split(rows, processes)[index]
-    valid = min(batch_size, len(split) - start)
     yield valid, rows, split.images(mine), split.labels[mine]
