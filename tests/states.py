@@ -69,7 +69,7 @@ def replace(workdir, kind, *, halfway=False):
   old, new = folder / str(step), folder / str(step + 1)
   if halfway:
     shutil.copytree(old, new)
-    shutil.rmtree(old / 'state' / 'd')
+    shutil.rmtree(old / 'about')
   else:
     old.rename(new)
   return step + 1
