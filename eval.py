@@ -17,7 +17,7 @@ import jax
 
 from adavit_jax import report
 from adavit_jax.exits import confidence
-from adavit_jax.train import checkpoints
+from adavit_jax.runs import checkpoints
 from adavit_jax.train import guards
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a run.',

@@ -13,9 +13,9 @@ from absl import flags
 from absl import logging
 
 import adavit_jax
-from adavit_jax import deploy
 from adavit_jax.exits import confidence
-from adavit_jax.train import checkpoints
+from adavit_jax.inference import export
+from adavit_jax.runs import checkpoints
 from adavit_jax.train import guards
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a run.',
@@ -24,7 +24,7 @@ _OUTPUT = flags.DEFINE_string(
     'output', None, 'File to write; what its images must be like is written '
     'beside it, as .json.', required=True)
 _MODE = flags.DEFINE_enum(
-    'mode', None, (*deploy.MODES, 'stages'), 'dense: all layers. static: the '
+    'mode', None, (*export.MODES, 'stages'), 'dense: all layers. static: the '
     'mask of a static phase. cond: the policy decides for one image. compact: '
     'it decides for each image of a batch. stages: each stage of a model with '
     'exits.', required=True)
@@ -33,7 +33,7 @@ _BATCH_SIZE = flags.DEFINE_integer(
     'number of them, of cond one.', lower_bound=1)
 _PLATFORMS = flags.DEFINE_list(
     'platforms', ['cpu', 'cuda', 'tpu'],
-    f'Where the file shall run: some of {",".join(deploy.PLATFORMS)}.')
+    f'Where the file shall run: some of {",".join(export.PLATFORMS)}.')
 _PHASE = flags.DEFINE_string(
     'phase', '', 'The end of this phase. Default: the newest checkpoint.')
 _RULE = flags.DEFINE_string(
@@ -58,12 +58,12 @@ def main(argv):
                        f'out, or give --mode=cond, compact or stages')
     clf = adavit_jax.load(_WORKDIR.value, phase=_PHASE.value, best=_BEST.value,
                           rule=_RULE.value)
-    deploy.check_mode(clf, _MODE.value)
+    export.check_mode(clf, _MODE.value)
     options = dict(batch_size=_BATCH_SIZE.value, platforms=_PLATFORMS.value)
     if _MODE.value == 'stages':
       if threshold is not None:
         clf.thresholds = threshold
-      paths = deploy.export_stages(clf, _OUTPUT.value, **options)
+      paths = export.export_stages(clf, _OUTPUT.value, **options)
       print(*(f'wrote {path} and {path}.json' for path in paths), sep='\n')
       _hint()
       return
@@ -72,7 +72,7 @@ def main(argv):
         raise ValueError(f'--threshold={threshold} must be one number in '
                          f"(0, 1): it is the policy's")
       clf.threshold = threshold
-    deploy.export(clf, _OUTPUT.value, mode=_MODE.value, **options)
+    export.export(clf, _OUTPUT.value, mode=_MODE.value, **options)
   except guards.USER_ERRORS as error:
     logging.debug('where it came from', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error

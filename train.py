@@ -16,9 +16,9 @@ from absl import logging
 import jax
 from ml_collections import config_flags
 
-from adavit_jax.train import checkpoints
+from adavit_jax.runs import checkpoints
+from adavit_jax.runs import loop
 from adavit_jax.train import guards
-from adavit_jax.train import loop
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A file of configs/, with :variant where it has any.',

@@ -1,9 +1,9 @@
 """Vision transformers that spend only the compute an image needs."""
 
-from adavit_jax.cascade_classifier import CascadeClassifier as CascadeClassifier
-from adavit_jax.classifier import Classifier as Classifier
-from adavit_jax.classifier import Prediction as Prediction
-from adavit_jax.classifier import load as load
+from adavit_jax.inference import CascadeClassifier as CascadeClassifier
+from adavit_jax.inference import Classifier as Classifier
+from adavit_jax.inference import Prediction as Prediction
+from adavit_jax.inference import load as load
 from adavit_jax.models import Actions as Actions
 from adavit_jax.models import create as create
 from adavit_jax.models import names as names

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adavit_jax.data import config as data_config
+from adavit_jax.data import data_config as data_config
 from adavit_jax.data import folder
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import mesh as mesh_lib

@@ -12,10 +12,10 @@ import adavit_jax
 from adavit_jax import data
 from adavit_jax.models import plan
 from adavit_jax.policies import fixed
+from adavit_jax.runs import run as run_lib
 from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
-from adavit_jax.train import run as run_lib
 from adavit_jax.train import state as state_lib
 import timing
 

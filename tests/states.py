@@ -3,7 +3,7 @@
 import pathlib
 import shutil
 
-from adavit_jax.train import loop
+from adavit_jax.runs import loop
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import step as step_lib
 import jax

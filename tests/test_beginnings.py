@@ -3,10 +3,10 @@
 import dataclasses
 import shutil
 
-from adavit_jax.train import checkpoints
-from adavit_jax.train import entry
+from adavit_jax.runs import checkpoints
+from adavit_jax.runs import loop
+from adavit_jax.runs import phase_start
 from adavit_jax.train import guards
-from adavit_jax.train import loop
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases as phases_lib
 from adavit_jax.train import state as state_lib
@@ -160,7 +160,7 @@ def test_the_dense_model_teaches_on_after_a_static_phase(
   assert states.same(
       state.teacher, {'backbone': ends['dense'].ema['backbone']})
   assert not states.same(state.params['backbone'], state.teacher['backbone'])
-  assert states.same(state.params['policy_stats'], entry.with_stats(
+  assert states.same(state.params['policy_stats'], phase_start.with_stats(
       trainer, state).params['policy_stats'])
 
 
@@ -171,7 +171,7 @@ def test_a_model_that_is_trained_anew_is_its_own_teacher(
       'phases': ('exits', 'policy'), 'init.workdir': whole[0],
       'exits.steps': 5, 'exits.batch_size': 8, 'policy.steps': 1}).train()
   assert states.same(state.teacher, {'backbone': state.params['backbone']})
-  assert states.same(state.params['policy_stats'], entry.with_stats(
+  assert states.same(state.params['policy_stats'], phase_start.with_stats(
       trainer, state).params['policy_stats'])
 
 
@@ -228,8 +228,9 @@ def test_masks_are_searched_with_the_averaged_weights(trainer, monkeypatch):
     del trainer
     searched.append(state_lib.model_params(params))
     return state.candidates
-  monkeypatch.setattr(entry, 'static_masks', search)
-  entry.enter(trainer, state.replace(teacher=model, ema=averaged), 'warm_start')
+  monkeypatch.setattr(phase_start, 'static_masks', search)
+  phase_start.enter(
+      trainer, state.replace(teacher=model, ema=averaged), 'warm_start')
   assert states.same(searched, [averaged])
 
 

@@ -9,7 +9,7 @@ import sys
 
 from absl import logging
 import adavit_jax
-from adavit_jax.train import checkpoints
+from adavit_jax.runs import checkpoints
 from adavit_jax.train import mesh as mesh_lib
 import flax.struct
 import jax
@@ -234,7 +234,7 @@ def test_bad_arguments(tmp_path):
 # 32 MB take far longer to write than the kill takes to come.
 _KILLED = '''
 import os, signal, sys
-from adavit_jax.train import checkpoints
+from adavit_jax.runs import checkpoints
 import jax
 import jax.numpy as jnp
 

@@ -4,8 +4,8 @@ import dataclasses
 import json
 
 from adavit_jax import data
-from adavit_jax.train import checks
-from adavit_jax.train import history
+from adavit_jax.runs import checks
+from adavit_jax.runs import history
 from adavit_jax.train import system as system_lib
 import numpy as np
 import pytest

@@ -3,8 +3,8 @@
 import functools
 
 import adavit_jax
-from adavit_jax import classifier
 from adavit_jax.exits import confidence
+from adavit_jax.inference import classifier
 from adavit_jax.models import encoder
 from adavit_jax.models import exit_heads
 from adavit_jax.models import params as params_lib

@@ -2,10 +2,10 @@
 
 import json
 
+from adavit_jax.runs import checkpoints
+from adavit_jax.runs import loop
+from adavit_jax.runs import preemption
 from adavit_jax.runtime import stages
-from adavit_jax.train import checkpoints
-from adavit_jax.train import loop
-from adavit_jax.train import preemption
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib

@@ -3,13 +3,12 @@
 import dataclasses
 
 from adavit_jax import cost
+from adavit_jax.evaluation import evaluator
 from adavit_jax.models.actions import Actions
 from adavit_jax.report import compare
 from adavit_jax.report import table
-from adavit_jax.train import evaluate
 import numpy as np
 import pytest
-
 
 # Stem 10, encoders of MSA 4 and MLP 2, of which one is fixed, head 6.
 SPEND = cost.Cost(
@@ -19,7 +18,7 @@ SPEND = cost.Cost(
 
 def _outputs(msa, mlp, prediction, loss):
   prediction = np.asarray(prediction)
-  return evaluate.Outputs(
+  return evaluator.Outputs(
       prediction, prediction == 0, np.asarray(loss),
       Actions(*(np.asarray(a, np.float32) for a in (msa, mlp))))
 

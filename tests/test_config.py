@@ -4,7 +4,7 @@ import dataclasses
 import subprocess
 
 from adavit_jax import data
-from adavit_jax.train import loop
+from adavit_jax.runs import loop
 import numpy as np
 import pytest
 import tiny

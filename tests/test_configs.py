@@ -4,7 +4,7 @@ import pathlib
 import types
 
 from adavit_jax import data
-from adavit_jax.train import checks
+from adavit_jax.runs import checks
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import phases
 from adavit_jax.train import system as system_lib

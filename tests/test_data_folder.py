@@ -5,13 +5,12 @@ import re
 import shutil
 import types
 
+from adavit_jax import data
+from adavit_jax.data import decode
+from adavit_jax.data import encoded_split
 import numpy as np
 from PIL import Image
 import pytest
-
-from adavit_jax import data
-from adavit_jax.data import decode
-from adavit_jax.data import load_encoded
 
 
 def save(path, image, **kwargs):
@@ -70,7 +69,7 @@ def test_links_are_followed_and_what_they_share_is_read_once(config, root):
 
 @pytest.mark.parametrize('max_bytes', [2**31, 0], ids=['memory', 'lazy'])
 def test_folder_loads(config, root, monkeypatch, max_bytes):
-  monkeypatch.setattr(load_encoded, 'MAX_BYTES', max_bytes)
+  monkeypatch.setattr(encoded_split, 'MAX_BYTES', max_bytes)
   config.holdout = 1 / 3
   save(root / 'test' / 'cat' / 'y.png', grey(102))
   dataset = data.load(config)
@@ -182,7 +181,7 @@ def corrupt(root):
 
 @pytest.mark.parametrize('max_bytes', [2**31, 0], ids=['memory', 'lazy'])
 def test_corrupt_image_is_named(config, corrupt, monkeypatch, max_bytes):
-  monkeypatch.setattr(load_encoded, 'MAX_BYTES', max_bytes)
+  monkeypatch.setattr(encoded_split, 'MAX_BYTES', max_bytes)
   with pytest.raises(ValueError, match=r'train/cat/1\.png.*on_corrupt'):
     values(data.load(config).train)
 
@@ -202,7 +201,7 @@ def test_corrupt_image_is_left_out(config, corrupt, caplog):
 def test_next_of_the_class_stands_in_where_decoding_is_lazy(
     config, corrupt, monkeypatch, caplog
 ):
-  monkeypatch.setattr(load_encoded, 'MAX_BYTES', 0)
+  monkeypatch.setattr(encoded_split, 'MAX_BYTES', 0)
   config.on_corrupt = 'skip'
   dataset = data.load(config)
   assert values(dataset.train) == [10, 30, 30, 40, 50, 60]

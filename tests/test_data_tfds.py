@@ -4,15 +4,14 @@ import io
 import json
 import sys
 
+from adavit_jax import data
+from adavit_jax.data import encoded_split
+from adavit_jax.data import tfds as tfds_lib
+from adavit_jax.data import tfds_dir
 import numpy as np
 from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
-
-from adavit_jax import data
-from adavit_jax.data import load_encoded
-from adavit_jax.data import tfds as tfds_lib
-from adavit_jax.data import tfds_dir
 
 SIZES = dict(train=12, test=4, validation=2)
 BASE = dict(train=0, test=100, validation=200)
@@ -70,8 +69,8 @@ def values(split):
 
 @pytest.mark.parametrize('max_bytes', [2**31, 0], ids=['memory', 'lazy'])
 def test_set_loads(config, monkeypatch, max_bytes):
-  monkeypatch.setattr(load_encoded, 'MAX_BYTES', max_bytes)
-  for reader in (load_encoded, tfds_lib):
+  monkeypatch.setattr(encoded_split, 'MAX_BYTES', max_bytes)
+  for reader in (encoded_split, tfds_lib):
     monkeypatch.setattr(reader, '_CHUNK', 5)
   dataset = data.load(config)
   assert dataset.train.lazy == (max_bytes == 0)
@@ -96,7 +95,7 @@ def test_set_loads(config, monkeypatch, max_bytes):
 
 
 def test_statistics_are_those_of_each_training_split(config, monkeypatch):
-  monkeypatch.setattr(load_encoded, 'MAX_BYTES', 0)
+  monkeypatch.setattr(encoded_split, 'MAX_BYTES', 0)
   for seed, holdout in ((0, 0.25), (1, 0.25), (1, 0.5)):
     config.holdout = holdout
     dataset = data.load(config, seed=seed)
@@ -157,7 +156,7 @@ def test_grey_images_of_classes_without_names(config, prepared, tmp_path):
 
 
 def test_unlabelled_test_split_gives_way_to_validation(config, monkeypatch):
-  original = load_encoded.load_split
+  original = encoded_split.load_split
 
   def unlabelled(encoded, *args, **kwargs):
     parts = original(encoded, *args, **kwargs)
@@ -165,7 +164,7 @@ def test_unlabelled_test_split_gives_way_to_validation(config, monkeypatch):
       parts[0].labels[:] = -1
     return parts
 
-  monkeypatch.setattr(load_encoded, 'load_split', unlabelled)
+  monkeypatch.setattr(encoded_split, 'load_split', unlabelled)
   test = data.load(config).test
   np.testing.assert_array_equal(np.sort(values(test)), [200, 201])
 

@@ -18,12 +18,12 @@ from absl import flags
 from adavit_jax import data
 from adavit_jax import models
 from adavit_jax import weights
+from adavit_jax.runs import checks
+from adavit_jax.runs import history
+from adavit_jax.runs import run as run_lib
 from adavit_jax.runtime import cascade
-from adavit_jax.train import checks
 from adavit_jax.train import config as config_lib
-from adavit_jax.train import history
 from adavit_jax.train import phases
-from adavit_jax.train import run as run_lib
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import system as system_lib
 from ml_collections import config_flags

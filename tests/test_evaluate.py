@@ -4,11 +4,11 @@ import threading
 import types
 
 from adavit_jax import data
+from adavit_jax.evaluation import evaluator
 from adavit_jax.policies import learned
-from adavit_jax.policies import search
+from adavit_jax.policies import mask_search
+from adavit_jax.runs import phase_start
 from adavit_jax.runtime import modes
-from adavit_jax.train import entry
-from adavit_jax.train import evaluate
 from adavit_jax.train import mesh as mesh_lib
 import jax
 import numpy as np
@@ -52,7 +52,7 @@ def test_a_batch_is_fetched_after_the_next_one_is_started(monkeypatch):
     return fetch(out)
   monkeypatch.setattr(mesh_lib, 'fetch', fetched)
   split = _Split(lambda i: events.append(f'decode {i}'), lazy=False)
-  _check(evaluate.collect(split, run, mesh_lib.make_mesh(2), 4))
+  _check(evaluator.collect(split, run, mesh_lib.make_mesh(2), 4))
   assert events == ['decode 0', 'run 0', 'decode 1', 'run 1', 'fetch 0',
                     'decode 2', 'run 2', 'fetch 1', 'fetch 2']
 
@@ -65,7 +65,7 @@ def test_the_next_batch_is_decoded_while_one_is_run():
     assert decoded[min(rows[0] // 4 + 1, 2)].wait(5)
     return _same(images, labels, rows)
   split = _Split(lambda i: decoded[i].set(), lazy=True)
-  _check(evaluate.collect(split, run, mesh_lib.make_mesh(2), 4))
+  _check(evaluator.collect(split, run, mesh_lib.make_mesh(2), 4))
   assert threading.active_count() == before
 
 
@@ -76,7 +76,7 @@ def trainer():
       mesh_lib.make_mesh(2))
   return types.SimpleNamespace(
       system=system, config=system.config, mesh=mesh, dataset=tiny.dataset(),
-      evaluator=evaluate.Evaluator(system, mesh, 6))
+      evaluator=evaluator.Evaluator(system, mesh, 6))
 
 
 def _z1(system, params, split, rows):
@@ -93,7 +93,7 @@ def test_feature_statistics_are_of_all_images_but_fetched_without_them(
     shapes.update(x.shape for x in jax.tree.leaves(out))
     return fetch(out)
   monkeypatch.setattr(mesh_lib, 'fetch', fetched)
-  got = entry.with_stats(trainer, state).params['policy_stats']
+  got = phase_start.with_stats(trainer, state).params['policy_stats']
   z1 = _z1(system, state.params, split, np.arange(len(split)))
   features = np.asarray(jax.jit(lambda z1: learned.token_features(
       system.nets, system.model, z1))(z1), np.float64)
@@ -107,16 +107,16 @@ def test_devices_share_the_images_of_the_mask_search(
     trainer, state, monkeypatch):
   """15 images, of which each device runs 3 of 6 at a time."""
   system, split = trainer.system, trainer.dataset.holdout
-  laid, run = [], search._evaluate
+  laid, run = [], mask_search._evaluate
   def evaluated(model, params, batches, actions):
     laid.append(batches)
     return run(model, params, batches, actions)
-  monkeypatch.setattr(search, '_evaluate', evaluated)
-  got = entry.static_masks(trainer, state.params, forward=True)
+  monkeypatch.setattr(mask_search, '_evaluate', evaluated)
+  got = phase_start.static_masks(trainer, state.params, forward=True)
   assert {shard.data.shape[:2] for x in jax.tree.leaves(laid)
           for shard in x.addressable_shards} == {(3, 3)}
   rows = np.linspace(0, 15, 15).astype(int)
-  want = search.greedy_chain(
+  want = mask_search.greedy_chain(
       system.model, system.fold(state.params), system.plain_cost,
       _z1(system, state.params, split, rows), split.labels[rows], forward=True)
   np.testing.assert_array_equal(got.keep, want.actions.keep)

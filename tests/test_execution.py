@@ -4,18 +4,17 @@ import pathlib
 
 from absl import flags
 from absl.testing import flagsaver
-import jax
-import numpy as np
-import pytest
-import tiny
-
 from adavit_jax import cost
 from adavit_jax import models
 from adavit_jax.models import encoder
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
-from adavit_jax.train import run as run_lib
+from adavit_jax.runs import run as run_lib
+import jax
+import numpy as np
 import odd
+import pytest
+import tiny
 
 _BENCHMARKS = str(pathlib.Path(__file__).parents[1] / 'benchmarks')
 

@@ -8,9 +8,9 @@ from adavit_jax import data
 from adavit_jax import report
 from adavit_jax.data import splits
 from adavit_jax.exits import confidence as confidence_lib
-from adavit_jax.report import exits as exits_report
-from adavit_jax.train import loop
-from adavit_jax.train import run as run_lib
+from adavit_jax.report import exit_report as exits_report
+from adavit_jax.runs import loop
+from adavit_jax.runs import run as run_lib
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
 import numpy as np

@@ -8,14 +8,14 @@ from adavit_jax import report
 from adavit_jax import weights
 from adavit_jax.exits import calibrate
 from adavit_jax.exits import confidence
-from adavit_jax.report import exits as exits_report
+from adavit_jax.report import exit_report as exits_report
+from adavit_jax.runs import checkpoints
+from adavit_jax.runs import loop
+from adavit_jax.runs import preemption
+from adavit_jax.runs import run as run_lib
 from adavit_jax.runtime import cascade
 from adavit_jax.runtime import stages
-from adavit_jax.train import checkpoints
-from adavit_jax.train import loop
 from adavit_jax.train import phases
-from adavit_jax.train import preemption
-from adavit_jax.train import run as run_lib
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib

@@ -6,9 +6,9 @@ import sys
 
 from adavit_jax import models
 from adavit_jax.models import registry
+from adavit_jax.runs import loop
+from adavit_jax.runs import run as run_lib
 from adavit_jax.train import config as config_lib
-from adavit_jax.train import loop
-from adavit_jax.train import run as run_lib
 import pytest
 from states import two_devices  # a fixture
 import tiny

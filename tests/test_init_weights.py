@@ -7,10 +7,10 @@ import shutil
 import adavit_jax
 from adavit_jax import data
 from adavit_jax import weights
-from adavit_jax.policies import inputs
-from adavit_jax.train import loop
-from adavit_jax.train import preemption
-from adavit_jax.train import pretrained
+from adavit_jax.policies import observation
+from adavit_jax.runs import loop
+from adavit_jax.runs import preemption
+from adavit_jax.runs import pretrained
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
 import jax
@@ -74,7 +74,7 @@ def test_policy_phases_begin_with_the_weights(file, tmp_path):
   trainer = _trainer(tmp_path / 'run', phases=('policy',),
                      **{'init.weights': str(file), 'policy.price': 0.7})
   # The statistics of its features are not what is tested here.
-  trainer.evaluator.feature_stats = lambda *args: inputs.Stats(
+  trainer.evaluator.feature_stats = lambda *args: observation.Stats(
       np.zeros(5 * 16), np.ones(5 * 16))
   state = trainer.train()
   assert int(state.step) == 1

@@ -5,7 +5,7 @@ import functools
 from adavit_jax import models
 from adavit_jax import weights
 from adavit_jax.policies import learned
-from adavit_jax.train import pretrained
+from adavit_jax.runs import pretrained
 from adavit_jax.train import state as state_lib
 import jax
 import jax.numpy as jnp

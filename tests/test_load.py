@@ -4,10 +4,10 @@ import shutil
 
 import adavit_jax
 from adavit_jax.models.actions import Actions
-from adavit_jax.train import checkpoints
-from adavit_jax.train import history
-from adavit_jax.train import loop
-from adavit_jax.train import run as run_lib
+from adavit_jax.runs import checkpoints
+from adavit_jax.runs import history
+from adavit_jax.runs import loop
+from adavit_jax.runs import run as run_lib
 from adavit_jax.train import state as state_lib
 import numpy as np
 import pytest

@@ -10,11 +10,11 @@ import sys
 import time
 
 from adavit_jax import data
+from adavit_jax.runs import checkpoints
+from adavit_jax.runs import loop
+from adavit_jax.runs import preemption
 from adavit_jax.runtime import modes
-from adavit_jax.train import checkpoints
-from adavit_jax.train import loop
 from adavit_jax.train import mesh as mesh_lib
-from adavit_jax.train import preemption
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
 import jax

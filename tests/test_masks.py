@@ -4,11 +4,11 @@ import itertools
 import types
 
 from adavit_jax import cost
+from adavit_jax.evaluation import evaluator
 from adavit_jax.models.actions import Actions
 from adavit_jax.report import masks
-from adavit_jax.train import entry
-from adavit_jax.train import evaluate
-from adavit_jax.train import loop
+from adavit_jax.runs import loop
+from adavit_jax.runs import phase_start
 import numpy as np
 import pytest
 import tiny
@@ -21,7 +21,7 @@ SPEND = cost.Cost(
 
 def _outputs(correct, actions):
   """As many images under one mask."""
-  return evaluate.Outputs(
+  return evaluator.Outputs(
       ~correct, correct, np.ones(len(correct)), Actions(*(
           np.broadcast_to(a, (len(correct), a.shape[-1])) for a in actions)))
 
@@ -92,7 +92,7 @@ def test_known_masks_come_from_every_source(monkeypatch):
       system=types.SimpleNamespace(plain_cost=SPEND, model=model),
       dataset=types.SimpleNamespace(holdout=Split('held out')),
       evaluator=Evaluator())
-  monkeypatch.setattr(entry, 'static_masks', added)
+  monkeypatch.setattr(phase_start, 'static_masks', added)
   found = masks.known(trainer, 'params', Actions.from_keep(
       np.array([[0., 1, 0, 1], [0, 1, 0, 0]]), (2, 2)))
   corners = masks.frontier(*found.score)

@@ -2,9 +2,9 @@
 
 import signal
 
+from adavit_jax.runs import preemption
 from adavit_jax.train import guards
 from adavit_jax.train import mesh as mesh_lib
-from adavit_jax.train import preemption
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp

@@ -5,13 +5,13 @@ import dataclasses
 import adavit_jax
 from adavit_jax import data
 from adavit_jax.exits import confidence as confidence_lib
+from adavit_jax.runs import loop
+from adavit_jax.runs import phase_start
+from adavit_jax.runs import preemption
+from adavit_jax.runs import run as run_lib
 from adavit_jax.runtime import stages as stages_lib
-from adavit_jax.train import entry
-from adavit_jax.train import loop
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
-from adavit_jax.train import preemption
-from adavit_jax.train import run as run_lib
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
@@ -275,7 +275,7 @@ def stepwise(layers, dataset):
                  donate_argnums=0,
                  out_shardings=mesh_lib.replicated(trainer.mesh))
   state = trainer._replicate(state_lib.init_state(trainer.system, 0))
-  state = entry.enter(trainer, state, 'layer_wise')
+  state = phase_start.enter(trainer, state, 'layer_wise')
   stages, metrics, batches = [states.copy(state)], [], []
   for i in range(7):
     rows = np.arange(8) + 4 * i

@@ -30,9 +30,9 @@ def _worker(index, port, workdir):
   import jax
   jax.distributed.initialize(
       f'127.0.0.1:{port}', num_processes=2, process_id=index)
-  from adavit_jax.train import checkpoints
+  from adavit_jax.runs import checkpoints
+  from adavit_jax.runs import preemption
   from adavit_jax.train import mesh as mesh_lib
-  from adavit_jax.train import preemption
   import jax.numpy as jnp
 
   mesh = mesh_lib.make_mesh()
@@ -85,8 +85,8 @@ def _worker(index, port, workdir):
 
 def _train(workdir):
   """A whole run of one step, and a resumed one that finds it done."""
-  from adavit_jax.train import evaluate
-  from adavit_jax.train import loop
+  from adavit_jax.evaluation import evaluator
+  from adavit_jax.runs import loop
   from adavit_jax.train import mesh as mesh_lib
   import jax
   import tiny
@@ -116,7 +116,7 @@ def _train(workdir):
   run = jax.jit(lambda images, labels, rows: (labels, images[:, 0, 0, 0], rows),
                 out_shardings=mesh_lib.replicated(trainer.mesh))
   train = dataset.train
-  labels, pixels, rows = evaluate.collect(train, run, trainer.mesh, 16)
+  labels, pixels, rows = evaluator.collect(train, run, trainer.mesh, 16)
   assert (labels == train.labels).all()
   assert (rows == np.arange(len(train))).all()
   assert (pixels == train.images(rows)[:, 0, 0, 0]).all()

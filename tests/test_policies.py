@@ -8,8 +8,8 @@ from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.models.backbone import Tokens
 from adavit_jax.policies import fixed
-from adavit_jax.policies import inputs
 from adavit_jax.policies import learned
+from adavit_jax.policies import observation
 from adavit_jax.runtime import modes
 import jax
 import jax.numpy as jnp
@@ -117,8 +117,8 @@ def _nets(seed=0, **kwargs):
   nets = learned.PolicyNets(num_layers=NUM, num_classes=K, **kwargs)
   rng = np.random.default_rng(seed)
   z1 = rng.normal(size=(B, N, D)).astype(np.float32)
-  x = inputs.token_features(z1, nets.tokens, 1)
-  stats = inputs.Stats(
+  x = observation.token_features(z1, nets.tokens, 1)
+  stats = observation.Stats(
       *rng.uniform(0.5, 1, (2, x.shape[1])).astype(np.float32))
   shapes = jax.eval_shape(
       nets.init, jax.random.key(0), x, stats, jnp.zeros((B, K)))['params']
@@ -147,10 +147,10 @@ def _tokens(z1, tokens, prefix=1):
 def test_token_features(tokens, prefix):
   """Without a class token, the mean over all tokens alone."""
   z1 = np.random.default_rng(0).normal(2, 3, (B, N, D)).astype(np.float32)
-  got = inputs.token_features(z1, tokens, prefix)
+  got = observation.token_features(z1, tokens, prefix)
   np.testing.assert_allclose(got, _tokens(z1, tokens, prefix), **CLOSE)
   at = Tokens(width=D, num=N, prefix=prefix)
-  assert got.shape == (B, inputs.num_features(at, tokens))
+  assert got.shape == (B, observation.num_features(at, tokens))
   assert got.dtype == jnp.float32
   nets = learned.PolicyNets(NUM, K, tokens=tokens)
   assert nets.num_features(at) == got.shape[1]

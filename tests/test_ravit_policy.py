@@ -5,18 +5,18 @@ import pathlib
 import types
 
 import adavit_jax
-from adavit_jax import deploy
 from adavit_jax import report
 from adavit_jax.exits import confidence
+from adavit_jax.inference import export
 from adavit_jax.models.actions import Actions
 from adavit_jax.models.backbone import EVAL
 from adavit_jax.policies import learned
-from adavit_jax.report import exits
+from adavit_jax.report import exit_report
+from adavit_jax.runs import loop
+from adavit_jax.runs import run as run_lib
 from adavit_jax.runtime import masked
 from adavit_jax.runtime import modes
-from adavit_jax.train import loop
 from adavit_jax.train import mesh as mesh_lib
-from adavit_jax.train import run as run_lib
 from adavit_jax.train import state as state_lib
 import jax
 from jax import export as jax_export
@@ -129,7 +129,7 @@ def test_no_static_sub_networks_are_tuned_beside_exits(
   monkeypatch.setattr(run_lib.Run, 'find', joint)
   monkeypatch.setattr(mesh_lib, 'make_mesh', lambda: make_mesh(3))
   monkeypatch.setattr(
-      exits, 'evaluate', lambda trainer, run, saved, about, **kwargs: (
+      exit_report, 'evaluate', lambda trainer, run, saved, about, **kwargs: (
           types.SimpleNamespace(mesh=trainer.mesh, about=about)))
   reached = report.evaluate(run[0])
   assert (reached.mesh.size, reached.about['phase']) == (3, 'joint')
@@ -140,8 +140,8 @@ def test_exported_stages_are_the_same_model(run, decided, tmp_path):
   clf = adavit_jax.load(workdir)
   size = 4
   with pytest.raises(ValueError, match='^batch_size=None'):
-    deploy.export_stages(clf, tmp_path, platforms=('cpu',))
-  paths = deploy.export_stages(
+    export.export_stages(clf, tmp_path, platforms=('cpu',))
+  paths = export.export_stages(
       clf, tmp_path, batch_size=size, platforms=('cpu',))
   about = json.loads((tmp_path / 'stage_0.json').read_text())
   assert about['stage_macs'] is None and about['num_stages'] == len(paths) == 2

@@ -3,8 +3,8 @@
 import itertools
 
 from adavit_jax.models.actions import Actions
-from adavit_jax.policies import inputs
 from adavit_jax.policies import learned
+from adavit_jax.policies import observation
 from adavit_jax.policies import reinforce
 import jax
 import jax.numpy as jnp
@@ -95,8 +95,9 @@ def toy():
   nets = learned.PolicyNets(num_layers=(L, L), num_classes=2, aux=False)
   rng = np.random.default_rng(0)
   z1 = rng.normal(size=(B, N, D)).astype(np.float32)
-  x = np.asarray(inputs.token_features(z1, 'all', 1))
-  stats = inputs.Stats(np.zeros(N * D, np.float32), np.ones(N * D, np.float32))
+  x = np.asarray(observation.token_features(z1, 'all', 1))
+  stats = observation.Stats(
+      np.zeros(N * D, np.float32), np.ones(N * D, np.float32))
   shapes = jax.eval_shape(nets.init, jax.random.key(0), x, stats)['params']
   params = jax.tree.map(
       lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)

@@ -15,10 +15,10 @@ from adavit_jax.models.actions import Actions
 from adavit_jax.report import baselines
 from adavit_jax.report import compare
 from adavit_jax.report import masks
-from adavit_jax.train import checkpoints
-from adavit_jax.train import loop
+from adavit_jax.runs import checkpoints
+from adavit_jax.runs import loop
+from adavit_jax.runs import run as run_lib
 from adavit_jax.train import mesh as mesh_lib
-from adavit_jax.train import run as run_lib
 from adavit_jax.train import state as state_lib
 import numpy as np
 import pytest

@@ -6,20 +6,20 @@ import pathlib
 import adavit_jax
 from adavit_jax import cost
 from adavit_jax import data
-from adavit_jax import deploy
 from adavit_jax import models
 from adavit_jax.exits import confidence
+from adavit_jax.inference import export
 from adavit_jax.models import exit_heads
 from adavit_jax.models import plan
 from adavit_jax.models import registry
 from adavit_jax.models.actions import Actions
 from adavit_jax.models.backbone import Context
 from adavit_jax.policies import fixed
+from adavit_jax.runs import loop
 from adavit_jax.runtime import cascade
 from adavit_jax.runtime import modes
 from adavit_jax.runtime import stages
 from adavit_jax.train import config as config_lib
-from adavit_jax.train import loop
 from adavit_jax.train import mesh as mesh_lib
 import jax
 from jax import export as jax_export
@@ -248,7 +248,7 @@ def _run_exported(path, *args):
 def test_exported_and_run_again(trained, dataset, tmp_path):
   clf = adavit_jax.load(trained[0])
   pixels = dataset.test.images(np.arange(3))
-  deploy.export(clf, tmp_path / 'policy', mode='compact', batch_size=3,
+  export.export(clf, tmp_path / 'policy', mode='compact', batch_size=3,
                 platforms=['cpu'])
   logits, keep = _run_exported(
       tmp_path / 'policy', pixels, np.float32(clf.threshold))
@@ -273,7 +273,7 @@ def test_exits_behind_its_policy(trained, dataset, tmp_path):
   clf = adavit_jax.load(workdir)
   pixels = dataset.test.images(np.arange(3))
   want = clf(pixels)
-  deploy.export_stages(clf, tmp_path / 'stages', batch_size=3,
+  export.export_stages(clf, tmp_path / 'stages', batch_size=3,
                        platforms=['cpu'])
   carry = ()
   for i in range(3):

@@ -1,7 +1,7 @@
 """The search for thresholds against every combination of them."""
 
 from adavit_jax.exits import calibrate as calibrate_lib
-from adavit_jax.exits import search
+from adavit_jax.exits import threshold_search
 import numpy as np
 import pytest
 
@@ -86,12 +86,12 @@ def test_four_exits_come_close():
 
 def test_more_images_than_are_exhausted_come_close(monkeypatch):
   confidence, correct = _data(3, 400, 0)
-  images = search.Images(confidence, correct, MACS[:3])
-  exact, best, spent = search.frontier(images)
+  images = threshold_search.Images(confidence, correct, MACS[:3])
+  exact, best, spent = threshold_search.frontier(images)
   np.testing.assert_array_equal(
       np.transpose([images.totals(t) for t in exact]), [best, spent])
-  monkeypatch.setattr(search, '_EXHAUSTIVE', 0)
-  _, score, macs = search.frontier(images)
+  monkeypatch.setattr(threshold_search, '_EXHAUSTIVE', 0)
+  _, score, macs = threshold_search.frontier(images)
   for near in (score, macs):
     assert (np.diff(near) > 0).all()
   at = np.searchsorted(macs, spent, side='right') - 1

@@ -3,7 +3,7 @@
 import io
 import json
 
-from adavit_jax.train import writer
+from adavit_jax.runs import writer
 import jax.numpy as jnp
 import numpy as np
 import pytest

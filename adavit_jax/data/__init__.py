@@ -5,9 +5,9 @@ from adavit_jax.data.augment import normalize
 from adavit_jax.data.batches import batch_indices
 from adavit_jax.data.batches import eval_batches
 from adavit_jax.data.batches import train_batches
-from adavit_jax.data.config import check_augmentation
-from adavit_jax.data.config import check_regression
-from adavit_jax.data.config import default_config
+from adavit_jax.data.data_config import check_augmentation
+from adavit_jax.data.data_config import check_regression
+from adavit_jax.data.data_config import default_config
 from adavit_jax.data.decode import CorruptImageError
 from adavit_jax.data.sources import load
 from adavit_jax.data.splits import ArraySplit

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from adavit_jax.data import config as config_lib
+from adavit_jax.data import data_config as config_lib
 from adavit_jax.data import mixing
 from adavit_jax.data import splits
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from PIL import ImageOps
 
-from adavit_jax.data import config
+from adavit_jax.data import data_config
 
 # What Pillow's readers were seen to raise on damaged files.
 _DAMAGE = (
@@ -86,8 +86,8 @@ def read(path, config_data, model) -> np.ndarray:
   data = epath.Path(path).expanduser().read_bytes()
   try:
     image = decode_image(
-        data, size=config.load_size(config_data), channels=model.channels,
-        interpolation=config.interpolation(config_data),
+        data, size=data_config.load_size(config_data), channels=model.channels,
+        interpolation=data_config.interpolation(config_data),
     )
   except CorruptImageError as error:
     raise CorruptImageError(f'{path} cannot be decoded ({error})') from error

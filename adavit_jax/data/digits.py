@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from adavit_jax.data import config as config_lib
+from adavit_jax.data import data_config as config_lib
 from adavit_jax.data import decode
 from adavit_jax.data import splits
 

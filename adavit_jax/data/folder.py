@@ -9,7 +9,7 @@ import pathlib
 from absl import logging
 import numpy as np
 
-from adavit_jax.data import load_encoded
+from adavit_jax.data import encoded_split
 from adavit_jax.data import splits
 
 EXTENSIONS = frozenset((
@@ -128,10 +128,10 @@ def load(config_data, *, seed: int) -> splits.Dataset:
   test_files = ImageFiles(
       _held_out(root, train_files.class_names), train_files.class_names
   )
-  train, holdout = load_encoded.load_split(
+  train, holdout = encoded_split.load_split(
       train_files, config_data, holdout=config_data.holdout, seed=seed
   )
-  test, _ = load_encoded.load_split(test_files, config_data)
+  test, _ = encoded_split.load_split(test_files, config_data)
   return splits.Dataset(
       train, holdout, test, num_classes=len(train_files.class_names),
       class_names=train_files.class_names, channels=3,

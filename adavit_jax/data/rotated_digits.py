@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from adavit_jax.data import cache
-from adavit_jax.data import config as config_lib
+from adavit_jax.data import data_config as config_lib
 from adavit_jax.data import digits
 from adavit_jax.data import splits
 

@@ -1,6 +1,6 @@
 """From `config.data` to a `Dataset`."""
 
-from adavit_jax.data import config as config_lib
+from adavit_jax.data import data_config as config_lib
 from adavit_jax.data import digit_scenes
 from adavit_jax.data import digits
 from adavit_jax.data import folder

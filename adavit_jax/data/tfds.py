@@ -11,8 +11,8 @@ from etils import epath
 import numpy as np
 
 from adavit_jax.data import cache
-from adavit_jax.data import config as config_lib
-from adavit_jax.data import load_encoded
+from adavit_jax.data import data_config as config_lib
+from adavit_jax.data import encoded_split
 from adavit_jax.data import splits
 from adavit_jax.data import tfds_dir
 
@@ -105,12 +105,12 @@ def load(config_data, *, seed: int) -> splits.Dataset:
       Records, prepared, cache_dir=config_data.cache_dir
   )
   train_records = records('train')
-  train, holdout = load_encoded.load_split(
+  train, holdout = encoded_split.load_split(
       train_records, config_data, holdout=config_data.holdout, seed=seed
   )
   for name in ('test', 'validation'):
     if prepared.splits.get(name):
-      test, _ = load_encoded.load_split(records(name), config_data)
+      test, _ = encoded_split.load_split(records(name), config_data)
       if test.labels.min() >= 0:
         break
   else:

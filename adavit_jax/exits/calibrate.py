@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from adavit_jax.exits import confidence as confidence_lib
-from adavit_jax.exits import search
+from adavit_jax.exits import threshold_search
 
 
 class Calibration(NamedTuple):
@@ -45,7 +45,7 @@ def evaluate(confidences, correct, stage_macs, thresholds):
     ValueError: if shapes do not fit.
   """
   return _calibration(
-      search.Images(confidences, correct, stage_macs),
+      threshold_search.Images(confidences, correct, stage_macs),
       confidence_lib.check_thresholds(thresholds, len(confidences)))
 
 
@@ -73,7 +73,7 @@ def calibrate(confidences, correct, stage_macs, *, max_macs=None,
     ValueError: not exactly one target, one that cannot be met, or shapes that
       do not fit.
   """
-  images = search.Images(confidences, correct, stage_macs)
+  images = threshold_search.Images(confidences, correct, stage_macs)
   given = [max_macs is not None, min_accuracy is not None, same_accuracy]
   if sum(given) != 1:
     raise ValueError(
@@ -85,17 +85,17 @@ def calibrate(confidences, correct, stage_macs, *, max_macs=None,
       raise ValueError(
           f'max_macs={max_macs:g} cannot be met: images that leave as soon as '
           f'they can cost {least:g} MACs')
-    objective = search.at_most(max_macs * images.num)
+    objective = threshold_search.at_most(max_macs * images.num)
   else:
     if same_accuracy:
       min_accuracy = images.scores[-1].mean()
-    objective = search.at_least(min_accuracy * images.num)
-  frontier = search.frontier(images)
-  best = search.search(images, frontier, objective)
+    objective = threshold_search.at_least(min_accuracy * images.num)
+  frontier = threshold_search.frontier(images)
+  best = threshold_search.search(images, frontier, objective)
   if best is None:
     most = _calibration(
-        images, search.search(images, frontier, search.at_most(np.inf))
-    ).accuracy
+        images, threshold_search.search(
+            images, frontier, threshold_search.at_most(np.inf))).accuracy
     raise ValueError(
         f'min_accuracy={min_accuracy:g} cannot be met: the best found with '
         f'these exits is {most:g}')
@@ -115,11 +115,12 @@ def curve(confidences, correct, stage_macs, *, num=50):
     List of `Calibration.as_dict()`, ascending in MACs and in accuracy: points
     that cost more and reach no more are left out. The first is the cheapest.
   """
-  images = search.Images(confidences, correct, stage_macs)
-  frontier = search.frontier(images)
+  images = threshold_search.Images(confidences, correct, stage_macs)
+  frontier = threshold_search.frontier(images)
   points = []
   for budget in np.linspace(_least_macs(images), images.macs[-1].mean(), num):
-    best = search.search(images, frontier, search.at_most(budget * images.num))
+    best = threshold_search.search(
+        images, frontier, threshold_search.at_most(budget * images.num))
     point = _calibration(images, best)
     if not points or point.accuracy > points[-1].accuracy:
       points.append(point)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.models.params import check_key
-from adavit_jax.policies import inputs
+from adavit_jax.policies import observation
 from adavit_jax.runtime import modes
 
 
@@ -49,7 +49,7 @@ class PolicyNets(nn.Module):
 
   def num_features(self, at):
     """Width F of the token features at a place with `Tokens` `at`."""
-    return inputs.num_features(at, self.tokens)
+    return observation.num_features(at, self.tokens)
 
   def setup(self):
     init = nn.initializers.normal(0.01)
@@ -84,14 +84,14 @@ class PolicyNets(nn.Module):
                        'learned.observe')
     x = jax.lax.stop_gradient((x - stats.mean) / stats.std)
     aux_logits = self.aux_head(x) if self.aux else None
-    x = x * inputs.TOKEN_SCALE
+    x = x * observation.TOKEN_SCALE
     if self.aux:
-      x = jnp.concatenate([x, inputs.difficulty(aux_logits)], axis=-1)
+      x = jnp.concatenate([x, observation.difficulty(aux_logits)], axis=-1)
     if self.head:
-      x = jnp.concatenate([x, inputs.difficulty(head_logits)], axis=-1)
+      x = jnp.concatenate([x, observation.difficulty(head_logits)], axis=-1)
     if self.hidden:
       x = jnp.concatenate([x, nn.gelu(self.hidden_layer(x))], axis=-1)
-    return inputs.Features(x, aux_logits)
+    return observation.Features(x, aux_logits)
 
   def msa(self, features):
     """Equation 6 before the sigmoid: MSA logits [B, L1]."""
@@ -137,7 +137,7 @@ def init_params(nets, model, key):
 # Jitted once for all calls, as the model's own.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _init(nets, num_features, key):
-  stats = inputs.Stats(jnp.zeros(num_features, jnp.float32),
+  stats = observation.Stats(jnp.zeros(num_features, jnp.float32),
                        jnp.ones(num_features, jnp.float32))
   x = jnp.zeros((1, num_features))
   logits = jnp.zeros((1, nets.num_classes))
@@ -147,7 +147,8 @@ def _init(nets, num_features, key):
 def token_features(nets, model, z1):
   """`inputs.token_features` of z1, the activations where the policy decides."""
   at = plan.tokens_at(model, model.num_fixed)
-  return inputs.token_features(model.tokens(z1, at), nets.tokens, at.prefix)
+  return observation.token_features(
+      model.tokens(z1, at), nets.tokens, at.prefix)
 
 
 def observe(nets, model, params, z1, images=None):

@@ -9,11 +9,11 @@ import numpy as np
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
-from adavit_jax.policies import search
+from adavit_jax.policies import mask_search
 from adavit_jax.report import compare
 from adavit_jax.report import masks
-from adavit_jax.train import entry
-from adavit_jax.train import run as run_lib
+from adavit_jax.runs import phase_start
+from adavit_jax.runs import run as run_lib
 from adavit_jax.train import state as state_lib
 
 _DRAWS = 3  # random and shuffled rows are means over as many draws
@@ -65,7 +65,7 @@ class Report:
     """The static masks of the untuned model, `masks.Known`."""
     candidates = self._state.candidates
     if 'warm_start' not in self.trainer.config.phases:
-      candidates = entry.static_masks(self.trainer, self._untuned)
+      candidates = phase_start.static_masks(self.trainer, self._untuned)
     return masks.known(self.trainer, self._untuned, candidates)
 
   def dense_row(self):
@@ -220,7 +220,7 @@ class Report:
     """
     cost = self._system.plain_cost
     last = masks.last_k(plan.num_layers(self._system.model))
-    found = {'static_last': search.nearest(last, cost, macs_ratio)}
+    found = {'static_last': mask_search.nearest(last, cost, macs_ratio)}
     if len(self._data.holdout):
       half = max(cost.msa + cost.mlp) / cost.dense / 2
       i = masks.at_budget(*self._masks.score, macs_ratio, half)

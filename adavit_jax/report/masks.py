@@ -11,10 +11,10 @@ from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 from adavit_jax.report import compare
-from adavit_jax.train import entry
-from adavit_jax.train import loop
+from adavit_jax.runs import loop
+from adavit_jax.runs import phase_start
+from adavit_jax.runs import writer
 from adavit_jax.train import state as state_lib
-from adavit_jax.train import writer
 
 
 def last_k(num_layers):
@@ -129,7 +129,7 @@ def known(trainer, params, candidates):
     ValueError: if no images were held out.
   """
   num_layers = plan.num_layers(trainer.system.model)
-  added = entry.static_masks(trainer, params, forward=True)
+  added = phase_start.static_masks(trainer, params, forward=True)
   keep = np.unique(np.concatenate(
       [np.asarray(a.keep) for a in (candidates, added, last_k(num_layers))]),
                    axis=0)

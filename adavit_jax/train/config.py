@@ -9,7 +9,7 @@ from adavit_jax import data
 from adavit_jax.models import plan
 from adavit_jax.models import registry
 from adavit_jax.policies import learned
-from adavit_jax.policies import search
+from adavit_jax.policies import mask_search
 from adavit_jax.train import optimizer
 from adavit_jax.train import phases
 from adavit_jax.train import ranges
@@ -91,7 +91,7 @@ def policy_nets(config, model):
   return learned.PolicyNets(
       num_layers=tuple(num_layers), num_classes=model.num_classes,
       tokens=c.tokens, aux=c.aux, head=c.head, hidden=c.hidden, bias=c.bias,
-      num_candidates=search.NUM_CHAINS * (sum(num_layers) + 1))
+      num_candidates=mask_search.NUM_CHAINS * (sum(num_layers) + 1))
 
 
 def check(config):

@@ -7,7 +7,7 @@ token has no position of its own.
 import numpy as np
 
 from adavit_jax.weights import layout
-from adavit_jax.weights import vit
+from adavit_jax.weights import vit_tensors
 
 # Where the parameters lie: training checkpoints hold the optimizer too.
 _PREFIXES = ('opt/target/', 'params/', '')
@@ -74,7 +74,7 @@ def _tensors(model, names):
   big_vision = _POSITIONS in names
   positions = _POSITIONS if big_vision else _POSITIONS_AUGREG
   attention, norm2, mlp = (0, 1, 0) if big_vision else (1, 2, 3)
-  found = vit.tokens(model, 'cls', FORMAT.dist, positions)
+  found = vit_tensors.tokens(model, 'cls', FORMAT.dist, positions)
   patches = ('patch_embed', 'proj')
   found += [
       layout.Tensor('embedding/kernel', (*patches, 'kernel'),
@@ -99,7 +99,7 @@ FORMAT = layout.Format(
     clean=_clean,
     tensors=_tensors,
     block=r'Transformer/encoderblock_(\d+)/',
-    heads=vit.HEADS,
+    heads=vit_tensors.HEADS,
     dist='dist',
-    adapt=vit.adapt,
-    sizes=vit.sizes)
+    adapt=vit_tensors.adapt,
+    sizes=vit_tensors.sizes)

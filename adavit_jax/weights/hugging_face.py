@@ -3,7 +3,7 @@
 from absl import logging
 
 from adavit_jax.weights import layout
-from adavit_jax.weights import vit
+from adavit_jax.weights import vit_tensors
 
 _PATCHES = 'embeddings.patch_embeddings.projection'
 _PREFIXES = ('vit.', 'deit.', '')
@@ -31,9 +31,9 @@ def _clean(tensors):
 def _tensors(model, names):
   """`layout.Tensor` of every tensor that a file with `names` should hold."""
   d, hidden, k = model.width, model.mlp_dim, model.num_classes
-  found = vit.tokens(model, 'embeddings.cls_token', FORMAT.dist,
+  found = vit_tensors.tokens(model, 'embeddings.cls_token', FORMAT.dist,
                       'embeddings.position_embeddings')
-  found += vit.torch_patches(_PATCHES, model)
+  found += vit_tensors.torch_patches(_PATCHES, model)
   for i in range(model.depth):
     name, leaf = f'encoder.layer.{i}', ('encoders', i)
     norm = lambda before, here: layout.torch_norm(
@@ -62,7 +62,7 @@ FORMAT = layout.Format(
     clean=_clean,
     tensors=_tensors,
     block=r'encoder\.layer\.(\d+)\.',
-    heads=vit.HEADS,
+    heads=vit_tensors.HEADS,
     dist='embeddings.distillation_token',
-    adapt=vit.adapt,
-    sizes=vit.sizes)
+    adapt=vit_tensors.adapt,
+    sizes=vit_tensors.sizes)

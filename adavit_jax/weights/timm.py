@@ -1,15 +1,15 @@
 """timm's and DeiT's names, which are the same."""
 
 from adavit_jax.weights import layout
-from adavit_jax.weights import vit
+from adavit_jax.weights import vit_tensors
 
 
 def _tensors(model, names=()):
   """`layout.Tensor` of every tensor; `names` does not matter here."""
   del names
   d, hidden, k = model.width, model.mlp_dim, model.num_classes
-  found = vit.tokens(model, 'cls_token', FORMAT.dist, 'pos_embed')
-  found += vit.torch_patches('patch_embed.proj', model)
+  found = vit_tensors.tokens(model, 'cls_token', FORMAT.dist, 'pos_embed')
+  found += vit_tensors.torch_patches('patch_embed.proj', model)
   for i in range(model.depth):
     name, leaf = f'blocks.{i}', ('encoders', i)
     found += layout.torch_norm(f'{name}.norm1', (*leaf, 'norm1'), d)
@@ -30,7 +30,7 @@ FORMAT = layout.Format(
     clean=dict,
     tensors=_tensors,
     block=r'blocks\.(\d+)\.',
-    heads=vit.HEADS,
+    heads=vit_tensors.HEADS,
     dist='dist_token',
-    adapt=vit.adapt,
-    sizes=vit.sizes)
+    adapt=vit_tensors.adapt,
+    sizes=vit_tensors.sizes)

@@ -6,7 +6,7 @@ from absl import logging
 import numpy as np
 
 from adavit_jax.data import cache
-from adavit_jax.data import config as config_lib
+from adavit_jax.data import data_config as config_lib
 from adavit_jax.data import decode
 from adavit_jax.data import encoded as encoded_lib
 from adavit_jax.data import lazy_split

@@ -10,13 +10,13 @@ import numpy as np
 from adavit_jax.models import plan
 from adavit_jax.report import baselines
 from adavit_jax.report import compare
-from adavit_jax.report import exits
+from adavit_jax.report import exit_report
 from adavit_jax.report import masks
 from adavit_jax.report import pictures
 from adavit_jax.report import table
-from adavit_jax.train import checks
-from adavit_jax.train import loop
-from adavit_jax.train import run as run_lib
+from adavit_jax.runs import checks
+from adavit_jax.runs import loop
+from adavit_jax.runs import run as run_lib
 from adavit_jax.train import state as state_lib
 
 _LABELS = (
@@ -82,7 +82,7 @@ def _evaluate(run, workdir, asked):
       device=f'{jax.device_count()} x {jax.devices()[0].device_kind}',
       budget=budget, num_test=len(trainer.dataset.test))
   if trainer.system.staged:
-    return exits.evaluate(trainer, run, saved, about, budget=budget,
+    return exit_report.evaluate(trainer, run, saved, about, budget=budget,
                           threshold=asked.threshold)
   _check_without_exits(trainer, saved, workdir, asked)
   if trainer.system.actions(saved.info['phase']) is not None:

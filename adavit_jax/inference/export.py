@@ -16,8 +16,8 @@ from jax import export as jax_export
 import jax.numpy as jnp
 import numpy as np
 
-from adavit_jax import classifier as classifier_lib
-from adavit_jax.data import config as data_config
+from adavit_jax.data import data_config as data_config
+from adavit_jax.inference import classifier as classifier_lib
 from adavit_jax.models import plan
 from adavit_jax.policies import fixed
 

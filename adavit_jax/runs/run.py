@@ -11,9 +11,9 @@ from ml_collections import config_dict
 
 from adavit_jax import data
 from adavit_jax.models import plan
-from adavit_jax.train import checkpoints
+from adavit_jax.runs import checkpoints
+from adavit_jax.runs import history
 from adavit_jax.train import config as config_lib
-from adavit_jax.train import history
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import system as system_lib

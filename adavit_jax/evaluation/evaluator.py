@@ -13,8 +13,8 @@ from adavit_jax.data import batches as batches_lib
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
-from adavit_jax.policies import inputs
 from adavit_jax.policies import learned
+from adavit_jax.policies import observation
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import state as state_lib
 
@@ -149,7 +149,7 @@ class Evaluator:
       squares = squares + batch_squares + difference ** 2 * (
           count * valid / total)
       count = total
-    return inputs.Stats(mean, np.sqrt(squares / count))
+    return observation.Stats(mean, np.sqrt(squares / count))
 
   def _outputs(self, split, run):
     *columns, msa, mlp = self._collect(split, run)

@@ -4,7 +4,7 @@ from adavit_jax import cost
 from adavit_jax import models
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
-from adavit_jax.policies import search
+from adavit_jax.policies import mask_search
 from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
 import jax
@@ -31,7 +31,7 @@ def found(given):
   """(chain, cost, function from [2L] to loss and accuracy, calls made)."""
   model, params, spend, z1, labels = given
   calls = []
-  chain = search.greedy_chain(model, params, spend, z1, labels,
+  chain = mask_search.greedy_chain(model, params, spend, z1, labels,
                               progress=calls.append)
 
   @jax.jit
@@ -52,7 +52,7 @@ def test_chain_is_nested_from_all_layers_to_none(found):
   np.testing.assert_array_equal(keep[-1], 0)
   np.testing.assert_array_equal((keep[:-1] - keep[1:]).sum(1), 1)
   assert (keep[:-1] >= keep[1:]).all()
-  assert calls == list(range(1, search.num_tried((L, L)) + 1))
+  assert calls == list(range(1, mask_search.num_tried((L, L)) + 1))
 
 
 def test_recorded_numbers_are_those_of_the_masked_mode(found):
@@ -84,7 +84,8 @@ def test_a_chain_that_adds_layers(given, found):
   """Each step saves most loss per MAC; the ends are those of the other."""
   model, params, spend, z1, labels = given
   _, _, evaluate, _ = found
-  chain = search.greedy_chain(model, params, spend, z1, labels, forward=True)
+  chain = mask_search.greedy_chain(
+      model, params, spend, z1, labels, forward=True)
   keeps = np.asarray(chain.actions.keep)
   np.testing.assert_array_equal(keeps.sum(1), np.arange(2 * L, -1, -1))
   np.testing.assert_allclose(chain.loss, [evaluate(k)[0] for k in keeps],
@@ -104,7 +105,7 @@ def test_nearest_is_the_smallest_mask_with_enough_macs(found):
   chain, spend, _, _ = found
   ratios = np.asarray(spend.ratio(chain.actions))
   for target in (0.3, 0.5, 0.62, 0.9, 1., *ratios):
-    got = spend.ratio(search.nearest(chain.actions, spend, target))
+    got = spend.ratio(mask_search.nearest(chain.actions, spend, target))
     enough = ratios[ratios >= target - 1e-6]
     np.testing.assert_allclose(got, enough.min(), rtol=1e-6)
 
@@ -112,12 +113,12 @@ def test_nearest_is_the_smallest_mask_with_enough_macs(found):
 def test_nearest_of_too_much_is_everything(found):
   chain, spend, _, _ = found
   np.testing.assert_array_equal(
-      search.nearest(chain.actions, spend, 1.5).keep, 1)
+      mask_search.nearest(chain.actions, spend, 1.5).keep, 1)
 
 
 def test_masks_tried_are_one_for_every_layer_that_is_left():
-  assert search.num_tried((2, 3)) == 1 + 5 + 4 + 3 + 2 + 1
-  assert search.num_tried((0, 1)) == 2
+  assert mask_search.num_tried((2, 3)) == 1 + 5 + 4 + 3 + 2 + 1
+  assert mask_search.num_tried((0, 1)) == 2
 
 
 @pytest.fixture(scope='module')
@@ -150,7 +151,7 @@ def test_layers_of_different_cost_are_searched_by_their_own(branches):
 
   macs = np.array([*spend.msa, *spend.mlp])
   for forward in (False, True):
-    chain = search.greedy_chain(
+    chain = mask_search.greedy_chain(
         model, params, spend, z1, labels, images=images, batch_size=4,
         forward=forward)
     keeps = np.asarray(chain.actions.keep)
@@ -169,24 +170,26 @@ def test_layers_of_different_cost_are_searched_by_their_own(branches):
 
 def test_candidates_of_a_model_that_looks_at_the_images_again(branches):
   model, params, spend, z1, images, labels = branches
-  masks = search.candidates(model, params, spend, z1, labels, images=images)
+  masks = mask_search.candidates(
+      model, params, spend, z1, labels, images=images)
   assert [a.shape for a in masks] == [(15, 2)] * 2
-  chain = search.greedy_chain(model, params, spend, z1, labels, images=images)
+  chain = mask_search.greedy_chain(
+      model, params, spend, z1, labels, images=images)
   np.testing.assert_array_equal(masks.keep[:5], chain.actions.keep)
 
 
 def test_too_few_images(given):
   model, params, spend, z1, labels = given
   with pytest.raises(ValueError, match='data.holdout.*num_search'):
-    search.candidates(model, params, spend, z1[:1], labels[:1])
+    mask_search.candidates(model, params, spend, z1[:1], labels[:1])
 
 
 def test_weights_choose_images(given):
   model, params, spend, z1, labels = given
   few = np.arange(12) % 3 == 0
-  got = search.greedy_chain(
+  got = mask_search.greedy_chain(
       *given, weights=np.float32(few) * 2)
-  want = search.greedy_chain(model, params, spend, z1[few], labels[few])
+  want = mask_search.greedy_chain(model, params, spend, z1[few], labels[few])
   np.testing.assert_array_equal(got.actions.keep, want.actions.keep)
   np.testing.assert_allclose(got.loss, want.loss, rtol=1e-4)
   np.testing.assert_allclose(got.accuracy, want.accuracy, rtol=1e-5)
@@ -196,8 +199,8 @@ def test_weights_choose_images(given):
 def test_images_may_be_searched_in_batches(given, found, batch_size):
   weights = np.linspace(0.5, 1.5, 12, dtype=np.float32)
   for options in ({}, {'weights': weights, 'forward': True}):
-    want = search.greedy_chain(*given, **options)
-    got = search.greedy_chain(*given, batch_size=batch_size, **options)
+    want = mask_search.greedy_chain(*given, **options)
+    got = mask_search.greedy_chain(*given, batch_size=batch_size, **options)
     np.testing.assert_array_equal(got.actions.keep, want.actions.keep)
     np.testing.assert_allclose(got.loss, want.loss, rtol=1e-5)
     np.testing.assert_allclose(got.accuracy, want.accuracy, rtol=1e-6)
@@ -207,13 +210,13 @@ def test_candidates_of_images_that_devices_share(given, monkeypatch):
   """Eleven images on two devices."""
   model, params, spend, z1, labels = given
   arrays = spend, z1[:11], labels[:11]
-  want = search.candidates(model, params, *arrays)
-  mesh, laid, evaluate = mesh_lib.make_mesh(2), [], search._evaluate
+  want = mask_search.candidates(model, params, *arrays)
+  mesh, laid, evaluate = mesh_lib.make_mesh(2), [], mask_search._evaluate
   def spied(model, params, batches, actions):
     laid.append(batches)
     return evaluate(model, params, batches, actions)
-  monkeypatch.setattr(search, '_evaluate', spied)
-  got = search.candidates(
+  monkeypatch.setattr(mask_search, '_evaluate', spied)
+  got = mask_search.candidates(
       model, mesh_lib.replicate(params, mesh), *arrays, mesh=mesh)
   np.testing.assert_array_equal(got.keep, want.keep)
   for x in jax.tree.leaves(laid):
@@ -224,14 +227,14 @@ def test_candidates_of_images_that_devices_share(given, monkeypatch):
 def test_candidates_are_the_chains_of_all_easy_and_hard_images(given, found):
   model, params, _, z1, _ = given
   calls = []
-  got = np.asarray(search.candidates(*given, progress=calls.append).keep)
-  num_tried = search.NUM_CHAINS * search.num_tried((L, L))
+  got = np.asarray(mask_search.candidates(*given, progress=calls.append).keep)
+  num_tried = mask_search.NUM_CHAINS * mask_search.num_tried((L, L))
   assert calls == list(range(1, num_tried + 1))
   p = np.float64(jax.nn.softmax(modes.classify(model, params, z1).total))
   entropy = -(p * np.log(p)).sum(-1)
   hard = np.float32(entropy.argsort().argsort() >= 6)
   chains = [found[0].actions] + [
-      search.greedy_chain(*given, weights=weights).actions
+      mask_search.greedy_chain(*given, weights=weights).actions
       for weights in (1 - hard, hard)]
   want = np.concatenate([c.keep for c in chains])
   np.testing.assert_array_equal(got, want)
@@ -241,7 +244,7 @@ def test_candidates_are_the_chains_of_all_easy_and_hard_images(given, found):
 def test_candidates_of_images_that_are_all_alike(given):
   model, params, spend, z1, labels = given
   alike = np.tile(z1[:1], (12, 1, 1)), np.tile(labels[:1], 12)
-  masks = search.candidates(model, params, spend, *alike)
+  masks = mask_search.candidates(model, params, spend, *alike)
   chains = np.asarray(masks.keep).reshape(3, 2 * L + 1, 2 * L)
   np.testing.assert_array_equal(chains[1], chains[0])
   np.testing.assert_array_equal(chains[2], chains[0])

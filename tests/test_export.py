@@ -6,10 +6,10 @@ import re
 import runpy
 import subprocess
 
-from adavit_jax import cascade_classifier
-from adavit_jax import classifier
-from adavit_jax import deploy
 from adavit_jax.exits import confidence as confidence_lib
+from adavit_jax.inference import cascade_classifier
+from adavit_jax.inference import classifier
+from adavit_jax.inference import export
 from adavit_jax.models.actions import Actions
 from adavit_jax.runtime import stages as stages_lib
 from adavit_jax.train import state as state_lib
@@ -78,7 +78,7 @@ def _conditionals(exported):
 @pytest.fixture(scope='module')
 def cond(clf, tmp_path_factory):
   path = tmp_path_factory.mktemp('cond') / 'model'
-  deploy.export(clf, path, mode='cond', platforms=CPU)
+  export.export(clf, path, mode='cond', platforms=CPU)
   return path
 
 
@@ -102,7 +102,7 @@ def test_cond_equals_the_classifier_and_keeps_its_conditionals(
 
 
 def test_compact_equals_the_classifier(clf, images, tmp_path):
-  deploy.export(clf, tmp_path / 'a', mode='compact', batch_size=4,
+  export.export(clf, tmp_path / 'a', mode='compact', batch_size=4,
                 platforms=CPU)
   exported = _read(tmp_path / 'a')
   # A loop over the fixed encoders and one over the others, in it those over
@@ -120,7 +120,7 @@ def test_compact_equals_the_classifier(clf, images, tmp_path):
 
 
 def test_static_takes_any_number_of_images(fixed, images, tmp_path):
-  deploy.export(fixed, tmp_path / 'a', mode='static', platforms=CPU)
+  export.export(fixed, tmp_path / 'a', mode='static', platforms=CPU)
   exported = _read(tmp_path / 'a')
   want = fixed(images)
   for num in (1, 3, 8):
@@ -130,7 +130,7 @@ def test_static_takes_any_number_of_images(fixed, images, tmp_path):
 
 
 def test_dense_runs_every_layer(clf, images, tmp_path):
-  deploy.export(clf, tmp_path / 'a', mode='dense', batch_size=3)
+  export.export(clf, tmp_path / 'a', mode='dense', batch_size=3)
   exported = _read(tmp_path / 'a')
   assert exported.platforms == ('cpu', 'cuda', 'tpu')
   assert exported.in_avals[0].shape == (3, 8, 8, 1)
@@ -182,7 +182,7 @@ def stages(cascade, at_exits, tmp_path_factory):
   first = np.sort(confidence_lib.negative_entropy(at_exits[0]))
   cascade.thresholds = float(first[2:4].mean())
   path = tmp_path_factory.mktemp('stages')
-  deploy.export_stages(cascade, path, platforms=CPU)
+  export.export_stages(cascade, path, platforms=CPU)
   return path
 
 
@@ -201,11 +201,11 @@ def test_each_stage_of_a_cascade(stages, small, at_exits):
 def test_a_cascade_and_a_classifier_are_exported_differently(
     cascade, clf, tmp_path):
   with pytest.raises(ValueError, match="^mode='cond'.*stages"):
-    deploy.export(cascade, tmp_path / 'a', mode='cond')
+    export.export(cascade, tmp_path / 'a', mode='cond')
   with pytest.raises(ValueError, match="^mode='stages'.*export_stages"):
-    deploy.export(cascade, tmp_path / 'a', mode='stages')
+    export.export(cascade, tmp_path / 'a', mode='stages')
   with pytest.raises(ValueError, match="^mode='stages'.*'cond'"):
-    deploy.export_stages(clf, tmp_path / 'a')
+    export.export_stages(clf, tmp_path / 'a')
   assert not list(tmp_path.iterdir())
 
 
@@ -261,7 +261,7 @@ def test_the_example_stops_at_the_exit_that_is_sure(
     cascade, stages, small, at_exits, tmp_path, capsys, batch_size):
   if batch_size:
     stages = tmp_path / 'a'
-    deploy.export_stages(
+    export.export_stages(
         cascade, stages, batch_size=batch_size, platforms=CPU)
   got = _example(stages, small, tmp_path, capsys)
   confidence = confidence_lib.confidences(
@@ -296,7 +296,7 @@ def test_the_example_hands_on_what_a_policy_decides(small, tmp_path, capsys):
   clf.thresholds = float(np.sort(confidence[0])[2:4].mean())
   chosen = confidence_lib.choose(confidence, clf.thresholds)
   assert chosen.sum() == 3
-  deploy.export_stages(clf, tmp_path, batch_size=3, platforms=CPU)
+  export.export_stages(clf, tmp_path, batch_size=3, platforms=CPU)
   assert json.loads(
       (tmp_path / 'stage_0.json').read_text())['stage_macs'] is None
   assert _example(tmp_path, images, tmp_path, capsys) == [
@@ -336,22 +336,22 @@ def test_what_lies_beside_an_artefact(cond):
 ])
 def test_wrong_arguments(clf, tmp_path, arguments, field):
   with pytest.raises(ValueError, match=f'^{field}'):
-    deploy.export(clf, tmp_path / 'a', **arguments)
+    export.export(clf, tmp_path / 'a', **arguments)
   assert not list(tmp_path.iterdir())
 
 
 def test_a_threshold_that_is_none_is_not_exported(clf, tmp_path, monkeypatch):
   monkeypatch.setattr(clf, 'threshold', 7)
   with pytest.raises(ValueError, match='^threshold=7'):
-    deploy.export(clf, tmp_path / 'a', mode='cond')
+    export.export(clf, tmp_path / 'a', mode='cond')
   assert not list(tmp_path.iterdir())
 
 
 def test_a_directory_is_no_file_to_write(clf, tmp_path):
   with pytest.raises(ValueError, match=f'^{re.escape(str(tmp_path))} .*file'):
-    deploy.export(clf, tmp_path, mode='cond')
+    export.export(clf, tmp_path, mode='cond')
 
 
 def test_given_layers_have_no_policy_to_export(fixed, tmp_path):
   with pytest.raises(ValueError, match="^mode='cond'.* policy"):
-    deploy.export(fixed, tmp_path / 'a', mode='cond')
+    export.export(fixed, tmp_path / 'a', mode='cond')

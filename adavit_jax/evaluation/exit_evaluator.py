@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adavit_jax.train import evaluate
+from adavit_jax.evaluation import evaluator
 from adavit_jax.train import mesh as mesh_lib
 
 
@@ -58,7 +58,7 @@ class ExitEvaluator:
     Returns:
       `ExitOutputs`.
     """
-    parts = evaluate.collect(
+    parts = evaluator.collect(
         split, lambda images, labels, rows: self._run(
             phase, params, images, labels), self._mesh, self._batch_size)
     outputs = ExitOutputs(*(x.T for x in parts))

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from adavit_jax.models import plan
-from adavit_jax.policies import inputs
-from adavit_jax.policies import search
-from adavit_jax.train import history
+from adavit_jax.policies import mask_search
+from adavit_jax.policies import observation
+from adavit_jax.runs import history
+from adavit_jax.runs import writer
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases as phases_lib
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
-from adavit_jax.train import writer
 
 
 def enter(trainer, state, phase, had_price=False):
@@ -62,7 +62,7 @@ def with_stats(trainer, state):
   params = state_lib.final_params(state)
   mean, std = trainer.evaluator.feature_stats(
       params, trainer.dataset.train, 5000)
-  stats = inputs.Stats(*map(jnp.float32, (mean, std + 1e-2)))
+  stats = observation.Stats(*map(jnp.float32, (mean, std + 1e-2)))
   return state.replace(params={**state.params, 'policy_stats': stats})
 
 
@@ -86,8 +86,8 @@ def static_masks(trainer, params, *, forward=False):
   system = trainer.system
   z1, images, labels = trainer.evaluator.z1(
       params, trainer.dataset.holdout, trainer.config.num_search)
-  num_tried = search.num_tried(plan.num_layers(system.model))
-  total = num_tried * (1 if forward else search.NUM_CHAINS)
+  num_tried = mask_search.num_tried(plan.num_layers(system.model))
+  total = num_tried * (1 if forward else mask_search.NUM_CHAINS)
   args = (system.model, system.fold(state_lib.model_params(params)),
           system.plain_cost, z1, labels)
   with contextlib.closing(
@@ -96,5 +96,5 @@ def static_masks(trainer, params, *, forward=False):
                    mesh=trainer.mesh,
                    progress=lambda done: progress.update(done, done, {}))
     if forward:
-      return search.greedy_chain(*args, forward=True, **options).actions
-    return search.candidates(*args, **options)
+      return mask_search.greedy_chain(*args, forward=True, **options).actions
+    return mask_search.candidates(*args, **options)

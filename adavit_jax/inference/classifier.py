@@ -10,16 +10,16 @@ import numpy as np
 
 from adavit_jax import describe
 from adavit_jax import models
-from adavit_jax.cascade_classifier import CascadeClassifier
-from adavit_jax.cascade_classifier import check_max_batch_size
 from adavit_jax.data import decode
 from adavit_jax.exits import confidence
+from adavit_jax.inference.cascade_classifier import CascadeClassifier
+from adavit_jax.inference.cascade_classifier import check_max_batch_size
 from adavit_jax.models import actions as actions_lib
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
+from adavit_jax.runs import run as run_lib
 from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
-from adavit_jax.train import run as run_lib
 from adavit_jax.train import state as state_lib
 
 

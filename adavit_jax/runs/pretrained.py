@@ -10,9 +10,9 @@ import re
 from absl import logging
 
 from adavit_jax import weights
-from adavit_jax.data import config as data_config
+from adavit_jax.data import data_config as data_config
+from adavit_jax.runs import run as run_lib
 from adavit_jax.train import phases
-from adavit_jax.train import run as run_lib
 from adavit_jax.train import state as state_lib
 
 

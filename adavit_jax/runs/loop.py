@@ -6,24 +6,24 @@ import jax
 import numpy as np
 
 from adavit_jax import data
-from adavit_jax.train import checkpoints
-from adavit_jax.train import checks
+from adavit_jax.evaluation import evaluator
+from adavit_jax.evaluation import exit_evaluator
+from adavit_jax.evaluation import validate
+from adavit_jax.runs import checkpoints
+from adavit_jax.runs import checks
+from adavit_jax.runs import history
+from adavit_jax.runs import phase_start
+from adavit_jax.runs import preemption
+from adavit_jax.runs import pretrained
+from adavit_jax.runs import run as run_lib
+from adavit_jax.runs import writer
 from adavit_jax.train import config as config_lib
-from adavit_jax.train import entry
-from adavit_jax.train import evaluate
-from adavit_jax.train import evaluate_exits
 from adavit_jax.train import guards
-from adavit_jax.train import history
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
-from adavit_jax.train import preemption
-from adavit_jax.train import pretrained
-from adavit_jax.train import run as run_lib
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
-from adavit_jax.train import validate
-from adavit_jax.train import writer
 
 
 class Trainer:
@@ -76,7 +76,7 @@ class Trainer:
       self._weights = pretrained.load(self.system)
     self.evaluator, self.exit_evaluator = (
         kind(self.system, self.mesh, config.eval_batch_size)
-        for kind in (evaluate.Evaluator, evaluate_exits.ExitEvaluator))
+        for kind in (evaluator.Evaluator, exit_evaluator.ExitEvaluator))
 
   def info(self, phase, start, finished):
     """What a checkpoint says of itself, JSON."""
@@ -111,7 +111,7 @@ class Trainer:
         while index < len(config.phases):
           phase = config.phases[index]
           if int(state.step) == start:
-            state = entry.enter(self, state, phase, self._had_price)
+            state = phase_start.enter(self, state, phase, self._had_price)
           state = self._run_phase(state, phase, start, ckpts, metrics, stop)
           if state is None:
             self.stopped_by = stop.signum

@@ -1,0 +1,8 @@
+"""A trained run as a Python function, or as a file."""
+
+from adavit_jax.inference.cascade_classifier import (
+    CascadeClassifier as CascadeClassifier,
+)
+from adavit_jax.inference.classifier import Classifier as Classifier
+from adavit_jax.inference.classifier import Prediction as Prediction
+from adavit_jax.inference.classifier import load as load

@@ -1,0 +1,1 @@
+"""The life of a run: begun, opened, checked, saved, resumed, stopped."""
