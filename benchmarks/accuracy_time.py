@@ -8,42 +8,37 @@ as `adavit_jax.load(DIR)` runs it. The static sub-networks that eval.py tuned in
 DIR/static are timed alike. The rows go to FILE.json too.
 """
 
+import argparse
 import json
 import os
+import sys
 
-from absl import app
-from absl import flags
-from absl import logging
 from matplotlib.figure import Figure
 
 from adavit_jax.train import guards
 import timing
 import trained
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Run that eval.py evaluated.',
-                               required=True)
-_OUTPUT = flags.DEFINE_string('output', None, 'Where to draw it, PNG.',
-                              required=True)
-_BATCHES = flags.DEFINE_list('batches', ['1', '256'], 'Batch sizes.')
-_REPEATS = flags.DEFINE_integer('repeats', 9, 'Timed rounds.', lower_bound=1)
-_DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where the data lies now.')
 
-
-def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+def main(argv=None):
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  add = parser.add_argument
+  add('--workdir', required=True, help='run that eval.py evaluated')
+  add('--output', required=True, help='PNG file to draw')
+  add('--batches', default='1,256', help='batch sizes')
+  add('--repeats', default=9, type=int, help='timed rounds')
+  add('--data_dir', help='data directory, if it moved')
+  args = parser.parse_args(argv)
   try:
-    batches = [int(b) for b in _BATCHES.value]
-    report = read(_WORKDIR.value)
-    rows = measure(report, _WORKDIR.value, batches, _REPEATS.value,
-                   _DATA_DIR.value)
+    report = read(args.workdir)
+    batches = [int(batch) for batch in args.batches.split(',')]
+    rows = measure(report, args.workdir, batches, args.repeats, args.data_dir)
   except guards.USER_ERRORS as error:
-    logging.debug('where it came from', exc_info=True)  # shown with -v=1
-    raise SystemExit(f'error: {error}') from error
-  with open(os.path.splitext(_OUTPUT.value)[0] + '.json', 'w',
+    sys.exit(f'error: {error}')
+  with open(os.path.splitext(args.output)[0] + '.json', 'w',
             encoding='utf-8') as f:
     json.dump(rows, f, indent=1)
-  draw(report, rows).savefig(_OUTPUT.value, dpi=130)
+  draw(report, rows).savefig(args.output, dpi=130)
 
 
 def read(workdir):
@@ -126,4 +121,4 @@ def draw(report, rows):
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

@@ -40,7 +40,7 @@ def _make(**kwargs):
 
 @pytest.fixture(scope='module')
 def made():
-  return _make(max_batch_size=8)
+  return _make(max_batch_size=4)
 
 
 @pytest.fixture(scope='module')
@@ -94,7 +94,7 @@ def test_every_batch_size_gives_each_image_its_own_result(
   macs = clf.system.cost.adaptive(actions)
 
   def every_size():
-    for size in (1, 2, 3, 4, 5, 6, 7, 8, 9, 33):
+    for size in (1, 2, 3, 4, 5, 6, 7, 33):
       got = clf(images[:size])
       np.testing.assert_allclose(got.logits, want[:size], **CLOSE)
       np.testing.assert_array_equal(got.labels, want[:size].argmax(-1))
@@ -103,7 +103,7 @@ def test_every_batch_size_gives_each_image_its_own_result(
 
   first, again = _compilations(every_size)
   assert classifier.batch_sizes(8) == [1, 2, 3, 4, 6, 8]
-  assert (first, again) == (6, 0)
+  assert (first, again) == (len(classifier.batch_sizes(4)), 0)
 
 
 def test_images_of_a_batch_keep_their_order(clf, images, oracle):

@@ -38,8 +38,8 @@ PAGES = ('README.md', *sorted(
 RUN = ('README.md', 'docs/getting_started.md', 'docs/concepts.md',
        'docs/deploying.md', 'docs/weights.md')
 # Arguments that are not absl's, so that only the file is looked for.
-OWN_ARGUMENTS = ('examples/run_exported.py', 'benchmarks/curves.py',
-                 'benchmarks/seeds.py')
+OWN_ARGUMENTS = ('examples/run_exported.py', 'benchmarks/accuracy_time.py',
+                 'benchmarks/curves.py', 'benchmarks/seeds.py')
 # Prints the arguments of a command instead of running it; all others fail.
 STUBS = '''
 set -euo pipefail
@@ -183,7 +183,7 @@ def test_a_command_is_understood(command, monkeypatch):
 
 def test_commands_are_found():
   scripts = {argv[0] for program, *argv in COMMANDS if program == 'python'}
-  assert {'train.py', 'eval.py', 'export.py', *OWN_ARGUMENTS[::2],
+  assert {'train.py', 'eval.py', 'export.py', 'examples/run_exported.py',
           'benchmarks/execution.py'} <= scripts
 
 

@@ -12,6 +12,7 @@ from adavit_jax.train import state as state_lib
 import numpy as np
 import pytest
 import states
+from states import counted_steps  # a fixture
 from states import run  # a fixture
 from states import two_devices  # a fixture
 import tiny

@@ -1,6 +1,5 @@
 """A run of all phases: its records, its resumption, its complaints."""
 
-import functools
 import json
 import pathlib
 import random
@@ -253,29 +252,6 @@ def test_processes_are_killed_and_resumed(trainer, whole, tmp_path):
 
   trainer.workdir = str(tmp_path)
   assert states.differ(trainer.train(), whole[1]) == []
-
-
-@pytest.mark.parametrize('phase, start', [('dense', 0), ('joint', 18)])
-def test_eight_devices_compute_what_one_does(
-    trainer, first, ends, phase, start):
-  assert jax.device_count() == 8
-  step = step_lib.make_step(trainer.system, phase, start)
-  state = step_lib.begin_phase(
-      trainer.system, first if phase == 'dense' else ends['policy'], phase)
-  images = trainer.dataset.train.images(np.arange(8))
-  labels = trainer.dataset.train.labels[:8]
-  got = []
-  for num in (1, 8):
-    mesh = mesh_lib.make_mesh(num)
-    whole = mesh_lib.replicated(mesh)
-    run = jax.jit(step, donate_argnums=0, out_shardings=whole)
-    new, metrics = run(jax.device_put(states.copy(state), whole),
-                       *mesh_lib.shard_batch((images, labels), mesh))
-    # Not the parameters: where a gradient is rounding noise, Adam's first step
-    # is its sign. The moments are linear in the gradient, and its square.
-    got.append(mesh_lib.fetch((metrics, new.opt_state, new.log_price)))
-  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
-  jax.tree.map(close, got[0], got[1])
 
 
 def test_evaluation_of_a_split_that_is_no_multiple_of_the_batch(
