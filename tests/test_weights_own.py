@@ -123,7 +123,7 @@ def test_preprocessing(file):
 def _theirs(model, names):
   """A layout that takes the encoders apart, as another library may."""
   del names
-  like = formats.own.FORMAT.tensors(model)
+  like = formats.native.FORMAT.tensors(model)
   found = [t._replace(name=f'theirs.{t.name}') for t in like
            if not t.leaf[0].startswith('encoders_1')]
   for t in like:
