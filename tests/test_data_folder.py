@@ -118,8 +118,7 @@ def test_neither_test_nor_val_fits(config, root):
     data.load(config)
   message = str(error.value)
   assert f'{root}/test holds no class folder' in message
-  assert f"{root}/val holds classes that the training images lack: ['images']" in (
-      message)
+  assert f'{root}/val holds classes' in message and "['images']" in message
   assert f'{root}/test/CLASS/' in message
 
 
