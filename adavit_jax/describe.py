@@ -47,7 +47,7 @@ def mean_macs(x):
   """Formats the MACs of one image, or the mean over [B]; others by `array`."""
   if not isinstance(x, (np.ndarray, np.generic)) or not x.size:
     return array(x)
-  return f'{macs(x.mean())}{" in the mean" if x.ndim else ""}'
+  return f'{macs(x.mean())}{" on average" if x.ndim else ""}'
 
 
 def kept(actions):

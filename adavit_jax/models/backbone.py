@@ -86,7 +86,7 @@ class Branch(NamedTuple):
     kind: 'msa' or 'mlp' for branches that a policy may drop; '' always runs.
     run: (params, x, read, ctx) -> `Delta`, with the params of one encoder.
       `read` is the number of leading tokens that are read afterwards; None for
-      all, and always None if `unread` is 0.
+      all, and always None if `unread` is 0 or the branch is `local`.
     macs: MACs of one image.
     unread: MACs saved if only the prefix is read afterwards; 0 if the branch
       always computes all tokens, as branches of kind '' should.

@@ -1,7 +1,8 @@
 """Queries on the plan of a backbone: places, droppable layers, exits.
 
-Encoders are numbered from 0 in the order of the plan. A place is the number of
-encoders before it. A bridge belongs to the encoder that follows it.
+Encoders are numbered from 0 in the order of the plan. A place is a position in
+the plan, given as the number of encoders before it. A bridge belongs to the
+encoder that follows it.
 """
 
 import functools
