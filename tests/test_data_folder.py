@@ -217,7 +217,7 @@ def test_nothing_readable_is_an_error(config, root):
   config.on_corrupt = 'skip'
   for path in root.glob('test/*/*'):
     path.write_bytes(b'x')
-  with pytest.raises(ValueError, match='None of the 2 images'):
+  with pytest.raises(ValueError, match='none of the 2 images'):
     data.load(config)
 
 

@@ -37,8 +37,7 @@ def batch_indices(
   if not 1 <= batch_size <= size:
     raise ValueError(
         f'batch_size={batch_size} must be in 1..{size}, the number of images'
-        ' in the split'
-    )
+        ' in the split')
   if seed < 0 or step < 0:
     raise ValueError(f'seed={seed} and step={step} must be at least 0')
   epoch, first = divmod(step * batch_size, size)
@@ -81,13 +80,11 @@ def train_batches(
   """
   if not 0 <= process_index < process_count:
     raise ValueError(
-        f'process_index={process_index} must be in 0..{process_count - 1}'
-    )
+        f'process_index={process_index} must be in 0..{process_count - 1}')
   if batch_size % process_count:
     raise ValueError(
         f'batch_size={batch_size} must be a multiple of the'
-        f' {process_count} processes'
-    )
+        f' {process_count} processes')
   n = len(split)
   batch_indices(seed, start_step, size=n, batch_size=batch_size)
   share = batch_size // process_count
@@ -130,8 +127,7 @@ def eval_batches(
           np.pad(images, [(0, pad), (0, 0), (0, 0), (0, 0)]),
           np.pad(labels, (0, pad)),
           np.arange(batch_size) < len(indices),
-          np.pad(indices, (0, pad), constant_values=-1),
-      )
+          np.pad(indices, (0, pad), constant_values=-1))
 
   return ahead(batches(), split)
 

@@ -32,8 +32,7 @@ def cache_root(cache_dir: str = '') -> pathlib.Path:
     name = 'config.data.cache_dir' if cache_dir else 'ADAVIT_CACHE'
     raise ValueError(
         f'{name}={chosen!r} is not a local directory: the cache is'
-        ' memory-mapped, so give a directory on this machine'
-    )
+        ' memory-mapped, so give a directory on this machine')
   return pathlib.Path(chosen).expanduser()
 
 
@@ -91,8 +90,7 @@ def cached(
     logging.warning(
         'Cannot write the cache file %s (%s): the data will be built again at'
         ' the next start. Set config.data.cache_dir or ADAVIT_CACHE.',
-        path, error,
-    )
+        path, error)
   return array
 
 

@@ -65,50 +65,42 @@ def check_source(config_data) -> None:
     raise ValueError(f'config.data.name={name!r} must be one of {SOURCES}')
   if config_data.image_size < 1:
     raise ValueError(
-        f'config.data.image_size={config_data.image_size} must be at least 1'
-    )
+        f'config.data.image_size={config_data.image_size} must be at least 1')
   _check_preprocessing(config_data)
   if load_size(config_data) < config_data.image_size:
     raise ValueError(
         f'config.data.load_size={config_data.load_size} is smaller than'
-        f' image_size={config_data.image_size}: raise it, or set it to 0'
-    )
+        f' image_size={config_data.image_size}: raise it, or set it to 0')
   if not 0 <= config_data.holdout <= 0.5:
     raise ValueError(
         f'config.data.holdout={config_data.holdout} must be in 0..0.5: it is'
-        ' the fraction of the training split that is held out'
-    )
+        ' the fraction of the training split that is held out')
   if config_data.on_corrupt not in ('error', 'skip'):
     raise ValueError(
         f'config.data.on_corrupt={config_data.on_corrupt!r} must be'
-        " 'error' or 'skip'"
-    )
+        " 'error' or 'skip'")
 
 
 def _check_preprocessing(config_data) -> None:
   if config_data.interpolation not in (None, *INTERPOLATIONS):
     raise ValueError(
         f'config.data.interpolation={config_data.interpolation!r} must be one'
-        f' of {INTERPOLATIONS}'
-    )
+        f' of {INTERPOLATIONS}')
   crop = config_data.crop
   if crop is not None and not 0 < crop <= 1:
     raise ValueError(
         f'config.data.crop={crop} must be in (0, 1]: it is the fraction of the'
-        ' short side that the centre crop keeps'
-    )
+        ' short side that the centre crop keeps')
   if crop is not None and config_data.load_size:
     raise ValueError(
         f'config.data.crop={crop} and load_size={config_data.load_size} both'
-        ' set the size of decoded images: set load_size=0, or crop=None'
-    )
+        ' set the size of decoded images: set load_size=0, or crop=None')
   for field, low in (('mean', 0), ('std', 1 / 512)):
     values = config_data[field]
     if values is not None and not all(low <= x <= 1 for x in values):
       raise ValueError(
           f'config.data.{field}={tuple(values)} must be in {low:.3g}..1: white'
-          ' is 1'
-      )
+          ' is 1')
 
 
 def check_augmentation(config_data) -> None:
@@ -117,14 +109,12 @@ def check_augmentation(config_data) -> None:
     if (config_data[field] or 0) < 0:
       raise ValueError(
           f'config.data.{field}={config_data[field]} is negative:'
-          ' set it to 0 for none'
-      )
+          ' set it to 0 for none')
     if config_data[field] and config_data.resized_crop:
       raise ValueError(
           f'config.data.{field}={config_data[field]} and'
           f' resized_crop={config_data.resized_crop} are alternative crops: set'
-          ' one of them to 0'
-      )
+          ' one of them to 0')
   for field, low, high in (
       ('resized_crop', 0, 1), ('label_smoothing', 0, 1),
       # Beta(1e6, 1e6) is already nearly constant at 1/2; sampling overflows
@@ -134,8 +124,7 @@ def check_augmentation(config_data) -> None:
     if not low <= config_data[field] <= high:
       raise ValueError(
           f'config.data.{field}={config_data[field]} must be in'
-          f' {low}..{high} (0 = off)'
-      )
+          f' {low}..{high} (0 = off)')
 
 
 def check_regression(config_data) -> None:
@@ -151,5 +140,4 @@ def check_regression(config_data) -> None:
     if config_data[field]:
       raise ValueError(
           f'config.data.{field}={config_data[field]} is for classification, but'
-          f' {config_data.name!r} is a regression: set it to {off}'
-      )
+          f' {config_data.name!r} is a regression: set it to {off}')

@@ -87,8 +87,7 @@ def read(path, config_data, model) -> np.ndarray:
   try:
     image = decode_image(
         data, size=data_config.load_size(config_data), channels=model.channels,
-        interpolation=data_config.interpolation(config_data),
-    )
+        interpolation=data_config.interpolation(config_data))
   except CorruptImageError as error:
     raise CorruptImageError(f'{path} cannot be decoded ({error})') from error
   start = (len(image) - size) // 2
@@ -124,8 +123,7 @@ def fit(
   scale = size / min(width, height)
   if scale != 1:
     width, height = max(round(width * scale), size), max(
-        round(height * scale), size
-    )
+        round(height * scale), size)
     resampling = Image.Resampling[interpolation.upper()]
     image = image.resize((width, height), resampling)
   if (width, height) != (size, size):

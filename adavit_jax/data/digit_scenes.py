@@ -64,15 +64,13 @@ def compose(
   by_class = [np.flatnonzero(labels == label) for label in range(10)]
   if missing := [c for c, rows in enumerate(by_class) if not len(rows)]:
     raise ValueError(
-        f'There is no digit of the classes {missing} to compose scenes from:'
-        ' raise config.data.holdout'
-    )
+        f'there is no digit of the classes {missing} to compose scenes from:'
+        ' raise config.data.holdout')
   scenes = Scenes(
       np.empty((count, CANVAS, CANVAS), np.uint8),
       rng.integers(10, size=count).astype(np.int32),
       rng.random(count) < 0.5,
-      np.full((count, 3), -1, np.int32),
-  )
+      np.full((count, 3), -1, np.int32))
   for scene in range(count):
     label = scenes.labels[scene]
     members = [rng.choice(by_class[label])]
@@ -109,18 +107,15 @@ def load(config_data, *, seed: int) -> splits.Dataset:
   scenes = config_data.scenes
   if scenes.kind not in KINDS:
     raise ValueError(
-        f'config.data.scenes.kind={scenes.kind!r} must be one of {KINDS}'
-    )
+        f'config.data.scenes.kind={scenes.kind!r} must be one of {KINDS}')
   if min(scenes.num_train, scenes.num_test) < 2:
     raise ValueError(
         f'config.data.scenes: num_train={scenes.num_train} and'
-        f' num_test={scenes.num_test} must be at least 2'
-    )
+        f' num_test={scenes.num_test} must be at least 2')
   counts = dict(
       train=scenes.num_train,
       holdout=scenes.num_test // 2 if config_data.holdout else 0,
-      test=scenes.num_test,
-  )
+      test=scenes.num_test)
   parts = {
       name: _load_split(config_data, name, count, seed=seed)
       for name, count in counts.items()
@@ -128,8 +123,7 @@ def load(config_data, *, seed: int) -> splits.Dataset:
   mean, std = splits.channel_stats(parts['train'])
   return splits.Dataset(
       **parts, num_classes=10, class_names=digits.CLASS_NAMES, channels=1,
-      image_size=config_data.image_size, mean=mean, std=std,
-  )
+      image_size=config_data.image_size, mean=mean, std=std)
 
 
 def _load_split(
@@ -148,8 +142,7 @@ def _load_split(
     stream = ('train', 'holdout', 'test').index(name)
     scenes = compose(
         images[rows], labels[rows], count=count, kind=kind,
-        rng=np.random.default_rng((seed, stream, KINDS.index(kind))),
-    )
+        rng=np.random.default_rng((seed, stream, KINDS.index(kind))))
     records['image'], records['label'] = scenes.images, scenes.labels
     records['hard'] = scenes.hard
     return records
@@ -158,29 +151,24 @@ def _load_split(
   if not count:
     return splits.ArraySplit(
         np.empty((0, size, size, 1), np.uint8), np.empty(0, np.int32),
-        dict(hard=np.empty(0, bool)),
-    )
+        dict(hard=np.empty(0, bool)))
   records = cache.cached(
       config_data.cache_dir, f'scenes-{kind}-{name}',
       dict(
           source='digit_scenes', split=name, kind=kind, count=count,
           holdout=holdout, seed=seed,
-      ), build,
-  )
+      ), build)
   images = decode.fit_arrays(
-      np.array(records['image']), size, config_lib.interpolation(config_data)
-  )
+      np.array(records['image']), size, config_lib.interpolation(config_data))
   return splits.ArraySplit(
-      images, records['label'], dict(hard=np.array(records['hard']))
-  )
+      images, records['label'], dict(hard=np.array(records['hard'])))
 
 
 def _resized(image: np.ndarray, size: int) -> np.ndarray:
   if size == len(image):
     return image
   resized = Image.fromarray(image).resize(
-      (size, size), Image.Resampling.BILINEAR
-  )
+      (size, size), Image.Resampling.BILINEAR)
   return np.asarray(resized)
 
 

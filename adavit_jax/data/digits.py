@@ -36,8 +36,7 @@ def digit_rows(*, holdout: float, seed: int) -> dict[str, np.ndarray]:
   _, labels = real_digits()
   rest, test = splits.stratified_split(labels, NUM_TEST, seed=0)
   train, held = splits.stratified_split(
-      labels[rest], round(holdout * len(rest)), seed=seed
-  )
+      labels[rest], round(holdout * len(rest)), seed=seed)
   return dict(train=rest[train], holdout=rest[held], test=test)
 
 
@@ -46,8 +45,7 @@ def load(config_data, *, seed: int) -> splits.Dataset:
   images, labels = real_digits()
   images = decode.fit_arrays(
       images, config_lib.load_size(config_data),
-      config_lib.interpolation(config_data),
-  )
+      config_lib.interpolation(config_data))
   parts = {
       name: splits.ArraySplit(images[rows], labels[rows])
       for name, rows in digit_rows(
@@ -57,5 +55,4 @@ def load(config_data, *, seed: int) -> splits.Dataset:
   mean, std = splits.channel_stats(parts['train'])
   return splits.Dataset(
       **parts, num_classes=10, class_names=CLASS_NAMES, channels=1,
-      image_size=config_data.image_size, mean=mean, std=std,
-  )
+      image_size=config_data.image_size, mean=mean, std=std)

@@ -61,8 +61,7 @@ def decode_rows(
     try:
       image = decode.decode_image(
           data, size=size, channels=encoded.channels,
-          interpolation=interpolation,
-      )
+          interpolation=interpolation)
     except decode.CorruptImageError as error:
       return error, label
     return image, label
@@ -74,5 +73,4 @@ def refusal(name: str, error: Exception) -> decode.CorruptImageError:
   """Returns an error that names a corrupt image and the fix."""
   return decode.CorruptImageError(
       f'{name} cannot be decoded ({error}): repair or remove it, or set'
-      " config.data.on_corrupt='skip'"
-  )
+      " config.data.on_corrupt='skip'")

@@ -40,30 +40,25 @@ def load_split(
   size = config_lib.load_size(config_data)
   decoding = dict(
       size=size, interpolation=config_lib.interpolation(config_data),
-      on_corrupt=config_data.on_corrupt,
-  )
+      on_corrupt=config_data.on_corrupt)
   in_memory = len(encoded) * size**2 * encoded.channels <= MAX_BYTES
   if in_memory:
     key = dict(encoded.key, channels=encoded.channels, **decoding)
     records = cache.cached(
         config_data.cache_dir, f'{encoded.label}-{size}', key,
-        lambda: decode_all(encoded, **decoding),
-    )
+        lambda: decode_all(encoded, **decoding))
     labels = np.array(records['label'])
   else:
     labels = encoded.labels()
   parts = splits.stratified_split(
-      labels, round(holdout * len(labels)), seed=seed
-  )
+      labels, round(holdout * len(labels)), seed=seed)
   if in_memory:
     return tuple(
         splits.ArraySplit(records['image'][rows], labels[rows])
-        for rows in parts
-    )
+        for rows in parts)
   return tuple(
       lazy_split.LazySplit(encoded, rows, labels[rows], **decoding)
-      for rows in parts
-  )
+      for rows in parts)
 
 
 def decode_all(
@@ -95,15 +90,13 @@ def decode_all(
     for start in range(0, n, _CHUNK):
       rows = range(start, min(start + _CHUNK, n))
       decoded = encoded_lib.decode_rows(
-          encoded, rows, pool, size=size, interpolation=interpolation
-      )
+          encoded, rows, pool, size=size, interpolation=interpolation)
       for row, (image, label) in zip(rows, decoded):
         if isinstance(image, decode.CorruptImageError):
           if on_corrupt == 'error':
             raise encoded_lib.refusal(encoded.name(row), image)
           logging.warning(
-              '%s cannot be decoded (%s): left out.', encoded.name(row), image
-          )
+              '%s cannot be decoded (%s): left out.', encoded.name(row), image)
           continue
         records['image'][kept], records['label'][kept] = image, label
         kept += 1
@@ -112,7 +105,6 @@ def decode_all(
         logging.info('Decoded %d of %d images.', rows[-1] + 1, n)
   if not kept:
     raise ValueError(
-        f'None of the {n} images of {encoded.label} can be decoded: check that'
-        ' they are image files'
-    )
+        f'none of the {n} images of {encoded.label} can be decoded: check that'
+        ' they are image files')
   return records[:kept]

@@ -42,8 +42,7 @@ class ImageFiles:
     if wrong := _misfit(directory, class_names):
       raise ValueError(
           f'{directory} {wrong}: put the images of each class into'
-          f' {directory}/CLASS/'
-      )
+          f' {directory}/CLASS/')
     folders = _folders(directory)
     if class_names is None:
       class_names = folders
@@ -58,9 +57,8 @@ class ImageFiles:
       files = _image_files(directory / name)
       if not files:
         raise ValueError(
-            f'The class folder {directory / name} holds no image: add images or'
-            f' remove it; image files end in {sorted(EXTENSIONS)}'
-        )
+            f'the class folder {directory / name} holds no image: add images or'
+            f' remove it; image files end in {sorted(EXTENSIONS)}')
       self._files += files
       labels += [label] * len(files)
     self._labels = np.asarray(labels, np.int32)
@@ -77,9 +75,7 @@ class ImageFiles:
       name = os.path.relpath(file, self._directory)
       digest.update(
           f'\0{name}\0{stat.st_size}\0{stat.st_mtime_ns}'.encode(
-              errors='surrogateescape'
-          )
-      )
+              errors='surrogateescape'))
     return dict(source='folder', files=digest.hexdigest())
 
   def name(self, index: int) -> str:
@@ -112,32 +108,26 @@ def load(config_data, *, seed: int) -> splits.Dataset:
   if not config_data.data_dir:
     raise ValueError(
         "config.data.name='folder' needs config.data.data_dir: the directory"
-        ' with train/ and test/ or val/'
-    )
+        ' with train/ and test/ or val/')
   root = pathlib.Path(config_data.data_dir).expanduser()
   if not (root / 'train').is_dir():
     raise ValueError(
         f'{root / "train"} does not exist: config.data.data_dir must hold'
-        ' train/CLASS/* and test/CLASS/* or val/CLASS/*'
-    )
+        ' train/CLASS/* and test/CLASS/* or val/CLASS/*')
   train_files = ImageFiles(root / 'train')
   if len(train_files.class_names) < 2:
     raise ValueError(
         f"{root / 'train'} holds only the class {train_files.class_names[0]!r}:"
-        ' add a folder for each class, train/CLASS/*'
-    )
+        ' add a folder for each class, train/CLASS/*')
   test_files = ImageFiles(
-      _test_dir(root, train_files.class_names), train_files.class_names
-  )
+      _test_dir(root, train_files.class_names), train_files.class_names)
   train, holdout = encoded_split.load_split(
-      train_files, config_data, holdout=config_data.holdout, seed=seed
-  )
+      train_files, config_data, holdout=config_data.holdout, seed=seed)
   test, _ = encoded_split.load_split(test_files, config_data)
   return splits.Dataset(
       train, holdout, test, num_classes=len(train_files.class_names),
       class_names=train_files.class_names, channels=3,
-      image_size=config_data.image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD,
-  )
+      image_size=config_data.image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 def _test_dir(root: pathlib.Path, class_names: Sequence[str]) -> pathlib.Path:
@@ -147,9 +137,8 @@ def _test_dir(root: pathlib.Path, class_names: Sequence[str]) -> pathlib.Path:
     return test
   if val_wrong := _misfit(val, class_names):
     raise ValueError(
-        f'There are no test images: {test} {wrong}, and {val} {val_wrong}; put'
-        f' those of each training class into {test}/CLASS/'
-    )
+        f'there are no test images: {test} {wrong}, and {val} {val_wrong}; put'
+        f' those of each training class into {test}/CLASS/')
   if test.is_dir():
     logging.warning('%s %s: the test images are those of %s.', test, wrong, val)
   return val
@@ -171,8 +160,7 @@ def _misfit(directory: pathlib.Path, class_names: Sequence[str] | None) -> str:
 def _folders(directory: pathlib.Path) -> list[str]:
   return sorted(
       entry.name for entry in os.scandir(directory)
-      if entry.is_dir() and not entry.name.startswith('.')
-  )
+      if entry.is_dir() and not entry.name.startswith('.'))
 
 
 def _image_files(directory: pathlib.Path) -> list[str]:

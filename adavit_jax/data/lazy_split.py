@@ -58,8 +58,7 @@ class LazySplit:
   def _decode(self, rows):
     decoded = encoded_lib.decode_rows(
         self._encoded, rows.tolist(), self._pool, size=self._size,
-        interpolation=self._interpolation,
-    )
+        interpolation=self._interpolation)
     return [image for image, _ in decoded]
 
   def _replacement(
@@ -74,7 +73,6 @@ class LazySplit:
       if not isinstance(image, decode.CorruptImageError):
         logging.warning(
             '%s cannot be decoded (%s): replaced by %s.',
-            name, error, self._encoded.name(int(self._rows[peer])),
-        )
+            name, error, self._encoded.name(int(self._rows[peer])))
         return image
     raise encoded_lib.refusal(name, error)

@@ -55,8 +55,7 @@ def mix(
     maps = jnp.broadcast_to(weight, (batch, height, width))
   if cutmix:
     boxes = cutmix_maps(
-        cutmix_key, alpha=cutmix, shape=(batch, height, width)
-    )
+        cutmix_key, alpha=cutmix, shape=(batch, height, width))
     maps = jnp.where(
         jax.random.bernoulli(coin_key), boxes, maps
     ) if mixup else boxes
@@ -64,8 +63,7 @@ def mix(
   maps = maps[..., None]  # [B, H, W, 1]
   return (
       maps * images + (1 - maps) * jnp.roll(images, 1, axis=0),
-      share * targets + (1 - share) * jnp.roll(targets, 1, axis=0),
-  )
+      share * targets + (1 - share) * jnp.roll(targets, 1, axis=0))
 
 
 def cutmix_maps(

@@ -52,7 +52,7 @@ def rotate(
     ValueError: if there is no digit.
   """
   if not len(images):
-    raise ValueError('There is no digit to rotate: raise config.data.holdout')
+    raise ValueError('there is no digit to rotate: raise config.data.holdout')
   # The digit takes 3/4 of the side, so that rotation cuts off at most one pixel
   # of its corners, which are mostly black.
   resampling = Image.Resampling[interpolation.upper()]
@@ -98,8 +98,7 @@ def load(config_data, *, seed: int) -> splits.Dataset:
   counts = dict(
       train=rotations.num_train,
       holdout=round(rotations.num_train * config_data.holdout),
-      test=rotations.num_test,
-  )
+      test=rotations.num_test)
   parts = {
       name: _load_split(config_data, name, count, seed=seed)
       for name, count in counts.items()
@@ -110,9 +109,7 @@ def load(config_data, *, seed: int) -> splits.Dataset:
       **parts, num_classes=0, class_names=(), channels=1,
       image_size=config_data.image_size, mean=mean, std=std,
       target=splits.Target(
-          float(angles.mean()), float(angles.std()), 'degrees'
-      ),
-  )
+          float(angles.mean()), float(angles.std()), 'degrees'))
 
 
 def _load_split(
@@ -130,22 +127,18 @@ def _load_split(
     stream = ('train', 'holdout', 'test').index(name)
     rotations = rotate(
         digits.real_digits()[0][rows], count=count, size=size, noise=noise,
-        rng=np.random.default_rng((seed, stream)), interpolation=interpolation,
-    )
+        rng=np.random.default_rng((seed, stream)), interpolation=interpolation)
     records['image'], records['label'] = rotations.images, rotations.angles
     return records
 
   if not count:
     return splits.ArraySplit(
-        np.empty((0, size, size, 1), np.uint8), np.empty(0, np.float32)
-    )
+        np.empty((0, size, size, 1), np.uint8), np.empty(0, np.float32))
   records = cache.cached(
       config_data.cache_dir, f'rotations-{name}',
       dict(
           source='rotated_digits', split=name, count=count, size=size,
           noise=noise, holdout=holdout, seed=seed, interpolation=interpolation,
-      ), build,
-  )
+      ), build)
   return splits.ArraySplit(
-      np.array(records['image'])[..., None], np.array(records['label'])
-  )
+      np.array(records['image'])[..., None], np.array(records['label']))

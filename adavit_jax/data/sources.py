@@ -40,6 +40,5 @@ def load(config_data, *, seed: int = 0) -> splits.Dataset:
   if not len(dataset.train) or not len(dataset.test):
     raise ValueError(
         f'config.data.name={config_data.name!r} has {len(dataset.train)}'
-        f' training and {len(dataset.test)} test images: both are needed'
-    )
+        f' training and {len(dataset.test)} test images: both are needed')
   return dataset

@@ -107,8 +107,7 @@ class Dataset:
         raise ValueError(
             f'labels are {split.labels.dtype} and target={self.target}: give'
             ' integer classes and no target, or for regression floating-point'
-            ' labels and a Target'
-        )
+            ' labels and a Target')
 
 
 def stratified_split(

@@ -45,8 +45,7 @@ class Records:
     """Returns int32 [n], from the cache or from all records."""
     return np.array(cache.cached(
         self._cache_dir, f'{self.label}-labels', dict(self.key, only='labels'),
-        self._read_labels,
-    ))
+        self._read_labels))
 
   def read(
       self, indices: Sequence[int], pool: futures.Executor | None = None
@@ -67,8 +66,7 @@ class Records:
     builder = tfds.builder_from_directory(str(self._prepared.path))
     return builder.as_data_source(
         split=self._split,
-        decoders={self._prepared.image_key: tfds.decode.SkipDecoding()},
-    )
+        decoders={self._prepared.image_key: tfds.decode.SkipDecoding()})
 
   def _read_labels(self) -> np.ndarray:
     n = len(self)
@@ -99,15 +97,12 @@ def load(config_data, *, seed: int) -> splits.Dataset:
   prepared = tfds_dir.read(_prepared_path(config_data))
   if 'train' not in prepared.splits:
     raise ValueError(
-        f"{prepared.path} has no split 'train', only {sorted(prepared.splits)}"
-    )
+        f"{prepared.path} has no split 'train', only {sorted(prepared.splits)}")
   records = functools.partial(
-      Records, prepared, cache_dir=config_data.cache_dir
-  )
+      Records, prepared, cache_dir=config_data.cache_dir)
   train_records = records('train')
   train, holdout = encoded_split.load_split(
-      train_records, config_data, holdout=config_data.holdout, seed=seed
-  )
+      train_records, config_data, holdout=config_data.holdout, seed=seed)
   for name in ('test', 'validation'):
     if prepared.splits.get(name):
       test, _ = encoded_split.load_split(records(name), config_data)
@@ -116,14 +111,12 @@ def load(config_data, *, seed: int) -> splits.Dataset:
   else:
     raise ValueError(
         f"{prepared.path} has no labelled split 'test' or 'validation', only"
-        f' {sorted(prepared.splits)}'
-    )
+        f' {sorted(prepared.splits)}')
   mean, std = _stats(train, train_records, config_data, seed)
   return splits.Dataset(
       train, holdout, test, num_classes=len(prepared.class_names),
       class_names=prepared.class_names, channels=prepared.channels,
-      image_size=config_data.image_size, mean=mean, std=std,
-  )
+      image_size=config_data.image_size, mean=mean, std=std)
 
 
 def _stats(train, records, config_data, seed):
@@ -132,8 +125,7 @@ def _stats(train, records, config_data, seed):
   key = dict(
       records.key, only='stats', size=config_lib.load_size(config_data),
       interpolation=config_lib.interpolation(config_data),
-      holdout=config_data.holdout, seed=seed,
-  )
+      holdout=config_data.holdout, seed=seed)
   mean, std = cache.cached(
       config_data.cache_dir, f'{records.label}-stats', key,
       lambda: np.array(splits.channel_stats(train, sample=_STATS_SAMPLE)),
@@ -150,16 +142,14 @@ def _prepared_path(config_data) -> epath.Path:
     raise ValueError(
         f'{field}={str(configured)!r} does not exist: give the directory with'
         f' {name.partition(":")[0]}/VERSION/dataset_info.json, or leave it'
-        ' empty to download the dataset'
-    )
+        ' empty to download the dataset')
   path = tfds_dir.find(name, data_dir)
   if path is None and configured:
     raise ValueError(
         f'{str(data_dir)!r} holds no prepared {name!r}: there is no'
         f' {name.partition(":")[0]}/VERSION/dataset_info.json below it; set'
         ' config.data.data_dir to its tfds data_dir, or leave that and'
-        ' TFDS_DATA_DIR empty to download the dataset'
-    )
+        ' TFDS_DATA_DIR empty to download the dataset')
   return path or _download(name)
 
 

@@ -64,13 +64,11 @@ def find(name: str, data_dir: epath.Path) -> epath.Path | None:
   if not prepared:
     configs = sorted(
         child.name for child in folder.iterdir()
-        if child.is_dir() and _versions(child)
-    )
+        if child.is_dir() and _versions(child))
     if configs:
       raise ValueError(
           f"config.data.name='tfds:{name}' lacks a config: give"
-          f' tfds:{base}/CONFIG with one of {configs}'
-      )
+          f' tfds:{base}/CONFIG with one of {configs}')
   if version:
     return prepared.get(version)
   return max(prepared.items(), key=_version_number)[1] if prepared else None
@@ -87,20 +85,17 @@ def read(path: epath.Path) -> PreparedDir:
   for name in ('dataset_info.json', 'features.json'):
     if not (path / name).exists():
       raise ValueError(
-          f'{path / name} is missing: prepare the dataset again'
-      )
+          f'{path / name} is missing: prepare the dataset again')
     texts.append((path / name).read_text())
   info, features = map(json.loads, texts)
   file_format = info.get('fileFormat', 'tfrecord')
   if file_format not in _READABLE:
     raise ValueError(
         f'{path} is stored as {file_format}, which only TensorFlow reads:'
-        ' prepare it again with tfds build --file_format=array_record'
-    )
+        ' prepare it again with tfds build --file_format=array_record')
   try:
     image_key, label_key = (
-        item['featureKey'] for item in info['supervisedKeys']['tuple']['items']
-    )
+        item['featureKey'] for item in info['supervisedKeys']['tuple']['items'])
   except (KeyError, ValueError):
     image_key, label_key = 'image', 'label'
   table = features.get('featuresDict', {}).get('features', {})
@@ -109,8 +104,7 @@ def read(path: epath.Path) -> PreparedDir:
   if image is None or label is None:
     raise ValueError(
         f'{path} has no image with a class label: its features are'
-        f' {sorted(table)}'
-    )
+        f' {sorted(table)}')
   dimensions = image.get('shape', {}).get('dimensions', [])
   return PreparedDir(
       path=path,
@@ -122,8 +116,7 @@ def read(path: epath.Path) -> PreparedDir:
       label_key=label_key,
       channels=1 if dimensions and str(dimensions[-1]) == '1' else 3,
       class_names=_class_names(path, label_key, int(label['numClasses'])),
-      digest=hashlib.sha256('\0'.join(texts).encode()).hexdigest(),
-  )
+      digest=hashlib.sha256('\0'.join(texts).encode()).hexdigest())
 
 
 def _versions(folder: epath.Path) -> dict[str, epath.Path]:
