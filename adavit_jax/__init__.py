@@ -1,4 +1,4 @@
-"""Vision transformers that spend only the compute an image needs."""
+"""Vision transformers that adapt their compute to each image."""
 
 from adavit_jax.inference import CascadeClassifier as CascadeClassifier
 from adavit_jax.inference import Classifier as Classifier

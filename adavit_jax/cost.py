@@ -1,10 +1,10 @@
 """Multiply-accumulates (MACs) in closed form; FLOPs = 2 x MACs.
 
-Counted are matrix products and convolutions, as in the tables of the field;
-LayerNorm, softmax and GELU are not. Every encoder of a backbone counts over all
-its tokens, as it runs in training. For inference, tokens that nobody reads are
-not computed (`left_out`): 7 % of what is counted of ViT-Ti/16. Exit heads never
-compute them, so they count without.
+Matrix products and convolutions are counted, as in published tables; LayerNorm,
+softmax and GELU are not. Every encoder of a backbone is counted over all its
+tokens, as it runs in training. Inference skips tokens that are never read
+(`left_out`): 7 % of the count for ViT-Ti/16. Exit heads never compute those
+tokens, so their count excludes them.
 """
 
 import dataclasses
@@ -21,18 +21,18 @@ from adavit_jax.runtime import branches
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """MACs of one image in the parts of a model.
+  """MACs of one image, by part of the model.
 
   Attributes:
     always: embedding, fixed encoders, bridges, branches that always run and the
       backbone's own exits.
-    encoders: what of `always` lies in encoders and bridges.
-    msa: each MSA layer that may be dropped, L1 numbers.
-    mlp: each such MLP layer, L2 numbers.
-    policy: the policy networks; 0 without.
-    stages: E numbers, each of one stage alone with all its layers, its exit,
-      and the policy where it decides.
-    layer_stages: the stage of each layer, `Actions` of L1 and L2 numbers.
+    encoders: the part of `always` in encoders and bridges.
+    msa: MACs of each droppable MSA layer, [L1].
+    mlp: MACs of each droppable MLP layer, [L2].
+    policy: MACs of the policy networks; 0 if there are none.
+    stages: MACs of each stage alone, [E]: all its layers, its exit, and the
+      policy in the stage where it decides.
+    layer_stages: stage index of each layer, `Actions` [L1], [L2].
   """
   always: int
   encoders: int
@@ -43,7 +43,7 @@ class Cost:
   layer_stages: Actions
 
   def __repr__(self):
-    """The dense model in a unit that fits, and its parts as shares."""
+    """Shows the MACs of the dense model, and its parts as shares of them."""
     share = lambda macs: f'{macs / (self.dense or 1):.3f}'
     parts = [f'always {share(self.always)}',
              f'{len(self.msa)} MSA layers {share(sum(self.msa))}',
@@ -56,19 +56,19 @@ class Cost:
 
   @property
   def dense(self):
-    """The model with all layers, without policy networks and added exits."""
+    """MACs with all layers, without policy networks and added exits."""
     return self.always + sum(self.msa) + sum(self.mlp)
 
   @property
   def exits(self):
-    """An image that leaves at each exit: all stages so far, [E]."""
+    """MACs of an image that leaves at each exit, [E]: all stages up to it."""
     return np.cumsum(self.stages)
 
   def adaptive(self, actions):
-    """MACs under actions, [..., L1], [..., L2] to [...], without added exits.
+    """MACs under actions, [..., L1], [..., L2] -> [...], without added exits.
 
-    Policy networks are included. Takes NumPy or JAX arrays and computes in
-    their kind.
+    Policy networks are included. NumPy arrays give NumPy results, JAX arrays
+    give JAX results.
     """
     return self._kept(actions) + float(self.always + self.policy)
 
@@ -78,16 +78,16 @@ class Cost:
     return msa + mlp
 
   def ratio(self, actions):
-    """`adaptive` as a share of `dense`."""
+    """`adaptive` divided by `dense`."""
     return self.adaptive(actions) / float(self.dense)
 
   def encoder_ratio(self, actions):
-    """The same share over encoders, bridges and policy networks alone."""
+    """The same ratio over encoders, bridges and policy networks only."""
     rest = float(self.always - self.encoders)
     return (self.adaptive(actions) - rest) / (float(self.dense) - rest)
 
   def stage(self, index, actions):
-    """MACs of a stage under actions [..., L1], [..., L2], or None for all."""
+    """MACs of a stage under actions [..., L1], [..., L2]; None keeps all."""
     macs = float(self.stages[index])
     if actions is None:
       return macs
@@ -98,28 +98,28 @@ class Cost:
     return macs
 
   def mean(self, left):
-    """MACs of the average image (RAViT, equation 4).
+    """Mean MACs of one image (RAViT, equation 4).
 
     Args:
       left: [E], number or share of the images that leave at each exit.
 
     Raises:
-      ValueError: for another number of exits, or no images.
+      ValueError: if `left` does not have length E or sums to 0.
     """
     return mean(self.stages, left)
 
 
 def mean(stages, left):
-  """`Cost.mean` of any MACs [E] of stages."""
+  """`Cost.mean` for stages with the given MACs [E]."""
   left, exits = np.asarray(left, np.float64), np.cumsum(stages)
   if left.shape != exits.shape or not left.sum() > 0:
-    raise ValueError(f'left={left} must give the images that leave at each '
-                     f'of the {len(exits)} exits, some at one of them')
+    raise ValueError(f'left={left} must be the number or share of images that '
+                     f'leave at each of the {len(exits)} exits, not all 0')
   return float((left * exits).sum() / left.sum())
 
 
 def of(model, nets=None):
-  """Cost of a model, with the policy networks that steer it if given.
+  """Cost of a model, including its policy networks if given.
 
   Args:
     model: a `Backbone`.
@@ -128,20 +128,20 @@ def of(model, nets=None):
   Returns:
     `Cost`.
   """
-  num, own = plan.num_encoders(model), model.own_exits()
+  num, own_exits = plan.num_encoders(model), model.own_exits()
   macs = plan.layer_macs(model)
   encoders = plan.segment_macs(model, 0, num)
   fixed = encoders - int(macs.msa.sum()) - int(macs.mlp.sum())
   policy = _policy(model, nets) if nets is not None else 0
   stages = []
   for i, (e, span) in enumerate(zip(plan.exits(model), plan.spans(model))):
-    head = head_macs(model, e) if e.head else own[e.index].macs
+    head = head_macs(model, e) if e.head else own_exits[e.index].macs
     stages.append(plan.segment_macs(model, *span) + head
                   + (model.embed_macs if i == 0 else 0))
   if policy:
     stages[plan.stage_of(model, model.num_fixed)] += policy
   return Cost(
-      always=model.embed_macs + fixed + sum(e.macs for e in own),
+      always=model.embed_macs + fixed + sum(e.macs for e in own_exits),
       encoders=fixed,
       msa=tuple(macs.msa.tolist()),
       mlp=tuple(macs.mlp.tolist()),
@@ -152,21 +152,20 @@ def of(model, nets=None):
 
 
 def head_macs(model, e):
-  """MACs of an added exit, `plan.Exit`."""
+  """MACs of an added exit `e`, a `plan.Exit`."""
   return exit_heads.head_macs(
       e.head, plan.tokens_at(model, e.place), model.num_classes)
 
 
 def left_out(model, actions):
-  """MACs that `Cost.adaptive` counts and inference need not spend.
+  """MACs that `Cost.adaptive` counts but inference skips.
 
-  Where the prefix tokens alone are read behind the last MSA layer that is kept,
-  it has an output of these tokens alone, and so have the MLP layers from there
-  on.
+  If only the prefix tokens are read after the last kept MSA layer, that layer
+  and the MLP layers after it compute only those tokens.
 
   Args:
     model: a `Backbone`.
-    actions: `Actions` of NumPy arrays [L1], [L2] or with an axis [B] before.
+    actions: `Actions` of NumPy arrays [L1], [L2] or [B, L1], [B, L2].
 
   Returns:
     [] or [B].
@@ -204,7 +203,7 @@ def _policy(model, nets):
     macs += features * model.num_classes
     inputs += model.num_classes + 3
   if nets.head:
-    # The answer when every layer is dropped: what always runs behind z1.
+    # The logits with every layer dropped: all that always runs after z1.
     layers = plan.layer_macs(model)
     behind = plan.segment_macs(
         model, model.num_fixed, plan.num_encoders(model))

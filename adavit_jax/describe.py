@@ -1,6 +1,6 @@
-"""How the library's objects print, in an interpreter or a notebook.
+"""Short `repr`s of the library's objects, for interpreters and notebooks.
 
-What is printed is short, and nothing is traced or computed on a device for it.
+They trace nothing and compute nothing on a device.
 """
 
 import math
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def macs(num):
-  """MACs in a unit that fits: '1.26 GMACs'."""
+  """Formats MACs with a unit prefix: '1.26 GMACs'."""
   for unit, scale in (('G', 1e9), ('M', 1e6), ('k', 1e3)):
     if num >= scale:
       return f'{num / scale:.2f} {unit}MACs'
@@ -18,20 +18,20 @@ def macs(num):
 
 
 def num_params(params):
-  """Number of parameters in a tree of arrays: '5,717,416 parameters'."""
+  """Counts the parameters in a tree of arrays: '5,717,416 parameters'."""
   num = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
   return f'{num:,} parameters'
 
 
 def array(x):
-  """An array's type and shape, 'float32[4,10]'; anything else as it is."""
+  """Formats an array as dtype and shape, 'float32[4,10]'; others by `repr`."""
   if hasattr(x, 'dtype') and hasattr(x, 'shape'):
     return f'{x.dtype}[{",".join(map(str, x.shape))}]'
   return repr(x)
 
 
 def values(x):
-  """The numbers of a NumPy vector, of a long one both ends; else `array`."""
+  """Formats a NumPy vector's values, eliding long ones; others by `array`."""
   if not isinstance(x, (np.ndarray, np.generic)) or x.ndim > 1:
     return array(x)
   form = '{:.4g}' if x.dtype.kind == 'f' else '{}'
@@ -44,15 +44,14 @@ def values(x):
 
 
 def mean_macs(x):
-  """MACs of one image, or the mean over images [B]; else `array`."""
+  """Formats the MACs of one image, or the mean over [B]; others by `array`."""
   if not isinstance(x, (np.ndarray, np.generic)) or not x.size:
     return array(x)
-  return f'{macs(x.mean())}{" in the mean" if x.ndim else ""}'
+  return f'{macs(x.mean())}{" on average" if x.ndim else ""}'
 
 
 def kept(actions):
-  """`Actions` of NumPy arrays as a share: '0.52 of 14 layers'; else `array`s.
-  """
+  """Formats NumPy `Actions`: '0.52 of 14 layers'; others by `array`."""
   if all(isinstance(x, np.ndarray) for x in actions):
     keep = np.concatenate(actions, axis=-1)
     if keep.size:
@@ -60,15 +59,15 @@ def kept(actions):
   return f'({", ".join(map(array, actions))})'
 
 
-def record(x, **how):
-  """A NamedTuple, each field by the function given for it, or by `array`."""
-  text = ', '.join(f'{name}={how.get(name, array)(value)}'
+def record(x, **formatters):
+  """Formats a NamedTuple, each field by its formatter, by default `array`."""
+  text = ', '.join(f'{name}={formatters.get(name, array)(value)}'
                    for name, value in x._asdict().items())
   return f'{type(x).__name__}({text})'
 
 
 def classifier(clf, max_batch_size, lines):
-  """A classifier in a few lines: its model, images and params, then `lines`."""
+  """Formats a classifier: its model, images and parameters, then `lines`."""
   model = clf.system.model
   side = model.image_size
   outputs = (f'{model.num_classes} classes' if clf.system.target is None

@@ -1,9 +1,9 @@
-"""Classifies images with what export.py wrote:
+"""Classifies images with programs written by export.py:
 
   python examples/run_exported.py FILE IMAGE...
-  python examples/run_exported.py DIRECTORY IMAGE...  # of --mode=stages
+  python examples/run_exported.py DIRECTORY IMAGE...  # from --mode=stages
 
-Needs jax, flatbuffers, NumPy and Pillow, and none of the model's code.
+Requires jax, flatbuffers, NumPy and Pillow, but not adavit_jax.
 """
 
 import io
@@ -19,45 +19,50 @@ import numpy as np
 from PIL import Image
 from PIL import ImageOps
 
-# What Pillow's readers were seen to raise on damaged files.
+# Exceptions that Pillow's readers raise on damaged files.
 _DAMAGE = (
     OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError,
     struct.error, zlib.error, Image.DecompressionBombError)
 
 
-def read(path, about):
-  """An image file of 8 bits as uint8 [S, S, C], as evaluation reads it."""
+def read(path, spec):
+  """Reads an 8-bit image file as uint8 [S, S, C], as evaluation does.
+
+  Args:
+    path: path of the file.
+    spec: `images` of the .json file.
+  """
   data = pathlib.Path(path).read_bytes()
   try:
     with Image.open(io.BytesIO(data)) as image:
-      return prepare(image, about)
+      return prepare(image, spec)
   except _DAMAGE as error:
     raise OSError(f'{path} cannot be decoded ({type(error).__name__}: {error})'
                   ) from error
 
 
-def prepare(image, about):
-  """An opened image upright, resized and its centre cropped."""
-  size, resize = about['size'], about['resize']
-  # A JPEG can be decoded at a half, quarter or eighth of its size at a fraction
-  # of the time. Evaluation does, and other pixels would be other logits.
+def prepare(image, spec):
+  """Applies the EXIF orientation, resizes and crops the centre."""
+  size, resize = spec['size'], spec['resize']
+  # As in evaluation, JPEGs are decoded at 1/2, 1/4 or 1/8 of their size, which
+  # is faster; decoding at full size would give other pixels and logits.
   short = min(image.size)
   if short > 2 * resize:
     scale = 2 * resize / short
     image.draft(None, tuple(int(side * scale) + 1 for side in image.size))
   image = ImageOps.exif_transpose(image)
   if image.mode == 'F' or image.mode.startswith('I'):
-    raise ValueError(f'pixels of mode {image.mode}; save it with 8 bits')
+    raise ValueError(f'pixels have mode {image.mode}; save it with 8 bits')
   if image.has_transparency_data:
     image = image.convert('RGBA')
     image = Image.alpha_composite(
         Image.new('RGBA', image.size, 'white'), image)
-  image = image.convert('RGB' if about['channels'] == 3 else 'L')
+  image = image.convert('RGB' if spec['channels'] == 3 else 'L')
   scale = resize / min(image.size)
   image = image.resize(
       [max(round(side * scale), resize) for side in image.size],
-      Image.Resampling[about['interpolation'].upper()])
-  # Evaluation crops twice, and each time half a pixel is rounded down.
+      Image.Resampling[spec['interpolation'].upper()])
+  # Evaluation crops twice and rounds half pixels down each time.
   left, top = ((side - resize) // 2 + (resize - size) // 2
                for side in image.size)
   image = image.crop((left, top, left + size, top + size))
@@ -69,68 +74,69 @@ def load(path):
 
 
 def batches(images, exported, any_size):
-  """Yields batches as large as a program takes, and how many are images."""
-  size = exported.in_avals[0].shape[0]  # a number, or a symbol for any
+  """Yields (batch of the program's size, padded; number of its images)."""
+  size = exported.in_avals[0].shape[0]  # An int, or a symbol for any size.
   step = size if isinstance(size, int) else any_size
   for start in range(0, len(images), step):
     batch = images[start:start + step]
-    empty = step - len(batch)
-    yield np.pad(batch, [(0, empty), (0, 0), (0, 0), (0, 0)]), len(batch)
+    pad = step - len(batch)
+    yield np.pad(batch, [(0, pad), (0, 0), (0, 0), (0, 0)]), len(batch)
 
 
-def run_program(path, about, images):
-  """Yields logits [K] of each image, and which share of the layers ran."""
+def run_program(path, info, images):
+  """Yields the logits [K] of each image and the share of layers that ran."""
   exported = load(path)
-  more = [] if about['threshold'] is None else [np.float32(about['threshold'])]
+  threshold = info['threshold']
+  args = [] if threshold is None else [np.float32(threshold)]
   for batch, num in batches(images, exported, len(images)):
-    logits, keep = map(np.asarray, exported.call(batch, *more))
+    logits, keep = map(np.asarray, exported.call(batch, *args))
     for y, ran in zip(logits[:num], keep):
       yield y, f'{ran.mean():.0%} of the adaptive layers ran'
 
 
-def run_stages(path, about, images):
-  """Yields logits [K] of each image at the exit that it left at, and which.
+def run_stages(path, info, images):
+  """Yields the logits [K] of each image at its exit, and that exit.
 
-  The stages of a batch end when its last image has left.
+  A batch stops once all of its images have left.
   """
   stages = [load(path.with_name(f'stage_{i}'))
-            for i in range(about['num_stages'])]
+            for i in range(info['num_stages'])]
   calls = [jax.jit(stage.call) for stage in stages]
   for batch, num in batches(images, stages[0], 1):
     carry, memory, left = (), None, {}
     for k, call in enumerate(calls):
       *carry, logits = call(batch, *carry)
       logits = np.asarray(logits)
-      sure, memory = confidence(about['rule'], logits, memory)
+      sure, memory = confidence(info['rule'], logits, memory)
       for i in range(num):
-        if k + 1 == len(calls) or sure[i] > about['thresholds'][k]:
+        if k + 1 == len(calls) or sure[i] > info['thresholds'][k]:
           left.setdefault(i, (logits[i], k))
       if len(left) == num:
         break
     for i in range(num):
       y, k = left[i]
-      macs = about.get('stage_macs')
-      spent = f', {sum(macs[:k + 1]):.3g} MACs' if macs else ''
-      yield y, f'exit {k} of 0 to {len(calls) - 1}{spent}'
+      macs = info.get('stage_macs')
+      total = f', {sum(macs[:k + 1]):.3g} MACs' if macs else ''
+      yield y, f'exit {k} of 0 to {len(calls) - 1}{total}'
 
 
 def confidence(rule, logits, memory):
-  """How sure an exit is; larger is surer.
+  """Confidence at an exit; higher is more confident.
 
   Args:
-    rule: as in the .json.
+    rule: `rule` of the .json file.
     logits: [B, K].
-    memory: what this function returned at the exit before, None at the first.
+    memory: memory returned for the previous exit, None at the first.
 
   Returns:
     (confidence [B], memory).
   """
-  if rule == 'patience':  # exits in a row of one class
+  if rule == 'patience':  # number of consecutive exits with the same class
     label = logits.argmax(-1)
     before, count = memory or (label, 0)
     count = np.where(label == before, count, 0) + 1
     return count, (label, count)
-  if rule == 'agreement':  # of the numbers of two exits in a row
+  if rule == 'agreement':  # negated difference of two consecutive exits
     before = np.inf if memory is None else memory
     return -np.abs(logits - before).max(-1), logits
   p = np.exp(logits - logits.max(-1, keepdims=True))
@@ -141,27 +147,27 @@ def confidence(rule, logits, memory):
   return {'max_probability': first, 'margin': first - second}[rule], None
 
 
-def describe(y, about):
-  """The number of a regression, or the name of the likeliest class."""
-  if about.get('unit') is not None:
-    return f'{y[0]:.3f} {about["unit"]}'
+def describe(y, info):
+  """Formats the output of a regression, or the predicted class."""
+  if info.get('unit') is not None:
+    return f'{y[0]:.3f} {info["unit"]}'
   label = int(y.argmax())
-  name = about['class_names'][label] if about['class_names'] else label
+  name = info['class_names'][label] if info['class_names'] else label
   return f'{name} ({y[label]:.3f})'
 
 
 def main(path, *files):
   path = pathlib.Path(path)
   path = path / 'stage_0' if path.is_dir() else path
-  described = pathlib.Path(f'{path}.json')
-  if not (path.exists() and described.exists()):
-    raise SystemExit(f'error: {path} and {described} must stand side by side, '
-                     f'as export.py writes them')
-  about = json.loads(described.read_text())
-  images = np.stack([read(file, about['images']) for file in files])
-  run = run_stages if about['mode'] == 'stages' else run_program
-  for file, (y, remark) in zip(files, run(path, about, images)):
-    print(f'{file}: {describe(y, about)}, {remark}')
+  info_path = pathlib.Path(f'{path}.json')
+  if not (path.exists() and info_path.exists()):
+    raise SystemExit(f'error: {path} and {info_path} must both exist, as '
+                     f'written by export.py')
+  info = json.loads(info_path.read_text())
+  images = np.stack([read(file, info['images']) for file in files])
+  run = run_stages if info['mode'] == 'stages' else run_program
+  for file, (y, remark) in zip(files, run(path, info, images)):
+    print(f'{file}: {describe(y, info)}, {remark}')
 
 
 if __name__ == '__main__':

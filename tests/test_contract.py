@@ -33,8 +33,8 @@ def _branch(**changes):
 @pytest.mark.parametrize('method, function, field', [
     ('plan', _stack(group='encoder'), "group .*'encoder'"),
     ('plan', _stack(start=1), 'encoders 1 to 5'),
-    ('plan', _stack(at=backbone.Tokens(16, 9)), 'at says'),
-    ('plan', lambda self: (), 'begin with a stack'),
+    ('plan', _stack(at=backbone.Tokens(16, 9)), '`at`'),
+    ('plan', lambda self: (), r'Broken.plan\(\)'),
     ('plan', _branch(kind='attention'), "'attention'"),
     ('plan', _branch(run=lambda params, x, read, ctx: x), "branch 0 .*Delta"),
     ('plan', _branch(run=lambda *_: backbone.Delta(jnp.ones((2, 5, 3)))),

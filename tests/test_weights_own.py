@@ -95,8 +95,8 @@ def test_all_that_does_not_fit_is_in_one_message(file):
 @pytest.mark.parametrize('make', [ravit, conv])
 def test_what_no_tensor_shows_is_checked(file, make):
   save(file, make(num_heads=4))
-  assert message(make(num_heads=2), file) == (
-      f'{file} is of a model with num_heads=4 (not 2): create that one')
+  assert message(make(num_heads=2), file).startswith(
+      f'{file} is of a model with num_heads=4 (not 2): ')
 
 
 @pytest.mark.parametrize('model, names', [
@@ -107,13 +107,12 @@ def test_other_libraries_do_not_have_every_model(model, names):
   for name, title in (('timm_vit', 'timm / DeiT'), ('augreg', 'AugReg')):
     text = message(model, golden(name))
     assert f'is in the {title}' in text and names in text
-    assert text.endswith('give a file that weights.save wrote of such a model')
+    assert 'weights.save' in text
 
 
 def test_preprocessing(file):
   save(file, ravit())
-  with pytest.raises(ValueError, match='give `save` their preprocessing, or '
-                     'set config.data.mean'):
+  with pytest.raises(ValueError, match='`save`, or set config.data.mean'):
     weights.preprocessing(file)
   want = weights.Preprocessing((0.1,) * 3, (0.2,) * 3, 'bicubic', 1.)
   weights.save(file, ravit(), tiny.params(ravit()), preprocessing=want)
@@ -123,7 +122,7 @@ def test_preprocessing(file):
 def _theirs(model, names):
   """A layout that takes the encoders apart, as another library may."""
   del names
-  like = formats.own.FORMAT.tensors(model)
+  like = formats.native.FORMAT.tensors(model)
   found = [t._replace(name=f'theirs.{t.name}') for t in like
            if not t.leaf[0].startswith('encoders_1')]
   for t in like:

@@ -1,4 +1,4 @@
-"""Images to train and test on, and what is done to them on the device."""
+"""Datasets, batches, and augmentation on the device."""
 
 from adavit_jax.data.augment import augment
 from adavit_jax.data.augment import normalize

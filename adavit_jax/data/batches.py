@@ -1,4 +1,4 @@
-"""Batches as a pure function of seed and step, so that any step can resume."""
+"""Batches as a pure function of seed and step: training resumes at any step."""
 
 from collections.abc import Iterator
 import functools
@@ -15,32 +15,31 @@ _PREFETCH = 2
 def batch_indices(
     seed: int, step: int, *, size: int, batch_size: int
 ) -> np.ndarray:
-  """Returns the training examples of one step.
+  """Returns the indices of the training examples of one step.
 
-  The stream is the concatenation of the epochs' permutations of the data set;
-  step s takes its positions s * batch_size onward, so that a batch may span
-  two epochs and no example is left out.
+  The stream concatenates one permutation of the dataset per epoch. Step s takes
+  B positions from s * batch_size on, so a batch may span two epochs and no
+  example is left out.
 
   Args:
-    seed: of the stream, 0 or more.
-    step: 0 or more.
-    size: the number of examples n.
+    seed: seed of the stream, at least 0.
+    step: training step, at least 0.
+    size: n, number of examples.
     batch_size: B, at most n.
 
   Returns:
     int64 [B] in 0..n-1.
 
   Raises:
-    ValueError: the batch is empty or larger than the data set, or seed or step
-      is negative.
+    ValueError: if the batch is empty or larger than the dataset, or seed or
+      step is negative.
   """
   if not 1 <= batch_size <= size:
     raise ValueError(
-        f'batch_size={batch_size} must lie in 1..{size}, the number of images'
-        ' in the split.'
-    )
+        f'batch_size={batch_size} must be in 1..{size}, the number of images'
+        ' in the split')
   if seed < 0 or step < 0:
-    raise ValueError(f'seed={seed} and step={step} must be at least 0.')
+    raise ValueError(f'seed={seed} and step={step} must be at least 0')
   epoch, first = divmod(step * batch_size, size)
   indices = _permutation(seed, epoch, size)[first:first + batch_size]
   if len(indices) < batch_size:
@@ -59,45 +58,41 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Yields this process's share of the batches of start_step..stop_step-1.
+  """Yields this process's slice of the batches start_step..stop_step-1.
 
-  Lazy splits are decoded ahead in a thread, which ends with the generator; an
-  exception there is raised here.
+  Lazy splits are prefetched in a thread, see `ahead`.
 
   Args:
     split: n examples.
-    seed: of the stream, see `batch_indices`.
-    start_step: the first step.
+    seed: seed of the stream, see `batch_indices`.
+    start_step: first step.
     stop_step: one past the last step.
-    batch_size: B, of all processes together.
+    batch_size: B, over all processes.
     process_index: which contiguous slice of the batch to yield.
-    process_count: the number P of slices.
+    process_count: P, number of slices.
 
   Yields:
-    image: uint8 [B / P, H, W, C]; label: int32 [B / P], of a regression
-    float32.
+    image: uint8 [B / P, H, W, C]; label: int32 [B / P], float32 for regression.
 
   Raises:
-    ValueError: at the call, if the batch is larger than the split or cannot be
-      divided among the processes.
+    ValueError: at the call, if the batch is larger than the split or not
+      divisible by the number of processes.
   """
   if not 0 <= process_index < process_count:
     raise ValueError(
-        f'process_index={process_index} must lie in 0..{process_count - 1}.'
-    )
+        f'process_index={process_index} must be in 0..{process_count - 1}')
   if batch_size % process_count:
     raise ValueError(
         f'batch_size={batch_size} must be a multiple of the'
-        f' {process_count} processes.'
-    )
+        f' {process_count} processes')
   n = len(split)
   batch_indices(seed, start_step, size=n, batch_size=batch_size)
   share = batch_size // process_count
-  mine = slice(process_index * share, (process_index + 1) * share)
+  local = slice(process_index * share, (process_index + 1) * share)
 
   def batches():
     for step in range(start_step, stop_step):
-      indices = batch_indices(seed, step, size=n, batch_size=batch_size)[mine]
+      indices = batch_indices(seed, step, size=n, batch_size=batch_size)[local]
       yield dict(image=split.images(indices), label=split.labels[indices])
 
   return ahead(batches(), split)
@@ -106,22 +101,22 @@ def train_batches(
 def eval_batches(
     split: splits.Split, batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-  """Yields every example once, in order, in batches of one size.
+  """Yields every example once, in order, in batches of equal size.
 
   Args:
     split: n examples.
     batch_size: B.
 
   Yields:
-    images uint8 [B, H, W, C], labels int32 [B] (of a regression float32), mask
-    bool [B], indices int64 [B]. The last batch is padded with zero images of
-    label 0 and index -1, on which the mask is 0.
+    images uint8 [B, H, W, C], labels int32 [B] (float32 for regression), mask
+    bool [B], indices int64 [B]. The last batch is padded with zero images that
+    have label 0, index -1 and mask False.
 
   Raises:
     ValueError: at the call, if batch_size is not positive.
   """
   if batch_size < 1:
-    raise ValueError(f'batch_size={batch_size} must be at least 1.')
+    raise ValueError(f'batch_size={batch_size} must be at least 1')
 
   def batches():
     for start in range(0, len(split), batch_size):
@@ -132,31 +127,28 @@ def eval_batches(
           np.pad(images, [(0, pad), (0, 0), (0, 0), (0, 0)]),
           np.pad(labels, (0, pad)),
           np.arange(batch_size) < len(indices),
-          np.pad(indices, (0, pad), constant_values=-1),
-      )
+          np.pad(indices, (0, pad), constant_values=-1))
 
   return ahead(batches(), split)
 
 
-# A stream holds two permutations at a time; 1.3 million images take 10 MB each.
+# A stream uses two permutations at a time; 1.3 million images take 10 MB each.
 @functools.lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
   return np.random.default_rng((seed, epoch)).permutation(size)
 
 
 def ahead(items: Iterator, split: splits.Split) -> Iterator:
-  """Yields items made of a split's images, prepared ahead where it is lazy.
+  """Yields items, prefetching two in a thread if the split is lazy.
 
-  A thread prepares the next two meanwhile; it ends with the generator, and an
-  exception there is raised here.
+  The thread ends with the generator; its exceptions are raised here.
 
   Args:
-    items: iterator that decodes the images; one that is not lazy is faster
-      without a thread.
-    split: that the images are of.
+    items: iterator over items made from the split's images.
+    split: the split; one in memory is faster without a thread.
 
   Returns:
-    A generator of the items.
+    An iterator over the items.
   """
   return _ahead(items) if split.lazy else items
 
@@ -166,7 +158,7 @@ def _ahead(items):
   closed = threading.Event()
 
   def put(kind, value):
-    # A full queue must not hold the thread once nobody reads it.
+    # Do not block on a full queue after the reader has stopped.
     while not closed.is_set():
       try:
         return ready.put((kind, value), timeout=0.1)
@@ -180,7 +172,7 @@ def _ahead(items):
         if closed.is_set():
           return
       put('end', None)
-    # Whatever it is: unreported, the reader would wait for ever.
+    # Pass on every exception: otherwise the reader would wait forever.
     except BaseException as error:
       put('error', error)
 

@@ -1,4 +1,4 @@
-"""Arrays on disk that cost too much to build twice."""
+"""A disk cache for arrays that are slow to build."""
 
 from collections.abc import Callable, Mapping
 import contextlib
@@ -14,10 +14,10 @@ import uuid
 from absl import logging
 import numpy as np
 
-# Raise it whenever the same key would give other content than before.
+# Increment whenever the content for an unchanged key changes.
 FORMAT = 1
 
-# Seconds after which a file that is still partial is one of a killed process.
+# Age in seconds from which a partial file belongs to a killed process.
 _ABANDONED = 24 * 3600
 
 
@@ -25,27 +25,26 @@ def cache_root(cache_dir: str = '') -> pathlib.Path:
   """Returns `cache_dir`, else $ADAVIT_CACHE, else ~/.cache/adavit_jax.
 
   Raises:
-    ValueError: it is an address such as 'gs://...'.
+    ValueError: if it is a URL such as 'gs://...'.
   """
   chosen = cache_dir or os.environ.get('ADAVIT_CACHE') or '~/.cache/adavit_jax'
   if '://' in chosen:
     name = 'config.data.cache_dir' if cache_dir else 'ADAVIT_CACHE'
     raise ValueError(
-        f'{name}={chosen!r} is not a local directory: the cache is mapped into'
-        ' memory, so give a directory on this machine.'
-    )
+        f'{name}={chosen!r} is not a local directory: the cache is'
+        ' memory-mapped, so give a directory on this machine')
   return pathlib.Path(chosen).expanduser()
 
 
 def cache_path(
     cache_dir: str, label: str, key: Mapping[str, Any]
 ) -> pathlib.Path:
-  """Returns the file for `key`; `label` only makes its name readable.
+  """Returns the path of the file for `key`.
 
   Args:
-    cache_dir: as in `cache_root`.
-    label: any text, e.g. 'cifar10-train'.
-    key: JSON-able values, all that determines the content.
+    cache_dir: see `cache_root`.
+    label: any text for a readable file name, e.g. 'cifar10-train'.
+    key: JSON-serialisable values that determine the content.
   """
   text = json.dumps({'format': FORMAT, **key}, sort_keys=True)
   digest = hashlib.sha256(text.encode()).hexdigest()[:20]
@@ -59,25 +58,26 @@ def cached(
     key: Mapping[str, Any],
     build: Callable[[], np.ndarray],
 ) -> np.ndarray:
-  """Returns `build()`, or what an earlier call with the same key stored.
+  """Returns the array stored for `key`, or builds and stores it.
 
-  The file appears whole or not at all. One that cannot be read, for instance
-  because it is cut short, is built again. Where the directory cannot be
-  written the array is returned all the same, with a warning.
+  Files are written atomically. A file that cannot be read, for instance because
+  it is truncated, is rebuilt. If the directory is not writable, the array is
+  returned with a warning.
 
   Args:
-    cache_dir: as in `cache_root`.
-    label: makes the file's name readable.
-    key: JSON-able values, all that determines the content.
-    build: returns the array; it may be structured, without Python objects.
+    cache_dir: see `cache_root`.
+    label: any text for a readable file name.
+    key: JSON-serialisable values that determine the content.
+    build: returns the array, which may be structured but holds no Python
+      objects.
 
   Returns:
-    The array: read-only and memory-mapped where it was stored already.
+    The array; if it was stored already, read-only and memory-mapped.
   """
   path = cache_path(cache_dir, label, key)
   try:
-    # A memory map checks the length in the header against the file's, so a
-    # truncated file is refused here and not when its last rows are read.
+    # Memory-mapping checks the file size against the header, so a truncated
+    # file fails here and not when its last rows are read.
     return np.load(path, mmap_mode='r', allow_pickle=False)
   except FileNotFoundError:
     pass
@@ -90,25 +90,25 @@ def cached(
     logging.warning(
         'Cannot write the cache file %s (%s): the data will be built again at'
         ' the next start. Set config.data.cache_dir or ADAVIT_CACHE.',
-        path, error,
-    )
+        path, error)
   return array
 
 
 def _store(path: pathlib.Path, array: np.ndarray) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   for old in path.parent.glob(f'{path.stem}.*.partial'):
-    # It may be another user's, or go while it is looked at.
+    # It may belong to another user, or be deleted meanwhile.
     with contextlib.suppress(OSError):
       if old.stat().st_mtime < time.time() - _ABANDONED:
         old.unlink()
-  # Not tempfile, whose files only their owner may read: caches are shared.
+  # Not tempfile: caches are shared, and its files are readable by the owner
+  # only.
   partial = path.with_name(f'{path.stem}.{uuid.uuid4().hex}.partial')
   try:
     with open(partial, 'xb') as file:
       np.save(file, array, allow_pickle=False)
       file.flush()
-      # Without it a power cut can leave the new name on an empty file.
+      # Otherwise a power failure can leave an empty file under the new name.
       os.fsync(file.fileno())
     os.replace(partial, path)
   except BaseException:

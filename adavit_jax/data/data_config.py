@@ -1,4 +1,4 @@
-"""The `config.data` fields: their defaults and their limits."""
+"""The `config.data` fields: defaults and checks."""
 
 import math
 
@@ -7,36 +7,37 @@ from ml_collections import config_dict
 
 SOURCES = ('digits', 'digit_scenes', 'rotated_digits', 'folder', 'tfds:NAME')
 INTERPOLATIONS = ('bicubic', 'bilinear')
-# What belongs to a model's parameters: they expect images prepared like this.
+# Fields that belong to the weights: the preprocessing they were trained with.
 PREPROCESSING = ('mean', 'std', 'interpolation', 'crop')
 
 
 def default_config() -> ml_collections.ConfigDict:
-  """Returns `config.data` for scikit-learn's digits, all augmentation off."""
+  """Returns `config.data` for scikit-learn's digits, without augmentation."""
   return ml_collections.ConfigDict(dict(
       name='digits',  # one of `SOURCES`
-      data_dir='',  # folder: holds train/ and test/ or val/; tfds: its data_dir
+      data_dir='',  # folder: with train/ and test/ or val/; tfds: its data_dir
       cache_dir='',  # '' = $ADAVIT_CACHE, else ~/.cache/adavit_jax
-      image_size=8,  # pixels a side that the model is fed
-      load_size=0,  # pixels a side that images are decoded to; 0 = by crop
-      # None: as the weights or the run that training starts from, if any.
-      mean=config_dict.placeholder(tuple),  # in 0..1; else the data's own
-      std=config_dict.placeholder(tuple),  # in 0..1; else the data's own
-      interpolation=config_dict.placeholder(str),  # else bicubic
-      crop=config_dict.placeholder(float),  # image_size / load_size; else 1
-      holdout=0.1,  # share of the training split for calibration and choice
-      # Decides which images are held out, and how composed ones look; None: the
-      # run's seed. A run that begins from another one holds out the same.
+      image_size=8,  # side of the model's input in pixels
+      load_size=0,  # side of the decoded images in pixels; 0 = by crop
+      # None: from the weights or run that training starts from, if any.
+      mean=config_dict.placeholder(tuple),  # in 0..1; default: of the data
+      std=config_dict.placeholder(tuple),  # in 0..1; default: of the data
+      interpolation=config_dict.placeholder(str),  # default: bicubic
+      crop=config_dict.placeholder(float),  # image_size / load_size; default: 1
+      # Fraction of the training split for calibration and model selection.
+      holdout=0.1,
+      # Seed of the held-out images and of composed images; None: the run's
+      # seed, or that of the run it starts from.
       seed=config_dict.placeholder(int),
       on_corrupt='error',  # 'error' | 'skip'
       scenes=dict(kind='mix', num_train=30_000, num_test=4_000),
       rotations=dict(num_train=20_000, num_test=2_000, noise=0.5),
-      crop_padding=0,  # zero pixels around the image before the random crop
-      # The same where a policy decides; None: as before. It would decide on
-      # borders that inference never shows.
+      crop_padding=0,  # zero pixels on every side before the random crop
+      # Overrides crop_padding in phases with a policy, which could otherwise
+      # learn from borders that never occur at inference; None: crop_padding.
       policy_crop_padding=config_dict.placeholder(int),
-      flip=False,  # mirror half of the images left to right
-      resized_crop=0.0,  # smallest share of the area kept; 0 = off
+      flip=False,  # flip half of the images left to right
+      resized_crop=0.0,  # smallest area fraction that is kept; 0 = off
       mixup=0.0,  # alpha of Beta(alpha, alpha); 0 = off
       cutmix=0.0,  # alpha of Beta(alpha, alpha); 0 = off
       label_smoothing=0.0,
@@ -44,104 +45,93 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def load_size(config_data) -> int:
-  """Returns the pixels a side that images are decoded to."""
+  """Returns the side in pixels that images are decoded to."""
   if config_data.load_size:
     return config_data.load_size
   return math.floor(config_data.image_size / (config_data.crop or 1))
 
 
 def interpolation(config_data) -> str:
-  """Returns how images are resized, one of `INTERPOLATIONS`."""
+  """Returns the interpolation for resizing, one of `INTERPOLATIONS`."""
   return config_data.interpolation or INTERPOLATIONS[0]
 
 
 def check_source(config_data) -> None:
-  """Raises ValueError for a field of the data source that cannot work."""
+  """Raises ValueError if a field of the data source is invalid."""
   name = config_data.name
   if name not in SOURCES[:-1] and not (
       name.startswith('tfds:') and len(name) > len('tfds:')
   ):
-    raise ValueError(f'config.data.name={name!r}: give one of {SOURCES}.')
+    raise ValueError(f'config.data.name={name!r} must be one of {SOURCES}')
   if config_data.image_size < 1:
     raise ValueError(
-        f'config.data.image_size={config_data.image_size} must be at least 1.'
-    )
+        f'config.data.image_size={config_data.image_size} must be at least 1')
   _check_preprocessing(config_data)
   if load_size(config_data) < config_data.image_size:
     raise ValueError(
         f'config.data.load_size={config_data.load_size} is smaller than'
-        f' image_size={config_data.image_size}: give at least image_size, or 0'
-        ' for the same.'
-    )
+        f' image_size={config_data.image_size}: raise it, or set it to 0')
   if not 0 <= config_data.holdout <= 0.5:
     raise ValueError(
-        f'config.data.holdout={config_data.holdout} must lie in 0..0.5: it is'
-        ' the share of the training split that is kept out.'
-    )
+        f'config.data.holdout={config_data.holdout} must be in 0..0.5: it is'
+        ' the fraction of the training split that is held out')
   if config_data.on_corrupt not in ('error', 'skip'):
     raise ValueError(
-        f"config.data.on_corrupt={config_data.on_corrupt!r}: give 'error' or"
-        " 'skip'."
-    )
+        f'config.data.on_corrupt={config_data.on_corrupt!r} must be'
+        " 'error' or 'skip'")
 
 
 def _check_preprocessing(config_data) -> None:
   if config_data.interpolation not in (None, *INTERPOLATIONS):
     raise ValueError(
-        f'config.data.interpolation={config_data.interpolation!r}: give one of'
-        f' {INTERPOLATIONS}.'
-    )
+        f'config.data.interpolation={config_data.interpolation!r} must be one'
+        f' of {INTERPOLATIONS}')
   crop = config_data.crop
   if crop is not None and not 0 < crop <= 1:
     raise ValueError(
-        f'config.data.crop={crop} must lie in 0..1: it is the share of the'
-        " short side that the model's image takes."
-    )
+        f'config.data.crop={crop} must be in (0, 1]: it is the fraction of the'
+        ' short side that the centre crop keeps')
   if crop is not None and config_data.load_size:
     raise ValueError(
         f'config.data.crop={crop} and load_size={config_data.load_size} both'
-        ' say how large images are decoded: set load_size=0, or no crop.'
-    )
+        ' set the size of decoded images: set load_size=0, or crop=None')
   for field, low in (('mean', 0), ('std', 1 / 512)):
     values = config_data[field]
     if values is not None and not all(low <= x <= 1 for x in values):
       raise ValueError(
-          f'config.data.{field}={tuple(values)} must lie in {low:.3g}..1: white'
-          ' is 1.'
-      )
+          f'config.data.{field}={tuple(values)} must be in {low:.3g}..1: white'
+          ' is 1')
 
 
 def check_augmentation(config_data) -> None:
-  """Raises ValueError for an augmentation field out of its range."""
+  """Raises ValueError if an augmentation field is out of range."""
   for field in ('crop_padding', 'policy_crop_padding'):
     if (config_data[field] or 0) < 0:
       raise ValueError(
           f'config.data.{field}={config_data[field]} is negative:'
-          ' give 0 for none.'
-      )
+          ' set it to 0 for none')
     if config_data[field] and config_data.resized_crop:
       raise ValueError(
           f'config.data.{field}={config_data[field]} and'
-          f' resized_crop={config_data.resized_crop} are both on: they are two'
-          ' kinds of crop, set one of them to 0.'
-      )
+          f' resized_crop={config_data.resized_crop} are alternative crops: set'
+          ' one of them to 0')
   for field, low, high in (
       ('resized_crop', 0, 1), ('label_smoothing', 0, 1),
-      # Beta(1e6, 1e6) blends evenly; far above it overflows.
+      # Beta(1e6, 1e6) is already nearly constant at 1/2; sampling overflows
+      # far above it.
       ('mixup', 0, 1e6), ('cutmix', 0, 1e6),
   ):
     if not low <= config_data[field] <= high:
       raise ValueError(
-          f'config.data.{field}={config_data[field]} must lie in'
-          f' {low}..{high} (0 = off).'
-      )
+          f'config.data.{field}={config_data[field]} must be in'
+          f' {low}..{high} (0 = off)')
 
 
 def check_regression(config_data) -> None:
-  """Raises ValueError for what changes or mixes the meaning of a number.
+  """Raises ValueError for augmentations that invalidate regression labels.
 
-  A mirrored or stretched image has another angle than its label says, two
-  images' blend has none, and label smoothing is for classes.
+  A flipped or stretched image shows another angle than its label, a blend of
+  two images shows no single angle, and label smoothing is for classes.
   """
   for field, off in (
       ('flip', False), ('resized_crop', 0), ('mixup', 0), ('cutmix', 0),
@@ -149,6 +139,5 @@ def check_regression(config_data) -> None:
   ):
     if config_data[field]:
       raise ValueError(
-          f'config.data.{field}={config_data[field]} is for classification, and'
-          f' the labels of {config_data.name!r} are numbers: set it to {off}.'
-      )
+          f'config.data.{field}={config_data[field]} is for classification, but'
+          f' {config_data.name!r} is a regression: set it to {off}')

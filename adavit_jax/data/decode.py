@@ -1,4 +1,4 @@
-"""From the bytes of an image file to a square uint8 array."""
+"""Decodes image files to square uint8 arrays."""
 
 import io
 import struct
@@ -11,18 +11,18 @@ from PIL import ImageOps
 
 from adavit_jax.data import data_config
 
-# What Pillow's readers were seen to raise on damaged files.
+# Exceptions that Pillow's readers raise on damaged files.
 _DAMAGE = (
     OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError,
     struct.error, zlib.error, Image.DecompressionBombError,
 )
 
-# Of a resized image. A strip a pixel high can have gigabytes of them.
+# Limit for the resized image: a one-pixel-high strip could take gigabytes.
 _MOST_PIXELS = 10**8
 
 
 class CorruptImageError(ValueError):
-  """The bytes are not an image that can be decoded."""
+  """Raised if an image cannot be decoded."""
 
 
 def decode_image(
@@ -30,13 +30,13 @@ def decode_image(
 ) -> np.ndarray:
   """Decodes an image of any size and mode.
 
-  16-bit greys are scaled to 8 bits, transparent pixels are shown on white, the
-  EXIF orientation is applied, and of an animation the first frame is taken.
+  Scales 16-bit greys to 8 bits, blends transparent pixels with white, applies
+  the EXIF orientation and takes the first frame of an animation.
 
   Args:
-    data: a file's bytes, of any format that Pillow reads.
-    size: pixels a side of the result: the short side is resized to it
-      (antialiased) and the centre cropped.
+    data: contents of a file in any format that Pillow reads.
+    size: output side in pixels; the short side is resized to it with
+      antialiasing, then the centre is cropped.
     channels: 3 for RGB, 1 for grey.
     interpolation: 'bicubic' or 'bilinear'.
 
@@ -44,8 +44,8 @@ def decode_image(
     uint8 [size, size, channels].
 
   Raises:
-    CorruptImageError: the bytes cannot be decoded, or are those of a strip that
-      would take gigabytes when its short side is resized.
+    CorruptImageError: if the bytes cannot be decoded, or the image is so narrow
+      that it would take gigabytes once its short side is resized.
   """
   try:
     with Image.open(io.BytesIO(data)) as image:
@@ -54,8 +54,8 @@ def decode_image(
       if size * size * max(width, height) > _MOST_PIXELS * short:
         raise ValueError(f'{width} x {height} pixels have more than '
                          f'{_MOST_PIXELS} when resized')
-      # A JPEG can be decoded at a half, quarter or eighth of its size at a
-      # fraction of the time; twice the target leaves the resize its quality.
+      # Decoding a JPEG at 1/2, 1/4 or 1/8 of its size is much faster; twice the
+      # target size preserves the quality of the resize.
       if short > 2 * size:
         scale = 2 * size / short
         image.draft(None, tuple(int(s * scale) + 1 for s in image.size))
@@ -68,27 +68,26 @@ def decode_image(
 
 
 def read(path, config_data, model) -> np.ndarray:
-  """Reads an image file as evaluation does.
+  """Reads an image file with the preprocessing of evaluation.
 
   Args:
-    path: of the file.
-    config_data: its load_size, crop and interpolation count.
-    model: anything with image_size S and channels C.
+    path: path of the file.
+    config_data: `config.data`; uses load_size, crop and interpolation.
+    model: any object with image_size S and channels C.
 
   Returns:
     uint8 [S, S, C].
 
   Raises:
-    CorruptImageError: the file cannot be decoded.
-    FileNotFoundError: there is none.
+    CorruptImageError: if the file cannot be decoded.
+    FileNotFoundError: if the file does not exist.
   """
   size = model.image_size
   data = epath.Path(path).expanduser().read_bytes()
   try:
     image = decode_image(
         data, size=data_config.load_size(config_data), channels=model.channels,
-        interpolation=data_config.interpolation(config_data),
-    )
+        interpolation=data_config.interpolation(config_data))
   except CorruptImageError as error:
     raise CorruptImageError(f'{path} cannot be decoded ({error})') from error
   start = (len(image) - size) // 2
@@ -96,9 +95,9 @@ def read(path, config_data, model) -> np.ndarray:
 
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
-  """Converts any image to 8 bits of `mode`, 'RGB' or 'L'."""
+  """Converts any image to the 8-bit `mode`, 'RGB' or 'L'."""
   if image.mode == 'F' or image.mode.startswith('I'):
-    # Pillow clips these modes to 255 where it should scale them.
+    # Pillow clips these modes to 255 instead of scaling them.
     values = np.nan_to_num(np.asarray(image).astype(np.float64))
     top = values.max(initial=0)
     if image.mode.startswith('I;16') or top > 255:
@@ -109,10 +108,10 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
     image = Image.fromarray(values)
   elif image.has_transparency_data:
     image = image.convert('RGBA')
-    ground = Image.new('RGBA', image.size, 'white')
-    image = Image.alpha_composite(ground, image)
+    background = Image.new('RGBA', image.size, 'white')
+    image = Image.alpha_composite(background, image)
   elif image.mode == 'LAB':
-    image = image.convert('RGB')  # Pillow knows no other way from it.
+    image = image.convert('RGB')  # The only conversion that Pillow has.
   return image if image.mode == mode else image.convert(mode)
 
 
@@ -124,8 +123,7 @@ def fit(
   scale = size / min(width, height)
   if scale != 1:
     width, height = max(round(width * scale), size), max(
-        round(height * scale), size
-    )
+        round(height * scale), size)
     resampling = Image.Resampling[interpolation.upper()]
     image = image.resize((width, height), resampling)
   if (width, height) != (size, size):
@@ -137,7 +135,7 @@ def fit(
 def fit_arrays(
     images: np.ndarray, size: int, interpolation: str = 'bicubic'
 ) -> np.ndarray:
-  """Resizes uint8 [n, h, w] greys as `fit` does: uint8 [n, size, size, 1]."""
+  """Applies `fit` to greys: uint8 [n, h, w] -> uint8 [n, size, size, 1]."""
   if images.shape[1:] == (size, size):
     return images[..., None]
   fitted = np.empty((len(images), size, size, 1), np.uint8)

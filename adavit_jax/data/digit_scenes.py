@@ -1,9 +1,9 @@
 """Scenes of real digits on 16x16 pixels: half of them easy, half hard.
 
-An easy scene shows one large digit. A hard one shows two or three small ones,
-of which the brightest ('mix') or the largest in value ('max') is the label:
-the one large object and the object among others of the patent's figure 5,
-made from data that needs no download.
+An easy scene shows one large digit. A hard scene shows two or three small
+digits; its label is the brightest ('mix') or the largest in value ('max').
+These are the two cases of the patent's figure 5, one large object and one
+object among others, and need no download.
 """
 
 from typing import NamedTuple
@@ -20,8 +20,8 @@ from adavit_jax.data import splits
 CANVAS = 16  # pixels a side
 KINDS = ('mix', 'max')
 _DIGIT = 8  # pixels a side of a real digit
-_NOISE = 0.04  # standard deviation, of a brightness of 1
-_MAX_OVERLAP = 8  # pixels that two digits' squares may share, of 64
+_NOISE = 0.04  # standard deviation; white is 1
+_MAX_OVERLAP = 8  # of 64 pixels that the squares of two digits may share
 
 
 class Scenes(NamedTuple):
@@ -30,9 +30,9 @@ class Scenes(NamedTuple):
   Attributes:
     images: uint8 [n, 16, 16].
     labels: int32 [n].
-    hard: bool [n], whether there is more than one digit.
-    members: int32 [n, 3], the real digits shown, the labelled one first; -1
-      where there is none.
+    hard: bool [n], whether a scene shows more than one digit.
+    members: int32 [n, 3], indices of the real digits shown, the labelled one
+      first, padded with -1.
   """
 
   images: np.ndarray
@@ -49,38 +49,35 @@ def compose(
     kind: str,
     rng: np.random.Generator,
 ) -> Scenes:
-  """Composes scenes; the labels are equally likely in every kind of scene.
+  """Composes scenes; labels are uniform in easy and in hard scenes.
 
   Args:
     images: uint8 [n, 8, 8], the digits to draw from.
-    labels: int [n] in 0..9, every one of them present.
-    count: the number of scenes.
-    kind: what labels a hard scene: 'mix', the brightest digit; 'max', the
-      largest.
-    rng: decides everything.
+    labels: int [n] in 0..9, with every class present.
+    count: number of scenes.
+    kind: label of a hard scene: 'mix', the brightest digit; 'max', the largest.
+    rng: NumPy random generator.
 
   Raises:
-    ValueError: there is no digit of some class.
+    ValueError: if a class has no digit.
   """
   by_class = [np.flatnonzero(labels == label) for label in range(10)]
   if missing := [c for c, rows in enumerate(by_class) if not len(rows)]:
     raise ValueError(
-        f'There is no digit of the classes {missing} to compose scenes from:'
-        ' raise config.data.holdout.'
-    )
+        f'there is no digit of the classes {missing} to compose scenes from:'
+        ' raise config.data.holdout')
   scenes = Scenes(
       np.empty((count, CANVAS, CANVAS), np.uint8),
       rng.integers(10, size=count).astype(np.int32),
       rng.random(count) < 0.5,
-      np.full((count, 3), -1, np.int32),
-  )
+      np.full((count, 3), -1, np.int32))
   for scene in range(count):
     label = scenes.labels[scene]
     members = [rng.choice(by_class[label])]
     levels = rng.uniform(0.85, 1.0, 3)
     if scenes.hard[scene]:
       others = rng.integers(1, 3)
-      # In 'max' the other digits may equal the label, but not exceed it.
+      # In 'max' the other digits may equal the label but not exceed it.
       highest = 10 if kind == 'mix' else label + 1
       members += [
           rng.choice(by_class[c]) for c in rng.integers(highest, size=others)
@@ -104,24 +101,21 @@ def compose(
 def load(config_data, *, seed: int) -> splits.Dataset:
   """Returns scenes whose splits share no real digit.
 
-  The training scenes and the held out ones (half as many as there are to
-  test) depend on `seed`; the test scenes do not.
+  Training and held-out scenes depend on `seed`, test scenes do not. There are
+  half as many held-out scenes as test scenes.
   """
   scenes = config_data.scenes
   if scenes.kind not in KINDS:
     raise ValueError(
-        f'config.data.scenes.kind={scenes.kind!r}: give one of {KINDS}.'
-    )
+        f'config.data.scenes.kind={scenes.kind!r} must be one of {KINDS}')
   if min(scenes.num_train, scenes.num_test) < 2:
     raise ValueError(
         f'config.data.scenes: num_train={scenes.num_train} and'
-        f' num_test={scenes.num_test} must be at least 2.'
-    )
+        f' num_test={scenes.num_test} must be at least 2')
   counts = dict(
       train=scenes.num_train,
       holdout=scenes.num_test // 2 if config_data.holdout else 0,
-      test=scenes.num_test,
-  )
+      test=scenes.num_test)
   parts = {
       name: _load_split(config_data, name, count, seed=seed)
       for name, count in counts.items()
@@ -129,8 +123,7 @@ def load(config_data, *, seed: int) -> splits.Dataset:
   mean, std = splits.channel_stats(parts['train'])
   return splits.Dataset(
       **parts, num_classes=10, class_names=digits.CLASS_NAMES, channels=1,
-      image_size=config_data.image_size, mean=mean, std=std,
-  )
+      image_size=config_data.image_size, mean=mean, std=std)
 
 
 def _load_split(
@@ -147,46 +140,40 @@ def _load_split(
     images, labels = digits.real_digits()
     rows = digits.digit_rows(holdout=holdout, seed=seed)[name]
     stream = ('train', 'holdout', 'test').index(name)
-    found = compose(
+    scenes = compose(
         images[rows], labels[rows], count=count, kind=kind,
-        rng=np.random.default_rng((seed, stream, KINDS.index(kind))),
-    )
-    records['image'], records['label'] = found.images, found.labels
-    records['hard'] = found.hard
+        rng=np.random.default_rng((seed, stream, KINDS.index(kind))))
+    records['image'], records['label'] = scenes.images, scenes.labels
+    records['hard'] = scenes.hard
     return records
 
   size = config_lib.load_size(config_data)
   if not count:
     return splits.ArraySplit(
         np.empty((0, size, size, 1), np.uint8), np.empty(0, np.int32),
-        dict(hard=np.empty(0, bool)),
-    )
+        dict(hard=np.empty(0, bool)))
   records = cache.cached(
       config_data.cache_dir, f'scenes-{kind}-{name}',
       dict(
           source='digit_scenes', split=name, kind=kind, count=count,
           holdout=holdout, seed=seed,
-      ), build,
-  )
+      ), build)
   images = decode.fit_arrays(
-      np.array(records['image']), size, config_lib.interpolation(config_data)
-  )
+      np.array(records['image']), size, config_lib.interpolation(config_data))
   return splits.ArraySplit(
-      images, records['label'], dict(hard=np.array(records['hard']))
-  )
+      images, records['label'], dict(hard=np.array(records['hard'])))
 
 
 def _resized(image: np.ndarray, size: int) -> np.ndarray:
   if size == len(image):
     return image
   resized = Image.fromarray(image).resize(
-      (size, size), Image.Resampling.BILINEAR
-  )
+      (size, size), Image.Resampling.BILINEAR)
   return np.asarray(resized)
 
 
 def _corners(count: int, rng: np.random.Generator) -> np.ndarray:
-  """Places 8x8 squares with little overlap: int [count, 2], top and left."""
+  """Places 8x8 squares with little overlap: int [count, (top, left)]."""
   for _ in range(20):
     corners = rng.integers(CANVAS - _DIGIT + 1, size=(count, 2))
     apart = np.abs(corners[:, None] - corners[None])

@@ -1,4 +1,4 @@
-"""scikit-learn's 1797 handwritten digits of 8x8 pixels: no download needed."""
+"""scikit-learn's 1797 handwritten digits of 8x8 pixels; needs no download."""
 
 import functools
 
@@ -15,7 +15,7 @@ NUM_TEST = 500
 @functools.lru_cache(maxsize=1)
 def real_digits() -> tuple[np.ndarray, np.ndarray]:
   """Returns images uint8 [1797, 8, 8] and labels int32 [1797]."""
-  # Here, so that the other sources do not wait a second for the import.
+  # Imported here because it takes a second and other sources do not need it.
   from sklearn import datasets
 
   data = datasets.load_digits()
@@ -24,30 +24,28 @@ def real_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def digit_rows(*, holdout: float, seed: int) -> dict[str, np.ndarray]:
-  """Divides the real digits, class by class, into train, holdout and test.
+  """Splits the real digits, stratified by class, into train, holdout and test.
 
   Args:
-    holdout: the share of the 1297 digits outside the test split.
-    seed: decides which of those are held out; the test split is fixed.
+    holdout: fraction of the 1297 digits outside the test split to hold out.
+    seed: seed of the held-out digits; the test split is fixed.
 
   Returns:
-    Sorted int64 rows of `real_digits` under 'train', 'holdout' and 'test'.
+    Sorted int64 indices into `real_digits` for 'train', 'holdout' and 'test'.
   """
   _, labels = real_digits()
   rest, test = splits.stratified_split(labels, NUM_TEST, seed=0)
   train, held = splits.stratified_split(
-      labels[rest], round(holdout * len(rest)), seed=seed
-  )
+      labels[rest], round(holdout * len(rest)), seed=seed)
   return dict(train=rest[train], holdout=rest[held], test=test)
 
 
 def load(config_data, *, seed: int) -> splits.Dataset:
-  """Returns the digits: 1297 to train on and to hold out from, 500 to test."""
+  """Returns the digits: 1297 for train and holdout, 500 for test."""
   images, labels = real_digits()
   images = decode.fit_arrays(
       images, config_lib.load_size(config_data),
-      config_lib.interpolation(config_data),
-  )
+      config_lib.interpolation(config_data))
   parts = {
       name: splits.ArraySplit(images[rows], labels[rows])
       for name, rows in digit_rows(
@@ -57,5 +55,4 @@ def load(config_data, *, seed: int) -> splits.Dataset:
   mean, std = splits.channel_stats(parts['train'])
   return splits.Dataset(
       **parts, num_classes=10, class_names=CLASS_NAMES, channels=1,
-      image_size=config_data.image_size, mean=mean, std=std,
-  )
+      image_size=config_data.image_size, mean=mean, std=std)

@@ -1,4 +1,4 @@
-"""Sets of encoded image files, and the threads that decode them."""
+"""Sets of encoded images, and the threads that decode them."""
 
 from collections.abc import Sequence
 from concurrent import futures
@@ -14,8 +14,8 @@ class EncodedImages(Protocol):
   """n encoded images of one split.
 
   Attributes:
-    label: what the set is called, e.g. 'cifar10-train'.
-    key: JSON-able values that determine the images and their labels.
+    label: name of the set, e.g. 'cifar10-train'.
+    key: JSON-serialisable values that determine the images and labels.
     channels: 1 or 3.
   """
 
@@ -27,10 +27,10 @@ class EncodedImages(Protocol):
     ...
 
   def name(self, index: int) -> str:
-    """Returns what to call an image in a message."""
+    """Returns the name of an image for messages."""
 
   def labels(self) -> np.ndarray:
-    """Returns int32 [n]; it may have to read everything."""
+    """Returns int32 [n]; may have to read every image."""
 
   def read(
       self, indices: Sequence[int], pool: futures.Executor
@@ -39,7 +39,7 @@ class EncodedImages(Protocol):
 
 
 def decoder_pool() -> futures.ThreadPoolExecutor:
-  """Returns threads to decode with: Pillow decodes outside the GIL."""
+  """Returns a thread pool for decoding: Pillow releases the GIL."""
   return futures.ThreadPoolExecutor(min(32, os.cpu_count() or 1))
 
 
@@ -51,9 +51,9 @@ def decode_rows(
     size: int,
     interpolation: str,
 ) -> list[tuple[np.ndarray | decode.CorruptImageError, int]]:
-  """Returns the image uint8 [H, W, C] of each row, and its label.
+  """Returns the image uint8 [H, W, C] and the label of each row.
 
-  In the place of an image that cannot be decoded stands what is wrong.
+  Undecodable images are replaced by their CorruptImageError.
   """
 
   def attempt(record):
@@ -61,8 +61,7 @@ def decode_rows(
     try:
       image = decode.decode_image(
           data, size=size, channels=encoded.channels,
-          interpolation=interpolation,
-      )
+          interpolation=interpolation)
     except decode.CorruptImageError as error:
       return error, label
     return image, label
@@ -71,8 +70,7 @@ def decode_rows(
 
 
 def refusal(name: str, error: Exception) -> decode.CorruptImageError:
-  """Returns the error that names a corrupt image and what to do about it."""
+  """Returns an error that names a corrupt image and the fix."""
   return decode.CorruptImageError(
-      f'{name} cannot be decoded ({error}). Repair or remove it, or set'
-      " config.data.on_corrupt='skip'."
-  )
+      f'{name} cannot be decoded ({error}): repair or remove it, or set'
+      " config.data.on_corrupt='skip'")

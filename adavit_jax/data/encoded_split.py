@@ -1,4 +1,4 @@
-"""Encoded sets as splits: decoded once to a cached array where that fits."""
+"""Encoded sets as splits: small ones are decoded once and cached."""
 
 import time
 
@@ -12,7 +12,7 @@ from adavit_jax.data import encoded as encoded_lib
 from adavit_jax.data import lazy_split
 from adavit_jax.data import splits
 
-# Sets that take more memory than this once decoded are decoded when asked for.
+# Larger decoded sets are not kept in memory but decoded lazily.
 MAX_BYTES = 2 << 30
 _CHUNK = 512
 
@@ -24,46 +24,41 @@ def load_split(
     holdout: float = 0.0,
     seed: int = 0,
 ) -> tuple[splits.Split, splits.Split]:
-  """Returns an encoded set in two parts, the second of them held out.
+  """Splits an encoded set in two; the second part is held out.
 
   Args:
     encoded: the images.
-    config_data: load_size, crop, interpolation, on_corrupt and cache_dir are
-      used.
-    holdout: the share of the second part, drawn class by class.
-    seed: decides which images are drawn.
+    config_data: `config.data`; uses load_size, crop, interpolation, on_corrupt
+      and cache_dir.
+    holdout: fraction of the images in the second part, stratified by class.
+    seed: seed of the held-out images.
 
   Raises:
-    CorruptImageError: an image cannot be decoded and on_corrupt='error'.
-    ValueError: no image can be decoded.
+    CorruptImageError: if an image cannot be decoded and on_corrupt='error'.
+    ValueError: if no image can be decoded.
   """
   size = config_lib.load_size(config_data)
-  how = dict(
+  decoding = dict(
       size=size, interpolation=config_lib.interpolation(config_data),
-      on_corrupt=config_data.on_corrupt,
-  )
+      on_corrupt=config_data.on_corrupt)
   in_memory = len(encoded) * size**2 * encoded.channels <= MAX_BYTES
   if in_memory:
-    key = dict(encoded.key, channels=encoded.channels, **how)
+    key = dict(encoded.key, channels=encoded.channels, **decoding)
     records = cache.cached(
         config_data.cache_dir, f'{encoded.label}-{size}', key,
-        lambda: decode_all(encoded, **how),
-    )
+        lambda: decode_all(encoded, **decoding))
     labels = np.array(records['label'])
   else:
     labels = encoded.labels()
   parts = splits.stratified_split(
-      labels, round(holdout * len(labels)), seed=seed
-  )
+      labels, round(holdout * len(labels)), seed=seed)
   if in_memory:
     return tuple(
         splits.ArraySplit(records['image'][rows], labels[rows])
-        for rows in parts
-    )
+        for rows in parts)
   return tuple(
-      lazy_split.LazySplit(encoded, rows, labels[rows], **how)
-      for rows in parts
-  )
+      lazy_split.LazySplit(encoded, rows, labels[rows], **decoding)
+      for rows in parts)
 
 
 def decode_all(
@@ -74,17 +69,17 @@ def decode_all(
 
   Args:
     encoded: n images.
-    size: pixels a side of the result.
-    interpolation: one of `config.INTERPOLATIONS`.
-    on_corrupt: 'error', or 'skip' to leave out what cannot be decoded.
+    size: output side in pixels.
+    interpolation: one of `data_config.INTERPOLATIONS`.
+    on_corrupt: 'error', or 'skip' to leave out undecodable images.
 
   Returns:
     A structured array [n or fewer] with the fields image, uint8
     [size, size, C], and label, int32.
 
   Raises:
-    CorruptImageError: an image cannot be decoded and on_corrupt='error'.
-    ValueError: no image can be decoded.
+    CorruptImageError: if an image cannot be decoded and on_corrupt='error'.
+    ValueError: if no image can be decoded.
   """
   n = len(encoded)
   shape = (size, size, encoded.channels)
@@ -95,15 +90,13 @@ def decode_all(
     for start in range(0, n, _CHUNK):
       rows = range(start, min(start + _CHUNK, n))
       decoded = encoded_lib.decode_rows(
-          encoded, rows, pool, size=size, interpolation=interpolation
-      )
+          encoded, rows, pool, size=size, interpolation=interpolation)
       for row, (image, label) in zip(rows, decoded):
         if isinstance(image, decode.CorruptImageError):
           if on_corrupt == 'error':
             raise encoded_lib.refusal(encoded.name(row), image)
           logging.warning(
-              '%s cannot be decoded (%s): left out.', encoded.name(row), image
-          )
+              '%s cannot be decoded (%s): left out.', encoded.name(row), image)
           continue
         records['image'][kept], records['label'][kept] = image, label
         kept += 1
@@ -112,7 +105,6 @@ def decode_all(
         logging.info('Decoded %d of %d images.', rows[-1] + 1, n)
   if not kept:
     raise ValueError(
-        f'None of the {n} images of {encoded.label} can be decoded: are they'
-        ' images?'
-    )
+        f'none of the {n} images of {encoded.label} can be decoded: check that'
+        ' they are image files')
   return records[:kept]

@@ -1,4 +1,4 @@
-"""A split whose images are decoded when they are asked for."""
+"""A split that decodes its images on access."""
 
 from absl import logging
 import numpy as np
@@ -10,9 +10,9 @@ from adavit_jax.data import encoded as encoded_lib
 class LazySplit:
   """Rows [n] of an encoded set, as a split.
 
-  The labels are known before the images are read, so a corrupt image cannot
-  be left out: with on_corrupt='skip' the next readable one of its class stands
-  in, and a warning names both.
+  Labels are known before images are read, so a corrupt image cannot be left
+  out. With on_corrupt='skip' it is replaced by the next readable image of its
+  class, with a warning that names both.
   """
 
   lazy = True
@@ -43,26 +43,25 @@ class LazySplit:
     """Returns uint8 [b, H, W, C] for int indices [b].
 
     Raises:
-      CorruptImageError: an image cannot be decoded and on_corrupt='error', or
-        no image of its class can be.
+      CorruptImageError: if an image cannot be decoded and on_corrupt='error',
+        or no image of its class can be decoded.
     """
     indices = np.asarray(indices)
     shape = (self._size, self._size, self._encoded.channels)
     batch = np.empty((len(indices), *shape), np.uint8)
     for place, image in enumerate(self._decode(self._rows[indices])):
       if isinstance(image, decode.CorruptImageError):
-        image = self._stand_in(int(indices[place]), image)
+        image = self._replacement(int(indices[place]), image)
       batch[place] = image
     return batch
 
   def _decode(self, rows):
     decoded = encoded_lib.decode_rows(
         self._encoded, rows.tolist(), self._pool, size=self._size,
-        interpolation=self._interpolation,
-    )
+        interpolation=self._interpolation)
     return [image for image, _ in decoded]
 
-  def _stand_in(
+  def _replacement(
       self, index: int, error: decode.CorruptImageError
   ) -> np.ndarray:
     name = self._encoded.name(int(self._rows[index]))
@@ -73,8 +72,7 @@ class LazySplit:
       image, = self._decode(self._rows[peer:peer + 1])
       if not isinstance(image, decode.CorruptImageError):
         logging.warning(
-            '%s cannot be decoded (%s): %s stands in for it.',
-            name, error, self._encoded.name(int(self._rows[peer])),
-        )
+            '%s cannot be decoded (%s): replaced by %s.',
+            name, error, self._encoded.name(int(self._rows[peer])))
         return image
     raise encoded_lib.refusal(name, error)

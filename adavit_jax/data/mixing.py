@@ -1,4 +1,4 @@
-"""Training targets, and blending each image with another one."""
+"""Training targets, mixup and cutmix."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from adavit_jax.data import splits
 def smooth_one_hot(
     labels: jax.Array, *, num_classes: int, smoothing: float = 0.0
 ) -> jax.Array:
-  """Returns targets float32 [B, K]: `smoothing` is spread over all classes."""
+  """Returns targets float32 [B, K], with `smoothing` spread over K classes."""
   targets = jax.nn.one_hot(labels, num_classes)
   if smoothing:
     targets = targets * (1 - smoothing) + smoothing / num_classes
@@ -17,7 +17,7 @@ def smooth_one_hot(
 
 
 def standardize(labels: jax.Array, target: splits.Target) -> jax.Array:
-  """Returns targets float32 [B, 1] of a regression's labels [B]."""
+  """Normalises regression labels [B] to targets float32 [B, 1]."""
   return ((jnp.float32(labels) - target.mean) / target.std)[:, None]
 
 
@@ -29,20 +29,21 @@ def mix(
     mixup: float,
     cutmix: float,
 ) -> tuple[jax.Array, jax.Array]:
-  """Blends each image with the one before it in the batch, and their targets.
+  """Blends each image and its target with those before it in the batch.
 
-  Both kinds are one blend with a map of weights: constant for mixup (Zhang et
-  al., 2018), 0 within a rectangle and 1 outside for cutmix (Yun et al., 2019);
-  the target's weight is the map's mean. With both on, a coin chooses for the
-  batch. Batches come shuffled, so a neighbour is a random partner, and of a
-  sharded batch only one image a device has to travel.
+  The weights of the blend are a map: constant for mixup (Zhang et al., 2018); 0
+  inside a rectangle and 1 outside for cutmix (Yun et al., 2019). The weight of
+  the target is the mean of the map. If both are on, one of them is drawn per
+  batch. Batches are shuffled, so the previous image is a random partner, and
+  with a sharded batch each device receives only one image.
 
   Args:
-    key: decides everything.
+    key: PRNG key.
     images: float [B, H, W, C].
     targets: float [B, K].
-    mixup: alpha of the weight's Beta(alpha, alpha), per image; 0 = off.
-    cutmix: alpha of the kept area's Beta(alpha, alpha), per image; 0 = off.
+    mixup: alpha of Beta(alpha, alpha) for the weight of each image; 0 = off.
+    cutmix: alpha of Beta(alpha, alpha) for the area that each image keeps; 0 =
+      off.
 
   Returns:
     Images [B, H, W, C] and targets [B, K].
@@ -54,8 +55,7 @@ def mix(
     maps = jnp.broadcast_to(weight, (batch, height, width))
   if cutmix:
     boxes = cutmix_maps(
-        cutmix_key, alpha=cutmix, shape=(batch, height, width)
-    )
+        cutmix_key, alpha=cutmix, shape=(batch, height, width))
     maps = jnp.where(
         jax.random.bernoulli(coin_key), boxes, maps
     ) if mixup else boxes
@@ -63,17 +63,17 @@ def mix(
   maps = maps[..., None]  # [B, H, W, 1]
   return (
       maps * images + (1 - maps) * jnp.roll(images, 1, axis=0),
-      share * targets + (1 - share) * jnp.roll(targets, 1, axis=0),
-  )
+      share * targets + (1 - share) * jnp.roll(targets, 1, axis=0))
 
 
 def cutmix_maps(
     key: jax.Array, *, alpha: float, shape: tuple[int, int, int]
 ) -> jax.Array:
-  """Returns float32 [B, H, W]: 0 within a random rectangle, 1 outside.
+  """Returns float32 [B, H, W]: 0 inside a random rectangle, 1 outside.
 
-  The rectangle has the image's aspect and, before the image's edge cuts it,
-  the area 1 - Beta(alpha, alpha); its centre is uniform in the image.
+  The rectangle has the aspect ratio of the image and the area fraction
+  1 - Beta(alpha, alpha) before it is clipped to the image. Its centre is
+  uniform in the image.
   """
   batch, height, width = shape
   area_key, centre_key = jax.random.split(key)

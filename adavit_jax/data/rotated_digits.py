@@ -1,8 +1,9 @@
-"""Real digits turned by a random angle: a regression that needs no download.
+"""Real digits rotated by a random angle: a regression without a download.
 
-The label is the angle. It shows in the digit's shape, roughly, as people write
-at different slants, and in the edges of the original's 8x8 pixels. Noise of a
-strength of its own makes each image easier or harder.
+The label is the angle. It can be read roughly from the shape of the digit,
+since people write at different slants, and from the edges of the original 8x8
+pixels. Each image has noise of a random strength, which makes it easier or
+harder.
 """
 
 from typing import NamedTuple
@@ -24,7 +25,7 @@ class Rotations(NamedTuple):
   Attributes:
     images: uint8 [n, S, S].
     angles: float32 [n], degrees counter-clockwise in -45..45.
-    members: int64 [n], which of the digits given is shown.
+    members: int64 [n], indices of the digits shown.
   """
 
   images: np.ndarray
@@ -36,25 +37,24 @@ def rotate(
     images: np.ndarray, *, count: int, size: int, noise: float,
     rng: np.random.Generator, interpolation: str = 'bicubic'
 ) -> Rotations:
-  """Draws digits and angles, all equally likely.
+  """Rotates random digits by random angles, both uniform.
 
   Args:
     images: uint8 [m, h, w], the digits to draw from.
-    count: n, the number of rotated digits.
-    size: S, pixels a side of the result.
-    noise: largest deviation of an image's noise, white is 1; all up to it are
-      equally likely.
-    rng: decides everything.
-    interpolation: 'bicubic' or 'bilinear', of the digit as it is resized and
-      turned.
+    count: n, number of rotated digits.
+    size: S, output side in pixels.
+    noise: largest standard deviation of the noise, white is 1; that of each
+      image is uniform in 0..noise.
+    rng: NumPy random generator.
+    interpolation: 'bicubic' or 'bilinear', for resizing and rotation.
 
   Raises:
-    ValueError: there is no digit.
+    ValueError: if there is no digit.
   """
   if not len(images):
-    raise ValueError('There is no digit to rotate: raise config.data.holdout.')
-  # The digit takes three quarters of a side, so that its corners, which are
-  # mostly black, stay on the canvas but for a pixel.
+    raise ValueError('there is no digit to rotate: raise config.data.holdout')
+  # The digit takes 3/4 of the side, so that rotation cuts off at most one pixel
+  # of its corners, which are mostly black.
   resampling = Image.Resampling[interpolation.upper()]
   margin = round(size / 8)
   side = size - 2 * margin
@@ -78,28 +78,27 @@ def rotate(
 def load(config_data, *, seed: int) -> splits.Dataset:
   """Returns rotated digits whose splits share no real digit.
 
-  The share `config.data.holdout` of the digits outside the test split is held
-  out, and as large a share of `num_train` images drawn from them. The training
-  images and the held out ones depend on `seed`; the test images do not.
+  The fraction `config.data.holdout` of the digits outside the test split is
+  held out; the holdout split has the same fraction of `num_train` images.
+  Training and held-out images depend on `seed`, test images do not.
 
   Raises:
-    ValueError: too few images are asked for, or too few digits held out.
+    ValueError: if num_train or num_test is too small, noise is out of range, or
+      no digit is held out.
   """
   rotations = config_data.rotations
   for field in ('num_train', 'num_test'):
     if rotations[field] < 2:
       raise ValueError(
-          f'config.data.rotations.{field}={rotations[field]} must be at least'
-          ' 2.'
+          f'config.data.rotations.{field}={rotations[field]} must be at least 2'
       )
   if not 0 <= rotations.noise <= 1:
-    raise ValueError(f'config.data.rotations.noise={rotations.noise} must lie'
-                     ' in 0..1: white is 1.')
+    raise ValueError(f'config.data.rotations.noise={rotations.noise} must be in'
+                     ' 0..1: white is 1')
   counts = dict(
       train=rotations.num_train,
       holdout=round(rotations.num_train * config_data.holdout),
-      test=rotations.num_test,
-  )
+      test=rotations.num_test)
   parts = {
       name: _load_split(config_data, name, count, seed=seed)
       for name, count in counts.items()
@@ -110,9 +109,7 @@ def load(config_data, *, seed: int) -> splits.Dataset:
       **parts, num_classes=0, class_names=(), channels=1,
       image_size=config_data.image_size, mean=mean, std=std,
       target=splits.Target(
-          float(angles.mean()), float(angles.std()), 'degrees'
-      ),
-  )
+          float(angles.mean()), float(angles.std()), 'degrees'))
 
 
 def _load_split(
@@ -128,24 +125,20 @@ def _load_split(
     records = np.empty(count, [('image', 'u1', (size, size)), ('label', '<f4')])
     rows = digits.digit_rows(holdout=holdout, seed=seed)[name]
     stream = ('train', 'holdout', 'test').index(name)
-    found = rotate(
+    rotations = rotate(
         digits.real_digits()[0][rows], count=count, size=size, noise=noise,
-        rng=np.random.default_rng((seed, stream)), interpolation=interpolation,
-    )
-    records['image'], records['label'] = found.images, found.angles
+        rng=np.random.default_rng((seed, stream)), interpolation=interpolation)
+    records['image'], records['label'] = rotations.images, rotations.angles
     return records
 
   if not count:
     return splits.ArraySplit(
-        np.empty((0, size, size, 1), np.uint8), np.empty(0, np.float32)
-    )
+        np.empty((0, size, size, 1), np.uint8), np.empty(0, np.float32))
   records = cache.cached(
       config_data.cache_dir, f'rotations-{name}',
       dict(
           source='rotated_digits', split=name, count=count, size=size,
           noise=noise, holdout=holdout, seed=seed, interpolation=interpolation,
-      ), build,
-  )
+      ), build)
   return splits.ArraySplit(
-      np.array(records['image'])[..., None], np.array(records['label'])
-  )
+      np.array(records['image'])[..., None], np.array(records['label']))

@@ -1,4 +1,4 @@
-"""From `config.data` to a `Dataset`."""
+"""Loads the `Dataset` of a `config.data`."""
 
 from adavit_jax.data import data_config as config_lib
 from adavit_jax.data import digit_scenes
@@ -17,16 +17,15 @@ _SOURCES = {
 
 
 def load(config_data, *, seed: int = 0) -> splits.Dataset:
-  """Loads the images of `config.data`, from the cache where they are there.
+  """Loads the dataset of `config.data`, from the cache if possible.
 
   Args:
-    config_data: as `default_config` returns.
-    seed: decides which training images are held out, and how those that are
-      composed look, where `config_data.seed` is None. The test split is the
-      same for every seed.
+    config_data: `config.data`, see `default_config`.
+    seed: seed of the held-out images and of composed images if
+      `config_data.seed` is None. The test split does not depend on it.
 
   Raises:
-    ValueError: a field of the config, or the data, cannot work; the message
+    ValueError: if a field of the config or the data is invalid; the message
       names it and the fix.
   """
   config_lib.check_source(config_data)
@@ -35,12 +34,11 @@ def load(config_data, *, seed: int = 0) -> splits.Dataset:
   if config_data.seed is not None:
     seed = config_data.seed
   if seed < 0:
-    raise ValueError(f'config.data.seed, or else seed, is {seed}: it must be at'
-                     ' least 0.')
+    raise ValueError(f'seed={seed} must be at least 0: set config.data.seed or'
+                     ' config.seed')
   dataset = source(config_data, seed=seed)
   if not len(dataset.train) or not len(dataset.test):
     raise ValueError(
         f'config.data.name={config_data.name!r} has {len(dataset.train)}'
-        f' training and {len(dataset.test)} test images: both are needed.'
-    )
+        f' training and {len(dataset.test)} test images: both are needed')
   return dataset

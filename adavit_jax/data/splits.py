@@ -1,4 +1,4 @@
-"""What every data source returns: three splits and what is known of them."""
+"""The datasets that sources return: three splits and their metadata."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -9,12 +9,12 @@ import numpy as np
 
 
 class Split(Protocol):
-  """n labelled images, in memory or decoded when they are asked for.
+  """n labelled images, in memory or decoded on access.
 
   Attributes:
     labels: int32 [n]; for regression float32 [n], in the target's unit.
-    meta: arrays [n] that a report may group by, e.g. 'hard' (bool).
-    lazy: whether `images` takes long enough to be worth a thread.
+    meta: arrays [n] by which a report may group images, e.g. 'hard' (bool).
+    lazy: whether `images` is slow enough to prefetch in a thread.
   """
 
   labels: np.ndarray
@@ -29,9 +29,9 @@ class Split(Protocol):
 
 
 class ArraySplit:
-  """A split that lies in memory: images uint8 [n, H, W, C], labels [n].
+  """A split in memory: images uint8 [n, H, W, C], labels [n].
 
-  Floating labels are those of a regression and become float32, others int32.
+  Floating-point labels are for regression and become float32, others int32.
   """
 
   lazy = False
@@ -57,12 +57,12 @@ class ArraySplit:
 
 
 class Target(NamedTuple):
-  """What the labels of a regression are normalised with.
+  """The normalisation of regression labels.
 
   Attributes:
-    mean: of the training labels.
-    std: their standard deviation, not 0.
-    unit: that labels and errors are measured in, e.g. 'degrees'.
+    mean: mean of the training labels.
+    std: standard deviation of the training labels, not 0.
+    unit: unit of labels and errors, e.g. 'degrees'.
   """
 
   mean: float
@@ -72,21 +72,21 @@ class Target(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """Labelled images for training, for calibration and for the last word.
+  """Labelled images for training, calibration and the final report.
 
   Attributes:
-    train: what the parameters are trained on.
-    holdout: kept out of `train`, to calibrate thresholds and choose models;
-      empty with `config.data.holdout=0`.
-    test: not to be looked at before the end; the same for every seed.
+    train: training images.
+    holdout: validation images, held out of `train` for calibration and model
+      selection; empty if `config.data.holdout=0`.
+    test: for the final report only; the same for every seed.
     num_classes: K; 0 for regression.
     class_names: K names.
     channels: C, 1 or 3.
-    image_size: pixels a side that the model is fed; the splits' images may be
+    image_size: side of the model's input in pixels; images of the splits may be
       larger (`config.data.load_size`).
-    mean: C floats, the images' mean on a scale of 0..1.
-    std: C floats, the images' standard deviation on the same scale.
-    target: what the labels are normalised with; None for classification.
+    mean: C floats in 0..1 units, mean of the images.
+    std: C floats in 0..1 units, standard deviation of the images.
+    target: normalisation of the labels; None for classification.
   """
 
   train: Split
@@ -105,26 +105,26 @@ class Dataset:
       floating = np.issubdtype(split.labels.dtype, np.floating)
       if len(split) and floating != (self.target is not None):
         raise ValueError(
-            f'labels are {split.labels.dtype} and target={self.target}: classes'
-            ' are integers, and the numbers of a regression need a Target.'
-        )
+            f'labels are {split.labels.dtype} and target={self.target}: give'
+            ' integer classes and no target, or for regression floating-point'
+            ' labels and a Target')
 
 
 def stratified_split(
     labels: np.ndarray, count: int, *, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Draws `count` of n examples, every class in its share.
+  """Draws about `count` of n examples, stratified by class.
 
-  Shares are rounded by largest remainder. Every class keeps an example, so
-  fewer than `count` are drawn where classes are very small.
+  Class counts are rounded by largest remainder. At least one example of each
+  class is not drawn, so very small classes yield fewer than `count`.
 
   Args:
     labels: int [n].
-    count: how many to draw, 0..n.
-    seed: decides which.
+    count: number of examples to draw, 0..n.
+    seed: seed of the draw.
 
   Returns:
-    Two sorted int64 arrays: the indices that stay and those drawn.
+    Two sorted int64 arrays: the indices not drawn and those drawn.
   """
   rng = np.random.default_rng(seed)
   classes, sizes = np.unique(labels, return_counts=True)
@@ -140,10 +140,10 @@ def stratified_split(
 
 
 def fingerprint(dataset: Dataset) -> str:
-  """Returns a digest of the labels of all splits, in their order.
+  """Returns a digest of the labels of all splits, in order.
 
-  Other images, or others held out, have another one, but for those that share
-  all labels.
+  It differs for other images or other held-out images, unless all labels are
+  the same.
   """
   digest = hashlib.sha256()
   for split in (dataset.train, dataset.holdout, dataset.test):
@@ -159,17 +159,17 @@ def channel_stats(
 
   Args:
     split: at least one image [H, W, C].
-    sample: the most images to look at, evenly spaced; None for all.
+    sample: maximum number of images to use, evenly spaced; None for all.
 
   Returns:
-    Two tuples of C floats; the deviation is at least half a grey level, so
-    that a constant channel can be divided by it.
+    Two tuples of C floats. The standard deviation is at least half a grey
+    level, so that constant channels can be divided by it.
   """
   n = len(split)
   count = n if sample is None else min(n, sample)
   rows = np.linspace(0, n - 1, count).round().astype(np.int64)
   total = squares = 0
-  # Chunks keep the widened copies small; the sums are exact integers.
+  # Chunks bound the memory of the uint32 copies; integer sums are exact.
   for start in range(0, count, 256):
     images = split.images(rows[start:start + 256]).astype(np.uint32)
     total += images.sum(0, dtype=np.uint64)

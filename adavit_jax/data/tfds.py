@@ -1,4 +1,4 @@
-"""Image classification sets of TensorFlow Datasets, read without TensorFlow."""
+"""Image classification from TensorFlow Datasets, read without TensorFlow."""
 
 from collections.abc import Sequence
 from concurrent import futures
@@ -21,7 +21,7 @@ _CHUNK = 1024
 
 
 class Records:
-  """One split of a prepared set: an `EncodedImages`."""
+  """One split of a prepared dataset: an `EncodedImages`."""
 
   def __init__(
       self, prepared: tfds_dir.PreparedDir, split: str, *, cache_dir: str
@@ -38,21 +38,20 @@ class Records:
     return self._prepared.splits[self._split]
 
   def name(self, index: int) -> str:
-    """Returns the split and the record's number."""
+    """Returns the index of the record and its split."""
     return f'Record {index} of {self._prepared.path}, split {self._split!r},'
 
   def labels(self) -> np.ndarray:
-    """Returns int32 [n], from the cache or by reading every record."""
+    """Returns int32 [n], from the cache or from all records."""
     return np.array(cache.cached(
         self._cache_dir, f'{self.label}-labels', dict(self.key, only='labels'),
-        self._read_labels,
-    ))
+        self._read_labels))
 
   def read(
       self, indices: Sequence[int], pool: futures.Executor | None = None
   ) -> list[tuple[bytes, int]]:
     """Returns the encoded image and the label of each record."""
-    del pool  # The reader has threads of its own.
+    del pool  # The reader uses its own threads.
     image, label = self._prepared.image_key, self._prepared.label_key
     return [
         (example[image], int(example[label]))
@@ -61,13 +60,13 @@ class Records:
 
   @functools.cached_property
   def _source(self):
-    import tensorflow_datasets as tfds  # 0.5 to 2 s, so only when needed.
+    # The import takes 0.5 to 2 s.
+    import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(str(self._prepared.path))
     return builder.as_data_source(
         split=self._split,
-        decoders={self._prepared.image_key: tfds.decode.SkipDecoding()},
-    )
+        decoders={self._prepared.image_key: tfds.decode.SkipDecoding()})
 
   def _read_labels(self) -> np.ndarray:
     n = len(self)
@@ -76,7 +75,7 @@ class Records:
     for start in range(0, n, _CHUNK):
       rows = range(start, min(start + _CHUNK, n))
       labels[start:rows.stop] = [label for _, label in self.read(rows)]
-      # A split has labels for all of its images or, with -1, for none.
+      # A split has labels for all of its images or for none (-1).
       if labels[0] < 0:
         break
       if time.monotonic() - shown > 5:
@@ -86,28 +85,24 @@ class Records:
 
 
 def load(config_data, *, seed: int) -> splits.Dataset:
-  """Returns the set config.data.name='tfds:NAME'.
+  """Returns the dataset config.data.name='tfds:NAME'.
 
-  It is looked for in config.data.data_dir, else in $TFDS_DATA_DIR, else where
-  tfds stores by default; only in the last case is a missing one downloaded.
-  To test with serves the split 'test', or 'validation' where there is no
-  labelled 'test'.
+  Its directory is config.data.data_dir, else $TFDS_DATA_DIR, else the default
+  of tfds; a missing dataset is downloaded only in the last case. The test split
+  is 'test', or 'validation' if there is no labelled 'test'.
 
   Raises:
-    ValueError: there is no such data, or it has no such splits.
+    ValueError: if the dataset or one of its splits is missing.
   """
   prepared = tfds_dir.read(_prepared_path(config_data))
   if 'train' not in prepared.splits:
     raise ValueError(
-        f"{prepared.path} has no split 'train', only {sorted(prepared.splits)}."
-    )
+        f"{prepared.path} has no split 'train', only {sorted(prepared.splits)}")
   records = functools.partial(
-      Records, prepared, cache_dir=config_data.cache_dir
-  )
+      Records, prepared, cache_dir=config_data.cache_dir)
   train_records = records('train')
   train, holdout = encoded_split.load_split(
-      train_records, config_data, holdout=config_data.holdout, seed=seed
-  )
+      train_records, config_data, holdout=config_data.holdout, seed=seed)
   for name in ('test', 'validation'):
     if prepared.splits.get(name):
       test, _ = encoded_split.load_split(records(name), config_data)
@@ -116,14 +111,12 @@ def load(config_data, *, seed: int) -> splits.Dataset:
   else:
     raise ValueError(
         f"{prepared.path} has no labelled split 'test' or 'validation', only"
-        f' {sorted(prepared.splits)}.'
-    )
+        f' {sorted(prepared.splits)}')
   mean, std = _stats(train, train_records, config_data, seed)
   return splits.Dataset(
       train, holdout, test, num_classes=len(prepared.class_names),
       class_names=prepared.class_names, channels=prepared.channels,
-      image_size=config_data.image_size, mean=mean, std=std,
-  )
+      image_size=config_data.image_size, mean=mean, std=std)
 
 
 def _stats(train, records, config_data, seed):
@@ -132,8 +125,7 @@ def _stats(train, records, config_data, seed):
   key = dict(
       records.key, only='stats', size=config_lib.load_size(config_data),
       interpolation=config_lib.interpolation(config_data),
-      holdout=config_data.holdout, seed=seed,
-  )
+      holdout=config_data.holdout, seed=seed)
   mean, std = cache.cached(
       config_data.cache_dir, f'{records.label}-stats', key,
       lambda: np.array(splits.channel_stats(train, sample=_STATS_SAMPLE)),
@@ -143,23 +135,21 @@ def _stats(train, records, config_data, seed):
 
 def _prepared_path(config_data) -> epath.Path:
   name = config_data.name.removeprefix('tfds:')
-  given = config_data.data_dir or os.environ.get('TFDS_DATA_DIR')
-  data_dir = epath.Path(given or tfds_dir.default_data_dir()).expanduser()
-  if given and not data_dir.is_dir():
+  configured = config_data.data_dir or os.environ.get('TFDS_DATA_DIR')
+  data_dir = epath.Path(configured or tfds_dir.default_data_dir()).expanduser()
+  if configured and not data_dir.is_dir():
     field = 'config.data.data_dir' if config_data.data_dir else 'TFDS_DATA_DIR'
     raise ValueError(
-        f'{field}={str(given)!r} does not exist: give the directory that holds'
+        f'{field}={str(configured)!r} does not exist: give the directory with'
         f' {name.partition(":")[0]}/VERSION/dataset_info.json, or leave it'
-        ' empty to download the set.'
-    )
+        ' empty to download the dataset')
   path = tfds_dir.find(name, data_dir)
-  if path is None and given:
+  if path is None and configured:
     raise ValueError(
         f'{str(data_dir)!r} holds no prepared {name!r}: there is no'
-        f' {name.partition(":")[0]}/VERSION/dataset_info.json below it. Give'
-        ' its tfds data_dir in config.data.data_dir, or leave that and'
-        ' TFDS_DATA_DIR empty to download the set.'
-    )
+        f' {name.partition(":")[0]}/VERSION/dataset_info.json below it; set'
+        ' config.data.data_dir to its tfds data_dir, or leave that and'
+        ' TFDS_DATA_DIR empty to download the dataset')
   return path or _download(name)
 
 
@@ -173,16 +163,16 @@ def _download(name: str) -> epath.Path:
   except ImportError as error:
     raise ValueError(
         f"'tfds:{name}' is not prepared below {tfds_dir.default_data_dir()},"
-        f' and tfds cannot prepare it here ({error}). Prepare it once where'
-        ' TensorFlow is (pip install tensorflow; tfds build'
-        f' {name} --file_format=array_record) and give its folder in'
-        ' config.data.data_dir; reading it needs no TensorFlow.'
+        f' and tfds cannot prepare it here ({error}): prepare it once on a'
+        ' machine with TensorFlow (pip install tensorflow; tfds build'
+        f' {name} --file_format=array_record) and set config.data.data_dir to'
+        ' its directory; reading it needs no TensorFlow'
     ) from error
   except OSError as error:
     raise ValueError(
         f"'tfds:{name}' is not prepared below {tfds_dir.default_data_dir()},"
         f' and could not be downloaded ({type(error).__name__}:'
-        f' {str(error)[:200]}). Give the directory of a prepared set in'
-        ' config.data.data_dir or TFDS_DATA_DIR.'
+        f' {str(error)[:200]}); set config.data.data_dir or TFDS_DATA_DIR to'
+        ' the directory of a prepared dataset'
     ) from error
   return epath.Path(builder.data_path)

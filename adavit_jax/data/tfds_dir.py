@@ -1,6 +1,6 @@
-"""Prepared tfds data sets, read from their JSON files without importing tfds.
+"""Metadata of prepared tfds datasets, read without importing tfds.
 
-The import alone takes longer than the rest of a start from the cache.
+The import alone takes longer than everything else at a start from the cache.
 """
 
 import dataclasses
@@ -17,16 +17,16 @@ _READABLE = ('array_record', 'parquet')
 
 @dataclasses.dataclass(frozen=True)
 class PreparedDir:
-  """A directory that holds dataset_info.json and features.json.
+  """A directory with dataset_info.json and features.json.
 
   Attributes:
     path: .../NAME[/CONFIG]/VERSION.
     splits: number of examples of each split.
-    image_key: the feature to classify.
-    label_key: the feature that is its class.
+    image_key: name of the image feature.
+    label_key: name of the class label feature.
     channels: 1 or 3.
-    class_names: K names; '0', '1', ... where the data set names none.
-    digest: changes with the content of the two files.
+    class_names: K names; '0', '1', ... if the dataset has none.
+    digest: digest of the contents of the two files.
   """
 
   path: epath.Path
@@ -39,22 +39,22 @@ class PreparedDir:
 
 
 def default_data_dir() -> epath.Path:
-  """Returns $TFDS_DATA_DIR, else tfds's own default."""
+  """Returns $TFDS_DATA_DIR, else the default of tfds."""
   return epath.Path(
       os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
   ).expanduser()
 
 
 def find(name: str, data_dir: epath.Path) -> epath.Path | None:
-  """Returns the directory of a prepared data set, or None.
+  """Returns the directory of a prepared dataset, or None.
 
   Args:
-    name: NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION; without a
-      version the highest one is taken.
-    data_dir: what tfds calls data_dir.
+    name: NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION; by default the
+      highest version.
+    data_dir: the data_dir of tfds.
 
   Raises:
-    ValueError: the name lacks the configuration.
+    ValueError: if the name lacks a config.
   """
   base, _, version = name.partition(':')
   folder = data_dir / base
@@ -64,41 +64,38 @@ def find(name: str, data_dir: epath.Path) -> epath.Path | None:
   if not prepared:
     configs = sorted(
         child.name for child in folder.iterdir()
-        if child.is_dir() and _versions(child)
-    )
+        if child.is_dir() and _versions(child))
     if configs:
       raise ValueError(
-          f"config.data.name='tfds:{name}' lacks the configuration: give"
-          f' tfds:{base}/CONFIG with one of {configs}.'
-      )
+          f"config.data.name='tfds:{name}' lacks a config: give"
+          f' tfds:{base}/CONFIG with one of {configs}')
   if version:
     return prepared.get(version)
   return max(prepared.items(), key=_version_number)[1] if prepared else None
 
 
 def read(path: epath.Path) -> PreparedDir:
-  """Reads what the directory's JSON files tell.
+  """Reads the metadata from the JSON files of a directory.
 
   Raises:
-    ValueError: the files are missing, the records need TensorFlow, or the set
-      has no image or no class label.
+    ValueError: if a file is missing, the records need TensorFlow, or the
+      dataset has no image or no class label.
   """
   texts = []
   for name in ('dataset_info.json', 'features.json'):
     if not (path / name).exists():
-      raise ValueError(f'{path / name} is missing: prepare the set again.')
+      raise ValueError(
+          f'{path / name} is missing: prepare the dataset again')
     texts.append((path / name).read_text())
   info, features = map(json.loads, texts)
   file_format = info.get('fileFormat', 'tfrecord')
   if file_format not in _READABLE:
     raise ValueError(
         f'{path} is stored as {file_format}, which only TensorFlow reads:'
-        ' prepare it again with tfds build --file_format=array_record.'
-    )
+        ' prepare it again with tfds build --file_format=array_record')
   try:
     image_key, label_key = (
-        item['featureKey'] for item in info['supervisedKeys']['tuple']['items']
-    )
+        item['featureKey'] for item in info['supervisedKeys']['tuple']['items'])
   except (KeyError, ValueError):
     image_key, label_key = 'image', 'label'
   table = features.get('featuresDict', {}).get('features', {})
@@ -107,8 +104,7 @@ def read(path: epath.Path) -> PreparedDir:
   if image is None or label is None:
     raise ValueError(
         f'{path} has no image with a class label: its features are'
-        f' {sorted(table)}.'
-    )
+        f' {sorted(table)}')
   dimensions = image.get('shape', {}).get('dimensions', [])
   return PreparedDir(
       path=path,
@@ -120,8 +116,7 @@ def read(path: epath.Path) -> PreparedDir:
       label_key=label_key,
       channels=1 if dimensions and str(dimensions[-1]) == '1' else 3,
       class_names=_class_names(path, label_key, int(label['numClasses'])),
-      digest=hashlib.sha256('\0'.join(texts).encode()).hexdigest(),
-  )
+      digest=hashlib.sha256('\0'.join(texts).encode()).hexdigest())
 
 
 def _versions(folder: epath.Path) -> dict[str, epath.Path]:

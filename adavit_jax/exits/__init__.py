@@ -1,1 +1,1 @@
-"""When to stop: confidence measures and thresholds calibrated to a budget."""
+"""Early exits: confidence measures and calibrated thresholds."""

@@ -1,4 +1,4 @@
-"""Thresholds for a target, from the confidences of held-out images."""
+"""Calibrates thresholds to a target on held-out images."""
 
 from typing import NamedTuple
 
@@ -9,13 +9,13 @@ from adavit_jax.exits import threshold_search
 
 
 class Calibration(NamedTuple):
-  """Thresholds and what they gave on the held-out images.
+  """Thresholds and their results on the held-out images.
 
   Attributes:
     thresholds: [E - 1] float64.
     accuracy: mean score.
     macs: mean MACs of one image.
-    shares: [E], share of the images that left at each exit.
+    shares: [E], share of the images that leave at each exit.
   """
   thresholds: np.ndarray
   accuracy: float
@@ -23,26 +23,26 @@ class Calibration(NamedTuple):
   shares: np.ndarray
 
   def as_dict(self):
-    """Plain numbers and lists, for JSON."""
+    """Converts to a dict of numbers and lists for JSON."""
     return dict(thresholds=self.thresholds.tolist(), accuracy=self.accuracy,
                 macs=self.macs, shares=self.shares.tolist())
 
 
 def evaluate(confidences, correct, stage_macs, thresholds):
-  """What given thresholds cost and reach.
+  """Computes accuracy and MACs for the given thresholds.
 
   Args:
-    confidences: [E, n], larger is surer.
-    correct: [E, n] bool, or any score of which more is better: minus the
+    confidences: [E, n], higher is more confident.
+    correct: [E, n] bool, or any score where higher is better, e.g. minus the
       absolute error for regression.
-    stage_macs: [E], MACs of each stage alone; [E, n] where images differ.
+    stage_macs: [E], MACs of each stage alone; [E, n] if images differ.
     thresholds: [E - 1], or one number for all exits.
 
   Returns:
     `Calibration`.
 
   Raises:
-    ValueError: if shapes do not fit.
+    ValueError: if shapes do not match.
   """
   return _calibration(
       threshold_search.Images(confidences, correct, stage_macs),
@@ -53,29 +53,30 @@ def calibrate(confidences, correct, stage_macs, *, max_macs=None,
               min_accuracy=None, same_accuracy=False):
   """Finds the best thresholds for one target.
 
-  With two exits they are the best there are, with three too up to 5000 images.
-  With more, they are the best of a frontier that a local search found, and each
-  threshold is the best there is given the others. Seconds with 5000 images.
+  The result is optimal for two exits, and for three exits with up to 5000
+  images. Otherwise it is the best point of a frontier from a local search, and
+  each threshold is optimal given the others. Takes seconds for 5000 images.
 
   Args:
     confidences: see `evaluate`.
     correct: see `evaluate`.
     stage_macs: see `evaluate`.
-    max_macs: the most MACs that an image may cost in the mean; the accuracy is
-      as high as it gets.
-    min_accuracy: the least mean score; the MACs are as few as they get.
-    same_accuracy: True for the accuracy that all images reach at the last exit.
+    max_macs: upper bound of the mean MACs of one image; maximises accuracy.
+    min_accuracy: lower bound of the mean score; minimises MACs.
+    same_accuracy: use the accuracy of the last exit on all images as
+      min_accuracy.
 
   Returns:
-    `Calibration`. A threshold lies midway between two images' confidences.
+    `Calibration`. Each threshold is midway between the confidences of two
+    images.
 
   Raises:
-    ValueError: not exactly one target, one that cannot be met, or shapes that
-      do not fit.
+    ValueError: if not exactly one target is given, the target cannot be met, or
+      shapes do not match.
   """
   images = threshold_search.Images(confidences, correct, stage_macs)
-  given = [max_macs is not None, min_accuracy is not None, same_accuracy]
-  if sum(given) != 1:
+  targets = [max_macs is not None, min_accuracy is not None, same_accuracy]
+  if sum(targets) != 1:
     raise ValueError(
         f'max_macs={max_macs}, min_accuracy={min_accuracy}, same_accuracy='
         f'{same_accuracy}: give exactly one target')
@@ -83,8 +84,8 @@ def calibrate(confidences, correct, stage_macs, *, max_macs=None,
     least = _least_macs(images)
     if not max_macs >= least:
       raise ValueError(
-          f'max_macs={max_macs:g} cannot be met: images that leave as soon as '
-          f'they can cost {least:g} MACs')
+          f'max_macs={max_macs:g} cannot be met: if every image leaves at the '
+          f'first possible exit, the mean is {least:g} MACs')
     objective = threshold_search.at_most(max_macs * images.num)
   else:
     if same_accuracy:
@@ -97,23 +98,24 @@ def calibrate(confidences, correct, stage_macs, *, max_macs=None,
         images, threshold_search.search(
             images, frontier, threshold_search.at_most(np.inf))).accuracy
     raise ValueError(
-        f'min_accuracy={min_accuracy:g} cannot be met: the best found with '
-        f'these exits is {most:g}')
+        f'min_accuracy={min_accuracy:g} cannot be met: the best that these '
+        f'exits reach is {most:g}')
   return _calibration(images, best)
 
 
 def curve(confidences, correct, stage_macs, *, num=50):
-  """Accuracy against MACs over all budgets.
+  """Computes the trade-off between accuracy and MACs.
 
   Args:
     confidences: see `evaluate`.
     correct: see `evaluate`.
     stage_macs: see `evaluate`.
-    num: budgets, evenly spaced from the first exit alone to the last alone.
+    num: number of MAC budgets, evenly spaced from all images at the first exit
+      to all images at the last exit.
 
   Returns:
-    List of `Calibration.as_dict()`, ascending in MACs and in accuracy: points
-    that cost more and reach no more are left out. The first is the cheapest.
+    List of `Calibration.as_dict()`, the cheapest first, ascending in MACs and
+    accuracy; dominated points are left out.
   """
   images = threshold_search.Images(confidences, correct, stage_macs)
   frontier = threshold_search.frontier(images)
@@ -128,7 +130,7 @@ def curve(confidences, correct, stage_macs, *, num=50):
 
 
 def _least_macs(images):
-  """Mean MACs of an image if all leave at the first exit that lets them."""
+  """Mean MACs if every image leaves at the first possible exit."""
   always = np.full(images.num_exits - 1, confidence_lib.ALWAYS)
   return images.totals(always)[1] / images.num
 

@@ -1,10 +1,10 @@
-"""How sure an exit is, and which exit an image leaves at.
+"""Confidence measures of exits, and the exit at which an image leaves.
 
-One orientation for every measure: larger is surer, and an image leaves at the
-first exit whose confidence is strictly above that exit's threshold. Entropy is
-therefore negated: the paper's threshold of 0.05 is -0.05 here, and its 0, at
-which no image leaves early, is 0. So is the difference of two exits' outputs,
-which regression goes by: minus the tolerance is its threshold.
+For every measure, higher is more confident. An image leaves at the first exit
+whose confidence is strictly above the threshold of that exit. Entropy is
+therefore negated: the paper's threshold of 0.05 is -0.05 here; at 0, no image
+leaves early in either. The difference between the outputs of two exits, used
+for regression, is negated too: its threshold is minus the tolerance.
 """
 
 from collections.abc import Callable
@@ -14,17 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Thresholds that stop every image and none: finite, so that JSON can hold them.
+# Thresholds at which no image and every image leaves; finite, for JSON.
 NEVER = float(np.finfo(np.float32).max)
 ALWAYS = -NEVER
 
 
-# A rule gives the confidence at an exit, with memory of the exits before where
-# it needs it: (logits [B, K], memory) -> (confidence [B], memory), pure, each
-# row on its own. The memory is a pytree with a leading batch axis, None before
-# the first exit; whoever runs the stages carries it along with the image.
-# Minus infinity is the confidence of an image that cannot leave yet. For
-# regression the logits are outputs in the target's unit.
+# A rule computes the confidence at an exit: (logits [B, K], memory) ->
+# (confidence [B], memory). It is pure and treats each row independently. The
+# memory of earlier exits is a pytree with a leading batch axis, or None before
+# the first exit; the caller that runs the stages carries it along with the
+# image. The confidence of an image that cannot leave yet is minus infinity. For
+# regression, logits are outputs in the unit of the target.
 Rule = Callable[[jax.Array, Any], tuple[jax.Array, Any]]
 
 
@@ -39,7 +39,7 @@ def negative_entropy(logits):
   """
   log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
   p = jnp.exp(log_p)
-  # 0 log 0 = 0, also where a logit is minus infinity.
+  # 0 log 0 = 0, also if a logit is minus infinity.
   return jnp.where(p > 0, p * log_p, 0.).sum(-1)
 
 
@@ -56,7 +56,7 @@ def max_probability(logits):
 
 
 def margin(logits):
-  """The largest softmax probability less the second largest.
+  """The largest softmax probability minus the second largest.
 
   Args:
     logits: [..., K], K >= 2.
@@ -74,17 +74,17 @@ def _memoryless(measure):
 
 
 def patience(logits, memory):
-  """How many exits in a row, this one included, give the same class.
+  """Number of consecutive exits, up to this one, that predict the same class.
 
-  An image leaves once k exits agree with a threshold of k - 0.5. The counter
-  of PABEE (Zhou et al., 2020) is one less: it starts at 0.
+  With a threshold of k - 0.5 an image leaves once k exits agree. The counter of
+  PABEE (Zhou et al., 2020) starts at 0 and is one less.
 
   Args:
     logits: [B, K].
-    memory: (class [B], count [B]) of the exit before, None at the first.
+    memory: (class [B], count [B]) of the previous exit, None at the first.
 
   Returns:
-    (count [B] float32, 1 at the first exit, and the memory of this exit).
+    (count [B] float32, which is 1 at the first exit; memory of this exit).
   """
   label = logits.argmax(-1)
   count = jnp.ones(label.shape, jnp.float32)
@@ -95,18 +95,18 @@ def patience(logits, memory):
 
 
 def agreement(outputs, memory):
-  """Minus the largest difference to the exit before, for regression.
+  """Minus the largest difference to the previous exit, for regression.
 
-  With minus the tolerance as the threshold an image leaves once two exits in
-  a row agree to better than that: PABEE's criterion for regression (Zhou et
-  al., 2020) with a patience of 1.
+  If the threshold is minus the tolerance, an image leaves once two consecutive
+  exits differ by less than the tolerance. This is the criterion of PABEE for
+  regression (Zhou et al., 2020) with a patience of 1.
 
   Args:
-    outputs: [B, K], in the target's unit.
-    memory: outputs of the exit before, None at the first.
+    outputs: [B, K], in the unit of the target.
+    memory: outputs of the previous exit, None at the first.
 
   Returns:
-    (confidence [B] float32, minus infinity at the first exit, and the memory
+    (confidence [B] float32, which is minus infinity at the first exit; memory
     of this exit).
   """
   outputs = outputs.astype(jnp.float32)
@@ -122,23 +122,23 @@ RULES = {
     'patience': patience,
     'agreement': agreement,
 }
-# The other rules ask for the probabilities of classes, or for the best one.
+# The other rules need class probabilities or the predicted class.
 REGRESSION_RULES = ('agreement',)
 
 
-# The confidences that a rule can give.
+# The range of confidences of each rule.
 _RANGES = {'entropy': (ALWAYS, 0.), 'max_probability': (0., 1.),
            'margin': (0., 1.), 'patience': (0., NEVER),
            'agreement': (ALWAYS, 0.)}
 
 
 def check_range(rule, thresholds):
-  """Raises a ValueError for thresholds that a rule's confidence cannot reach.
+  """Raises a ValueError for thresholds outside the range of a rule.
 
   Args:
     rule: name of one of `RULES`.
-    thresholds: [E - 1], or one number; `NEVER` and `ALWAYS` fit every rule. One
-      that is no number is for `check_thresholds` to refuse.
+    thresholds: [E - 1], or one number; `NEVER` and `ALWAYS` are valid for every
+      rule. NaN is rejected by `check_thresholds`.
   """
   low, high = _RANGES[rule]
   values = np.ravel(np.asarray(thresholds, np.float64))
@@ -151,13 +151,13 @@ def check_range(rule, thresholds):
 
 
 def rules_for(regression):
-  """Names of the `RULES` for regression, or else those for classification."""
+  """Names of the `RULES` for regression or for classification."""
   return tuple(
       name for name in RULES if (name in REGRESSION_RULES) == regression)
 
 
 def confidences(rule, logits):
-  """Confidence at every exit when all stages are run.
+  """Confidence at every exit if all stages run.
 
   Args:
     rule: a `Rule`, for example one of `RULES`.
@@ -174,7 +174,7 @@ def confidences(rule, logits):
 
 
 def choose(confidence, thresholds):
-  """The exit that each image leaves at; the last one takes what is left.
+  """The exit at which each image leaves, the last one if no other.
 
   Args:
     confidence: [E, n].
@@ -186,7 +186,7 @@ def choose(confidence, thresholds):
   Raises:
     ValueError: see `check_thresholds`.
   """
-  # Float64 holds both sides exactly: everybody compares the same numbers.
+  # Both are exact in float64, so every caller compares the same numbers.
   confidence = np.asarray(confidence, np.float64)
   thresholds = check_thresholds(thresholds, len(confidence))
   leaves = confidence[:-1] > thresholds[:, None]
@@ -195,43 +195,43 @@ def choose(confidence, thresholds):
 
 
 def check_thresholds(thresholds, num_exits):
-  """Thresholds as a float64 array [E - 1]; one number stands for all exits.
+  """Thresholds as a float64 array [E - 1]; one number is used for all exits.
 
-  It cannot be written to, so that none escapes this check. Infinite ones become
-  `NEVER` and `ALWAYS`.
+  Infinite values become `NEVER` and `ALWAYS`. The array is read-only, so that
+  no unchecked value can be assigned.
 
   Raises:
-    ValueError: for another number of thresholds, or one that is not a number.
+    ValueError: if the number of thresholds is wrong, or a threshold is NaN.
   """
   array = np.asarray(thresholds, np.float64)
-  wanted = (num_exits - 1,)
-  if array.ndim and array.shape != wanted:
+  shape = (num_exits - 1,)
+  if array.ndim and array.shape != shape:
     raise ValueError(
         f'thresholds={thresholds} has shape {array.shape}; {num_exits} exits '
         f'take {num_exits - 1}, for all but the last, or one number for all')
   if np.isnan(array).any():
-    raise ValueError(f'thresholds={thresholds} must be numbers; inf lets no '
-                     f'image leave, -inf every image')
-  found = np.broadcast_to(np.clip(array, ALWAYS, NEVER), wanted).copy()
-  found.setflags(write=False)
-  return found
+    raise ValueError(f'thresholds={thresholds} must not be NaN; give inf to '
+                     f'let no image leave, -inf to let every image leave')
+  array = np.broadcast_to(np.clip(array, ALWAYS, NEVER), shape).copy()
+  array.setflags(write=False)
+  return array
 
 
 def parse_thresholds(texts):
-  """The thresholds that a flag gives.
+  """Parses the values of the flag --threshold.
 
   Args:
-    texts: list of strings; None or empty where the flag is not given.
+    texts: list of strings; None or empty if the flag is not set.
 
   Returns:
     None, one float for one string, or a list of floats.
 
   Raises:
-    ValueError: if one is no number.
+    ValueError: for non-numeric values.
   """
   try:
     values = [float(text) for text in texts or ()]
   except ValueError as e:
     raise ValueError(f'--threshold={",".join(texts)} must be one number, or '
-                     f'several with commas between them') from e
+                     f'several separated by commas') from e
   return (values if len(values) > 1 else values[0]) if values else None

@@ -1,29 +1,32 @@
-"""The search for thresholds: the frontier of MACs and score, then a target.
+"""Threshold search: the frontier of MACs and score, then a target.
 
-A sweep tries every useful threshold of one exit while the others stay. Up to
-three exits can be searched exhaustively; more are improved sweep by sweep.
+A sweep tries every useful threshold of one exit with the others fixed. Up to
+three exits are searched exhaustively; more are improved sweep by sweep.
 """
 
 import numpy as np
 
 from adavit_jax.exits import confidence as confidence_lib
 
-# Prices of a MAC that trace the frontier, as shares of what all scores are
-# worth over all MACs that exits can save.
+# Prices of a MAC that trace the frontier, relative to the range of the total
+# score divided by the total MACs that exits can save.
 _PRICES = np.geomspace(1e-3, 1e2, 32)
-# Passes over the exits at most; each raises the objective, and few are needed.
+# Maximum number of passes over the exits; few are needed.
 _PASSES = 20
-# Three exits are exhausted up to this many first thresholds times images, which
-# take 2 seconds: 5000 images.
+# Three exits are searched exhaustively up to this number of first thresholds
+# times images, which takes 2 seconds: 5000 images.
 _EXHAUSTIVE = 3e7
-# With more, thresholds spread evenly over the frontier are swept in rounds.
+# Otherwise, points spread evenly over the frontier are swept in rounds.
 _SPREAD, _ROUNDS = 64, 20
-# Points at which the dominated ones are dropped, which bounds the memory.
+# Number of points from which dominated ones are dropped, to bound the memory.
 _MANY = 200_000
 
 
 class Images:
-  """The held-out images, sorted once per exit."""
+  """The held-out images, sorted by confidence at each exit.
+
+  Args as in `calibrate.evaluate`.
+  """
 
   def __init__(self, confidences, correct, stage_macs):
     self.confidences = np.asarray(confidences, np.float64)
@@ -39,24 +42,24 @@ class Images:
     # MACs of each image up to each exit.
     self.macs = np.broadcast_to(np.cumsum(macs, 0), shape)
     if np.isnan(self.confidences).any() or np.isnan(self.scores).any():
-      raise ValueError('confidences and correct must hold no NaN; evaluate a '
-                       'model that has not diverged')
+      raise ValueError('confidences and correct must not be NaN; check that '
+                       'the model has not diverged')
     self.num_exits, self.num = shape
     self.order = np.argsort(-self.confidences[:-1], axis=1, kind='stable')
 
   def totals(self, thresholds):
-    """(score, MACs) summed over the images."""
+    """Total (score, MACs) over the images."""
     chosen = confidence_lib.choose(self.confidences, thresholds)
     images = np.arange(self.num)
     return (self.scores[chosen, images].sum(),
             self.macs[chosen, images].sum())
 
   def sweep(self, thresholds, exit_index):
-    """Every useful threshold of one exit, the others as they are.
+    """Tries every useful threshold of one exit with the others fixed.
 
     Returns:
-      (thresholds [c], total score [c], total MACs [c]), falling thresholds:
-      from no image to every image that gets there.
+      (thresholds [c], total score [c], total MACs [c]), with descending
+      thresholds: from no image to every image that reaches the exit.
     """
     leaves = self.confidences[:-1] > thresholds[:, None]
     gone = leaves[:exit_index].any(0)
@@ -64,7 +67,7 @@ class Images:
                             np.ones((1, self.num), bool)]).argmax(0)
     other = np.where(gone, leaves.argmax(0), exit_index + 1 + later)
     rows = self.order[exit_index]
-    # Those that get there and may leave, the surest first.
+    # Images that reach the exit and may leave, the most confident first.
     rows = rows[~gone[rows]
                 & (self.confidences[exit_index, rows] > confidence_lib.ALWAYS)]
     images = np.arange(self.num)
@@ -72,7 +75,8 @@ class Images:
     more = self.scores[exit_index, rows] - score[rows]
     less = self.macs[exit_index, rows] - macs[rows]
     values = self.confidences[exit_index, rows]
-    # A candidate after every image; images of one confidence leave together.
+    # One candidate after each image; images with equal confidence leave
+    # together.
     last = np.append(values[1:] < values[:-1], [True] * bool(len(rows)))
     cut = np.flatnonzero(np.append(True, last))
     bounds = np.concatenate(
@@ -85,9 +89,9 @@ class Images:
             macs.sum() + prefix(less))
 
 
-# Objectives take total score and MACs, [] or [c], and return keys that are
-# compared one after the other, larger is better. The first is 0 where the
-# target is met. The slack covers the rounding of sums.
+# Objectives map total score and MACs, [] or [c], to keys that are compared
+# lexicographically; larger is better. The first key of `at_most` and `at_least`
+# is 0 if the target is met. Their slack covers rounding errors of the sums.
 
 
 def at_most(macs_limit):
@@ -113,7 +117,7 @@ def _first_best(keys):
 
 
 def _ascend(images, thresholds, objective):
-  """Sets one threshold after the other to its best value until none moves.
+  """Sets each threshold in turn to its best value until none changes.
 
   Returns:
     (thresholds [E - 1], keys of the objective).
@@ -126,36 +130,36 @@ def _ascend(images, thresholds, objective):
       values, score, macs = images.sweep(thresholds, e)
       keys = objective(score, macs)
       i = _first_best(keys)
-      found = tuple(key[i] for key in keys)
-      if found > best:
-        thresholds[e], best = values[i], found
+      candidate = tuple(key[i] for key in keys)
+      if candidate > best:
+        thresholds[e], best = values[i], candidate
     if best == before:
       break
   return thresholds, best
 
 
 def _priced_points(images):
-  """List of thresholds [E - 1] that ascent finds best for a price of a MAC."""
-  worth = np.ptp(images.scores) * images.num or 1.
+  """List of thresholds [E - 1]: the best by ascent for each price of a MAC."""
+  score_range = np.ptp(images.scores) * images.num or 1.
   saved = (images.macs[-1] - images.macs[0]).sum() or 1.
-  found = []
+  thresholds = []
   for start, prices in ((confidence_lib.NEVER, _PRICES),
                         (confidence_lib.ALWAYS, _PRICES[::-1])):
-    found.append(np.full(images.num_exits - 1, start))
+    thresholds.append(np.full(images.num_exits - 1, start))
     for price in prices:
-      found.append(_ascend(
-          images, found[-1], _priced(price * worth / saved))[0])
-  return found
+      thresholds.append(_ascend(
+          images, thresholds[-1], _priced(price * score_range / saved))[0])
+  return thresholds
 
 
 def _undominated(points):
-  """The points that score more than every cheaper one, ascending in MACs.
+  """The points that score higher than every cheaper one, ascending in MACs.
 
   Args:
     points: list of (thresholds [p, E - 1], score [p], MACs [p]).
 
   Returns:
-    One such tuple; of equal points the first.
+    One such tuple; only the first of equal points.
   """
   thresholds, score, macs = map(np.concatenate, zip(*points))
   order = np.lexsort((-score, macs))
@@ -164,27 +168,27 @@ def _undominated(points):
 
 
 def _records(values):
-  """Where a sequence exceeds all that was before, [c] bool."""
+  """Whether each value exceeds all values before it, [c] bool."""
   before = np.maximum.accumulate(np.append(-np.inf, values[:-1]))
   return values > before
 
 
 def _extend(images, points, starts, exits):
-  """Adds to a list of points what sweeps of some exits find.
+  """Extends points by sweeps.
 
   Args:
     images: `Images`.
     points: list, see `_undominated`.
     starts: list of thresholds [E - 1] to sweep from.
-    exits: which to sweep.
+    exits: indices of the exits to sweep.
 
   Returns:
-    Those of all these points that are not dominated.
+    The undominated points, see `_undominated`.
   """
   points, num = list(points), 0
   for thresholds in starts:
     for e in exits:
-      # MACs fall along a sweep.
+      # MACs decrease along a sweep.
       values, score, macs = (x[::-1] for x in images.sweep(thresholds, e))
       rows = _records(score)
       moved = np.repeat(thresholds[None], rows.sum(), 0)
@@ -197,11 +201,11 @@ def _extend(images, points, starts, exits):
 
 
 def frontier(images):
-  """Thresholds that nothing found scores more than for as few MACs.
+  """Computes the frontier of score and MACs.
 
-  For two exits they are the true frontier, for three up to `_EXHAUSTIVE`. Else
-  the search starts from good thresholds for each price of a MAC, and sweeps
-  every exit from points spread over the frontier until that moves none of them.
+  It is exact for two exits, and for three exits up to `_EXHAUSTIVE`. Otherwise
+  the search starts from the best thresholds for each price of a MAC, and sweeps
+  every exit from points spread over the frontier until they no longer change.
 
   Returns:
     (thresholds [p, E - 1], total score [p], total MACs [p]), ascending in
@@ -235,15 +239,15 @@ def _point(images, thresholds):
 
 
 def search(images, points, objective):
-  """Thresholds [E - 1] that are best for a target; None if none meets it."""
+  """The best thresholds [E - 1] for a target; None if it cannot be met."""
   thresholds, score, macs = points
   keys = objective(score, macs)
-  # From both sides of the target: the best point that meets it, and the one
-  # that misses it by least.
+  # Start from both sides of the target: the best point that meets it, and the
+  # one that misses it by least.
   starts = [_first_best(keys)]
   missed = np.flatnonzero(keys[0] < 0)
   if len(missed):
     starts.append(missed[keys[0][missed].argmax()])
-  found = [_ascend(images, thresholds[i], objective) for i in starts]
-  best, keys = max(found, key=lambda x: x[1])
+  results = [_ascend(images, thresholds[i], objective) for i in starts]
+  best, keys = max(results, key=lambda x: x[1])
   return None if keys[0] < 0 else best

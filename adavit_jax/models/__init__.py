@@ -1,4 +1,4 @@
-"""What is computed: backbones, their exits, and the registry of names."""
+"""Backbones, exit heads, parameters and the model registry."""
 
 from adavit_jax.models.actions import Actions as Actions
 from adavit_jax.models.backbone import Backbone as Backbone

@@ -1,9 +1,9 @@
-"""The contract of a backbone: an embedding, a plan of encoders, heads.
+"""The interface of a backbone: an embedding, a plan of encoders, and heads.
 
-A plan is an ordered list of stacks of equal residual encoders and of bridges
-between them. Everything else in the library (execution modes, policies, exits,
-cost, training, export) reads the plan and knows no model by name.
-docs/extending.md shows how to add one.
+A plan is an ordered list of stacks, which are sequences of identical residual
+encoders, and of bridges between stacks. The rest of the library (execution
+modes, policies, exits, cost, training, export) depends on the plan only, not on
+specific models. docs/extending.md shows how to add a backbone.
 """
 
 from collections.abc import Callable
@@ -18,24 +18,25 @@ import jax.numpy as jnp
 
 from adavit_jax import describe
 
-# The activations of a batch: an array [B, N, D], or a dict of arrays [B, ...].
+# Activations of a batch: an array [B, N, D], or a dict of arrays [B, ...].
 X = jax.Array | dict[str, jax.Array]
 KINDS = ('msa', 'mlp', '')
 
 
 class Tokens(NamedTuple):
-  """What exit heads and policies can read at a place of the plan.
+  """Describes the tokens that exit heads and policies read at a place.
 
   Attributes:
     width: D.
-    num: N, tokens, those of the prefix included.
-    prefix: P, class and distillation tokens before the others; where there are
-      none, the mean over all tokens stands in for the class token.
-    grid: (rows, columns) of the other tokens, or None if their order is no
-      raster: heads that convolve are refused there.
+    num: N, number of tokens, including the prefix.
+    prefix: P, number of leading class and distillation tokens; if 0, the mean
+      over all tokens is used instead of the class token.
+    grid: (rows, columns) of the other tokens in row-major order, or None if
+      they form no grid; convolutional exit heads need one.
     num_heads: attention heads of an encoder at this place; divides `width`.
-    mlp_dim: hidden width of its MLP; like num_heads, it sizes the exit head
-      'vit'.
+      Used by the exit head 'vit'.
+    mlp_dim: hidden width of the MLP of an encoder at this place. Used by the
+      exit head 'vit'.
   """
   width: int
   num: int
@@ -46,15 +47,16 @@ class Tokens(NamedTuple):
 
 
 class Context(NamedTuple):
-  """What training needs and inference does not.
+  """Inputs that differ between training and inference.
 
   Attributes:
     train: whether BatchNorm uses the statistics of the batch.
-    key: PRNG key of this part of the model, for random shifts and the like, or
-      None. The joint phase takes a model without batch statistics for one that
-      is the same in training and at inference.
-    stats: batch statistics: of the one encoder in a branch, of the whole
-      backbone elsewhere, {} without any; None where the parameters are folded.
+    key: PRNG key of this part of the model, e.g. for random shifts, or None.
+      The joint phase assumes that a model without batch statistics computes the
+      same function in training and inference.
+    stats: batch statistics, of the encoder in a branch and of the whole
+      backbone elsewhere; {} if there are none, None if the parameters are
+      folded.
   """
   train: bool = False
   key: jax.Array | None = None
@@ -65,12 +67,13 @@ EVAL = Context()
 
 
 class Delta(NamedTuple):
-  """What a branch adds.
+  """The output of a branch.
 
   Attributes:
-    x: added to the activations: an array, or a dict with some of their keys.
-      Where only the first tokens are read, it may be of these alone.
-    stats: new batch statistics of this encoder, a dict; {} changes none.
+    x: added to the activations: an array, or a dict with a subset of their
+      keys. If only the first tokens are read afterwards, it may contain only
+      those.
+    stats: dict of the updated batch statistics of this encoder.
   """
   x: X
   stats: dict[str, Any] = {}
@@ -80,16 +83,15 @@ class Branch(NamedTuple):
   """One residual branch of an encoder, x + a * delta(x).
 
   Attributes:
-    kind: 'msa' or 'mlp' may be dropped by a policy; '' always runs.
-    run: (params, x, read, ctx) -> `Delta`; params of one encoder. `read`, for a
-      branch with `unread`, says how many of the first tokens are read
-      afterwards, and None all.
+    kind: 'msa' or 'mlp' for branches that a policy may drop; '' always runs.
+    run: (params, x, read, ctx) -> `Delta`, with the params of one encoder.
+      `read` is the number of leading tokens that are read afterwards; None for
+      all, and always None if `unread` is 0 or the branch is `local`.
     macs: MACs of one image.
-    unread: how many MACs fewer it takes where only the prefix is read
-      afterwards; 0 if it always computes all tokens, as a branch of kind ''
-      should.
-    local: whether a token of the result depends on that token alone, as in an
-      MLP. Such a branch is given the first tokens where these are read.
+    unread: MACs saved if only the prefix is read afterwards; 0 if the branch
+      always computes all tokens, as branches of kind '' should.
+    local: whether each output token depends on the same input token only, as in
+      an MLP. If only leading tokens are read, the input is cut to those.
   """
   kind: str
   run: Callable[..., Delta]
@@ -99,15 +101,16 @@ class Branch(NamedTuple):
 
 
 class Stack(NamedTuple):
-  """Equal encoders in a row, run by one scan.
+  """A sequence of identical encoders, run by one scan.
 
   Attributes:
-    group: params[group] has a leading axis of encoders, and stats[group] if
-      there is one; several stacks may read different rows of one group.
-    start: first row of the group.
+    group: name of the parameters; params[group], and stats[group] if present,
+      have a leading axis of encoders. Several stacks may use different rows of
+      one group.
+    start: first row in the group.
     length: number of encoders.
-    branches: of one encoder, in order.
-    at: the tokens behind every encoder.
+    branches: branches of one encoder, in order.
+    at: `Tokens` after each encoder.
   """
   group: str
   start: int
@@ -117,16 +120,16 @@ class Stack(NamedTuple):
 
 
 class Bridge(NamedTuple):
-  """What happens between two stacks; it always runs.
+  """A computation between two stacks, which always runs.
 
   Attributes:
-    run: (params, x, images, ctx) -> (x, stats); params of the whole backbone,
-      stats a dict of the changed groups.
+    run: (params, x, images, ctx) -> (x, stats), with the params of the whole
+      backbone; stats is a dict of the updated groups.
     macs: MACs of one image.
-    params: names of the groups of parameters that it reads.
-    reads_images: whether it looks at the images [B, S, S, C] again.
-    read: how many of the first tokens it reads of x; None for all, as it must
-      be where x is a dict.
+    params: names of the parameter groups that it uses.
+    reads_images: whether it uses the images [B, S, S, C].
+    read: number of leading tokens of x that it reads; None for all, required if
+      x is a dict.
   """
   run: Callable[..., tuple[X, dict[str, Any]]]
   macs: int
@@ -136,14 +139,14 @@ class Bridge(NamedTuple):
 
 
 class OwnExit(NamedTuple):
-  """A head that belongs to the backbone, the last one or an early one.
+  """A head of the backbone itself: the final one or an early exit.
 
   Attributes:
-    place: encoders before it.
+    place: number of encoders before it.
     macs: MACs of one image.
-    params: names of the groups of parameters that it reads.
-    read: how many of the first tokens it reads; None for all, as it must be
-      where x is a dict.
+    params: names of the parameter groups that it uses.
+    read: number of leading tokens that it reads; None for all, required if x is
+      a dict.
   """
   place: int
   macs: int
@@ -152,18 +155,18 @@ class OwnExit(NamedTuple):
 
 
 class Logits(NamedTuple):
-  """Class scores of the two heads.
+  """Logits of the two heads.
 
   Attributes:
     cls: [B, K] from the class token.
-    dist: [B, K] from the distillation token, or None without one.
+    dist: [B, K] from the distillation token, or None if there is none.
   """
   cls: jax.Array
   dist: jax.Array | None = None
 
   @property
   def total(self):
-    """Scores used at inference: the sum of the heads (US 12,394,190, fig. 3B).
+    """Logits for inference: the sum of the heads (US 12,394,190, figure 3B).
 
     Returns:
       [B, K] float32.
@@ -171,27 +174,26 @@ class Logits(NamedTuple):
     return self.cls if self.dist is None else self.cls + self.dist
 
 
-
 class Backbone(nn.Module, kw_only=True):
-  """A model that every mechanism of the library works on.
+  """Base class of all models.
 
-  A subclass owns the parameters and gives `embed`, `plan`, `own_exits` and
-  `classify`; with BatchNorm also `fold`. These are pure functions: params and
-  stats are passed to them.
+  A subclass defines the parameters and implements `embed`, `plan`, `own_exits`,
+  `classify` and, with BatchNorm, `fold`. These are pure functions that take
+  params and stats as arguments.
 
   Attributes:
-    image_size: side S of the square input in pixels.
+    image_size: S, side of the square input in pixels.
     num_classes: K.
-    channels: input channels C.
-    num_fixed: M: encoders of the plan that always run; the policy decides
-      behind them.
-    exits: (place, head) of each added early exit: how many encoders have run,
-      not falling, and one of `exit_heads.HEADS`.
-    weights: file that `adavit_jax.init_params` reads; '' initialises.
-    dtype: compute dtype, which the subclass applies; parameters, softmax and
+    channels: C, input channels.
+    num_fixed: M, number of encoders that always run; the policy decides after
+      them.
+    exits: (place, head) of each added early exit, with non-decreasing places:
+      the number of encoders before the exit and one of `exit_heads.HEADS`.
+    weights: file that `adavit_jax.init_params` reads; '' for initialisation.
+    dtype: compute dtype, applied by the subclass; parameters, softmax and
       logits are float32.
-    linen: names of methods that use the parameters of the Flax module, beside
-      `setup` and `__call__`.
+    linen: names of methods other than `setup` and `__call__` that use the
+      parameters of the Flax module.
   """
   linen = ()
   image_size: int
@@ -203,9 +205,9 @@ class Backbone(nn.Module, kw_only=True):
   dtype: Any = jnp.float32
 
   def __init_subclass__(cls, **kwargs):
-    # Pure functions make modules of their own, which Flax's wrapper refuses.
-    # It is needed where the module's own parameters are used: in `setup`, in
-    # `__call__`, and in what is applied by name, listed in `linen`.
+    # Flax wraps methods, and the wrapper does not allow the pure functions to
+    # create modules. Only methods that use the parameters of this module need
+    # it: `setup`, `__call__`, and those applied by name, listed in `linen`.
     for name, value in vars(cls).items():
       if (inspect.isfunction(value) and not hasattr(value, 'compact')
           and name not in ('setup', '__call__', *cls.linen)):
@@ -213,7 +215,7 @@ class Backbone(nn.Module, kw_only=True):
     super().__init_subclass__(**kwargs)
 
   def __repr__(self):
-    """Attributes but those at their defaults, and what they amount to."""
+    """Shows the attributes that differ from their defaults, and the size."""
     values = []
     for field in dataclasses.fields(self):
       value = getattr(self, field.name, None)
@@ -236,35 +238,34 @@ class Backbone(nn.Module, kw_only=True):
       tokens = ' to '.join(map(str, nums[:1] + nums[1:][-1:]))
       return (f': {length} encoder{"s" * (length != 1)}, {tokens} tokens, '
               f'{describe.macs(macs)}')
-    except Exception:  # attributes that do not fit, and what is half made
+    except Exception:  # Invalid attributes, or a partly constructed module.
       return ''
 
   @nn.nowrap
   def init_variables(self, key):
-    """Initialises (params, stats), both trees of float32; stats may be {}."""
+    """Initialises (params, stats), trees of float32; stats may be {}."""
     images = jnp.zeros((1, self.image_size, self.image_size, self.channels))
     variables = self.init(key, images)
     return variables['params'], variables.get('batch_stats', {})
 
   @nn.nowrap
   def embed(self, params, images, ctx):
-    """Normalised images [B, S, S, C] to (x, stats): what the plan begins with.
-    """
+    """Normalised images [B, S, S, C] to (x, stats); x is input to the plan."""
     raise NotImplementedError
 
   @nn.nowrap
   def plan(self):
-    """Returns a tuple of `Stack` and `Bridge`; it begins with a stack."""
+    """Returns a tuple of `Stack`s and `Bridge`s that starts with a stack."""
     raise NotImplementedError
 
   @nn.nowrap
   def own_exits(self):
-    """Returns the `OwnExit`s by rising place; the last ends the plan."""
+    """Returns the `OwnExit`s by increasing place; the last ends the plan."""
     raise NotImplementedError
 
   @nn.nowrap
   def classify(self, params, x, index, ctx):
-    """An own exit: x behind the encoders before it to (`Logits`, stats)."""
+    """Maps x at `own_exits()[index]` to (`Logits`, stats)."""
     raise NotImplementedError
 
   @property
@@ -274,13 +275,13 @@ class Backbone(nn.Module, kw_only=True):
 
   @nn.nowrap
   def tokens(self, x, at):
-    """Tokens [B, N, D] of x at a place with `Tokens` `at`, prefix first."""
+    """Tokens [B, N, D] of x at a place with `Tokens` `at`, the prefix first."""
     del at
     return x
 
   @nn.nowrap
   def fold(self, params, stats):
-    """Parameters for inference, whose branches need no batch statistics."""
+    """Folds the batch statistics into the parameters for inference."""
     del stats
     return params
 
@@ -291,18 +292,17 @@ class Backbone(nn.Module, kw_only=True):
 
   @nn.nowrap
   def check(self):
-    """Raises a ValueError for attributes that do not fit together."""
+    """Raises a ValueError for invalid attributes."""
     check_counts(self, 'image_size', 'num_classes', 'channels')
     check_counts(self, 'num_fixed', least=0)
 
 
 def check_counts(model, *names, least=1):
-  """Raises a ValueError for attributes that are not whole numbers >= `least`.
-  """
+  """Raises a ValueError for attributes that are not integers >= `least`."""
   for name in names:
     value = getattr(model, name)
     if not isinstance(value, numbers.Integral) or value < least:
-      raise ValueError(f'{name}={value!r} must be a whole number of at least '
+      raise ValueError(f'{name}={value!r} must be an integer of at least '
                        f'{least}')
 
 

@@ -1,4 +1,4 @@
-"""Checks that a backbone keeps the contract, without computing anything."""
+"""Checks that a backbone implements the interface, by tracing only."""
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +14,17 @@ _BATCH = 2
 
 
 def check_backbone(model):
-  """Traces every part of a backbone's plan and compares it with what it says.
+  """Traces every part of a backbone's plan and checks its shapes.
 
-  For the tests of a new backbone. Whether branches compute the right thing, and
-  whether one marked `local` is, only a comparison of the execution modes under
-  actions per image can tell.
+  Use it in the tests of a new backbone. It checks neither the results of
+  branches nor whether a branch marked `local` is local: compare the execution
+  modes under per-image actions for that.
 
   Args:
     model: a `Backbone`.
 
   Raises:
-    ValueError: names the part of the plan that does not fit.
+    ValueError: if a part is inconsistent; the message names it.
   """
   plan.check(model)
   params, stats = _trace('init_variables', model.init_variables,
@@ -45,33 +45,33 @@ def _check_part(model, params, ctx, when):
     if isinstance(item, Bridge):
       unknown = set(item.params) - set(params)
       if unknown:
-        raise ValueError(f'{where}: params={item.params} names groups that '
-                         f'there are not; known: {sorted(params)}')
+        raise ValueError(f'{where}: params={item.params} contains unknown '
+                         f'groups; known: {sorted(params)}')
       x = _pair(where, item.run, params, x, images, ctx)
       continue
     _check_stack(where, item, params, x, ctx)
-    tokens = _trace(f'tokens behind {where}', model.tokens, x, item.at)
+    tokens = _trace(f'tokens after {where}', model.tokens, x, item.at)
     want = (_BATCH, item.at.num, item.at.width)
     if tokens.shape != want:
-      raise ValueError(f'{where}: at says [B, {item.at.num}, {item.at.width}] '
-                       f'and the tokens are {tokens.shape}')
+      raise ValueError(f'{where}: the tokens are {tokens.shape}, but `at` says '
+                       f'[B, {item.at.num}, {item.at.width}]')
   for k in range(len(model.own_exits()[:-1]), len(model.own_exits())):
     logits = _pair(f'classify, {when}', model.classify, params, x, k, ctx)
     if not isinstance(logits, Logits) or logits.cls.shape != (
         _BATCH, model.num_classes):
-      raise ValueError(f'classify, {when}: gives {logits}, not `Logits` of '
+      raise ValueError(f'classify, {when}: returns {logits}, not `Logits` of '
                        f'[B, {model.num_classes}]')
 
 
 def _check_stack(where, stack, params, x, ctx):
   if stack.group not in params:
-    raise ValueError(f'{where}: there is no group of parameters '
-                     f'{stack.group!r}; known: {sorted(params)}')
+    raise ValueError(f'{where}: unknown parameter group {stack.group!r}; '
+                     f'known: {sorted(params)}')
   rows = {leaf.shape[:1] for leaf in jax.tree.leaves(params[stack.group])}
   if len(rows) > 1 or min(rows)[0] < stack.start + stack.length:
     raise ValueError(f'{where}: encoders {stack.start} to '
-                     f'{stack.start + stack.length} are not in the leading '
-                     f'axes of {stack.group!r}, {sorted(rows)}')
+                     f'{stack.start + stack.length} exceed the leading axes of '
+                     f'{stack.group!r}, {sorted(rows)}')
   row = lambda tree: jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
   if ctx.stats is not None:
@@ -80,22 +80,22 @@ def _check_stack(where, stack, params, x, ctx):
     here = f'{where}, branch {i} ({branch.kind!r})'
     delta = _trace(here, branch.run, row(params[stack.group]), x, None, ctx)
     if not isinstance(delta, Delta):
-      raise ValueError(f'{here}: gives a {type(delta).__name__}, not `Delta`')
+      raise ValueError(f'{here}: returns a {type(delta).__name__}, not `Delta`')
     have = x if isinstance(x, dict) else {'': x}
     for key, y in (delta.x if isinstance(x, dict) else {'': delta.x}).items():
       if key not in have or (y.shape, y.dtype) != (
           have[key].shape, have[key].dtype):
         raise ValueError(f'{here}: adds {y} to {have.get(key)}; shape and '
-                         f'dtype must be the same')
+                         f'dtype must be equal')
 
 
 def _pair(where, function, *args):
-  """The first of (result, changed statistics)."""
+  """Traces a function that returns (result, updated stats); returns result."""
   result = _trace(where, function, *args)
   if (not isinstance(result, tuple) or len(result) != 2
       or not isinstance(result[1], dict)):
-    raise ValueError(f'{where}: gives {type(result).__name__}, not (result, '
-                     f'dict of changed statistics)')
+    raise ValueError(f'{where}: returns {type(result).__name__}, not (result, '
+                     f'dict of updated statistics)')
   return result[0]
 
 

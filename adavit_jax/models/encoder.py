@@ -24,28 +24,29 @@ def attention(q, k, v):
   logits = jnp.einsum('bhnd,bhmd->bhnm', q, k,
                       preferred_element_type=jnp.float32)
   logits = logits * q.shape[-1] ** -0.5
-  # Its gradient is zero: a softmax does not change with a shift.
+  # Softmax is invariant to shifts, so the gradient of `largest` is zero.
   largest = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
   weights = jnp.exp(logits - largest)
-  # Divided after the product, which is N / d times less to divide.
+  # Dividing after the product takes d / N as many divisions.
   y = jnp.einsum('bhnm,bhmd->bhnd', weights.astype(v.dtype), v,
                  preferred_element_type=jnp.float32)
   return (y / weights.sum(-1, keepdims=True)).astype(v.dtype)
 
 
 def gelu(x):
-  """Exact GELU by erf, as torch has it; on CPU faster than JAX's by erfc."""
+  """Exact GELU by erf, as in torch; faster on CPU than JAX's, which uses erfc.
+  """
   return 0.5 * x * (1 + jax.lax.erf(x * 0.5 ** 0.5))
 
 
 def columns(dense, y, start, stop):
-  """The outputs start to stop of an `nn.Dense`, computed alone.
+  """Computes only the outputs start to stop of an `nn.Dense`.
 
   Args:
     dense: an initialised layer with a bias and a compute dtype.
     y: [..., F].
-    start: number of the first output.
-    stop: one past the last.
+    start: index of the first output.
+    stop: one past the index of the last output.
 
   Returns:
     [..., stop - start] in the dtype of the layer.
@@ -58,11 +59,10 @@ def columns(dense, y, start, stop):
 
 
 class Encoder(nn.Module):
-  """One encoder, split so that either branch can be left out.
+  """One encoder, split into branches that can be dropped separately.
 
   The caller adds the residual: `x + encoder.msa(x)`, then `x + encoder.mlp(x)`
-  (figure 3A of US 12,394,190). LayerNorm belongs to its branch, so a dropped
-  branch drops its normalisation too.
+  (figure 3A of US 12,394,190). Each branch includes its LayerNorm.
 
   Attributes:
     width: token width D.
@@ -89,14 +89,14 @@ class Encoder(nn.Module):
 
     Args:
       x: tokens [B, N, D].
-      read: how many of the first tokens are read afterwards, the only ones with
-        queries then; keys and values are of all N. None for all.
+      read: number of leading tokens to compute; None for all. Only these have
+        queries; keys and values are computed for all N tokens.
 
     Returns:
       [B, N, D], or [B, read, D].
     """
     b, n, d = x.shape
-    # Two-dimensional matmuls: XLA's CPU backend is faster on them.
+    # XLA's CPU backend is faster on two-dimensional matmuls.
     y = self.norm1(x).reshape(b * n, d)
     if read is None:
       q, k, v = self._heads(self.qkv(y), b)
@@ -108,13 +108,13 @@ class Encoder(nn.Module):
     return self.proj(y.reshape(-1, d)).reshape(b, -1, d)
 
   def _heads(self, y, b):
-    """[B * N, parts * D] to head-major parts, each [B, H, N, d]."""
+    """[B * N, parts * D] -> [parts, B, H, N, d]."""
     parts, d = y.shape[-1] // self.width, self.width // self.num_heads
     y = y.reshape(b, -1, parts, self.num_heads, d)
     return y.transpose(2, 0, 3, 1, 4)
 
   def mlp(self, x):
-    """MLP branch (exact GELU), [B, N, D] -> [B, N, D]."""
+    """MLP branch with exact GELU, [B, N, D] -> [B, N, D]."""
     b, n, d = x.shape
     y = self.fc1(self.norm2(x).reshape(b * n, d))
     y = self.fc2(gelu(y))
@@ -131,7 +131,7 @@ def branches(encoder, at):
 
   Args:
     encoder: `Encoder`.
-    at: `Tokens` that it reads and gives.
+    at: `Tokens` of its input and output.
 
   Returns:
     (MSA `Branch`, MLP `Branch`).
@@ -157,15 +157,15 @@ def macs(n, d, mlp_dim):
 
 
 def unread_macs(n, read, d, mlp_dim):
-  """What `macs` counts beyond an output of `read` tokens: (MSA, MLP).
+  """MACs saved if only `read` tokens are computed: (MSA, MLP).
 
-  The other tokens have no queries, attention, projection and MLP.
+  These are queries, attention, projection and MLP of the other tokens.
   """
   return (n - read) * (2 * d * d + 2 * n * d), (n - read) * 2 * d * mlp_dim
 
 
-# Flax asks for its shapes whenever a model is traced; jitted, it is itself
-# traced only once.
+# Jitted because Flax evaluates its shapes every time a model is traced: it is
+# traced only once then.
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def init_stack(key, encoder, num_layers):
   """Initialises a stack of encoders.
@@ -176,7 +176,7 @@ def init_stack(key, encoder, num_layers):
     num_layers: L.
 
   Returns:
-    The parameters of one encoder, every leaf with a leading axis [L, ...].
+    Parameters of `Encoder` with a leading axis, [L, ...].
   """
   x = jnp.zeros((1, 1, encoder.width))
   init = lambda key: encoder.init(key, x)['params']
@@ -184,11 +184,11 @@ def init_stack(key, encoder, num_layers):
 
 
 def scan_stack(encoder, stack, x):
-  """Runs a stack of encoders one after the other.
+  """Runs a stack of encoders in sequence.
 
   Args:
     encoder: `Encoder`.
-    stack: its parameters, see `init_stack`.
+    stack: parameters, see `init_stack`.
     x: tokens [B, N, D].
 
   Returns:

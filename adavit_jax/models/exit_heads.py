@@ -1,15 +1,18 @@
 """The seven exit heads of Multi-Exit ViT (BMVC 2021, arXiv 2106.15183).
 
-Each reads the tokens that leave an encoder and gives an early answer. The seven
-names are the paper's; its official code could not be read, and layers and
-widths are those on which public ports agree. Where they do not agree, the form
-that defines the name is taken: DPT's read-out for CNN-Project (a port convolves
-2 D channels at once), ResMLP's layer over the patches (a port has none), one
-linear layer after the convolutions (a port has an MLP). Ours are the LayerNorm
-that each head opens with, since a pre-LN backbone hands on tokens that nothing
-has normalised, no dropout, and the mean over prefix tokens. Heads share no
-parameters. Where a backbone has no class token, the mean over all tokens stands
-in for it.
+Each head reads the output tokens of an encoder and computes early logits. The
+names are those of the paper. Its official code was not available to us, so
+layers and widths follow public ports. Where the ports differ, we follow the
+definition behind the name:
+
+* CNN-Project uses the read-out of DPT; a port convolves 2 D channels at once.
+* ResMLP has the linear layer over patches; a port has none.
+* One linear layer follows the convolutions; a port has an MLP.
+
+Our own choices are a LayerNorm at the start of each head, since the tokens of a
+pre-LN backbone are not normalised, no dropout, and the mean over prefix tokens.
+Heads share no parameters. If a backbone has no class token, the mean over all
+tokens is used instead.
 """
 
 import difflib
@@ -23,18 +26,18 @@ from adavit_jax.models.encoder import Encoder
 from adavit_jax.models.encoder import columns
 from adavit_jax.models.encoder import gelu
 
-FILTERS = 16  # of the 3x3 convolution in the CNN heads
+FILTERS = 16  # output channels of the 3x3 convolution in the CNN heads
 
 
 class ExitHead(nn.Module):
-  """What the heads have in common: attributes, check and last linear layer.
+  """Base class with the check of the input and the last linear layer.
 
-  A subclass gives `features`. "The class token" of a model with a distillation
-  token is the mean of both, normalised before it is taken.
+  A subclass implements `features`. For models with a distillation token, "class
+  token" means the mean of both tokens, taken after normalisation.
 
   Attributes:
     at: `Tokens` of the place: P prefix tokens, then n patches.
-    num_outputs: K, classes, or 1 for regression.
+    num_outputs: K, number of classes, or 1 for regression.
     dtype: compute dtype; parameters, last layer and logits are float32.
   """
   at: Tokens
@@ -56,28 +59,27 @@ class ExitHead(nn.Module):
     """Tokens [B, P + n, D], patches row-major, to [B, K] float32.
 
     Raises:
-      ValueError: if the tokens are not as many or as wide as the head expects.
+      ValueError: if the number or width of the tokens is wrong.
     """
     shape = (self.at.num, self.width)
     if tokens.ndim != 3 or tokens.shape[1:] != shape:
       raise ValueError(
-          f'tokens have shape {tuple(tokens.shape)}, the head takes '
+          f'tokens have shape {tuple(tokens.shape)}, but the head takes '
           f'[B, {shape[0]}, {shape[1]}]: {self.num_prefix} prefix tokens and '
-          f'{shape[0] - self.num_prefix} patches; give all tokens of the place '
-          f'it was made for')
+          f'{shape[0] - self.num_prefix} patches; give all tokens of its place')
     x = self.features(tokens).astype(jnp.float32)
     return nn.Dense(self.num_outputs, name='head',
                     kernel_init=nn.initializers.truncated_normal(0.02))(x)
 
   def features(self, tokens):
-    """[B, P + n, D] to the [B, F] that the last linear layer reads."""
+    """[B, P + n, D] -> [B, F], the input of the last linear layer."""
     raise NotImplementedError
 
   @property
   def num_needed(self):
-    """P, the tokens to compute in a head that ends in the class token.
+    """Number of tokens to compute in a head that ends in the class token.
 
-    None, for all, during initialisation, and where there is no prefix.
+    P after initialisation; all (None) during it or without a prefix.
     """
     return None if self.is_initializing() else self.num_prefix or None
 
@@ -90,7 +92,7 @@ class ExitHead(nn.Module):
 
 
 class MlpHead(ExitHead):
-  """MLP-EE: the class token alone, D -> 4 D -> D -> K with GELU."""
+  """MLP-EE: an MLP on the class token, D -> 4 D -> D -> K with GELU."""
 
   def features(self, tokens):
     x = self.class_token(self.norm()(tokens[:, :self.num_prefix or None]))
@@ -98,10 +100,10 @@ class MlpHead(ExitHead):
 
 
 class CnnIgnoreHead(ExitHead):
-  """CNN-Ignore-EE: the patches as an image, without the class token.
+  """CNN-Ignore-EE: convolves the grid of patches, without the class token.
 
-  3x3 convolution to 16 channels, ELU, 2x2 max pooling, one linear layer over
-  what remains. An odd row or column of the grid is pooled with itself.
+  3x3 convolution to 16 channels, ELU, 2x2 max pooling, and one linear layer
+  over the flattened result. An odd last row or column is pooled alone.
   """
 
   def features(self, tokens):
@@ -128,8 +130,8 @@ class CnnAddHead(CnnIgnoreHead):
 class CnnProjectHead(CnnIgnoreHead):
   """CNN-Project-EE: CNN-Ignore-EE with the class token projected in.
 
-  Every patch with the class token beside it goes through 2 D -> D and GELU, the
-  operator of that name in DPT (arXiv 2103.13413).
+  Each patch is concatenated with the class token and mapped 2 D -> D with GELU:
+  the operator "project" of DPT (arXiv 2103.13413).
   """
 
   def read(self, cls, patches):
@@ -141,8 +143,8 @@ class CnnProjectHead(CnnIgnoreHead):
 class VitHead(ExitHead):
   """ViT-EE: one more encoder, then the class token as in the backbone.
 
-  The opening LayerNorm is that of the encoder. Keys and values are of all
-  tokens; queries, attention, projection and MLP of the prefix tokens alone.
+  The first LayerNorm is that of the encoder. Keys and values are computed for
+  all tokens; queries, attention, projection and MLP only for prefix tokens.
   """
 
   def features(self, tokens):
@@ -154,11 +156,11 @@ class VitHead(ExitHead):
 class MlpMixerHead(ExitHead):
   """MLP-Mixer-EE: one Mixer block over all tokens, then the class token.
 
-  Both MLPs are 4 D wide, that over the N = P + n tokens too, as in the one port
-  that has it; the Mixer's own is D / 2. Outputs of the token MLP, and the
-  channel MLP, are computed for the prefix tokens alone, so the weights of the
-  others go unused. GELU of the token MLP's 4 D x D hidden units costs more time
-  than its MACs tell.
+  Both MLPs have hidden width 4 D, also the one over the N = P + n tokens, as in
+  the only port that has this head; in the Mixer paper it is D / 2. The output
+  of the token MLP and the channel MLP are computed only for prefix tokens, so
+  the output weights of other tokens are unused. The GELU over the 4 D x D
+  hidden units of the token MLP takes more time than the MACs suggest.
   """
 
   def features(self, tokens):
@@ -175,9 +177,9 @@ class MlpMixerHead(ExitHead):
 class ResMlpHead(ExitHead):
   """ResMLP-EE: one ResMLP block (arXiv 2105.03404) and the mean over patches.
 
-  The block is that of its paper: an affine map of the channels where others
-  have a LayerNorm, one n x n layer over the patches, an MLP 4 D wide, both with
-  LayerScale, which starts at 0.1 as in the paper's shallow networks.
+  The block follows its paper: a per-channel affine map instead of LayerNorm,
+  one n x n linear layer over patches and an MLP of hidden width 4 D, both with
+  LayerScale initialised to 0.1 as in the shallow networks of the paper.
   """
 
   def features(self, tokens):
@@ -195,7 +197,7 @@ class ResMlpHead(ExitHead):
     return self.channels(f'{name}_scale', 1.) * x + shift
 
   def channels(self, name, value):
-    """A parameter [D] that starts at a value, as [1, 1, D]."""
+    """A parameter [D] initialised to `value`, as [1, 1, D]."""
     init = nn.initializers.constant(value)
     param = self.param(name, init, (self.width,), jnp.float32)
     return param.astype(self.dtype)[None, None]
@@ -215,7 +217,7 @@ class Mlp(nn.Module):
 
   @nn.compact
   def __call__(self, x, read=None):
-    """[..., F] -> [..., width], or the first `read` of these alone."""
+    """[..., F] -> [..., width], or only the first `read` outputs."""
     x = gelu(_dense(self.hidden, self.dtype, 'fc1')(x))
     last = _dense(self.width, self.dtype, 'fc2')
     return last(x) if read is None else columns(last, x, 0, read)
@@ -246,7 +248,7 @@ def check_name(head):
 
 
 def check_place(head, at):
-  """Raises a ValueError if the tokens of a place do not fit a head.
+  """Raises a ValueError if a head does not support the tokens of a place.
 
   Args:
     head: one of `HEADS`.
@@ -257,29 +259,30 @@ def check_place(head, at):
     raise ValueError(f"exit head 'vit': num_heads={at.num_heads} of its place "
                      f'does not divide width={at.width}')
   if at.grid is None and issubclass(HEADS[head], CnnIgnoreHead):
-    raise ValueError(f'exit head {head!r} convolves, and the tokens of its '
-                     f'place lie on no raster; choose one of '
+    raise ValueError(f'exit head {head!r} is convolutional, but the tokens of '
+                     f'its place form no grid; choose one of '
                      f"{[h for h in HEADS if 'cnn' not in h]}")
 
 
 def create(head, at, num_outputs, *, dtype=jnp.float32, name=None):
   """Creates an exit head for the tokens of a place.
 
-  Made in a module's `setup` or compact method it is a submodule of it.
+  If called in `setup` or a compact method of a Flax module, the head becomes a
+  submodule.
 
   Args:
     head: one of `HEADS`.
     at: `Tokens` of the place.
-    num_outputs: K, classes, or 1 for regression.
+    num_outputs: K, number of classes, or 1 for regression.
     dtype: compute dtype.
-    name: of the submodule, as in Flax.
+    name: name of the submodule, as in Flax.
 
   Returns:
     `ExitHead`.
 
   Raises:
-    ValueError: for another head, one that does not fit the place, or fewer
-      than one output.
+    ValueError: if the head is unknown or does not support the place, or
+      num_outputs is less than 1.
   """
   check_place(head, at)
   if num_outputs < 1:
@@ -288,27 +291,27 @@ def create(head, at, num_outputs, *, dtype=jnp.float32, name=None):
 
 
 def head_macs(name, at, num_outputs):
-  """MACs of one image in an exit head, convolutions with their zero padding.
+  """MACs of one image in an exit head, including zero padding of convolutions.
 
-  Of 'vit' and 'mlp_mixer' only what their class token needs is computed, in
-  training too, and counted.
+  'vit' and 'mlp_mixer' compute only what their class token needs, also in
+  training, and only that is counted.
 
   Args:
     name: one of `HEADS`.
-    at: `Tokens` that it reads.
+    at: `Tokens` of the place.
     num_outputs: K.
 
   Returns:
     int.
 
   Raises:
-    ValueError: for another name.
+    ValueError: if the name is unknown.
   """
   check_name(name)
   d, n, p = at.width, at.num, at.prefix
   patches, needed = n - p, p or n
   last = d * num_outputs
-  channels = 2 * 4 * d * d  # of one token, D -> 4 D -> D
+  channels = 2 * 4 * d * d  # MLP of one token, D -> 4 D -> D
 
   if name == 'mlp':
     return channels + last

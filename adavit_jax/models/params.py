@@ -1,7 +1,7 @@
-"""The parameters of a model: a dict of groups, the same everywhere.
+"""The parameters of a model as a dict of groups.
 
-'backbone' holds those of the backbone, 'heads' the added exits, 'batch_stats'
-the batch statistics where there are any; it is None once the parameters are
+The groups are 'backbone', 'heads' for added exits and 'batch_stats' for batch
+statistics, if there are any; 'batch_stats' is None once the parameters are
 folded for inference. Training adds 'policy' and 'policy_stats'.
 """
 
@@ -17,14 +17,14 @@ from adavit_jax.models import plan
 
 
 def init_params(model, key):
-  """Initialises the float32 parameters of `model`; reads no weights.
+  """Initialises the float32 parameters of `model`; does not read its weights.
 
   Args:
     model: a `Backbone`.
     key: PRNG key.
 
   Returns:
-    dict of groups.
+    dict of parameter groups.
 
   Raises:
     ValueError: if `key` is not a single PRNG key.
@@ -39,11 +39,11 @@ def check_key(key):
   typed = jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
   if not (typed or dtype == np.uint32) or np.shape(key) != (
       () if typed else (2,)):
-    raise ValueError(f'key={key!r} is not one PRNG key; give '
-                     f'jax.random.key(0), or one of those of a split')
+    raise ValueError(f'key={key!r} is not a single PRNG key; give '
+                     f'jax.random.key(0), or one key of a split')
 
 
-# Jitted once for all calls: a model is asked for its parameters' shapes often.
+# Jitted because shapes of parameters are evaluated often: traced only once.
 @functools.partial(jax.jit, static_argnums=0)
 def _init(model, key):
   backbone_key, head_key = jax.random.split(key)
@@ -72,17 +72,17 @@ def _init_head(model, index, key):
 
 
 def exit_logits(model, params, x, e, ctx=backbone.EVAL):
-  """The answer at an exit.
+  """Computes the logits at an exit.
 
   Args:
     model: a `Backbone`.
-    params: groups.
+    params: parameter groups.
     x: activations at the place of the exit.
     e: `plan.Exit`.
     ctx: `Context`.
 
   Returns:
-    (logits [B, K] float32, changed batch statistics).
+    (logits [B, K] float32, updated batch statistics).
   """
   if not e.head:
     logits, stats = model.classify(params['backbone'], x, e.index, ctx)
@@ -93,15 +93,14 @@ def exit_logits(model, params, x, e, ctx=backbone.EVAL):
 
 
 def fold(model, params):
-  """Groups for inference: batch statistics are folded into the backbone.
+  """Folds the batch statistics into the backbone for inference.
 
   Args:
     model: a `Backbone`.
-    params: groups.
+    params: parameter groups; folded ones are returned unchanged.
 
   Returns:
-    Groups with 'batch_stats' None, which marks them: groups that are folded
-    come back as they are.
+    Parameter groups with 'batch_stats' None, which marks them as folded.
   """
   stats = params.get('batch_stats', {})
   if stats is None:

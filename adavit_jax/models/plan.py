@@ -1,7 +1,8 @@
-"""What the plan of a backbone says: places, layers that may be dropped, exits.
+"""Queries on the plan of a backbone: places, droppable layers, exits.
 
-Encoders are numbered from 0 in the order of the plan. A place is how many of
-them have run. A bridge belongs to the encoder that follows it.
+Encoders are numbered from 0 in the order of the plan. A place is a position in
+the plan, given as the number of encoders before it. A bridge belongs to the
+encoder that follows it.
 """
 
 import functools
@@ -17,12 +18,12 @@ from adavit_jax.models.backbone import Stack
 
 
 class Exit(NamedTuple):
-  """An exit of a model, added to the backbone or its own.
+  """An exit of a model: an added one or one of the backbone's own.
 
   Attributes:
-    place: encoders before it.
-    head: name of an added head, '' for one of the backbone's own.
-    index: its number among the added or among the own ones.
+    place: number of encoders before it.
+    head: name of an added head; '' for an own exit.
+    index: index among the added exits or among the own exits.
   """
   place: int
   head: str
@@ -31,7 +32,7 @@ class Exit(NamedTuple):
 
 @functools.lru_cache(maxsize=256)
 def _items(model):
-  """[(item, first encoder)] of the plan; a bridge has that of what follows."""
+  """[(item, first encoder)] of the plan; for a bridge, the encoder after it."""
   items, first = [], 0
   for item in model.plan():
     items.append((item, first))
@@ -51,16 +52,17 @@ def segment(model, start, stop):
 
   Args:
     model: a `Backbone`.
-    start: place where it begins.
-    stop: place where it ends, with what follows the last encoder.
+    start: first place.
+    stop: last place; at the end of the plan, includes a bridge after the last
+      encoder.
 
   Returns:
-    List of `Bridge` and `Stack`, these cut to the encoders start to stop.
+    List of `Bridge`s and `Stack`s, cut to the encoders start to stop.
   """
   parts, last = [], num_encoders(model)
   for item, first in _items(model):
     if isinstance(item, Bridge):
-      # One behind the last encoder belongs to it: nothing follows.
+      # A bridge after the last encoder belongs to that encoder.
       if start <= first < stop or first == last == stop:
         parts.append(item)
     else:
@@ -81,11 +83,11 @@ def tokens_at(model, place):
 
 
 def read_at(model, place):
-  """How many of the first tokens are read behind a place; None for all.
+  """Number of leading tokens that are read at a place; None for all.
 
-  By the exits that lie there, and by what follows in the plan.
+  They are read by the exits at the place and by the next item of the plan.
   """
-  reads = [_own(model, e).read if not e.head else None
+  reads = [_own_exit(model, e).read if not e.head else None
            for e in exits(model) if e.place == place]
   if place < num_encoders(model):
     following = segment(model, place, place + 1)[0]
@@ -94,48 +96,45 @@ def read_at(model, place):
 
 
 def read_last(model):
-  """How many of the first tokens the last own exit reads; None for all."""
+  """Number of leading tokens that the last own exit reads; None for all."""
   return model.own_exits()[-1].read
 
 
-def _own(model, e):
+def _own_exit(model, e):
   return model.own_exits()[e.index]
 
 
 def exits(model):
-  """All exits in the order of their places, a list of `Exit`.
-
-  The backbone's own come last at their place.
-  """
+  """List of all `Exit`s, sorted by place; at a place, own exits come last."""
   added = [Exit(place, head, i) for i, (place, head) in enumerate(model.exits)]
-  own = [Exit(e.place, '', i) for i, e in enumerate(model.own_exits())]
-  return sorted([*added, *own], key=lambda e: (e.place, not e.head))
+  own_exits = [Exit(e.place, '', i) for i, e in enumerate(model.own_exits())]
+  return sorted([*added, *own_exits], key=lambda e: (e.place, not e.head))
 
 
 def spans(model):
-  """[(start, stop)] of the stages: places from one exit to the next."""
+  """[(start, stop)] places of the stages, each from one exit to the next."""
   ends = [e.place for e in exits(model)]
   return list(zip([0, *ends], ends))
 
 
 def stage_of(model, place):
-  """Number of the stage that runs the encoder behind a place."""
+  """Index of the stage that runs the encoder after a place."""
   return next(i for i, (_, stop) in enumerate(spans(model)) if place < stop)
 
 
 def num_branches(stack):
-  """How many branches of an encoder may be dropped: `Actions` of ints."""
+  """Number of droppable branches in one encoder, `Actions` of ints."""
   kinds = [branch.kind for branch in stack.branches]
   return Actions(kinds.count('msa'), kinds.count('mlp'))
 
 
 def num_layers(model, start=None, stop=None):
-  """How many layers may be dropped: `Actions` (L1, L2) of ints.
+  """Number of droppable layers between two places, `Actions` (L1, L2) of ints.
 
   Args:
     model: a `Backbone`.
-    start: place where to begin; None for where the policy decides.
-    stop: place where to end; None for the end.
+    start: first place; None for the place of the policy.
+    stop: last place; None for the end of the plan.
   """
   start = model.num_fixed if start is None else start
   stop = num_encoders(model) if stop is None else stop
@@ -149,7 +148,7 @@ def num_layers(model, start=None, stop=None):
 
 
 def cut(model, actions, start, stop):
-  """The part of `Actions` [..., L1], [..., L2] for places start to stop."""
+  """Selects the actions, from [..., L1], [..., L2], of places start to stop."""
   before = num_layers(model, None, start)
   here = num_layers(model, start, stop)
   return Actions(*(a[..., skip:skip + num]
@@ -157,7 +156,7 @@ def cut(model, actions, start, stop):
 
 
 def layer_macs(model):
-  """MACs of each layer that may be dropped: `Actions` of [L1] and [L2] ints."""
+  """MACs of each droppable layer, `Actions` of ints [L1], [L2]."""
   macs = Actions([], [])
   for part in segment(model, model.num_fixed, num_encoders(model)):
     if isinstance(part, Stack):
@@ -168,7 +167,7 @@ def layer_macs(model):
 
 
 def layer_encoders(model):
-  """The encoder of each layer that may be dropped: `Actions` of [L1], [L2]."""
+  """Encoder index of each droppable layer, `Actions` of ints [L1], [L2]."""
   encoders, place = Actions([], []), model.num_fixed
   for part in segment(model, model.num_fixed, num_encoders(model)):
     if isinstance(part, Stack):
@@ -180,7 +179,7 @@ def layer_encoders(model):
 
 
 def layer_stages(model):
-  """The stage of each layer that may be dropped: `Actions` of [L1], [L2]."""
+  """Stage index of each droppable layer, `Actions` of ints [L1], [L2]."""
   stages = Actions([], [])
   for i, (start, stop) in enumerate(spans(model)):
     start = max(start, model.num_fixed)
@@ -191,7 +190,7 @@ def layer_stages(model):
 
 
 def segment_macs(model, start, stop):
-  """MACs of one image between two places, all layers run."""
+  """MACs of one image between two places, with all layers."""
   return sum(
       part.macs if isinstance(part, Bridge)
       else part.length * sum(b.macs for b in part.branches)
@@ -199,47 +198,47 @@ def segment_macs(model, start, stop):
 
 
 def rereads_images(model):
-  """Whether what lies behind the policy looks at the images again."""
+  """Whether a bridge after the policy reads the images."""
   return any(isinstance(part, Bridge) and part.reads_images for part in
              segment(model, model.num_fixed, num_encoders(model)))
 
 
 def groups(model):
-  """Names of the groups of parameters with a leading axis of encoders."""
+  """Names of the parameter groups with a leading axis of encoders."""
   return frozenset(item.group for item, _ in _items(model)
                    if isinstance(item, Stack))
 
 
 def owners(model):
-  """The stage that each group of the backbone's parameters belongs to.
+  """The stage that each of the backbone's parameter groups belongs to.
 
   Returns:
-    {name: number of the stage, or for a group of stacks a list with one for
-    each encoder}; a name that is not in it belongs to the embedding, stage 0.
-    What several stages read belongs to the first.
+    {name: stage index, or for stacks a list with the stage index of each row}.
+    Names that are missing belong to the embedding, stage 0. Parameters used by
+    several stages belong to the first.
   """
-  found = {}
+  owner = {}
   for i, e in enumerate(exits(model)):
     if not e.head:
-      for name in _own(model, e).params:
-        found.setdefault(name, i)
+      for name in _own_exit(model, e).params:
+        owner.setdefault(name, i)
   for item, first in _items(model):
     if isinstance(item, Bridge):
       stage = stage_of(model, min(first, num_encoders(model) - 1))
       for name in item.params:
-        found[name] = min(stage, found.get(name, stage))
+        owner[name] = min(stage, owner.get(name, stage))
     else:
-      rows = found.setdefault(item.group, {})
+      rows = owner.setdefault(item.group, {})
       for i in range(item.length):
         rows.setdefault(item.start + i, stage_of(model, first + i))
   return {name: [stages[i] for i in sorted(stages)]
           if isinstance(stages, dict) else stages
-          for name, stages in found.items()}
+          for name, stages in owner.items()}
 
 
 def check(model):
   """Raises a ValueError if `num_fixed` or `exits` do not fit the plan."""
-  # Before the model is hashed, which what is given as exits may not be.
+  # Checked before the model is hashed, since `exits` may not be hashable.
   if not isinstance(model.exits, tuple):
     raise ValueError(f'exits={model.exits!r} must be a tuple of (place, head)')
   for entry in model.exits:
@@ -247,41 +246,41 @@ def check(model):
         or type(entry[0]) is not int
         or entry[1] not in list(exit_heads.HEADS)):
       raise ValueError(
-          f'exits={model.exits}: {entry!r} must be (place, head), head one of '
-          f'{sorted(exit_heads.HEADS)}')
+          f'exits={model.exits}: {entry!r} must be (place, head), with head '
+          f'one of {sorted(exit_heads.HEADS)}')
   _check_items(model)
   num = num_encoders(model)
   if model.num_fixed >= num:
     raise ValueError(f'num_fixed={model.num_fixed} must be smaller than the '
-                     f'{num} encoders of the model: no layer would be left to '
-                     f'adapt; num_fixed=0 fixes none')
+                     f'number of encoders, {num}: otherwise no layer is '
+                     f'droppable')
   places = [place for place, _ in model.exits]
   if places and (min(places) < 1 or max(places) >= num
                  or places != sorted(places)):
     raise ValueError(
-        f'exits={model.exits}: places must be 1 to {num - 1}, since {num} '
-        f'encoders end in the last exit, and must not fall')
+        f'exits={model.exits}: places must be in 1 to {num - 1}, before the '
+        f'last of {num} encoders, and must not decrease')
   for place, head in model.exits:
     exit_heads.check_place(head, tokens_at(model, place))
 
 
 def _check_items(model):
-  """Checks what a plan says, without tracing it."""
+  """Checks the items of a plan, without tracing them."""
   items = model.plan()
   if not items or not isinstance(items[0], Stack):
-    raise ValueError(f'{type(model).__name__}.plan() must begin with a stack')
+    raise ValueError(f'{type(model).__name__}.plan() must start with a stack')
   for i, item in enumerate(items):
     if isinstance(item, Stack):
       kinds = [branch.kind for branch in item.branches]
       if not set(kinds) <= set(KINDS):
-        raise ValueError(f'plan()[{i}] has branches of the kinds {kinds}; '
-                         f'known: {KINDS}')
+        raise ValueError(f'plan()[{i}] has branches of kinds {kinds}; known: '
+                         f'{KINDS}')
       at, grid = item.at, item.at.grid or ()
       if len(grid) == 2 and at.prefix + grid[0] * grid[1] != at.num:
         raise ValueError(f'plan()[{i}]: grid={grid} and prefix={at.prefix} do '
-                         f'not make num={at.num} tokens')
-  own = [e.place for e in model.own_exits()]
+                         f'not add up to num={at.num} tokens')
+  places = [e.place for e in model.own_exits()]
   num = sum(item.length for item in items if isinstance(item, Stack))
-  if own != sorted(set(own)) or own[-1] != num:
-    raise ValueError(f'own_exits() lie at {own}; places must rise, and the '
-                     f'last is the number of encoders, {num}')
+  if places != sorted(set(places)) or places[-1] != num:
+    raise ValueError(f'own_exits() are at {places}; places must increase, and '
+                     f'the last must be the number of encoders, {num}')

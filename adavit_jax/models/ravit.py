@@ -1,5 +1,4 @@
-"""RAViT: one transformer per resolution, coarse first, joined by the CLS token.
-"""
+"""RAViT: one transformer per resolution, linked by the CLS token."""
 
 import itertools
 
@@ -22,24 +21,26 @@ from adavit_jax.models.vit import check_encoder
 class RAViT(backbone.Backbone):
   """Resolution-adaptive ViT with an exit after each branch (RAViT, figure 1).
 
-  Every branch sees the same image at its own size through patches of one size
-  and runs its encoders over [CLS, patches]. The CLS token that leaves the
-  encoders opens the next branch, so that all widths are equal, and goes through
-  the branch's exit: LayerNorm and one linear layer.
+  Each branch resizes the image to its own resolution, with the same patch size
+  for all branches, and runs its encoders over [CLS, patches]. The output CLS
+  token is the input CLS token of the next branch, so all widths are equal. The
+  exit of the branch applies LayerNorm and one linear layer to it.
 
-  A branch with 0 layers is absent, its exit too: layers=(2, 0, 3) has two
-  exits and (0, 0, 4) is a plain ViT of 4 encoders. Names of parameters carry
-  the number of the branch in `layers`, absent ones counted.
+  A branch with 0 layers is absent, together with its exit: layers=(2, 0, 3) has
+  two exits and (0, 0, 4) is a plain ViT with 4 encoders. Parameter names
+  contain the index of the branch in `layers`, counting absent branches.
 
   Attributes:
-    patch_size: side of a patch; divides the size of every branch.
+    patch_size: side of a patch in pixels; divides the size of every branch.
     width: token width D.
-    layers: encoders of each branch, the coarsest first: i-j-k in the paper.
-    factors: per branch, S over the side that the branch sees, >= 1 and falling.
-      Equal factors split the layers of one resolution over several exits.
+    layers: number of encoders per branch, the coarsest first; i-j-k in the
+      paper.
+    factors: downsampling factor per branch, S over the side of its image; >= 1
+      and non-increasing. Equal factors split the layers of one resolution over
+      several exits.
     num_heads: H; divides `width`.
     mlp_ratio: MLP hidden width over D.
-    shared_stem: one patch embedding for all branches instead of one each.
+    shared_stem: whether all branches share one patch embedding.
   """
   linen = ('tokenize', 'answer')
   patch_size: int
@@ -52,7 +53,7 @@ class RAViT(backbone.Backbone):
 
   @property
   def branches(self):
-    """Numbers of the branches that are present."""
+    """Indices of the branches that are present."""
     return [i for i, layers in enumerate(self.layers) if layers]
 
   @property
@@ -60,11 +61,11 @@ class RAViT(backbone.Backbone):
     return int(self.width * self.mlp_ratio)
 
   def branch_size(self, branch):
-    """Side in pixels of the image that a branch sees."""
+    """Side in pixels of the input image of a branch."""
     return round(self.image_size / self.factors[branch])
 
   def branch_tokens(self, branch):
-    """Tokens of a branch: its patches and the CLS token."""
+    """Number of tokens of a branch: its patches and the CLS token."""
     return 1 + (self.branch_size(branch) // self.patch_size) ** 2
 
   def setup(self):
@@ -91,23 +92,24 @@ class RAViT(backbone.Backbone):
 
   @property
   def encoder(self):
-    """The encoder as a free-standing module, for `encoder.apply`."""
+    """The encoder as a module without parent, for `encoder.apply`."""
     return Encoder(self.width, self.num_heads, self.mlp_dim, self.dtype,
                    parent=None)
 
   def at(self, branch):
-    """`Tokens` behind every encoder of a branch."""
+    """`Tokens` after each encoder of a branch."""
     side = self.branch_size(branch) // self.patch_size
     return backbone.Tokens(self.width, 1 + side * side, 1, (side, side),
                            self.num_heads, self.mlp_dim)
 
   def tokenize(self, images, cls, index):
-    """The tokens that open a branch.
+    """Computes the input tokens of a branch.
 
     Args:
-      images: [B, S, S, C], of the model's size: the branch resizes them.
-      cls: CLS token of the branch before, [B, 1, D]; None for the learned one.
-      index: which of the branches that are present.
+      images: [B, S, S, C]; resized to the resolution of the branch.
+      cls: CLS token of the previous branch, [B, 1, D]; None for the learned
+        one.
+      index: index among the branches that are present.
 
     Returns:
       [B, N, D].
@@ -121,13 +123,13 @@ class RAViT(backbone.Backbone):
 
   def answer(self, x, index):
     """Tokens [..., n, D], the CLS token first, to the `Logits` of an exit."""
-    # The encoders are pre-LN: handed over is the token itself, and the norm
-    # belongs to the exit, as it does to a branch of an encoder.
+    # As in the branches of pre-LN encoders, the norm belongs to the exit: the
+    # next branch receives the CLS token without it.
     y = self.norms[index](x[..., 0, :]).astype(jnp.float32)
     return backbone.Logits(self.heads[index](y))
 
   def __call__(self, images):
-    """All branches: [B, S, S, C] to logits at every exit [E, B, K]."""
+    """Runs all branches: [B, S, S, C] to logits at every exit [E, B, K]."""
     inputs.check_normalized(self, images)
     cls, logits = None, []
     for i, stack in enumerate(self.encoders):
@@ -153,7 +155,7 @@ class RAViT(backbone.Backbone):
     return tuple(items)
 
   def _bridge(self, index):
-    """Hands the CLS token over to the branch `index`."""
+    """The bridge that passes the CLS token to branch `index`."""
     branch = self.branches[index]
     def run(params, x, images, ctx):
       del ctx
@@ -180,17 +182,17 @@ class RAViT(backbone.Backbone):
 
   def _tokenize_macs(self, branch):
     size, full = self.branch_size(branch), self.image_size
-    # Rows, then columns, as products with dense weights.
+    # Rows, then columns, as dense matrix products.
     resize_macs = size * full * self.channels * (full + size)
     stem = stem_macs('patch', size, self.patch_size, self.channels, self.width)
     return stem + (resize_macs if size < full else 0)
 
   def paper_macs(self):
-    """MACs of each branch as the paper counts them: encoders alone.
+    """MACs of each branch as counted in the paper: encoders only.
 
-    Equation 2 for one encoder of a branch with N tokens, 2 N^2 D + 12 N D^2
-    where the MLP is 4 D wide, and equation 3 for the sum over encoders. Twice
-    these numbers are the FLOPs of the paper's tables.
+    Equation 2 gives one encoder with N tokens, 2 N^2 D + 12 N D^2 for an MLP
+    of width 4 D; equation 3 gives the sum over encoders. The FLOPs in the
+    tables of the paper are twice these numbers.
     """
     return tuple(
         self.layers[i] * sum(macs(self.branch_tokens(i), self.width,
@@ -204,19 +206,19 @@ class RAViT(backbone.Backbone):
     layers, factors = self.layers, self.factors
     for key, value in dict(layers=layers, factors=factors).items():
       if not isinstance(value, tuple):
-        raise ValueError(f'{key}={value!r} must be a tuple with one number for '
-                         f'each branch')
+        raise ValueError(f'{key}={value!r} must be a tuple with one number per '
+                         f'branch')
     if len(layers) != len(factors):
       raise ValueError(
-          f'layers={layers} and factors={factors} must have one number for '
-          f'each branch; 0 layers leave a branch out')
+          f'layers={layers} and factors={factors} must have one number per '
+          f'branch; set layers to 0 to omit a branch')
     if (any(not isinstance(n, int) or n < 0 for n in layers)
         or not any(layers)):
-      raise ValueError(f'layers={layers} must be whole numbers, none negative '
-                       f'and at least one of them positive')
+      raise ValueError(f'layers={layers} must be non-negative integers, at '
+                       f'least one of them positive')
     if min(factors) < 1 or any(a < b for a, b in zip(factors, factors[1:])):
       raise ValueError(f'factors={factors} must be at least 1 and must not '
-                       f'rise: the coarsest branch comes first')
+                       f'increase: the coarsest branch comes first')
     for i in self.branches:
       self._check_branch(i)
 
@@ -224,19 +226,19 @@ class RAViT(backbone.Backbone):
     size, p = self.branch_size(branch), self.patch_size
     if size % p or size < p:
       below = max(size // p * p, p)
-      fits = [f'{self.image_size / s:g} ({s} pixels)'
-              for s in (below, below + p) if s <= self.image_size]
+      valid = [f'{self.image_size / s:g} ({s} pixels)'
+               for s in (below, below + p) if s <= self.image_size]
       raise ValueError(
-          f'factors={self.factors}: branch {branch} sees {size} x {size} '
-          f'pixels, which patch_size={p} does not divide; the nearest factors '
-          f'that fit: {" or ".join(fits) or "none"}')
+          f'factors={self.factors}: branch {branch} has {size} x {size} '
+          f'pixels, which patch_size={p} does not divide; the nearest valid '
+          f'factors: {" or ".join(valid) or "none"}')
 
 
 def resize(images, size):
-  """Resizes [B, S, S, C] to [B, size, size, C], linear and antialiased.
+  """Resizes [B, S, S, C] to [B, size, size, C], linear with antialiasing.
 
-  Normalised images may be resized as well as raw ones: the weights of every
-  pixel add up to one.
+  The weights of each output pixel sum to 1, so resizing commutes with the
+  normalisation of images.
   """
   b, s, _, c = images.shape
   if size == s:
@@ -244,7 +246,7 @@ def resize(images, size):
   return jax.image.resize(images, (b, size, size, c), 'linear', antialias=True)
 
 
-# The models of the paper.
+# Models of the paper.
 MODELS = {
     'ravit_cifar_patch4_32': dict(
         image_size=32, patch_size=4, num_classes=10, width=128, num_heads=4,

@@ -1,4 +1,4 @@
-"""Model names and what they stand for."""
+"""The registry of model names."""
 
 import dataclasses
 import difflib
@@ -12,35 +12,35 @@ from adavit_jax.models import ravit
 from adavit_jax.models import vit
 
 _DTYPES = ('float32', 'bfloat16', 'float16')
-# What a field of a config can hold.
+# Types that a config field supports.
 _KINDS = (bool, int, float, str, tuple)
-# Not for a config to set, or fields of `config.model` of another meaning.
+# Attributes that are not set by configs, or `config.model` fields with another
+# meaning.
 _RESERVED = ('num_classes', 'channels', 'weights', 'dtype', 'name', 'parent',
              'unroll', 'remat', 'module')
 _MODELS = {}  # name: (class, attributes)
 
 
 def register(family, models):
-  """Adds the models of a backbone.
+  """Registers the models of a backbone.
 
   Args:
     family: a subclass of `Backbone`.
     models: {name: dict of attributes}.
 
   Raises:
-    ValueError: for an attribute whose type no config can hold, or that has
-      another type in another family.
+    ValueError: if an attribute has a type that configs do not support, a
+      reserved name, or another type than in other families.
   """
   known = fields()
   for name, kind in _fields(family).items():
-    own = name not in backbone.Backbone.__dataclass_fields__
-    if own and (name in _RESERVED or kind not in _KINDS):
+    added = name not in backbone.Backbone.__dataclass_fields__
+    if added and (name in _RESERVED or kind not in _KINDS):
       raise ValueError(f'{family.__name__}.{name} must have another name, or '
                        f'one of the types {[k.__name__ for k in _KINDS]}')
     if kind is not known.get(name, kind):
-      raise ValueError(f'{family.__name__}.{name} is {kind.__name__}, and '
-                       f'other models have it as {known[name].__name__}: '
-                       f'rename it')
+      raise ValueError(f'{family.__name__}.{name} is {kind.__name__}, but it '
+                       f'is {known[name].__name__} in other models: rename it')
   _MODELS.update({name: (family, values) for name, values in models.items()})
 
 
@@ -71,24 +71,24 @@ register(ravit.RAViT, ravit.MODELS)
 
 
 def create(name, **overrides):
-  """Creates the model `name`, with any of its attributes overridden.
+  """Creates a model by name.
 
   Args:
     name: one of `names()`.
-    **overrides: attributes of its `Backbone`; `dtype` may be a string.
+    **overrides: attributes of its `Backbone` to override; `dtype` may be a
+      string.
 
   Returns:
-    A `Backbone`; `adavit_jax.init_params(model, key)` makes its parameters.
+    A `Backbone`; `adavit_jax.init_params(model, key)` creates its parameters.
 
   Raises:
-    ValueError: for an unknown name or attribute, or values that do not fit
-      together.
+    ValueError: if the name or an attribute is unknown, or values are invalid.
   """
   if name not in _MODELS:
     close = difflib.get_close_matches(str(name), names(), n=1)
     hint = f'did you mean {close[0]!r}?' if close else f'known: {names()}'
-    raise ValueError(f'unknown model {name!r}; {hint}; a backbone of your own '
-                     f'is known once its module is imported, see '
+    raise ValueError(f'unknown model {name!r}; {hint}; for a custom backbone, '
+                     f'import the module that registers it, see '
                      f'config.model.module')
   family, values = _MODELS[name]
   known = _fields(family)
@@ -99,7 +99,7 @@ def create(name, **overrides):
   values = values | overrides
   if 'dtype' in values:
     values['dtype'] = _dtype(values['dtype'])
-  # JSON has no tuples, and modules are hashed.
+  # Modules must be hashable, and lists may come from JSON.
   model = family(**{k: _tuples(v) for k, v in values.items()})
   model.check()
   plan.check(model)

@@ -1,4 +1,4 @@
-"""From pixels to patch tokens: a linear patch stem and a convolutional one."""
+"""Patch embeddings: a linear stem and a convolutional stem."""
 
 import math
 
@@ -9,7 +9,7 @@ from adavit_jax.models.encoder import gelu
 
 
 class PatchStem(nn.Module):
-  """Non-overlapping patches, one linear projection each (ViT).
+  """A linear projection of non-overlapping patches (ViT).
 
   Attributes:
     width: token width D.
@@ -32,9 +32,9 @@ class PatchStem(nn.Module):
 class ConvStem(nn.Module):
   """The convolutional embedding network of the patent (figure 1, block 110).
 
-  3x3 convolutions of stride 2 with LayerNorm and GELU, doubling the channels
-  up to D at the last one, then a 1x1 projection: log2(patch_size) halvings, so
-  the token grid is the same as that of `PatchStem`.
+  log2(patch_size) 3x3 convolutions of stride 2 with LayerNorm and GELU, which
+  double the channels up to D, then a 1x1 projection. The token grid is the same
+  as that of `PatchStem`.
 
   Attributes:
     width: token width D.
@@ -65,7 +65,7 @@ def conv_stem_channels(width, patch_size):
 
 
 def stem_macs(stem, image_size, patch_size, channels, width):
-  """MACs of 'patch' or 'conv' for one image."""
+  """MACs of the stem 'patch' or 'conv' for one image."""
   grid = image_size // patch_size
   if stem == 'patch':
     return grid * grid * patch_size * patch_size * channels * width

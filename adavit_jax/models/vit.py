@@ -21,13 +21,13 @@ class ViT(backbone.Backbone):
   """Pre-LN ViT / DeiT.
 
   Attributes:
-    patch_size: side of a patch; divides `image_size`.
+    patch_size: side of a patch in pixels; divides `image_size`.
     width: token width D.
     depth: number of encoders.
     num_heads: H; divides `width`.
     mlp_ratio: MLP hidden width over D.
     stem: 'patch' or 'conv'.
-    distillation: adds the distillation token and its head (DeiT).
+    distillation: whether to add the distillation token and its head (DeiT).
   """
   linen = ('tokenize', 'answer')
   patch_size: int
@@ -40,12 +40,12 @@ class ViT(backbone.Backbone):
 
   @property
   def num_prefix(self):
-    """P: the class token, and the distillation token where present."""
+    """P: the class token and, if present, the distillation token."""
     return 1 + self.distillation
 
   @property
   def num_tokens(self):
-    """N, all tokens of one image."""
+    """N, number of tokens of one image."""
     return self.num_prefix + (self.image_size // self.patch_size) ** 2
 
   @property
@@ -54,13 +54,13 @@ class ViT(backbone.Backbone):
 
   @property
   def encoder(self):
-    """The encoder as a free-standing module, for `encoder.apply`."""
+    """The encoder as a module without parent, for `encoder.apply`."""
     return Encoder(self.width, self.num_heads, self.mlp_dim, self.dtype,
                    parent=None)
 
   @property
   def at(self):
-    """`Tokens` anywhere in the plan."""
+    """`Tokens` at every place of the plan."""
     side = self.image_size // self.patch_size
     return backbone.Tokens(
         self.width, self.num_tokens, self.num_prefix, (side, side),
@@ -83,7 +83,7 @@ class ViT(backbone.Backbone):
       self.head_dist = nn.Dense(self.num_classes, kernel_init=normal)
 
   def tokenize(self, images):
-    """Images [B, S, S, C] to tokens [B, N, D], position embedding added."""
+    """Images [B, S, S, C] to tokens [B, N, D], with position embedding."""
     x = self.patch_embed(images)
     prefix = [self.cls, self.dist] if self.distillation else [self.cls]
     prefix = [jnp.tile(t, (x.shape[0], 1, 1)).astype(x.dtype) for t in prefix]
@@ -97,7 +97,7 @@ class ViT(backbone.Backbone):
     return backbone.Logits(self.head(x[..., 0, :]), dist)
 
   def __call__(self, images):
-    """The plain ViT: normalised images [B, S, S, C] to `Logits`."""
+    """Runs all layers: normalised images [B, S, S, C] to `Logits`."""
     inputs.check_normalized(self, images)
     x = self.tokenize(images)
     return self.answer(scan_stack(self.encoder, self.encoders, x))
@@ -137,12 +137,12 @@ class ViT(backbone.Backbone):
       raise ValueError(f"stem={self.stem!r} must be 'patch' or 'conv'")
     if self.stem == 'conv' and (self.patch_size < 2
                                 or not math.log2(self.patch_size).is_integer()):
-      raise ValueError(f'the conv stem halves the image: patch_size='
-                       f'{self.patch_size} must be a power of two')
+      raise ValueError(f"stem='conv' needs a power of two as patch_size, not "
+                       f'patch_size={self.patch_size}')
 
 
 def check_encoder(m):
-  """Raises a ValueError for a width that heads or MLP do not fit."""
+  """Raises a ValueError if num_heads or mlp_ratio do not fit the width."""
   if m.width % m.num_heads:
     raise ValueError(f'num_heads={m.num_heads} does not divide width={m.width}')
   try:
@@ -150,8 +150,8 @@ def check_encoder(m):
   except TypeError:
     fits = False
   if not fits:
-    raise ValueError(f'mlp_ratio={m.mlp_ratio!r} must be a number that makes '
-                     f'the MLP at least 1 wide, at width={m.width}')
+    raise ValueError(f'mlp_ratio={m.mlp_ratio!r} must be a number for which '
+                     f'the MLP is at least 1 wide, with width={m.width}')
 
 
 _SIZES = {
@@ -162,12 +162,12 @@ _SIZES = {
 }
 
 
-def _imagenet(family, sizes, patches, images, **more):
-  """Models under timm's names, for every size, patch and image given."""
+def _imagenet(family, sizes, patches, images, **attributes):
+  """Models with timm's names, for all combinations of sizes."""
   return {
       f'{family.format(size)}_patch{patch}_{image}': dict(
           image_size=image, patch_size=patch, num_classes=1000,
-          **_SIZES[size], **more)
+          **_SIZES[size], **attributes)
       for size in sizes for patch in patches for image in images}
 
 

@@ -1,1 +1,1 @@
-"""Which layers run: learned, fixed and stochastic policies, and REINFORCE."""
+"""Policies that choose which layers run: learned, fixed and stochastic."""

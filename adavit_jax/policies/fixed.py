@@ -1,4 +1,4 @@
-"""Policies that need no training: fixed, random, stochastic, all layers."""
+"""Policies without training: fixed, random, stochastic and all layers."""
 
 import jax
 import jax.numpy as jnp
@@ -6,30 +6,30 @@ import numpy as np
 
 from adavit_jax.models.actions import Actions
 
-# (MSA, MLP) layers dropped by policies 1 to 5, Table 1 of US 12,394,190.
+# (MSA, MLP) layers dropped by policies 1 to 5 (Table 1 of US 12,394,190).
 TABLE_1 = {1: (5, 5), 2: (5, 3), 3: (3, 3), 4: (1, 2), 5: (0, 0)}
 
 
 def all_layers(num_layers):
-  """Keeps everything: `Actions` of ones [L1], [L2]; num_layers is (L1, L2)."""
+  """Keeps all (L1, L2) = num_layers layers: `Actions` of ones [L1], [L2]."""
   return drop(num_layers, 0, 0)
 
 
 def drop(num_layers, num_msa, num_mlp, *, which='last'):
-  """Drops a number of MSA and MLP layers at one end of the adaptive encoders.
+  """Drops the first or last MSA and MLP layers of the adaptive encoders.
 
   Args:
     num_layers: (L1, L2).
-    num_msa: MSA layers to drop.
-    num_mlp: MLP layers to drop.
-    which: 'last' (nearest to the output) or 'first' (as Table 1 prints it,
-      against the finding stated beside it that early layers matter more).
+    num_msa: number of MSA layers to drop.
+    num_mlp: number of MLP layers to drop.
+    which: 'last' (nearest to the output) or 'first' (as printed in Table 1,
+      although its text finds that early layers matter more).
 
   Returns:
     `Actions` of NumPy float32 [L1], [L2].
 
   Raises:
-    ValueError: if there are fewer layers than are to be dropped.
+    ValueError: if there are fewer layers than should be dropped.
   """
   if which not in ('first', 'last'):
     raise ValueError(f"which={which!r} must be 'first' or 'last'")
@@ -45,14 +45,14 @@ def drop(num_layers, num_msa, num_mlp, *, which='last'):
 
 
 def table_1(number, num_layers, *, which='first'):
-  """Fixed policy 1 to 5 of Table 1, US 12,394,190; see `drop`."""
+  """Fixed policy 1 to 5 of Table 1 in US 12,394,190; see `drop`."""
   if number not in TABLE_1:
-    raise ValueError(f'policy {number} is not in Table 1; known: 1 to 5')
+    raise ValueError(f'policy {number} is not in Table 1; give 1 to 5')
   return drop(num_layers, *TABLE_1[number], which=which)
 
 
 def parse(keep, num_layers):
-  """A mask from text: digits 0 or 1, L1 for MSA, then L2, to `Actions`.
+  """Parses a mask of L1 MSA digits, then L2 MLP digits, 0 or 1, to `Actions`.
 
   Raises:
     ValueError: if the text has another length or other characters.
@@ -65,9 +65,10 @@ def parse(keep, num_layers):
 
 
 def survival(num_layers, final):
-  """Survival probability falling linearly with depth (figure 9).
+  """Survival probabilities that decrease linearly with depth (figure 9).
 
-  The first adaptive layer lies one step below 1, the last one at `final`.
+  That of the first adaptive layer is one step below 1, that of the last one is
+  `final`.
 
   Returns:
     `Actions` [L1], [L2].
@@ -77,12 +78,12 @@ def survival(num_layers, final):
 
 
 def draw(key, batch_size, keep):
-  """Keeps each layer with a probability of its own.
+  """Samples actions with one keep probability per layer.
 
   Args:
     key: PRNG key.
     batch_size: B.
-    keep: probabilities, `Actions` [L1], [L2].
+    keep: keep probabilities, `Actions` [L1], [L2].
 
   Returns:
     `Actions` of 0 and 1, [B, L1], [B, L2].
@@ -93,7 +94,7 @@ def draw(key, batch_size, keep):
 
 
 def stochastic(key, batch_size, num_layers, *, final):
-  """Samples actions whose survival probability falls with depth.
+  """Samples actions whose survival probability decreases with depth.
 
   Args:
     key: PRNG key.
@@ -110,8 +111,8 @@ def stochastic(key, batch_size, num_layers, *, final):
 def uniform(key, batch_size, num_layers, *, keep):
   """Keeps each layer with probability `keep`: `Actions` [B, L1], [B, L2].
 
-  With `keep` = the share of adaptive MACs that may be spent, the expected MACs
-  meet the budget exactly, whatever MSA and MLP layers cost.
+  If `keep` is the budget as a share of the adaptive MACs, the expected MACs
+  equal the budget, whatever the costs of MSA and MLP layers.
   """
   return draw(key, batch_size,
               Actions(*(jnp.full(num, keep) for num in num_layers)))

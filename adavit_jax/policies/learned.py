@@ -1,8 +1,8 @@
-"""The two policy networks and the likelihood of what they decide.
+"""The two policy networks and the likelihood of their actions.
 
-Equations are those of US 12,394,190. The patent prints the likelihoods (5) and
-(8) with the kept layers alone; the product here has the factor 1 - s of each
-dropped layer too, without which it is no distribution.
+Equation numbers refer to US 12,394,190. The patent prints the likelihoods (5)
+and (8) with the factors of the kept layers only. Here the product also has the
+factor 1 - s of each dropped layer; otherwise it would not be a distribution.
 """
 
 import functools
@@ -21,22 +21,23 @@ from adavit_jax.runtime import modes
 class PolicyNets(nn.Module):
   """One dense layer from z1 to MSA actions, one from (z1, a1) to MLP actions.
 
-  Two early answers may show both networks how hard an image is, by their
-  log-probabilities, largest probability, entropy and margin beside z1: with
-  `aux` that of a linear classifier on z1, which tells how hard the image is for
-  any model; with `head` what this model would say if it dropped every layer: of
-  a ViT, its own head on z1. Gradients stop at z1.
+  Two early predictions can be added to the inputs of both networks, as a
+  measure of how hard an image is: log-probabilities, largest probability,
+  entropy and margin. `aux` adds those of a linear classifier on z1, which are
+  independent of the model. `head` adds those of this model with every layer
+  dropped; for a ViT, of its head on z1. Gradients stop at z1.
 
   Attributes:
-    num_layers: (L1, L2), MSA and MLP layers that may be dropped.
+    num_layers: (L1, L2), number of droppable MSA and MLP layers.
     num_classes: K.
     tokens: 'all' (flattened) or 'pooled' (class token, mean of the others).
-    aux: adds the auxiliary classifier.
-    head: adds what the model says when every layer is dropped.
-    hidden: width of a hidden layer beside the direct path; 0 for the patent's
-      single dense layer.
-    bias: initial bias; positive values start by keeping most layers.
-    num_candidates: C, masks whose success the value head predicts (0: no head).
+    aux: whether to add the predictions of an auxiliary classifier.
+    head: whether to add the model's predictions with every layer dropped.
+    hidden: width of a hidden layer in parallel to the direct path; 0 for the
+      single dense layer of the patent.
+    bias: initial bias; with positive values most layers are kept at first.
+    num_candidates: C, number of candidate masks whose success the value head
+      predicts; 0 for no value head.
   """
   num_layers: tuple[int, int]
   num_classes: int
@@ -48,7 +49,7 @@ class PolicyNets(nn.Module):
   num_candidates: int = 0
 
   def num_features(self, at):
-    """Width F of the token features at a place with `Tokens` `at`."""
+    """F, number of token features at a place with `Tokens` `at`."""
     return observation.num_features(at, self.tokens)
 
   def setup(self):
@@ -65,22 +66,22 @@ class PolicyNets(nn.Module):
       self.value_head = nn.Dense(self.num_candidates, kernel_init=init)
 
   def features(self, x, stats, head_logits=None):
-    """What both networks see.
+    """Computes the input of both networks.
 
     Args:
-      x: `inputs.token_features` of z1, [B, F].
+      x: `observation.token_features` of z1, [B, F].
       stats: `Stats` [F].
-      head_logits: [B, K] for `head`.
+      head_logits: [B, K], required if `head`.
 
     Returns:
       `Features`.
 
     Raises:
-      ValueError: if `head` is set and there are no logits.
+      ValueError: if `head` is set and `head_logits` is None.
     """
     if self.head and head_logits is None:
-      raise ValueError("head=True shows the networks what the model's head "
-                       'says of z1, and head_logits is None; use '
+      raise ValueError('head=True needs the logits of the model with every '
+                       'layer dropped, but head_logits is None; use '
                        'learned.observe')
     x = jax.lax.stop_gradient((x - stats.mean) / stats.std)
     aux_logits = self.aux_head(x) if self.aux else None
@@ -94,20 +95,20 @@ class PolicyNets(nn.Module):
     return observation.Features(x, aux_logits)
 
   def msa(self, features):
-    """Equation 6 before the sigmoid: MSA logits [B, L1]."""
+    """MSA logits [B, L1] (equation 6 before the sigmoid)."""
     return self.msa_net(features.inputs)
 
   def mlp(self, features, msa_actions):
-    """Equation 9 before the sigmoid: MLP logits [B, L2], given a1 [B, L1]."""
+    """MLP logits [B, L2] for a1 [B, L1] (equation 9 before the sigmoid)."""
     x = jnp.concatenate([features.inputs, msa_actions], axis=-1)
     return self.mlp_net(x)
 
   def value(self, features):
-    """Logits [B, C] that the model is right under each candidate mask."""
+    """Logits [B, C] of the model being correct under each candidate mask."""
     return self.value_head(features.inputs)
 
   def __call__(self, x, stats, head_logits=None):
-    """All networks once, to initialise them; arguments as in `features`."""
+    """Runs all networks to initialise them; arguments as in `features`."""
     features = self.features(x, stats, head_logits)
     msa = self.msa(features)
     mlp = self.mlp(features, (msa > 0).astype(jnp.float32))
@@ -120,11 +121,11 @@ def init_params(nets, model, key):
 
   Args:
     nets: `PolicyNets`.
-    model: the `Backbone` that they steer.
+    model: the `Backbone` whose layers they drop.
     key: PRNG key.
 
   Returns:
-    (parameter tree, `Stats` [F] of mean 0 and deviation 1).
+    (parameter tree, `Stats` [F] of mean 0 and standard deviation 1).
 
   Raises:
     ValueError: if `key` is not a single PRNG key.
@@ -134,42 +135,44 @@ def init_params(nets, model, key):
       nets, nets.num_features(plan.tokens_at(model, model.num_fixed)), key)
 
 
-# Jitted once for all calls, as the model's own.
+# Jitted, so that later calls do not trace it again.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _init(nets, num_features, key):
   stats = observation.Stats(jnp.zeros(num_features, jnp.float32),
-                       jnp.ones(num_features, jnp.float32))
+                            jnp.ones(num_features, jnp.float32))
   x = jnp.zeros((1, num_features))
   logits = jnp.zeros((1, nets.num_classes))
   return nets.init(key, x, stats, logits)['params'], stats
 
 
 def token_features(nets, model, z1):
-  """`inputs.token_features` of z1, the activations where the policy decides."""
+  """`observation.token_features` of z1, the activations at the policy."""
   at = plan.tokens_at(model, model.num_fixed)
   return observation.token_features(
       model.tokens(z1, at), nets.tokens, at.prefix)
 
 
 def observe(nets, model, params, z1, images=None):
-  """What the networks see of z1; the gradient stops at z1 and at the model.
+  """Computes the input of the networks; gradients stop at z1 and the model.
 
-  The patent shows them z1 alone; the early answers are this library's.
+  In the patent the networks read z1 only; early predictions are an addition of
+  this library.
 
   Args:
     nets: `PolicyNets`.
-    model: the `Backbone` that they steer.
-    params: groups: 'policy' and 'policy_stats', for `head` also 'backbone',
-      folded.
+    model: the `Backbone` whose layers they drop.
+    params: parameter groups 'policy' and 'policy_stats'; with `head` also
+      'backbone', folded.
     z1: activations where the policy decides.
-    images: [B, S, S, C], normalised; for `head`, where `plan.rereads_images`.
+    images: [B, S, S, C], normalised; required with `head` if
+      `plan.rereads_images`.
 
   Returns:
     `Features` of B images.
   """
   z1 = jax.lax.stop_gradient(z1)
   logits = None
-  if nets.head:  # `inputs.difficulty` stops the gradient of its logits.
+  if nets.head:  # `observation.difficulty` stops the gradient at the logits.
     logits = modes.without_layers(model, params, z1, images).total
   return nets.apply(
       {'params': params['policy']}, token_features(nets, model, z1),
@@ -177,11 +180,11 @@ def observe(nets, model, params, z1, images=None):
 
 
 def bounded(logits, bound):
-  """Equations 7 and 10: probabilities kept away from 0 and 1 by `bound`.
+  """Keep probabilities, bounded away from 0 and 1 (equations 7 and 10).
 
   Args:
     logits: [B, L].
-    bound: λ in [0.5, 1]; 1 leaves sigmoid(logits) as it is.
+    bound: λ in [0.5, 1]; 1 returns sigmoid(logits).
 
   Returns:
     s [B, L].
@@ -191,28 +194,28 @@ def bounded(logits, bound):
 
 
 def log_likelihood(s, actions):
-  """log of equations 5 and 8 per decision: [B, L] from s and 0/1 actions."""
+  """Log of equations 5 and 8 per decision, [B, L], from s and 0/1 actions."""
   return (actions * jnp.log(jnp.clip(s, 1e-6))
           + (1 - actions) * jnp.log(jnp.clip(1 - s, 1e-6)))
 
 
 def entropy(s):
-  """Entropy of each decision in nats, [B, L]."""
+  """Entropy of each decision s in nats, [B, L]."""
   s = jnp.clip(s, 1e-6, 1 - 1e-6)
   return -(s * jnp.log(s) + (1 - s) * jnp.log1p(-s))
 
 
 def sample(nets, params, features, key, *, bound, free=None):
-  """Draws actions (equations 3 and 4), bounded, with layers freed so far.
+  """Samples actions from bounded probabilities (equations 3 and 4).
 
   Args:
     nets: `PolicyNets`.
-    params: their parameters.
+    params: parameters of the networks.
     features: `Features` of B images.
     key: PRNG key.
     bound: λ of `bounded`.
-    free: `Actions` [L1], [L2], 0 where the curriculum still forces a layer to
-      run; None frees every layer.
+    free: `Actions` [L1], [L2], 0 for layers that the curriculum forces to run;
+      None for no such layers.
 
   Returns:
     `Actions` [B, L1], [B, L2].
@@ -229,14 +232,14 @@ def sample(nets, params, features, key, *, bound, free=None):
 
 
 def greedy(nets, params, features, *, threshold=0.5, free=None):
-  """Actions at inference: keep where sigmoid(logit) reaches the threshold.
+  """Actions at inference: keeps layers where sigmoid(logit) >= threshold.
 
   Args:
     nets: `PolicyNets`.
-    params: their parameters.
+    params: parameters of the networks.
     features: `Features` of B images.
-    threshold: in (0, 1); higher drops more.
-    free: as in `sample`.
+    threshold: in (0, 1); higher values drop more layers.
+    free: see `sample`.
 
   Returns:
     `Actions` [B, L1], [B, L2].
@@ -252,7 +255,7 @@ def greedy(nets, params, features, *, threshold=0.5, free=None):
 
 
 def action_logits(nets, params, features, actions):
-  """Logits of both networks given `Actions` [B, L1], [B, L2]: the same."""
+  """Logits of both networks for `Actions` [B, L1], [B, L2], as `Actions`."""
   msa = nets.apply({'params': params}, features, method='msa')
   mlp = nets.apply({'params': params}, features, actions.msa, method='mlp')
   return Actions(msa, mlp)

@@ -1,4 +1,4 @@
-"""The best static sub-networks, found greedily on held-out data."""
+"""Greedy search for static masks on held-out data."""
 
 import functools
 import itertools
@@ -15,7 +15,7 @@ from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.runtime import modes
 
-# Of `candidates`: all, easy and hard images.
+# Chains of `candidates`: for all, easy and hard images.
 NUM_CHAINS = 3
 
 
@@ -25,7 +25,7 @@ class Chain(NamedTuple):
   Attributes:
     actions: `Actions` [C, L1], [C, L2], C = L1 + L2 + 1.
     loss: mean cross-entropy on the search data, [C].
-    accuracy: share of correct answers on the search data, [C].
+    accuracy: accuracy on the search data, [C].
   """
   actions: Actions
   loss: np.ndarray
@@ -35,23 +35,23 @@ class Chain(NamedTuple):
 def greedy_chain(model, params, cost, z1, labels, *, images=None, weights=None,
                  forward=False, batch_size=None, mesh=None,
                  progress=lambda done: None):
-  """Drops the layer that costs least loss per MAC saved, one after the other.
+  """Repeatedly drops the layer with the least loss increase per MAC saved.
 
   Args:
     model: a `Backbone`.
-    params: groups, folded.
+    params: parameter groups, folded.
     cost: `Cost` of the model.
-    z1: activations of held-out images where the policy decides, B of them.
+    z1: activations of B held-out images where the policy decides.
     labels: [B] int.
-    images: [B, S, S, C], normalised; needed where `plan.rereads_images`.
-    weights: how much each image counts, [B]; None counts all alike.
-    forward: add layers to none instead, what saves most loss per MAC first.
-    batch_size: images that run at once, on all devices together; None for all
-      B.
-    mesh: `jax.sharding.Mesh` of one axis, whose devices share the images of a
-      batch; None runs them where JAX does by default.
-    progress: called with the number of masks tried so far, after each; of
-      `num_tried` in all.
+    images: [B, S, S, C], normalised; required if `plan.rereads_images`.
+    weights: weight of each image, [B]; None weights all equally.
+    forward: start without layers and add the one with the largest loss decrease
+      per MAC instead.
+    batch_size: images per batch, over all devices; None for all B.
+    mesh: one-axis `jax.sharding.Mesh` to shard each batch over; None uses JAX's
+      default device.
+    progress: called after each mask with the number of masks tried so far; see
+      `num_tried` for the total.
 
   Returns:
     `Chain` of L1 + L2 + 1 masks.
@@ -64,7 +64,7 @@ def greedy_chain(model, params, cost, z1, labels, *, images=None, weights=None,
 
 
 def _greedy_chain(model, params, cost, batches, weights, forward, progress):
-  """`greedy_chain` of images and weights that are in batches."""
+  """`greedy_chain` for batched images and weights."""
   done = itertools.count(1)
   num_layers = plan.num_layers(model)
   def evaluate(keep):
@@ -92,33 +92,33 @@ def _greedy_chain(model, params, cost, batches, weights, forward, progress):
 
 
 def num_tried(num_layers):
-  """How many masks `greedy_chain` tries for (L1, L2) layers."""
+  """Number of masks that `greedy_chain` tries for (L1, L2) layers."""
   num = sum(num_layers)
   return 1 + num * (num + 1) // 2
 
 
 def candidates(model, params, cost, z1, labels, *, images=None, batch_size=None,
                mesh=None, progress=lambda done: None):
-  """Masks worth choosing from: the chains of all, easy and hard images.
+  """Candidate masks: the chains for all, easy and hard images.
 
-  Easy is the half of the images on which the model without its layers has the
-  smallest entropy: what easy images need is not what hard ones need.
+  Easy images are the half with the lowest entropy of the model with every layer
+  dropped. Easy and hard images need different layers.
 
   Args:
-    model, params, cost, z1, labels, images, batch_size, mesh: as in
+    model, params, cost, z1, labels, images, batch_size, mesh: see
       `greedy_chain`.
-    progress: likewise, over the `NUM_CHAINS` chains.
+    progress: see `greedy_chain`; counts over all `NUM_CHAINS` chains.
 
   Returns:
     `Actions` [3 C, L1], [3 C, L2], C = L1 + L2 + 1; the first C are the chain
-    of all images.
+    for all images.
 
   Raises:
     ValueError: if there are fewer than two images.
   """
   if len(labels) < 2:
-    raise ValueError(f'the search of masks needs 2 images, got {len(labels)}; '
-                     f'set --config.data.holdout or num_search higher')
+    raise ValueError(f'the mask search needs 2 images, got {len(labels)}; '
+                     f'raise --config.data.holdout or num_search')
   place = _placer(len(labels), batch_size, mesh)
   batches = place((z1, images, labels))
   entropy = np.asarray(_entropy(model, mesh, params, batches[:2]))[:len(labels)]
@@ -134,16 +134,17 @@ def candidates(model, params, cost, z1, labels, *, images=None, batch_size=None,
 
 
 def _placer(num, batch_size, mesh):
-  """Lays `num` images out for the devices that run them.
+  """Returns a function that batches and shards `num` images.
 
   Args:
     num: B.
-    batch_size: as in `greedy_chain`; rounded up to a multiple of the devices.
-    mesh: as in `greedy_chain`.
+    batch_size: see `greedy_chain`; rounded up to a multiple of the number of
+      devices.
+    mesh: see `greedy_chain`.
 
   Returns:
     Function from trees of arrays [B, ...] to batches [n, size, ...], padded
-    with zeros, of which every device holds its share of each.
+    with zeros, with each batch sharded over the mesh.
   """
   size = min(batch_size or num, num)
   if mesh is not None:
@@ -158,7 +159,7 @@ def _placer(num, batch_size, mesh):
     if mesh is None:
       return jnp.asarray(x)
     sharding = NamedSharding(mesh, PartitionSpec(None, *mesh.axis_names))
-    # Each process gives what its own devices hold.
+    # Each process supplies the shards of its own devices.
     return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
 
   return functools.partial(jax.tree.map, place)
@@ -166,7 +167,7 @@ def _placer(num, batch_size, mesh):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _entropy(model, mesh, params, batches):
-  """Entropy of each image's answer when every layer is dropped, [n * size]."""
+  """Entropy of the predictions with every layer dropped, [n * size]."""
   def one(batch):
     logits = modes.without_layers(model, params, *batch).total
     p = jax.nn.softmax(logits)
@@ -174,7 +175,7 @@ def _entropy(model, mesh, params, batches):
   entropy = jax.lax.map(one, batches).reshape(-1)
   if mesh is None:
     return entropy
-  # Every process ranks all images.
+  # Replicated, since every process ranks all images.
   return jax.lax.with_sharding_constraint(
       entropy, NamedSharding(mesh, PartitionSpec()))
 
@@ -193,15 +194,15 @@ def _evaluate(model, params, batches, actions):
 
 
 def nearest(chain, cost, macs_ratio):
-  """The mask that spends at least `macs_ratio`, as little as can be.
+  """The cheapest mask at or above `macs_ratio`.
 
   Args:
-    chain: `Actions` [C, L1], [C, L2], the one that spends most first.
-    cost: `Cost`; without policy networks, which a static model does not run.
+    chain: `Actions` [C, L1], [C, L2], the most expensive mask first.
+    cost: `Cost` without policy networks: a static model does not run them.
     macs_ratio: share of the dense model's MACs.
 
   Returns:
-    `Actions` [L1], [L2]; the first where none spends as much.
+    `Actions` [L1], [L2]; the first mask if all are below `macs_ratio`.
   """
   ratios = np.asarray(cost.ratio(chain))
   enough = np.flatnonzero(ratios >= macs_ratio - 1e-9)

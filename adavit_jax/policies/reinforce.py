@@ -1,6 +1,6 @@
 """Rewards and the policy gradient, as pure functions (US 12,394,190).
 
-Letters: S samples per image, B batch, L1 MSA and L2 MLP layers to drop.
+Shapes: S samples per image, B images, L1 MSA and L2 MLP droppable layers.
 """
 
 import jax
@@ -8,52 +8,55 @@ import jax.numpy as jnp
 
 from adavit_jax.models.actions import Actions
 
-PRICES = 1e-3, 20.  # between which the controller keeps the price μ of MACs
+PRICES = 1e-3, 20.  # bounds of the price μ of MACs
 
 
 def drop_reward(actions):
   """Shares of dropped layers, the first two terms of equation 12.
 
+  The patent prints a 2-norm in the second term. For 0/1 actions we take the
+  number of kept layers, as in equation 16.
+
   Args:
     actions: `Actions` [..., L1], [..., L2].
 
   Returns:
-    (1 - |a1| / L1, 1 - |a2| / L2), each [...]. The patent prints a 2-norm in
-    the second term; for 0/1 actions the count of equation 16 is meant.
+    (1 - |a1| / L1, 1 - |a2| / L2), each [...].
   """
   return 1 - actions.msa.mean(-1), 1 - actions.mlp.mean(-1)
 
 
 def layer_reward(actions, correct, alpha):
-  """Equation 12: dropped MSA and MLP shares + α x accuracy, [...]."""
+  """Shares of dropped MSA and MLP layers + α x accuracy (equation 12), [...].
+  """
   msa, mlp = drop_reward(actions)
   return msa + mlp + alpha * correct
 
 
 def split_rewards(actions, correct, alpha):
-  """Equations 15 and 16: one reward for each network, ([...], [...]).
+  """One reward for each network (equations 15 and 16), ([...], [...]).
 
-  The patent takes the accuracy under the MSA actions for one and under the MLP
-  actions for the other; here both have that of the path that was run, with the
-  actions of both, which costs one pass.
+  The patent uses the accuracy under the MSA actions for one network and under
+  the MLP actions for the other. Here both use the accuracy under the joint
+  actions, which needs only one forward pass.
   """
   msa, mlp = drop_reward(actions)
   return msa + alpha * correct, mlp + alpha * correct
 
 
 def mac_reward(macs_ratio, success, price):
-  """Success minus the price of what was computed, [...].
+  """Success minus the price of the MACs, [...].
 
   Args:
     macs_ratio: MACs as a share of the dense model's, [...].
     success: probability of the true class, or 0/1 correctness, [...].
-    price: μ, the success that one whole dense model must buy.
+    price: μ, the success that justifies the MACs of the dense model.
   """
   return success - price * macs_ratio
 
 
 def self_critical(reward, greedy_reward):
-  """Advantage over the greedy action's reward: [S, B], [B] -> [S, B]."""
+  """Advantage over the reward of the greedy action: [S, B], [B] -> [S, B]."""
   return reward - greedy_reward
 
 
@@ -66,27 +69,28 @@ def leave_one_out(reward):
 def surrogate(log_likelihood, advantage):
   """A loss whose gradient is the policy gradient of equation 13.
 
-  The mean over samples and images of -advantage x log π, so that its gradient
+  It is the mean over samples and images of -advantage x log π. Its gradient
   estimates that of the negative expected reward of one image.
 
   Args:
     log_likelihood: log π of each sampled action vector, [S, B].
-    advantage: reward minus a baseline that does not depend on that sample's
-      action, [S, B]; taken as a constant.
+    advantage: reward minus a baseline that does not depend on the action of
+      that sample, [S, B]; treated as a constant.
   """
   return -(jax.lax.stop_gradient(advantage) * log_likelihood).mean()
 
 
 def curriculum(progress, num_layers, share):
-  """Which layers are free at this point of the phase: the last ones first.
+  """Layers that the policy may drop so far in the phase, the last ones first.
 
   Args:
-    progress: share of the phase that has passed, in [0, 1].
+    progress: fraction of the phase that has passed, in [0, 1].
     num_layers: (L1, L2).
-    share: share of the phase over which they are freed; 0 frees all at once.
+    share: fraction of the phase over which layers are freed; 0 frees all at the
+      start.
 
   Returns:
-    `Actions` of 0 and 1, [L1], [L2].
+    `Actions` [L1], [L2]: 1 for free layers, 0 for layers that must run.
   """
   def free(num):
     if not share:
@@ -98,16 +102,17 @@ def curriculum(progress, num_layers, share):
 
 
 def update_price(log_price, macs_ratio, target, rate):
-  """The slow controller of the MAC target: log μ += rate x (MACs - target).
+  """Updates the price towards the MAC target: log μ += rate x (MACs - target).
 
   Args:
     log_price: log μ.
     macs_ratio: mean MACs of the batch as a share of the dense model's.
-    target: what that mean should be.
-    rate: step; too fast, the price runs to its cap and the policy goes blind.
+    target: target value of `macs_ratio`.
+    rate: step size; if it is too large, the price saturates at its maximum and
+      the policy ignores the image.
 
   Returns:
-    The new log μ, μ kept in `PRICES`.
+    The new log μ, with μ clipped to `PRICES`.
   """
   log_price = log_price + rate * (macs_ratio - target)
   return jnp.clip(log_price, *map(jnp.log, PRICES))

@@ -1,4 +1,4 @@
-"""Files of weights, ours and other people's: timm, Hugging Face, AugReg."""
+"""Weight files: our own format, timm, Hugging Face and AugReg."""
 
 from adavit_jax.weights.convert import init_params as init_params
 from adavit_jax.weights.convert import load as load

@@ -1,7 +1,7 @@
-"""What no tensor shows of a model, in the metadata of the files of `save`.
+"""Model attributes in the metadata of files written by `save`.
 
-With another number of heads all tensors have the same shapes, and all logits
-would be wrong.
+Some attributes cannot be inferred from tensor shapes. A wrong num_heads, for
+example, would fit every tensor and give wrong logits.
 """
 
 import dataclasses
@@ -14,13 +14,13 @@ _PREFIX = 'adavit_jax.'
 
 
 def of(model):
-  """The whole numbers among the attributes that its family adds to `Backbone`.
+  """Returns the integer attributes that the model's class adds to `Backbone`.
 
-  Left out are the attributes of every `Backbone`: sizes that a file may be
-  adapted to, and what its parameters do not depend on.
+  Attributes of `Backbone` itself are left out: the parameters can be adapted to
+  them or do not depend on them.
 
   Returns:
-    {key of the metadata: JSON}.
+    {metadata key: JSON}.
   """
   general = {field.name for field in dataclasses.fields(models.Backbone)}
   values = {field.name: getattr(model, field.name)
@@ -36,11 +36,11 @@ def _whole(value):
 
 
 def check(model, checkpoint):
-  """Raises a ValueError if a `files.Checkpoint` names other attributes."""
+  """Raises a ValueError if a `files.Checkpoint` has other attributes."""
   wrong = [
-      f'{key.removeprefix(_PREFIX)}={found} (not {value})'
+      f'{key.removeprefix(_PREFIX)}={in_file} (not {value})'
       for key, value in of(model).items()
-      if (found := checkpoint.metadata.get(key, value)) != value]
+      if (in_file := checkpoint.metadata.get(key, value)) != value]
   if wrong:
     raise ValueError(f'{checkpoint.path} is of a model with '
-                     f'{", ".join(wrong)}: create that one')
+                     f'{", ".join(wrong)}: create the model with these values')

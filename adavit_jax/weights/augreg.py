@@ -1,7 +1,7 @@
 """Google's .npz files: AugReg (vision_transformer) and big_vision.
 
-The two differ in the numbers of their submodules, and in big_vision the class
-token has no position of its own.
+They differ in the numbering of submodules, and big_vision has no position
+embedding for the class token.
 """
 
 import numpy as np
@@ -9,10 +9,10 @@ import numpy as np
 from adavit_jax.weights import layout
 from adavit_jax.weights import vit_tensors
 
-# Where the parameters lie: training checkpoints hold the optimizer too.
+# Prefixes of the parameters: training checkpoints include the optimizer.
 _PREFIXES = ('opt/target/', 'params/', '')
 _SCANNED = 'Transformer/encoderblock/'
-_POSITIONS = 'pos_embedding'  # of big_vision
+_POSITIONS = 'pos_embedding'  # big_vision
 _POSITIONS_AUGREG = 'Transformer/posembed_input/pos_embedding'
 
 
@@ -25,21 +25,21 @@ def _prefix(names):
 
 def _clean(tensors):
   prefix = _prefix(tensors)
-  found = {}
+  arrays = {}
   for name, x in tensors.items():
     if not name.startswith(prefix):
       continue
     name = name.removeprefix(prefix)
     if name.startswith(_SCANNED) and x.ndim:
       rest = name.removeprefix(_SCANNED)
-      found.update((f'Transformer/encoderblock_{i}/{rest}', layer)
-                   for i, layer in enumerate(x))
+      arrays.update((f'Transformer/encoderblock_{i}/{rest}', layer)
+                    for i, layer in enumerate(x))
     else:
-      found[name] = x
-  x = found.get(_POSITIONS)
-  if x is not None and x.ndim == 3 and 'cls' in found:
-    found[_POSITIONS] = np.pad(x, ((0, 0), (1, 0), (0, 0)))
-  return found
+      arrays[name] = x
+  x = arrays.get(_POSITIONS)
+  if x is not None and x.ndim == 3 and 'cls' in arrays:
+    arrays[_POSITIONS] = np.pad(x, ((0, 0), (1, 0), (0, 0)))
+  return arrays
 
 
 def _dense(name, leaf, num_in, num_out):
@@ -53,44 +53,45 @@ def _norm(name, leaf, width):
 
 
 def _attention(name, leaf, width, num_heads):
-  """Projections by head: [D, H, d] for q, k and v, [H, d, D] back."""
+  """Projections with a head axis: q, k and v are [D, H, d], out is [H, d, D].
+  """
   heads = (num_heads, width // num_heads)
-  found = []
+  tensors = []
   for part in ('query', 'key', 'value'):
-    found += [
+    tensors += [
         layout.Tensor(f'{name}/{part}/kernel', (*leaf, 'qkv', 'kernel'),
                       (width, *heads), shape_here=(width, width)),
         layout.Tensor(f'{name}/{part}/bias', (*leaf, 'qkv', 'bias'), heads,
                       shape_here=(width,))]
-  return found + [
+  return tensors + [
       layout.Tensor(f'{name}/out/kernel', (*leaf, 'proj', 'kernel'),
                     (*heads, width), shape_here=(width, width)),
       layout.Tensor(f'{name}/out/bias', (*leaf, 'proj', 'bias'), (width,))]
 
 
 def _tensors(model, names):
-  """`layout.Tensor` of every tensor that a file with `names` should hold."""
+  """`layout.Tensor`s that a file with tensor `names` should hold."""
   d, p, hidden = model.width, model.patch_size, model.mlp_dim
   big_vision = _POSITIONS in names
   positions = _POSITIONS if big_vision else _POSITIONS_AUGREG
   attention, norm2, mlp = (0, 1, 0) if big_vision else (1, 2, 3)
-  found = vit_tensors.tokens(model, 'cls', FORMAT.dist, positions)
+  tensors = vit_tensors.tokens(model, 'cls', FORMAT.dist, positions)
   patches = ('patch_embed', 'proj')
-  found += [
+  tensors += [
       layout.Tensor('embedding/kernel', (*patches, 'kernel'),
                     (p, p, model.channels, d)),
       layout.Tensor('embedding/bias', (*patches, 'bias'), (d,))]
   for i in range(model.depth):
     name, leaf = f'Transformer/encoderblock_{i}', ('encoders', i)
-    found += _norm(f'{name}/LayerNorm_0', (*leaf, 'norm1'), d)
-    found += _attention(f'{name}/MultiHeadDotProductAttention_{attention}',
-                        leaf, d, model.num_heads)
-    found += _norm(f'{name}/LayerNorm_{norm2}', (*leaf, 'norm2'), d)
+    tensors += _norm(f'{name}/LayerNorm_0', (*leaf, 'norm1'), d)
+    tensors += _attention(f'{name}/MultiHeadDotProductAttention_{attention}',
+                          leaf, d, model.num_heads)
+    tensors += _norm(f'{name}/LayerNorm_{norm2}', (*leaf, 'norm2'), d)
     block = f'{name}/MlpBlock_{mlp}'
-    found += _dense(f'{block}/Dense_0', (*leaf, 'fc1'), d, hidden)
-    found += _dense(f'{block}/Dense_1', (*leaf, 'fc2'), hidden, d)
-  found += _norm('Transformer/encoder_norm', ('norm',), d)
-  return found + _dense('head', ('head',), d, model.num_classes)
+    tensors += _dense(f'{block}/Dense_0', (*leaf, 'fc1'), d, hidden)
+    tensors += _dense(f'{block}/Dense_1', (*leaf, 'fc2'), hidden, d)
+  tensors += _norm('Transformer/encoder_norm', ('norm',), d)
+  return tensors + _dense('head', ('head',), d, model.num_classes)
 
 
 FORMAT = layout.Format(

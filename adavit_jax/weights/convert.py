@@ -1,4 +1,4 @@
-"""A file's tensors as our groups of parameters."""
+"""Converts the tensors of a file to parameter groups."""
 
 import functools
 
@@ -15,24 +15,24 @@ from adavit_jax.weights import files
 from adavit_jax.weights import formats
 from adavit_jax.weights import mismatch
 
-# The layer before the head of files pretrained on ImageNet-21k.
+# The layer before the head in files pretrained on ImageNet-21k.
 _PRE_LOGITS = 'pre_logits'
 
 
 def init_params(model, key):
-  """Float32 parameters of `model`: read from `model.weights`, or initialised.
+  """Reads the parameters from `model.weights`, or initialises them.
 
   Args:
     model: a `Backbone`.
-    key: PRNG key for the initialisation; with weights, for added exits and for
-      a head of other classes.
+    key: PRNG key for the initialisation; with weights, for added exits and a
+      new head.
 
   Returns:
-    dict of groups: 'backbone', 'batch_stats' if it has any, and 'heads' if
-    `model.exits`.
+    dict of float32 parameter groups: 'backbone', 'batch_stats' if there are
+    any, and 'heads' if `model.exits` is not empty.
 
   Raises:
-    ValueError: as `load` and `models.init_params`.
+    ValueError: see `load` and `models.init_params`.
   """
   if model.weights:
     return load(model, model.weights, key)
@@ -40,32 +40,36 @@ def init_params(model, key):
 
 
 def load(model, path, key, *, new_head=True):
-  """Reads weights for a model; the layout is recognised by the names.
+  """Reads weights for a model; tensor names determine the layout.
 
-  Our own layout, see `save`, must fit the model exactly. Files of other
-  libraries are adapted: the position embedding is resampled to the model's
-  image size (`positions.resize`). A head of another number of classes, or none
-  at all, is initialised; a distillation head that alone is missing becomes
-  zero, so that the sum of the heads is what the file's class head says. Where
-  both heads are in the file, `Logits.total` is twice what its library returns:
-  the mean of the heads there, their sum here.
+  Files in our own layout, see `save`, must fit the model exactly. Files of
+  other libraries are adapted:
 
-  No layout holds added exits: they are initialised.
+  * The position embedding is resampled to the model's image size, see
+    `positions.resize`.
+  * A missing head, or one with another number of classes, is initialised.
+  * A missing distillation head is set to zero if the class head is present, so
+    that the sum of both heads equals the class head of the file.
+
+  If both heads are in the file, `Logits.total` is twice the output of the other
+  library: it averages the heads, we sum them.
+
+  No layout contains added exits: they are initialised.
 
   Args:
-    model: a `Backbone`; `formats.register` says in which layouts of other
-      libraries it may be.
+    model: a `Backbone`; `formats.register` adds layouts of other libraries.
     path: a file, 'hf://owner/name' or a `Checkpoint`; see `files.read`.
     key: PRNG key for added exits and a new head.
-    new_head: whether the backbone's head may be initialised; if not, that
-      is an error.
+    new_head: whether the backbone's head may be initialised; if False, a head
+      that does not fit is an error.
 
   Returns:
-    Groups of parameters as `init_params`.
+    Parameter groups, see `init_params`.
 
   Raises:
-    ValueError: if the key is not one key, the file cannot be read, or it is of
-      another model; names all tensors that do not fit, with their shapes.
+    ValueError: if `key` is not a single PRNG key, the file cannot be read, or
+      it does not fit the model; the message lists all tensors that do not fit,
+      with their shapes.
   """
   params_lib.check_key(key)
   checkpoint = files.read(path)
@@ -75,8 +79,8 @@ def load(model, path, key, *, new_head=True):
   why = _other_head(model, fmt, wanted, arrays)
   if why and not new_head:
     raise ValueError(f'{checkpoint.path} {why} and this model has '
-                     f'{model.num_classes}: train its new head first, in a '
-                     f'dense phase')
+                     f'{model.num_classes}: train a new head first, in a dense '
+                     f'phase')
   new = ()
   if why:
     logging.warning('%s %s: a new head of %d classes is initialised.',
@@ -91,12 +95,12 @@ def load(model, path, key, *, new_head=True):
     fresh = _fresh(model, new, key)
     params['backbone'].update(fresh.pop('backbone'))
     params.update(fresh)
-  mismatch.check_params(model, params)  # a format may be a user's
+  mismatch.check_params(model, params)  # Formats may be defined by users.
   return params
 
 
 def _other_head(model, fmt, wanted, arrays):
-  """What a file has instead of the model's head; '' if it has that."""
+  """Describes the file's head if it does not fit the model, else ''."""
   if not fmt.heads:
     return ''
   head = {t.leaf[1]: arrays[t.name] for t in wanted
@@ -110,7 +114,7 @@ def _other_head(model, fmt, wanted, arrays):
 
 
 def _without_heads(fmt, wanted, arrays):
-  """Returns (names of our heads, tensors and arrays without them)."""
+  """Returns (names of the heads, tensors and arrays without the heads)."""
   heads = {t.name: t.leaf[0] for t in wanted if t.leaf[0] in fmt.heads}
   rest = {name: x for name, x in arrays.items()
           if name not in heads and not name.startswith(_PRE_LOGITS)}
@@ -118,17 +122,17 @@ def _without_heads(fmt, wanted, arrays):
           [t for t in wanted if t.name not in heads], rest)
 
 
-# Compiled, only what the heads depend on is computed.
+# Jitted so that XLA drops the computation of all other parameters.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _fresh(model, names, key):
-  """Initialises the added exits, and `names` of the backbone."""
+  """Initialises the added exits and the backbone's parameters `names`."""
   groups = models.init_params(model, key)
   fresh = {'backbone': {name: groups['backbone'][name] for name in names}}
   return fresh | ({'heads': groups['heads']} if model.exits else {})
 
 
 def _joined(wanted, arrays):
-  """Joins tensors to leaves, and rows to stacks; returns the groups."""
+  """Joins tensors into leaves and rows into stacks; returns the groups."""
   parts = {}  # {path: {row: arrays}}
   for t in wanted:
     row = next((k for k in t.leaf if isinstance(k, int)), None)

@@ -1,4 +1,4 @@
-"""Reads the tensors of a checkpoint file; executes nothing that is in it."""
+"""Reads the tensors of a checkpoint file without executing code in it."""
 
 import importlib.util
 import pathlib
@@ -12,10 +12,10 @@ import numpy as np
 import safetensors
 
 HUB = 'hf://'
-# The tensors, and the two files that say how images were prepared for them.
+# The tensors, and the two files that describe their preprocessing.
 _HUB_FILES = ('model.safetensors', 'config.json', 'preprocessor_config.json')
 
-# What the readers were seen to raise on damaged or foreign files.
+# Exceptions that the readers raise on damaged files or other kinds of files.
 _DAMAGE = (
     safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError,
     IndexError, AttributeError, EOFError, RuntimeError, NotImplementedError,
@@ -24,12 +24,12 @@ _DAMAGE = (
 
 
 class Checkpoint(NamedTuple):
-  """What a file holds.
+  """The contents of a file.
 
   Attributes:
-    path: of the file, on this machine.
-    tensors: arrays by name, in the file's types.
-    metadata: text that a safetensors file carries beside them.
+    path: local path of the file.
+    tensors: arrays by name, with the dtypes of the file.
+    metadata: text metadata of a safetensors file, {} for other files.
   """
   path: pathlib.Path
   tensors: dict[str, np.ndarray]
@@ -40,15 +40,16 @@ def read(path):
   """Reads a .safetensors, .npz, .pth, .pt or .bin file.
 
   Args:
-    path: of a local file, or 'hf://owner/name' for the safetensors of a model
-      on the Hugging Face hub (needs huggingface_hub, which caches them).
+    path: path of a local file, or 'hf://owner/name' for the safetensors of a
+      model on the Hugging Face hub (requires huggingface_hub, which caches
+      them). A `Checkpoint` is returned unchanged.
 
   Returns:
-    `Checkpoint`; `Checkpoint` itself is returned as it is.
+    `Checkpoint`.
 
   Raises:
-    ValueError: if there is no such file, it is damaged or of another kind, or
-      a library that it needs is not installed.
+    ValueError: if the file does not exist, is damaged or of another kind, or a
+      required library is not installed.
   """
   if isinstance(path, Checkpoint):
     return path
@@ -64,7 +65,7 @@ def read(path):
     raise ValueError(f'{path} does not exist; weights is the path of a file, '
                      f'or {HUB}OWNER/NAME')
   if path.suffix not in readers:
-    raise ValueError(f'{path} is none of {", ".join(readers)}')
+    raise ValueError(f'{path} must end in one of {", ".join(readers)}')
   if path.suffix in ('.pth', '.pt', '.bin'):
     _need('torch', f'{path} is a PyTorch file', 'or convert it to safetensors')
     _check_torch(path)
@@ -86,40 +87,40 @@ def _safetensors(path):
 
 def _npz(path):
   if not zipfile.is_zipfile(path):
-    raise ValueError('no zip archive')
+    raise ValueError('not a zip archive')
   with np.load(path, allow_pickle=False) as file:
-    found = {name: file[name] for name in file.files}
-  if not all(isinstance(x, np.ndarray) for x in found.values()):
+    tensors = {name: file[name] for name in file.files}
+  if not all(isinstance(x, np.ndarray) for x in tensors.values()):
     raise ValueError('it holds more than arrays')
-  return found, {}
+  return tensors, {}
 
 
 def _check_torch(path):
   import torch
-  # CVE-2025-32434: before 2.6, weights_only did not keep code from running.
+  # CVE-2025-32434: before 2.6, weights_only did not prevent code execution.
   if tuple(map(int, torch.__version__.split('.')[:2])) < (2, 6):
-    raise ValueError(f'{path}: torch {torch.__version__} may run code that is '
-                     f'hidden in such a file: pip install "torch>=2.6", or '
+    raise ValueError(f'{path}: torch {torch.__version__} may execute code that '
+                     f'is hidden in the file; pip install "torch>=2.6", or '
                      f'convert it to safetensors')
 
 
 def _torch(path):
   import torch
-  found = torch.load(path, map_location='cpu', weights_only=True)
+  tensors = torch.load(path, map_location='cpu', weights_only=True)
   for key in ('model', 'state_dict'):
-    if isinstance(found, dict) and isinstance(found.get(key), dict):
-      found = found[key]
-  if not isinstance(found, dict) or not all(
-      isinstance(x, torch.Tensor) for x in found.values()):
-    raise ValueError('no dictionary of tensors')
+    if isinstance(tensors, dict) and isinstance(tensors.get(key), dict):
+      tensors = tensors[key]
+  if not isinstance(tensors, dict) or not all(
+      isinstance(x, torch.Tensor) for x in tensors.values()):
+    raise ValueError('not a dictionary of tensors')
   numpy = lambda x: (x.float() if x.is_floating_point() else x).numpy()
-  return {str(name): numpy(x.detach()) for name, x in found.items()}, {}
+  return {str(name): numpy(x.detach()) for name, x in tensors.items()}, {}
 
 
-def _need(package, what, otherwise):
+def _need(package, reason, alternative):
   if importlib.util.find_spec(package) is None:
-    raise ValueError(f'{what}, which needs {package}: pip install {package}, '
-                     f'{otherwise}')
+    raise ValueError(f'{reason}, which needs {package}: pip install {package}, '
+                     f'{alternative}')
 
 
 def _download(path):
@@ -136,9 +137,9 @@ def _download(path):
     raise ValueError(f'{path} could not be fetched ({type(error).__name__}: '
                      f'{str(error)[:200]}); download the file and give its '
                      f'path') from error
-  found = pathlib.Path(folder) / _HUB_FILES[0]
-  if not found.is_file():
+  file = pathlib.Path(folder) / _HUB_FILES[0]
+  if not file.is_file():
     raise ValueError(f'{path} has no {_HUB_FILES[0]}: its weights are in '
-                     f'several files, or in another format; download and '
+                     f'several files or in another format; download and '
                      f'convert them, and give the path of the file')
-  return found
+  return file

@@ -1,4 +1,4 @@
-"""The layouts that the files of a model may have."""
+"""The file layouts of each model family."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,7 @@ from adavit_jax.models.vit import ViT
 from adavit_jax.weights import augreg
 from adavit_jax.weights import hugging_face
 from adavit_jax.weights import layout
-from adavit_jax.weights import own
+from adavit_jax.weights import native
 from adavit_jax.weights import timm
 
 
@@ -19,14 +19,14 @@ _FAMILIES = {}
 
 
 def register(family, formats, *, where=None):
-  """Adds the layouts in which other libraries have the models of a backbone.
+  """Registers the layouts of other libraries for the models of a backbone.
 
   Args:
-    family: a subclass of `Backbone`. What derives from it is another family:
-      its parameters may be others.
-    formats: tuple of `layout.Format`; `save` writes the first one, in which
-      every tensor is one leaf of the parameters or one row of it.
-    where: {attribute: value} of the models that this holds for.
+    family: a subclass of `Backbone`. Its subclasses must be registered
+      separately, since their parameters may differ.
+    formats: tuple of `layout.Format`. `save` writes the first one, in which
+      every tensor must be one leaf of the parameters or one row of a leaf.
+    where: {attribute: value} that a model must have to use these layouts.
   """
   _FAMILIES[family] = _Entry(tuple(formats), where or {})
 
@@ -36,43 +36,44 @@ register(ViT, (timm.FORMAT, hugging_face.FORMAT, augreg.FORMAT),
 
 
 def of(model):
-  """Returns the layouts of a model, the one to be written first."""
+  """Returns the layouts of a model; `save` writes the first one."""
   formats, _ = _FAMILIES.get(type(model), _Entry((), {}))
-  return (own.FORMAT,) if _unfit(model) else (*formats, own.FORMAT)
+  return (native.FORMAT,) if _unfit(model) else (*formats, native.FORMAT)
 
 
 def _unfit(model):
-  """{attribute: value} that a model lacks for the layouts of its family."""
+  """{attribute: value} that the model would need for its family's layouts."""
   _, where = _FAMILIES.get(type(model), _Entry((), {}))
   return {k: v for k, v in where.items() if getattr(model, k) != v}
 
 
 def recognise(checkpoint, model=None):
-  """Returns the `Format` of a `Checkpoint`, by its tensors' names.
+  """Returns the `Format` of a `Checkpoint`, recognised by its tensor names.
 
   Args:
     checkpoint: `files.Checkpoint`.
     model: a `Backbone` that must have this layout; None for any.
 
   Raises:
-    ValueError: if it is none that we know, or the model does not have it.
+    ValueError: if the layout is unknown, or the model does not have it.
   """
-  # The model's own first, where two families have similar names.
-  mine = () if model is None else of(model)
+  # The model's layouts come first: names of different families may be similar.
+  supported = () if model is None else of(model)
   known = dict.fromkeys(
-      [*mine, *(fmt for entry in _FAMILIES.values() for fmt in entry.formats),
-       own.FORMAT])
+      [*supported,
+       *(fmt for entry in _FAMILIES.values() for fmt in entry.formats),
+       native.FORMAT])
   fmt = next((fmt for fmt in known if fmt.recognises(checkpoint.tensors)), None)
   if fmt is None:
-    some = ', '.join(sorted(checkpoint.tensors)[:4]) or 'nothing'
+    first = ', '.join(sorted(checkpoint.tensors)[:4]) or 'none'
     raise ValueError(
         f'{checkpoint.path} holds no model in a known layout ('
-        f'{"; ".join(fmt.title for fmt in known)}); its first tensors: {some}')
-  if model is not None and fmt not in mine:
+        f'{"; ".join(fmt.title for fmt in known)}); its first tensors: {first}')
+  if model is not None and fmt not in supported:
     needs = ', '.join(f'{k}={getattr(model, k)!r} instead of {v!r}'
                       for k, v in _unfit(model).items())
     raise ValueError(
         f'{checkpoint.path} is in the {fmt.title} layout, which a '
         f'{type(model).__name__}{needs and f" with {needs}"} does not have: '
-        f'give a file that weights.save wrote of such a model')
+        f'give a file that weights.save wrote for such a model')
   return fmt

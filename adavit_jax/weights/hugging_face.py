@@ -1,4 +1,4 @@
-"""Hugging Face's ViT and DeiT, with and without classifier or teacher head."""
+"""Hugging Face ViT and DeiT, with or without classifier or teacher head."""
 
 from absl import logging
 
@@ -7,12 +7,12 @@ from adavit_jax.weights import vit_tensors
 
 _PATCHES = 'embeddings.patch_embeddings.projection'
 _PREFIXES = ('vit.', 'deit.', '')
-# Parts of the pretraining objectives, which the classifier does not read.
+# Parts of the pretraining objectives that the classifier does not use.
 _UNUSED = ('pooler.dense.weight', 'pooler.dense.bias', 'embeddings.mask_token')
 
 
 def _prefix(names):
-  """The model's own prefix in a file, or None where it is another model."""
+  """The prefix of the tensor names, or None if it is another model."""
   for prefix in _PREFIXES:
     if f'{prefix}{_PATCHES}.weight' in names:
       return prefix
@@ -29,31 +29,31 @@ def _clean(tensors):
 
 
 def _tensors(model, names):
-  """`layout.Tensor` of every tensor that a file with `names` should hold."""
+  """`layout.Tensor`s that a file with tensor `names` should hold."""
   d, hidden, k = model.width, model.mlp_dim, model.num_classes
-  found = vit_tensors.tokens(model, 'embeddings.cls_token', FORMAT.dist,
-                      'embeddings.position_embeddings')
-  found += vit_tensors.torch_patches(_PATCHES, model)
+  tensors = vit_tensors.tokens(model, 'embeddings.cls_token', FORMAT.dist,
+                               'embeddings.position_embeddings')
+  tensors += vit_tensors.torch_patches(_PATCHES, model)
   for i in range(model.depth):
     name, leaf = f'encoder.layer.{i}', ('encoders', i)
-    norm = lambda before, here: layout.torch_norm(
-        f'{name}.layernorm_{before}', (*leaf, here), d)
+    norm = lambda there, here: layout.torch_norm(
+        f'{name}.layernorm_{there}', (*leaf, here), d)
     dense = lambda there, here, num_in, num_out: layout.torch_dense(
         f'{name}.{there}', (*leaf, here), num_in, num_out)
-    found += norm('before', 'norm1') + norm('after', 'norm2')
+    tensors += norm('before', 'norm1') + norm('after', 'norm2')
     for part in ('query', 'key', 'value'):
-      found += dense(f'attention.attention.{part}', 'qkv', d, d)
-    found += dense('attention.output.dense', 'proj', d, d)
-    found += dense('intermediate.dense', 'fc1', d, hidden)
-    found += dense('output.dense', 'fc2', hidden, d)
-  found += layout.torch_norm('layernorm', ('norm',), d)
+      tensors += dense(f'attention.attention.{part}', 'qkv', d, d)
+    tensors += dense('attention.output.dense', 'proj', d, d)
+    tensors += dense('intermediate.dense', 'fc1', d, hidden)
+    tensors += dense('output.dense', 'fc2', hidden, d)
+  tensors += layout.torch_norm('layernorm', ('norm',), d)
   teacher = 'cls_classifier.weight' in names
-  found += layout.torch_dense(
+  tensors += layout.torch_dense(
       'cls_classifier' if teacher else 'classifier', ('head',), d, k)
   if model.distillation:
-    found += layout.torch_dense(
+    tensors += layout.torch_dense(
         'distillation_classifier', ('head_dist',), d, k)
-  return found
+  return tensors
 
 
 FORMAT = layout.Format(

@@ -1,4 +1,4 @@
-"""How a checkpoint's images were prepared."""
+"""The image preprocessing of a checkpoint."""
 
 import json
 from typing import NamedTuple
@@ -15,14 +15,14 @@ METADATA = 'preprocessing'  # key in the metadata of a safetensors file
 
 
 class Preprocessing(NamedTuple):
-  """Of a model's input, in units of 1 (white).
+  """Preprocessing of a model's input.
 
   Attributes:
-    mean: subtracted from each channel.
-    std: each channel is divided by it.
+    mean: mean to subtract from each channel, in 0..1 units.
+    std: standard deviation to divide each channel by, in 0..1 units.
     interpolation: 'bicubic' or 'bilinear'.
-    crop: side of the model's image over the short side of the resized one,
-      whose centre is cropped; 1 crops only the long side.
+    crop: side of the centre crop over the short side of the resized image; 1
+      crops only the long side.
   """
   mean: tuple[float, ...]
   std: tuple[float, ...]
@@ -33,38 +33,39 @@ class Preprocessing(NamedTuple):
 _IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 _HALF = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
-# Layouts of ViT and DeiT, whose libraries have preparations of their own.
+# ViT and DeiT layouts of libraries whose default preprocessing is known.
 _KNOWN = (timm.FORMAT, hugging_face.FORMAT, augreg.FORMAT)
-# Where a layout shows the patch size: tensor and axis.
+# The tensor and axis that give the patch size in a layout.
 _PATCHES = {timm.FORMAT.title: ('patch_embed.proj.weight', -1),
             augreg.FORMAT.title: ('embedding/kernel', 0)}
-_PIL = {2: 'bilinear', 3: 'bicubic'}  # Pillow's numbers
+_PIL = {2: 'bilinear', 3: 'bicubic'}  # Pillow's constants
 
 
 def preprocessing(source, name=''):
   """Returns the `Preprocessing` of a checkpoint.
 
-  The first of these that is there decides:
+  The first available source is used:
 
-  1. what `save` wrote into the file,
+  1. the metadata that `save` wrote into the file,
   2. config.json (timm) or preprocessor_config.json (Hugging Face) beside it,
-  3. the tensors, of ViT and DeiT: every distilled model has ImageNet's mean
-     and deviation, an AugReg or big_vision .npz otherwise 0.5,
-  4. `name`, else the names of the file and its folder: ImageNet's if 'deit'
-     is in it, otherwise 0.5 as the ViT of timm and of Hugging Face have. The
-     tensors of the two do not differ.
+  3. for ViT and DeiT, the tensors: mean and standard deviation are ImageNet's
+     for every distilled model, 0.5 for any other AugReg or big_vision .npz,
+  4. `name`, else the names of the file and its folder: ImageNet's if they
+     contain 'deit', otherwise 0.5 as for the ViTs of timm and Hugging Face. The
+     tensors do not tell the two apart.
 
-  Crop and interpolation are timm's, or Hugging Face's for its layout (whose
-  ViT squeezes an image to a square where we crop the centre). Where all this
-  errs, use `Preprocessing(...)` or `_replace`.
+  Without metadata or config file, crop and interpolation are timm's defaults,
+  or Hugging Face's for its layout (its ViT resizes the image to a square, we
+  crop the centre). To override a wrong result, create a `Preprocessing` or use
+  `_replace`.
 
   Args:
-    source: as `load`'s path.
-    name: of the model, as given to `create`.
+    source: see `path` of `load`.
+    name: name of the model, see `create`.
 
   Raises:
-    ValueError: if the file cannot be read or recognised, or it is of another
-      model and says nothing.
+    ValueError: if the file cannot be read or recognised, or is of another model
+      family and has no preprocessing.
   """
   checkpoint = files.read(source)
   if METADATA in checkpoint.metadata:
@@ -72,16 +73,16 @@ def preprocessing(source, name=''):
   fmt = formats.recognise(checkpoint)
   for file, parse in (('config.json', _from_timm),
                       ('preprocessor_config.json', _from_hugging_face)):
-    beside = checkpoint.path.parent / file
-    if beside.is_file():
-      found = _parse(beside.read_bytes(), parse, beside)
-      if found:
-        return found
+    config_file = checkpoint.path.parent / file
+    if config_file.is_file():
+      parsed = _parse(config_file.read_bytes(), parse, config_file)
+      if parsed:
+        return parsed
   if fmt not in _KNOWN:
     raise ValueError(
-        f'{checkpoint.path} does not say how its images were prepared: give '
-        f'`save` their preprocessing, or set config.data.mean, std, '
-        f'interpolation and crop')
+        f'{checkpoint.path} does not include the preprocessing of its images: '
+        f'pass it to `save`, or set config.data.mean, std, interpolation and '
+        f'crop')
   arrays = fmt.clean(checkpoint.tensors)
   deit = fmt.dist in arrays
   if not deit and fmt is not augreg.FORMAT:
@@ -96,27 +97,28 @@ def preprocessing(source, name=''):
 
 
 def to_json(value):
-  """A `Preprocessing` as the text that `save` keeps in a file."""
+  """Serialises a `Preprocessing` for the metadata of a file."""
   return json.dumps(value._asdict())
 
 
 def _by_name(path, name):
-  """Whether a model whose tensors do not tell is a DeiT."""
-  known = name or f'{path.parent.name} {path.name}'
-  deit = 'deit' in known.lower()
-  logging.info('%s does not say how its images were normalised: taken as '
-               '%s by its name %r.', path, 'DeiT' if deit else 'ViT', known)
+  """Whether a model is a DeiT, judging by its name."""
+  name = name or f'{path.parent.name} {path.name}'
+  deit = 'deit' in name.lower()
+  logging.info('%s does not include the normalisation of its images: using '
+               'that of %s, judging by its name %r.', path,
+               'DeiT' if deit else 'ViT', name)
   return deit
 
 
 def _image_size(fmt, arrays):
-  """Pixels along a side, 0 if the file does not show it."""
+  """Side of the model's input in pixels, 0 if it is unknown."""
   tensor, axis = _PATCHES[fmt.title]
   tokens = [x.shape[1] for name, x in arrays.items()
             if 'pos_embed' in name and x.ndim == 3]
   if not tokens:
     return 0
-  # One or two prefix tokens: the root is rounded down to the grid's side.
+  # Rounding down gives the side of the grid for one or two prefix tokens.
   return int((tokens[0] - 1) ** 0.5) * arrays[tensor].shape[axis]
 
 
@@ -125,31 +127,31 @@ def _parse(text, parse, path):
     return parse(json.loads(text))
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(
-        f'{path}: the preprocessing in it cannot be read '
+        f'{path}: its preprocessing cannot be read '
         f'({type(error).__name__}: {error}); set config.data.mean, std, '
         f'interpolation and crop instead') from error
 
 
-def _from_ours(found):
-  return Preprocessing(tuple(found['mean']), tuple(found['std']),
-                       found['interpolation'], found['crop'])
+def _from_ours(fields):
+  return Preprocessing(tuple(fields['mean']), tuple(fields['std']),
+                       fields['interpolation'], fields['crop'])
 
 
-def _from_timm(found):
-  if 'pretrained_cfg' not in found:
-    return None  # another library's
-  found = found['pretrained_cfg']
-  return _from_ours({**found, 'crop': found['crop_pct']})
+def _from_timm(fields):
+  if 'pretrained_cfg' not in fields:
+    return None  # a config.json of another library
+  fields = fields['pretrained_cfg']
+  return _from_ours({**fields, 'crop': fields['crop_pct']})
 
 
-def _from_hugging_face(found):
-  size = found['size']
-  # Older files have a number where newer ones have a dictionary.
+def _from_hugging_face(fields):
+  size = fields['size']
+  # A number in older files, a dict in newer ones.
   side = lambda x: x if isinstance(x, int) else min(x.values())
   crop = 1.
-  if found.get('do_center_crop', False):
-    crop = side(found['crop_size']) / side(size)
-  mean, std = tuple(found['image_mean']), tuple(found['image_std'])
-  if not found.get('do_normalize', True):
+  if fields.get('do_center_crop', False):
+    crop = side(fields['crop_size']) / side(size)
+  mean, std = tuple(fields['image_mean']), tuple(fields['image_std'])
+  if not fields.get('do_normalize', True):
     mean, std = (0.,) * len(mean), (1.,) * len(std)
-  return Preprocessing(mean, std, _PIL[found['resample']], crop)
+  return Preprocessing(mean, std, _PIL[fields['resample']], crop)

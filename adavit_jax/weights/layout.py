@@ -1,4 +1,4 @@
-"""How the tensors of a checkpoint file lie in our groups of parameters."""
+"""The mapping from tensors of a checkpoint file to parameter groups."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,17 +7,17 @@ import numpy as np
 
 
 class Tensor(NamedTuple):
-  """One tensor of a file and the leaf of our groups that it fills.
+  """One tensor of a file and the leaf of the parameter groups that it fills.
 
   Attributes:
-    name: in the file.
-    leaf: path in its group. A number in it is a row of a stack of encoders:
-      ('encoders', 2, 'fc1', 'bias') is row 2 of the leaf without the number.
-      Tensors of the same path are joined along its last axis, in order (q, k,
-      v).
-    shape: in the file.
-    axes: transposition from the file to us; None keeps the order.
-    shape_here: of the leaf, where it is not `shape` transposed.
+    name: name in the file.
+    leaf: path in its group. An integer selects a row of a stack of encoders:
+      ('encoders', 2, 'fc1', 'bias') is row 2 of ('encoders', 'fc1', 'bias').
+      Tensors with the same path are concatenated along the last axis, in order
+      (q, k, v).
+    shape: shape in the file.
+    axes: transposition from the file to the leaf; None for none.
+    shape_here: shape of the leaf if it is not the transposed `shape`.
     group: 'backbone' or 'batch_stats'.
   """
   name: str
@@ -29,40 +29,39 @@ class Tensor(NamedTuple):
 
   @property
   def order(self):
-    """`axes`, also where the order is kept."""
+    """`axes`, with None replaced by the identity."""
     return tuple(range(len(self.shape))) if self.axes is None else self.axes
 
   def to_leaf(self, x):
-    """The file's array as float32 in our layout."""
+    """Converts the array in the file to the float32 leaf."""
     x = np.asarray(x, np.float32).transpose(self.order)
     return x.reshape(self.shape_here or x.shape)
 
   def from_leaf(self, x):
-    """The inverse of `to_leaf` where `shape_here` is None."""
+    """The inverse of `to_leaf` if `shape_here` is None."""
     x = np.transpose(x, np.argsort(self.order))
-    # The safetensors library writes the memory, whatever its strides.
+    # safetensors writes the raw memory and ignores strides.
     return np.ascontiguousarray(x, np.float32)
 
 
 class Format(NamedTuple):
-  """A family of files.
+  """A file layout.
 
   Attributes:
-    title: for messages.
-    recognises: (names of a file) -> bool.
-    clean: (arrays by name) -> the same without prefixes and unused tensors, a
-      new dict.
+    title: name for messages.
+    recognises: (tensor names) -> bool.
+    clean: (arrays by name) -> new dict without prefixes and unused tensors.
     tensors: (model, cleaned names) -> list of `Tensor`, one for each tensor
       that the file should hold.
-    block: regular expression whose first group is an encoder's number; ''
-      where names have none.
-    heads: names of our groups of parameters that end in the classes. They
-      are initialised where the first is missing or of other classes.
+    block: regular expression for tensor names whose first group is the index of
+      the encoder; '' if names have none.
+    heads: names of the parameters whose output is the class logits. They are
+      initialised if the first one is missing or has other classes.
     dist: name of the distillation token after cleaning.
-    adapt: (model, path, format, tensors, arrays) -> None, makes of the cleaned
-      arrays those that the model needs, in place; None where nothing is to do.
-    sizes: (format, tensors, arrays) -> {attribute of the model: value} that
-      the arrays show, for messages; None without.
+    adapt: (model, path, format, tensors, arrays) -> None, adapts the cleaned
+      arrays to the model in place; None for no adaptation.
+    sizes: (format, tensors, arrays) -> {model attribute: value} implied by the
+      arrays, for messages; None for no such hints.
   """
   title: str
   recognises: Callable[..., bool]

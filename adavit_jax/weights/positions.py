@@ -1,4 +1,4 @@
-"""Position embeddings of one image size for another."""
+"""Resampling of position embeddings to another image size."""
 
 import numpy as np
 
@@ -8,13 +8,13 @@ _A = -0.75
 def resize(positions, num_prefix, side):
   """Resamples the grid of a position embedding.
 
-  Bicubic with a = -0.75, no antialiasing, corners not aligned, borders
-  repeated: what DeiT's fine-tuning does (torch's `interpolate`).
+  Bicubic with a = -0.75, without antialiasing, corners not aligned, borders
+  replicated, as in DeiT's fine-tuning (torch's `interpolate`).
 
   Args:
     positions: [1, num_prefix + n * n, D].
-    num_prefix: rows before the grid, kept as they are.
-    side: patches along a side of the new grid.
+    num_prefix: number of rows before the grid, which are kept.
+    side: side of the new grid in patches.
 
   Returns:
     float32 [1, num_prefix + side * side, D].
@@ -29,7 +29,7 @@ def resize(positions, num_prefix, side):
 
 
 def interpolation(num_in, num_out):
-  """One dimension of `resize` as a matrix, float64 [num_out, num_in]."""
+  """The matrix of `resize` for one axis, float64 [num_out, num_in]."""
   centre = (np.arange(num_out) + 0.5) * num_in / num_out - 0.5
   first = np.floor(centre).astype(int)
   matrix = np.zeros((num_out, num_in))

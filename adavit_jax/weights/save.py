@@ -1,4 +1,4 @@
-"""Our parameters as a file, one that timm can load where it has the model."""
+"""Writes parameters to a file, in timm's layout if timm has the model."""
 
 import pathlib
 
@@ -10,30 +10,30 @@ from adavit_jax.weights import attributes
 from adavit_jax.weights import formats
 from adavit_jax.weights import images
 from adavit_jax.weights import mismatch
-from adavit_jax.weights import own
+from adavit_jax.weights import native
 
 
 def save(path, model, params, *, preprocessing=None):
-  """Writes a backbone; `load` gives it back exactly.
+  """Writes the parameters of a backbone; `load` restores them exactly.
 
-  Under timm's names where timm has such a model, a ViT or DeiT with the patch
-  stem. Any other model is written in our own layout, whose tensors are named
-  by the paths of their groups, as in 'backbone/encoders_0/qkv/kernel' (`own`).
+  A ViT or DeiT with the patch stem is written with timm's names. Other models
+  are written in our own layout, whose names are paths of parameters, e.g.
+  'backbone/encoders_0/qkv/kernel' (see `native`).
 
-  Whole numbers that no tensor shows, as the number of heads, go into the file's
-  metadata, and `load` refuses others. `num_fixed` is not in the file: it may be
-  loaded with any. Added exits ('heads') and policy networks are not written
-  either.
+  Integer attributes that tensor shapes do not determine, e.g. num_heads, are
+  stored in the metadata, and `load` checks them. `num_fixed` is not stored: any
+  value may be used to load the file. Added exits ('heads') and policy networks
+  are not written.
 
   Args:
-    path: of the new file, '.safetensors'; folders are made.
+    path: path of the new '.safetensors' file; parent directories are created.
     model: a `Backbone`.
-    params: its groups of parameters, not folded.
-    preprocessing: `Preprocessing` of its images, kept in the file's metadata.
+    params: its parameter groups, not folded.
+    preprocessing: `Preprocessing` of its images, stored in the metadata.
 
   Raises:
-    ValueError: if the path ends otherwise, or the parameters are not the
-      model's.
+    ValueError: if the path has another suffix, or the parameters do not fit the
+      model.
   """
   path = pathlib.Path(path).expanduser()
   if path.suffix != '.safetensors':
@@ -41,7 +41,7 @@ def save(path, model, params, *, preprocessing=None):
   mismatch.check_params(model, params)
   fmt = formats.of(model)[0]
   arrays = {group: jax.tree.map(np.asarray, params[group])
-            for group in own.GROUPS if group in params}
+            for group in native.GROUPS if group in params}
   tensors = {t.name: t.from_leaf(_leaf(arrays, t))
              for t in fmt.tensors(model, ())}
   size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
@@ -49,8 +49,8 @@ def save(path, model, params, *, preprocessing=None):
     raise ValueError(f'the {fmt.title} layout of {type(model).__name__} holds '
                      f'{size(tensors)} of its {size(arrays)} parameters')
   metadata = attributes.of(model)
-  if fmt is not own.FORMAT:
-    metadata['format'] = 'pt'  # transformers asks for it
+  if fmt is not native.FORMAT:
+    metadata['format'] = 'pt'  # required by transformers
   if preprocessing is not None:
     metadata[images.METADATA] = images.to_json(preprocessing)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,10 +58,10 @@ def save(path, model, params, *, preprocessing=None):
 
 
 def _leaf(groups, t):
-  """The array that `layout.Tensor` t is of."""
-  found = groups[t.group]
+  """The array of the leaf, or row of a leaf, of `layout.Tensor` t."""
+  node = groups[t.group]
   for key in t.leaf:
     if not isinstance(key, int):
-      found = found[key]
+      node = node[key]
   row = next((key for key in t.leaf if isinstance(key, int)), ...)
-  return found[row]
+  return node[row]

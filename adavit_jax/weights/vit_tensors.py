@@ -1,4 +1,4 @@
-"""What the layouts of ViT and DeiT have in common."""
+"""Shared parts of the ViT and DeiT layouts."""
 
 import re
 
@@ -22,47 +22,47 @@ def torch_patches(name, model):
 
 
 def tokens(model, cls, dist, embedding):
-  """Class token, distillation token if the model has one, and positions."""
+  """Class token, position embedding and, if any, distillation token."""
   d = model.width
-  found = [
+  tensors = [
       layout.Tensor(cls, ('cls',), (1, 1, d)),
       layout.Tensor(embedding, ('pos_embedding',), (1, model.num_tokens, d))]
   if model.distillation:
-    found.append(layout.Tensor(dist, ('dist',), (1, 1, d)))
-  return found
+    tensors.append(layout.Tensor(dist, ('dist',), (1, 1, d)))
+  return tensors
 
 
 def adapt(model, path, fmt, wanted, arrays):
-  """Resamples the positions, and adds a distillation head that is missing.
+  """Resamples the position embedding and adds a missing distillation head.
 
   Args:
     model: `ViT`.
-    path: of the file, for messages.
+    path: path of the file, for messages.
     fmt: `layout.Format` of the file.
     wanted: list of `layout.Tensor`.
-    arrays: the file's arrays by name, changed in place.
+    arrays: arrays of the file by name, modified in place.
 
   Raises:
-    ValueError: if one of model and file is distilled and the other is not.
+    ValueError: if only one of model and file is distilled.
   """
   _check_tokens(model, path, fmt.dist in arrays)
   _resize_positions(model, wanted, arrays)
   dist = [t for t in wanted if t.leaf[0] == 'head_dist']
   if dist and not any(t.name in arrays for t in dist):
-    logging.warning('%s has no distillation head: it starts at zero.', path)
+    logging.warning('%s has no distillation head: it is set to zero.', path)
     arrays.update((t.name, np.zeros(t.shape, np.float32)) for t in dist)
 
 
 def _check_tokens(model, path, dist):
   if dist and not model.distillation:
     raise ValueError(
-        f'{path} is a distilled model (it has a distillation token) and this '
-        f'model is not: create a distilled one, e.g. '
+        f'{path} is of a distilled model (it has a distillation token) and '
+        f'this model is not: create a distilled one, e.g. '
         f'deit_small_distilled_patch16_224, or set distillation=True')
   if model.distillation and not dist:
     raise ValueError(
-        f'{path} has no distillation token and this model needs one: create '
-        f'a model without, e.g. deit_small_patch16_224, or set '
+        f'{path} has no distillation token and this model needs one: create a '
+        f'model without one, e.g. deit_small_patch16_224, or set '
         f'distillation=False')
 
 
@@ -71,22 +71,22 @@ def _resize_positions(model, wanted, arrays):
   x = arrays.get(name)
   if x is None or x.ndim != 3 or x.shape[2] != model.width:
     return
-  was = (x.shape[1] - model.num_prefix) ** 0.5
+  old_side = (x.shape[1] - model.num_prefix) ** 0.5
   side = model.image_size // model.patch_size
-  if was >= 1 and was == int(was) and was != side:
+  if old_side >= 1 and old_side == int(old_side) and old_side != side:
     arrays[name] = positions.resize(x, model.num_prefix, side)
     logging.info('Position embedding resampled from %d x %d patches to '
-                 '%d x %d.', was, was, side, side)
+                 '%d x %d.', old_side, old_side, side, side)
 
 
 def sizes(fmt, wanted, arrays):
-  """{attribute: value} that a file shows of its model, see `layout.Format`."""
+  """{model attribute: value} implied by a file, see `layout.Format`."""
   blocks = {m[1] for m in (re.match(fmt.block, name) for name in arrays) if m}
-  found = {'depth': len(blocks)}
+  values = {'depth': len(blocks)}
   for t in wanted:
     if t.leaf == (*_PATCHES, 'kernel') and t.name in arrays:
       shape = arrays[t.name].shape
       if len(shape) == 4:
         p, _, c, d = (shape[i] for i in t.order)
-        found.update(patch_size=p, channels=c, width=d)
-  return found
+        values.update(patch_size=p, channels=c, width=d)
+  return values

@@ -1,6 +1,7 @@
-"""Our own layout, which every model has: tensors are named by their paths.
+"""The library's own layout, for every model: names are paths of parameters.
 
-'backbone/encoders/fc1/kernel' [L, D, F] is a leaf of the group 'backbone'.
+'backbone/encoders/fc1/kernel' [L, D, F], for example, is a leaf of the group
+'backbone'.
 """
 
 from flax import traverse_util
@@ -13,7 +14,7 @@ GROUPS = ('backbone', 'batch_stats')
 
 
 def _tensors(model, names=()):
-  """`layout.Tensor` of every tensor; `names` does not matter here."""
+  """One `layout.Tensor` per leaf; `names` is not used."""
   del names
   like = jax.eval_shape(lambda: models.init_params(model, jax.random.key(0)))
   return [
