@@ -59,8 +59,8 @@ class CascadeClassifier:
     predict = None if system.target is None else lambda outputs: outputs[:, 0]
     self._cascade = cascade.Cascade(
         system.programs(phase), params, system.rule, thresholds, stage_macs,
-        spent=(functools.partial(system.stage_macs, phase)
-               if self.drops_layers else None),
+        image_macs=(functools.partial(system.stage_macs, phase)
+                    if self.drops_layers else None),
         predict=predict, sizes=sizes)
     self.thresholds = thresholds
 
