@@ -379,8 +379,8 @@ def create(config, dataset):
       channels=dataset.channels)
   if config.data.image_size != model.image_size:
     raise ValueError(
-        f'data.image_size={config.data.image_size}, but the model '
-        f'{config.model.name!r} takes {model.image_size}; set '
+        f'data.image_size={config.data.image_size} does not fit the model '
+        f'{config.model.name!r}, which takes {model.image_size}; set '
         f'--config.model.image_size={config.data.image_size}, or '
         f'--config.data.image_size={model.image_size}')
   mean, std = (tuple(map(float, config.data[field] or getattr(dataset, field)))
