@@ -142,7 +142,8 @@ def test_only_what_changes_no_result_may_change_in_a_run():
   config.log_every, config.data.data_dir = 7, 'elsewhere'
   checks.same_run(saved, config, 'DIR')
   config.dense.learning_rate, config.seed = 0.5, 3
-  with pytest.raises(ValueError, match='DIR .*dense.learning_rate.*seed.* --workdir'):
+  with pytest.raises(ValueError,
+                     match='DIR .*dense.learning_rate.*seed.* --workdir'):
     checks.same_run(saved, config, 'DIR')
 
 

@@ -124,12 +124,13 @@ class Report:
       draw = Actions(*map(np.asarray, fixed.uniform(
           jax.random.key(i), len(test), plan.num_layers(self._system.model),
           keep=keep)))
-      random.append(compare.row(self._evaluator.given(params, test, draw),
-                                self._system.plain_cost))
+      random.append(compare.row(
+          self._evaluator.with_actions(params, test, draw),
+          self._system.plain_cost))
       order = self._rng.permutation(len(test))
       permuted = Actions(*(a[order] for a in out.actions))
       shuffled.append(compare.row(
-          self._evaluator.given(params, test, permuted), cost))
+          self._evaluator.with_actions(params, test, permuted), cost))
     return dict(adaptive=adaptive, random=compare.mean_rows(random),
                 shuffled=compare.mean_rows(shuffled)), out
 
@@ -177,7 +178,7 @@ class Report:
 
   def _untuned_row(self, actions):
     return compare.row(
-        self._evaluator.given(self._untuned, self._data.test, actions),
+        self._evaluator.with_actions(self._untuned, self._data.test, actions),
         self._system.plain_cost)
 
   def _fixed_rows(self):

@@ -139,7 +139,7 @@ def known(trainer, params, candidates):
   with contextlib.closing(
       writer.Progress(len(keep), 'masks', 'static masks')) as progress:
     for k in keep:
-      out = trainer.evaluator.given(
+      out = trainer.evaluator.with_actions(
           params, trainer.dataset.holdout, Actions.from_keep(k, num_layers))
       rows.append(compare.row(out, trainer.system.plain_cost))
       progress.update(len(rows), len(rows), {})
@@ -177,6 +177,6 @@ def finetuned(trainer, workdir, actions):
   state = loop.Trainer(config, directory, trainer.dataset).train()
   if state is None:
     return None
-  out = trainer.evaluator.given(
+  out = trainer.evaluator.with_actions(
       state_lib.final_params(state), trainer.dataset.test, actions)
   return dict(compare.row(out, trainer.system.plain_cost), keep=keep)

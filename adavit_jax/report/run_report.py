@@ -176,7 +176,7 @@ def _without_policy(trainer, run, saved):
   if state.teacher is None:
     return dict(dense=row(trainer.evaluator.dense(params, test)))
   return dict(dense=row(trainer.evaluator.dense(state.teacher, test)),
-              static=row(trainer.evaluator.given(params, test, mask)))
+              static=row(trainer.evaluator.with_actions(params, test, mask)))
 
 
 def _show_rows(result, labels=_LABELS):
