@@ -103,14 +103,14 @@ def _write(rows):
       json.dump(rows, f, indent=1)
 
 
-def _numbers(flag, texts, kind, valid, what):
+def _numbers(flag, texts, kind, valid, expected):
   """Parses the numbers of a flag; raises a ValueError if one is invalid."""
   try:
     numbers = [kind(text) for text in texts]
   except ValueError:
     numbers = []
   if not numbers or not all(map(valid, numbers)):
-    raise ValueError(f'--{flag}={",".join(texts)} must be a list of {what}')
+    raise ValueError(f'--{flag}={",".join(texts)} must be a list of {expected}')
   return numbers
 
 

@@ -74,7 +74,7 @@ def test_known_masks_come_from_every_source(monkeypatch):
 
   class Evaluator:
 
-    def given(self, params, split, actions):
+    def with_actions(self, params, split, actions):
       assert (params, split) == ('params', 'held out')
       good = right.get(''.join(str(int(k)) for k in actions.keep), 1)
       return _outputs(np.arange(10) < good, actions)

@@ -360,7 +360,7 @@ def test_one_set_of_weights_is_compared_at_the_same_macs(run, opened, maker):
 def test_every_draw_is_another_one_and_of_test_images(maker, monkeypatch):
   evaluator, test = maker.trainer.evaluator, maker.trainer.dataset.test
   seen = []
-  for name in ('given', 'adaptive'):
+  for name in ('with_actions', 'adaptive'):
     def spy(params, *args, run=getattr(evaluator, name), **kwargs):
       seen.append(args)
       return run(params, *args, **kwargs)
