@@ -1,11 +1,11 @@
-"""Writes a trained run as one StableHLO file:
+"""Exports a trained run to one StableHLO file:
 
   python export.py --workdir=DIR --mode=cond --output=FILE
   python examples/run_exported.py FILE IMAGE...
 
-The file runs with jax alone, on every platform it was lowered for. Of a model
-with exits --mode=stages writes a file for each stage into the directory FILE,
-which run_exported.py takes too.
+The file runs with jax alone, on every platform it was lowered for. For a model
+with exits, --mode=stages writes a file for each stage into the directory FILE,
+which run_exported.py accepts too.
 """
 
 from absl import app
@@ -21,30 +21,31 @@ from adavit_jax.train import guards
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a run.',
                                required=True)
 _OUTPUT = flags.DEFINE_string(
-    'output', None, 'File to write; what its images must be like is written '
-    'beside it, as .json.', required=True)
+    'output', None, 'File to write. A .json file beside it describes the '
+    'images that it takes.', required=True)
 _MODE = flags.DEFINE_enum(
     'mode', None, (*export.MODES, 'stages'), 'dense: all layers. static: the '
     'mask of a static phase. cond: the policy decides for one image. compact: '
-    'it decides for each image of a batch. stages: each stage of a model with '
-    'exits.', required=True)
+    'the policy decides for each image of a batch. stages: each stage of a '
+    'model with exits.', required=True)
 _BATCH_SIZE = flags.DEFINE_integer(
-    'batch_size', None, 'Images per call; compact needs it. Default: any '
-    'number of them, of cond one.', lower_bound=1)
+    'batch_size', None, 'Images per call; required for compact. Default: one '
+    'for cond, else any number.', lower_bound=1)
 _PLATFORMS = flags.DEFINE_list(
     'platforms', ['cpu', 'cuda', 'tpu'],
-    f'Where the file shall run: some of {",".join(export.PLATFORMS)}.')
+    f'Platforms to lower for, from {",".join(export.PLATFORMS)}.')
 _PHASE = flags.DEFINE_string(
-    'phase', '', 'The end of this phase. Default: the newest checkpoint.')
+    'phase', '', 'Use the checkpoint at the end of this phase. Default: the '
+    'newest checkpoint.')
 _RULE = flags.DEFINE_string(
-    'rule', None, "Of a model with exits: when an image leaves, as eval.py "
-    "--rule. Default: the config's exits.rule.")
+    'rule', None, 'Confidence rule of a model with exits, as in eval.py. '
+    "Default: the config's exits.rule.")
 _BEST = flags.DEFINE_bool(
-    'best', False, 'The best checkpoint of the last phase, not its end.')
+    'best', False, 'Use the best checkpoint of the last phase, not its last.')
 _THRESHOLD = flags.DEFINE_list(
-    'threshold', None, 'Threshold of the policy to suggest in the .json, or of '
-    'each exit but the last: those that eval.py prints. Default: of a policy '
-    "the config's; of exits one that lets no image leave early.")
+    'threshold', None, 'Threshold to suggest in the .json file, as printed by '
+    "eval.py: the policy's, or that of each exit except the last. Default: for "
+    "a policy the config's; for exits one that lets no image leave early.")
 
 
 def main(argv):
@@ -53,8 +54,8 @@ def main(argv):
   try:
     threshold = confidence.parse_thresholds(_THRESHOLD.value)
     if threshold is not None and _MODE.value in ('dense', 'static'):
-      raise ValueError(f'--threshold={threshold} has no part in '
-                       f'--mode={_MODE.value}, which asks no policy: leave it '
+      raise ValueError(f'--threshold={threshold} has no effect with '
+                       f'--mode={_MODE.value}, which uses no policy; leave it '
                        f'out, or give --mode=cond, compact or stages')
     clf = adavit_jax.load(_WORKDIR.value, phase=_PHASE.value, best=_BEST.value,
                           rule=_RULE.value)
@@ -70,17 +71,17 @@ def main(argv):
     if threshold is not None:
       if not (isinstance(threshold, float) and 0 < threshold < 1):
         raise ValueError(f'--threshold={threshold} must be one number in '
-                         f"(0, 1): it is the policy's")
+                         f'(0, 1) for a policy')
       clf.threshold = threshold
     export.export(clf, _OUTPUT.value, mode=_MODE.value, **options)
   except guards.USER_ERRORS as error:
-    logging.debug('where it came from', exc_info=True)  # shown with -v=1
+    logging.debug('traceback', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error
   print(f'wrote {_OUTPUT.value} and {_OUTPUT.value}.json')
   if _MODE.value in ('cond', 'compact') and threshold is None:
-    print(f"with the config's threshold {clf.threshold}; python eval.py "
-          f'--workdir={_WORKDIR.value} prints one for --threshold that meets '
-          f'the mac_target')
+    print(f"with the config's threshold {clf.threshold}; for one that meets "
+          f'mac_target, run python eval.py --workdir={_WORKDIR.value} and give '
+          f'its threshold as --threshold')
   _hint()
 
 

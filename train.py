@@ -2,8 +2,8 @@
 
   python train.py --config=configs/digits_policy.py --workdir=DIR
 
-A second call with the same arguments resumes. `--config.x=y` overrides any
-field of the config.
+The same command resumes a stopped run. `--config.x=y` overrides a field of the
+config.
 """
 
 import re
@@ -21,12 +21,12 @@ from adavit_jax.runs import loop
 from adavit_jax.train import guards
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'A file of configs/, with :variant where it has any.',
+    'config', None, 'File in configs/, with :variant if it has variants.',
     lock_config=True)
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Directory for checkpoints and metrics.')
 _DISTRIBUTED = flags.DEFINE_bool(
-    'distributed', False, 'Joins the other hosts of a pod or cluster.')
+    'distributed', False, 'Run on all hosts of a pod or cluster.')
 flags.mark_flags_as_required(['config', 'workdir'])
 
 
@@ -41,46 +41,46 @@ def main(argv):
     trainer = loop.Trainer(_CONFIG.value, _WORKDIR.value)
     state = trainer.train()
   except guards.USER_ERRORS as error:
-    logging.debug('where it came from', exc_info=True)  # shown with -v=1
+    logging.debug('traceback', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error
   if state is not None:
     print(f'done; now: python eval.py --workdir={_WORKDIR.value}')
   elif trainer.stopped_by == signal.SIGINT:
-    raise SystemExit(128 + signal.SIGINT)  # so that no && goes on
+    raise SystemExit(128 + signal.SIGINT)  # a command after && must not run
 
 
 def _last_of_each(argv):
-  """Without overrides that come again: absl would join tuples given twice."""
-  given = {}  # field, or place of what is none: its arguments
-  field = None  # whose value is the next argument
+  """Keeps the last of repeated overrides; absl would join repeated tuples."""
+  groups = {}  # config field, or index of another argument -> its arguments
+  field = None  # the field whose value is the next argument
   for i, arg in enumerate(argv):
     if field and not re.match('--?[a-zA-Z]', arg):
-      given[field].append(arg)
+      groups[field].append(arg)
       field = None
       continue
     name, equals = re.match(r'(?:--?(config\.[\w.]+)(=?))?', arg).groups()
-    given.pop(name, None)  # so that it stands where it came last
-    given[name or i] = [arg]
+    groups.pop(name, None)  # moves the field to its last position
+    groups[name or i] = [arg]
     field = None if equals else name
-  return [arg for args in given.values() for arg in args]
+  return [arg for args in groups.values() for arg in args]
 
 
 def _parse(argv):
-  """Parses the flags; a mistake in them ends in one sentence."""
+  """Parses the flags; a mistake ends the program with a one-sentence error."""
   try:
     rest = flags.FLAGS(_last_of_each(argv))
-    _CONFIG.value.phases  # here a file that is not there becomes an error
+    _CONFIG.value.phases  # raises if the config file is missing
     return rest
   except (AttributeError, IndexError, KeyError) as error:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     if 'ml_collections' not in frame.filename:
-      raise  # a mistake in the config file itself
+      raise  # the config file itself has an error
     cause = error.args[0]
     text = cause.args[0] if isinstance(cause, KeyError) else cause
     raise SystemExit('error: unknown field of the config: '
                      + '. '.join(str(text).splitlines())) from error
   except (flags.Error, OSError) as error:
-    # Above the exception that a config file raised stands where it came from.
+    # The text of an error in a config file starts with its traceback.
     *_, text = re.split(r'\n *(?=\w+Error: )', str(error))
     text = text.split('\n\nPass --help')[0].strip()
     if isinstance(error, OSError):

@@ -1,11 +1,11 @@
-"""Accuracy against measured time of a trained policy, in one picture:
+"""Draws accuracy against measured time of a trained policy:
 
   python benchmarks/accuracy_time.py --workdir=DIR --output=FILE.png
 
-One model serves every budget: its threshold is moved over those of the sweep in
-DIR/report.json, which has their test accuracy, and each is timed on test images
-as `adavit_jax.load(DIR)` runs it. The static sub-networks that eval.py tuned in
-DIR/static are timed alike. The rows go to FILE.json too.
+One model serves every budget. Each threshold of the sweep in DIR/report.json,
+which has its test accuracy, is timed on test images as `adavit_jax.load(DIR)`
+runs it. The static sub-networks that eval.py tuned in DIR/static are timed in
+the same way. The rows are also written to FILE.json.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def read(workdir):
   """Returns the report.json of a run.
 
   Raises:
-    ValueError: there is none, or it has no sweep.
+    ValueError: if there is none, or it has no sweep.
   """
   path = os.path.join(workdir, 'report.json')
   if not os.path.exists(path):
@@ -54,12 +54,13 @@ def read(workdir):
   with open(path, encoding='utf-8') as f:
     report = json.load(f)
   if 'sweep' not in report:
-    raise ValueError(f'{path} has no sweep over the thresholds of a policy')
+    raise ValueError(f'{path} has no sweep over the thresholds of a policy; '
+                     f'give the --workdir of a run with a policy')
   return report
 
 
 def measure(report, workdir, batches, repeats, data_dir=None):
-  """Times the policy over its sweep, and the static sub-networks.
+  """Times the policy at the thresholds of its sweep, and static sub-networks.
 
   Args:
     report: from `read`.
@@ -81,8 +82,8 @@ def measure(report, workdir, batches, repeats, data_dir=None):
     settings[name], accuracy[name] = point['threshold'], point['accuracy']
   rows = []
   print(timing.header())
-  def add(found, accuracy):
-    for row in found:
+  def add(timed, accuracy):
+    for row in timed:
       rows.append({**row, 'accuracy': accuracy[row['mode']]})
       print(timing.format_row(row), flush=True)
   add(trained.rows(workdir, batches, repeats=repeats, settings=settings,
@@ -97,7 +98,7 @@ def measure(report, workdir, batches, repeats, data_dir=None):
 
 
 def draw(report, rows):
-  """A `Figure`: time against accuracy, a curve for each batch size."""
+  """Draws accuracy against time, a curve for each batch size; a `Figure`."""
   figure = Figure(figsize=(6, 4), layout='constrained')
   axes = figure.subplots()
   batches = sorted({row['batch'] for row in rows})

@@ -1,12 +1,12 @@
-"""Compiles the execution modes for a TPU without a TPU, and looks inside:
+"""Compiles the execution modes for a TPU, without a TPU, and counts operations:
 
   pip install -e '.[tpu]'
   python benchmarks/aot_modes.py --model=vit_small_patch16_224 --batch=32
 
-A dropped layer is saved time only if the compiler leaves the conditionals in
-the program, and the loops over passes of `compact`; and a program that holds
-each encoder once per layer and size takes minutes to compile. So two depths
-stand in the table: no number may grow with depth.
+A dropped layer saves time only if the compiler keeps the conditionals and the
+loops over passes of `compact`; and a program that contains each encoder once
+per layer and size takes minutes to compile. The table therefore has two depths:
+no number may grow with depth.
 """
 
 import re
@@ -29,11 +29,13 @@ from adavit_jax.models.actions import Actions
 from adavit_jax.runtime import compact
 from adavit_jax.runtime import modes
 
-_MODEL = flags.DEFINE_string('model', 'vit_small_patch16_224', 'Name.')
-_BATCH = flags.DEFINE_integer('batch', 32, 'Images, of mode compact.')
-_DEPTHS = flags.DEFINE_list('depths', ['12', '24'], 'Encoders.')
+_MODEL = flags.DEFINE_string('model', 'vit_small_patch16_224',
+                             'Name of the model.')
+_BATCH = flags.DEFINE_integer('batch', 32,
+                              'Batch size of the modes masked and compact.')
+_DEPTHS = flags.DEFINE_list('depths', ['12', '24'], 'Numbers of encoders.')
 _TOPOLOGY = flags.DEFINE_string('topology', 'v5e:2x2',
-                                'One chip of it is used.')
+                                'Topology; one chip of it is used.')
 _DTYPE = flags.DEFINE_string('dtype', 'bfloat16', 'Compute dtype.')
 
 _COUNTED = {'conditional': r' conditional\(', 'while': r' while\(',
@@ -67,7 +69,7 @@ def main(argv):
 
 
 def compiled(model, mode, batch, chunk, device):
-  """The model's program for one TPU chip, from images to logits."""
+  """Compiles the model, from images to logits, for one TPU chip."""
   def on_chip(shape, dtype=jnp.float32):
     return jax.ShapeDtypeStruct(
         shape, dtype, sharding=SingleDeviceSharding(device))

@@ -1,15 +1,15 @@
 """Compiles the training step of every phase for a TPU slice, without a TPU.
 
-Shows before anybody rents one whether a config fits a chip's memory, that the
-gradient is reduced over the chips, and what is left of the conditionals:
+Shows in advance whether a config fits a chip's memory, whether the gradient is
+reduced over the chips, and how many conditionals remain:
 
   pip install -e '.[tpu]'
   python benchmarks/aot_tpu.py --config=configs/imagenet_policy.py \
       --topology=v5e:4x4
 
-Memory is what XLA plans per chip: arguments + temporaries + outputs, less the
-outputs that take the place of donated arguments. Large gathers mean that the
-batch axis was lost on the way and every chip computes every image.
+Memory is planned by XLA per chip: arguments + temporaries + outputs, minus the
+outputs that reuse donated arguments. Large gathers mean that the sharding of
+the batch axis was lost and every chip computes every image.
 """
 
 import math
@@ -36,17 +36,17 @@ from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', 'configs/imagenet_policy.py', 'A file of configs/.',
+    'config', 'configs/imagenet_policy.py', 'File in configs/.',
     lock_config=True)
 _TOPOLOGY = flags.DEFINE_string(
     'topology', 'v5e:4x4', 'Slice to compile for, e.g. v5e:16x16, v4:2x2x4.')
 _PHASES = flags.DEFINE_list(
-    'phases', None, "Phases to compile; the config's by default.")
-_NUM_CLASSES = flags.DEFINE_integer('num_classes', 1000, 'K of the data set.')
+    'phases', None, "Phases to compile. Default: the config's.")
+_NUM_CLASSES = flags.DEFINE_integer('num_classes', 1000, 'Number of classes.')
 
 _CONDITIONAL = re.compile(r'[\])}] conditional\(')
 
-# Memory of one device, GiB; v3's devices are half chips.
+# Memory of one device, GiB; a device of v3 is half a chip.
 _MEMORY = {'v3': 16, 'v4': 32, 'v5e': 16, 'v5p': 95, 'v6e': 32}
 
 
@@ -87,7 +87,7 @@ def main(argv):
 
 
 def make_mesh(name):
-  """The data mesh over the devices of a TPU topology.
+  """Makes the data mesh over the devices of a TPU topology.
 
   Args:
     name: 'KIND:SHAPE', e.g. 'v5e:4x4'.
@@ -101,7 +101,7 @@ def make_mesh(name):
 
 
 def make_system(config, num_classes):
-  """The `System` of a config, for colour images that need not be there."""
+  """Makes the `System` of a config for colour images, without a data set."""
   dataset = types.SimpleNamespace(
       num_classes=num_classes, channels=3, mean=folder.IMAGENET_MEAN,
       std=folder.IMAGENET_STD, target=None)
@@ -109,7 +109,7 @@ def make_system(config, num_classes):
 
 
 def compile_step(system, phase, mesh):
-  """Compiles a phase's step exactly as `train.loop` jits it."""
+  """Compiles a phase's step exactly as `runs.loop` jits it."""
   size = data_config.load_size(system.config.data)
   num = system.config[phase].batch_size
   rows = mesh_lib.batch_sharding(mesh)
@@ -123,7 +123,7 @@ def compile_step(system, phase, mesh):
 
 
 def memory(compiled):
-  """(all, arguments and outputs alone) that one chip holds, GiB."""
+  """Returns memory of one chip in GiB: (total, arguments and outputs alone)."""
   m = compiled.memory_analysis()
   held = (m.argument_size_in_bytes + m.output_size_in_bytes
           - m.alias_size_in_bytes)
@@ -131,19 +131,19 @@ def memory(compiled):
 
 
 def collectives(hlo, kind):
-  """Result types of the collectives of a kind, {channel: 'f32[8,4]{...}'}."""
-  # One channel can stand in several copies of a fusion; of an asynchronous
-  # collective only the start counts.
-  found = re.findall(
+  """Returns the result types of collectives, {channel: 'f32[8,4]{...}'}."""
+  # A channel can appear in several copies of a fusion. Of an asynchronous
+  # collective, only the start is counted.
+  matches = re.findall(
       rf' = (.*[\])}}]) {kind}(?:-start)?\(.*channel_id=(\d+)', hlo)
-  return {int(channel): result for result, channel in found}
+  return {int(channel): result for result, channel in matches}
 
 
 def gathered(hlo):
-  """What one chip receives whole in all-gathers during a step, GiB."""
+  """Returns the size of all results of all-gathers on one chip, GiB."""
   total = 0
   for result in collectives(hlo, 'all-gather').values():
-    # The last shape: a start's result holds its operand first.
+    # The last shape, since the result of a start begins with its operand.
     bits, shape = re.findall(r'[a-z]+(\d*)\[([\d,]*)\]', result)[-1]
     size = math.prod(map(int, filter(None, shape.split(','))))
     total += size * int(bits or 8) / 8  # 'pred' has no number

@@ -1,8 +1,8 @@
-"""Accuracy against MACs of several runs with exits, in one picture:
+"""Draws accuracy against MACs of several runs with exits:
 
   python benchmarks/curves.py --output=FILE.png LABEL=DIR LABEL=DIR ...
 
-Each DIR holds the report.json of eval.py.
+Each DIR contains the report.json of eval.py.
 """
 
 import json
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 
 def main(output, *runs):
-  """Draws the curve and the exits alone of each LABEL=DIR into a PNG file."""
+  """Draws the curve and the single exits of each LABEL=DIR into a PNG file."""
   figure = Figure(figsize=(6, 4), layout='constrained')
   axes = figure.subplots()
   reports = []
@@ -28,11 +28,11 @@ def main(output, *runs):
     with open(path, encoding='utf-8') as f:
       reports.append((label, json.load(f)))
     if 'curve' not in reports[-1][1]:
-      sys.exit(f'error: {path} has no curve: it is not of a model with several '
-               f'exits at several layers, or thresholds were given')
+      sys.exit(f'error: {path} has no curve: the model does not have exits at '
+               f'several layers, or eval.py was given thresholds')
   if len({'accuracy' in r['exits'][0] for _, r in reports}) > 1:
-    sys.exit('error: some runs tell classes, some a number: no one axis '
-             'fits both')
+    sys.exit('error: the runs mix classification and regression, which cannot '
+             'share an axis')
   for i, (label, report) in enumerate(reports):
     classes = 'accuracy' in report['exits'][0]
     score = lambda r: 100 * r['accuracy'] if classes else r['mae']

@@ -1,20 +1,19 @@
-"""What a dropped layer saves in time, in every execution mode:
+"""Measures the time that a dropped layer saves, in every execution mode:
 
   python benchmarks/execution.py --output=execution.json
 
-compares dense, compact (random actions per image), cond and static (random
-actions, one decision for the batch) over batch sizes and keep rates, each model
-from normalised images to logits; at batch 1 compact is left out, cond stands
-for it. efficiency = dense time x MAC ratio / time: 1 if time follows MACs, of
-which those of tokens that nobody reads are not counted, as they are not spent.
-Ratios are to the dense model in the same rounds, whose own row has others.
-timm stands in the table where torch and timm can be imported, with the same
-weights. With
+This compares dense, compact (random actions per image), cond and static (random
+actions, one decision for the batch) over batch sizes and keep rates, from
+normalised images to logits. At batch size 1 cond replaces compact. efficiency =
+dense time x MAC ratio / time; it is 1 if time is proportional to MACs. MACs of
+tokens that are not read are not counted, since they are not computed. Ratios
+are to the dense model timed in the same rounds; the row 'dense' has separate
+rounds. timm is added with the same weights if torch and timm can be imported.
 
   python benchmarks/execution.py --workdir=DIR --output=trained.json
 
-it times a trained policy, or a cascade of exits, as `adavit_jax.load(DIR)` runs
-it.
+This times a trained policy, or a cascade of exits, as `adavit_jax.load(DIR)`
+runs it.
 """
 
 import functools
@@ -41,25 +40,27 @@ import timm_rows
 import trained
 
 _MODELS = flags.DEFINE_list(
-    'models', ['vit_tiny_patch16_224', 'vit_cifar_patch4_32'], 'Names.')
+    'models', ['vit_tiny_patch16_224', 'vit_cifar_patch4_32'],
+    'Names of models.')
 _BATCHES = flags.DEFINE_list('batches', ['1', '8', '32', '128', '256'],
                              'Batch sizes.')
 _KEEPS = flags.DEFINE_list('keeps', ['1.0', '0.75', '0.6', '0.5', '0.25'],
-                           'Shares of adaptive layers that run.')
+                           'Fractions of adaptive layers that run.')
 _MODES = flags.DEFINE_list('modes', ['cond', 'compact', 'static'],
-                           'Modes beside the dense model.')
+                           'Modes to compare with the dense model.')
 _CHUNKS = flags.DEFINE_list(
-    'chunks', [], "Images in one pass of compact, to compare; by default the "
-    "library's choice alone.")
+    'chunks', [], 'Images in one pass of compact, to compare with the size '
+    'that the library chooses.')
 _DTYPE = flags.DEFINE_string('dtype', 'float32', 'Compute dtype.')
 _REPEATS = flags.DEFINE_integer('repeats', 9, 'Timed rounds.', lower_bound=1)
-_OUTPUT = flags.DEFINE_string('output', None, 'Where to write the rows, JSON.')
+_OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write.')
 _WORKDIR = flags.DEFINE_list(
-    'workdir', [], 'Runs of train.py whose policies to time instead.')
+    'workdir', [], 'Directories of runs to time instead of models.')
 _THRESHOLD = flags.DEFINE_float(
-    'threshold', None, "The policy's; by default the one that eval.py "
-    "calibrated, else the config's.")
-_DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where the data lies now.')
+    'threshold', None, 'Threshold of the policy or of all exits. Default: '
+    "calibrated by eval.py, else for a policy the config's.")
+_DATA_DIR = flags.DEFINE_string(
+    'data_dir', None, 'Data directory, if it moved.')
 
 
 def main(argv):
@@ -68,23 +69,24 @@ def main(argv):
   try:
     _run_all()
   except guards.USER_ERRORS as error:
-    logging.debug('where it came from', exc_info=True)  # shown with -v=1
+    logging.debug('traceback', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error
 
 
 def _run_all():
   batches = _numbers('batches', _BATCHES.value, int, lambda b: b > 0,
-                     'batch sizes, 1 or more')
+                     'positive batch sizes')
   keeps = _numbers('keeps', _KEEPS.value, float, lambda k: 0 < k <= 1,
                    'numbers in (0, 1]')
   if _CHUNKS.value:
-    _numbers('chunks', _CHUNKS.value, int, lambda c: c > 0, 'numbers of images')
+    _numbers('chunks', _CHUNKS.value, int, lambda c: c > 0,
+             'positive numbers of images')
   if unknown := set(_MODES.value) - {'cond', 'compact', 'static'}:
     raise ValueError(f'--modes has {sorted(unknown)}; known: cond, compact, '
                      f'static')
   named = _named_models()
   rows = []
-  _write(rows)  # now: it would be a pity to fail after the first row
+  _write(rows)  # fails before anything is timed if the file is not writable
   print(f'{jax.devices()[0].device_kind}, {timing.num_cores()} CPU cores '
         f'({platform.machine()}), jax {jax.__version__}, medians of '
         f'{_REPEATS.value} rounds in alternation\n')
@@ -92,7 +94,7 @@ def _run_all():
   for row in _rows(named, batches, keeps):
     rows.append(row)
     print(timing.format_row(row), flush=True)
-    _write(rows)  # each time: nothing is lost of a run cut short
+    _write(rows)  # after every row, so that an interrupted run keeps them
 
 
 def _write(rows):
@@ -101,19 +103,20 @@ def _write(rows):
       json.dump(rows, f, indent=1)
 
 
-def _numbers(flag, texts, kind, valid, what):
-  """The numbers that a flag lists; a ValueError says what it should list."""
+def _numbers(flag, texts, kind, valid, expected):
+  """Parses the numbers of a flag; raises a ValueError if one is invalid."""
   try:
     numbers = [kind(text) for text in texts]
   except ValueError:
     numbers = []
   if not numbers or not all(map(valid, numbers)):
-    raise ValueError(f'--{flag}={",".join(texts)} must list {what}')
+    raise ValueError(f'--{flag}={",".join(texts)} must be a list of {expected}')
   return numbers
 
 
 def _named_models():
-  """{name: model} to time, or {} once the runs of --workdir are checked."""
+  """Returns {name: model} to time; with --workdir checks the runs, returns {}.
+  """
   if _WORKDIR.value:
     for workdir in _WORKDIR.value:
       trained.check(workdir, _THRESHOLD.value)
@@ -134,7 +137,7 @@ def _rows(named, batches, keeps):
 
 
 def _random_params(model):
-  """Parameters of which no branch is trivial."""
+  """Returns parameters with noise, so that no branch is zero."""
   params = models.fold(
       model, adavit_jax.init_params(model, jax.random.key(0)))
   leaves, tree = jax.tree.flatten(params)
@@ -144,14 +147,14 @@ def _random_params(model):
 
 
 def model_rows(name, model, params, batch, keeps):
-  """Rows of one model at one batch size.
+  """Yields the rows of one model at one batch size.
 
   Args:
-    name: of the model.
+    name: name of the model.
     model: a `Backbone`.
     params: its parameters.
     batch: B.
-    keeps: shares of adaptive layers that run.
+    keeps: fractions of adaptive layers that run.
 
   Yields:
     dicts of `timing.row`.
@@ -159,13 +162,13 @@ def model_rows(name, model, params, batch, keeps):
   images = jax.random.normal(
       jax.random.key(2), (batch, model.image_size, model.image_size,
                           model.channels))
-  dense, about = timing.compile_jit(
+  dense, stats = timing.compile_jit(
       jax.jit(lambda params, images: modes.dense(model, params, images).total),
       params, images)
   run_dense = lambda i: dense(params, images)
   row = functools.partial(timing.row, dtype=_DTYPE.value)
   seconds = timing.alternate({'dense': run_dense}, _REPEATS.value)['dense']
-  yield row(name, 'dense', batch, 1, seconds, seconds, 1, **about)
+  yield row(name, 'dense', batch, 1, seconds, seconds, 1, **stats)
   yield from timm_rows.rows(
       name, model, params, images, run_dense, _REPEATS.value)
 
@@ -175,23 +178,23 @@ def model_rows(name, model, params, batch, keeps):
       programs.update(_compile(model, params, images, mode))
   every = fixed.all_layers(plan.num_layers(model))
   for keep in keeps:
-    runs = {label: (about, _draws(model, batch, keep, mode), program)
-            for label, (mode, program, about) in programs.items()}
+    runs = {label: (stats, _draws(model, batch, keep, mode), program)
+            for label, (mode, program, stats) in programs.items()}
     if 'static' in _MODES.value:
       runs['static'] = _static(model, params, images, keep)
     functions = {'dense': run_dense, **{
         label: functools.partial(_run, program, params, images, draws)
         for label, (_, draws, program) in runs.items()}}
     times = timing.alternate(functions, _REPEATS.value)
-    for label, (about, draws, _) in runs.items():
+    for label, (stats, draws, _) in runs.items():
       ratio = [np.mean(_macs(model, a)) / _macs(model, every)
                for a in draws[1:]]
       yield row(name, label, batch, keep, times[label], times['dense'], ratio,
-                **about)
+                **stats)
 
 
 def _macs(model, actions):
-  """MACs of the tokens that are read: without the others, in every mode."""
+  """Returns MACs without those of tokens that are not read, in every mode."""
   return cost.of(model).adaptive(actions) - cost.left_out(model, actions)
 
 
@@ -200,7 +203,7 @@ def _run(program, params, images, draws, i):
 
 
 def _compile(model, params, images, mode):
-  """{label: (mode, program, about)} of a mode, for every chunk size."""
+  """Returns {label: (mode, program, stats)} of a mode, for every chunk size."""
   batch = (len(images),) if mode == 'compact' else ()
   actions = Actions(*(jax.ShapeDtypeStruct((*batch, num), jnp.float32)
                       for num in plan.num_layers(model)))
@@ -210,32 +213,35 @@ def _compile(model, params, images, mode):
       return modes.adaptive(
           model, params, z1, actions, mode, images=images, chunk=chunk).total
     return (mode, *timing.compile_jit(jax.jit(run), params, images, actions))
-  found = {mode: program()}
+  programs = {mode: program()}
   if mode == 'compact':
-    found.update({f'compact, {chunk} a pass': program(int(chunk))
-                  for chunk in _CHUNKS.value if int(chunk) <= len(images)})
-  return found
+    programs.update({f'compact, {chunk} a pass': program(int(chunk))
+                     for chunk in _CHUNKS.value if int(chunk) <= len(images)})
+  return programs
 
 
 def _static(model, params, images, keep):
-  """(about, draws, program) of one mask; each would be a program of its own."""
+  """Returns (stats, draws, program) of one mask for all rounds.
+
+  Each mask needs a separate program.
+  """
   mask = _draws(model, len(images), keep, 'static')[0]
-  program, about = timing.compile_jit(
+  program, stats = timing.compile_jit(
       jax.jit(lambda params, images: modes.forward(
           model, params, images, mask, mode='static').total), params, images)
-  return (about, [mask] * (_REPEATS.value + 1),
+  return (stats, [mask] * (_REPEATS.value + 1),
           lambda params, images, mask: program(params, images))
 
 
 def _draws(model, batch, keep, mode):
-  """Random `Actions`, one for every round; per image for compact."""
+  """Draws random `Actions` for every round; for compact one row per image."""
   num_layers, draws = plan.num_layers(model), []
   for i in range(_REPEATS.value + 1):
     rng = np.random.default_rng(i)
     if mode == 'compact':
       chosen = fixed.uniform(jax.random.key(i), batch, num_layers, keep=keep)
     else:
-      # Exactly the share, since one draw would be far from its mean.
+      # An exact fraction, since a single draw can be far from the mean.
       total = round(sum(num_layers) * keep)
       msa = total * num_layers.msa / sum(num_layers)
       msa = int(rng.choice([np.floor(msa), np.ceil(msa)]))

@@ -1,9 +1,9 @@
-"""Mean and spread of the reports of several seeds:
+"""Prints mean and spread of the reports of several seeds:
 
   python benchmarks/seeds.py runs/scenes0 runs/scenes1 runs/scenes2
 
-Each directory holds the report.json that eval.py writes. The spread is the
-sample standard deviation over the seeds.
+Each directory contains the report.json of eval.py. The spread is the sample
+standard deviation over the seeds.
 """
 
 import json
@@ -30,11 +30,12 @@ def main(directories):
     with open(path, encoding='utf-8') as f:
       reports.append(json.load(f))
     if 'adaptive' not in reports[-1]:
-      raise SystemExit(f"error: {path} has no row 'adaptive': it is of a run "
-                       f'without a policy, or of a model with exits')
+      raise SystemExit(f"error: {path} has no row 'adaptive', since its run "
+                       f'has no policy, or its model has exits')
   seeds = [r['seed'] for r in reports]
   if len(set(seeds)) < len(seeds):
-    raise SystemExit(f'error: the runs have seeds {seeds}; give one of each')
+    raise SystemExit(f'error: the runs have seeds {seeds}; give one run per '
+                     f'seed')
   budgets = sorted({r['budget'] for r in reports})
   if len(budgets) > 1:
     raise SystemExit(f'error: the reports are for budgets of {budgets}; run '
@@ -42,7 +43,7 @@ def main(directories):
   for directory, report in zip(directories, reports):
     if not report['finished']:
       raise SystemExit(f'error: {directory} was not finished when eval.py '
-                       f'reported on it')
+                       f'reported on it; finish it and run eval.py again')
   print(f'{len(reports)} seeds: {seeds}\n')
   _table('tuned for the budget', reports)
   one = [r['one_set_of_weights'] for r in reports]

@@ -1,4 +1,4 @@
-"""Timing that survives a noisy machine: alternation, medians, ratios."""
+"""Timing that is robust on a noisy machine: alternation, medians, ratios."""
 
 import os
 import time
@@ -6,11 +6,11 @@ import time
 import jax
 import numpy as np
 
-# Seconds of calls that are not timed, at the start of a turn: idle threads of
-# the function before spin for a while, and a second core wakes up late.
+# Seconds of untimed calls at the start of a turn: idle threads of the previous
+# function spin for a while, and a second core wakes up late.
 _WARM_UP = 0.2
 
-# Seconds that the timed calls of one turn last at least.
+# Minimum seconds of the timed calls of one turn.
 _TURN = 0.15
 
 COLUMNS = ('model', 'mode', 'batch', 'keep', 'time_ms', 'images_per_s',
@@ -21,8 +21,8 @@ def compile_jit(function, *args):
   """Compiles a jitted function for the shapes of its arguments.
 
   Returns:
-    (compiled, {'compile_s', 'temp_mb'}); the memory is what the program needs
-    beside its arguments and results.
+    (compiled, {'compile_s', 'temp_mb'}); the memory excludes the program's
+    arguments and results.
   """
   start = time.perf_counter()
   compiled = function.lower(*args).compile()
@@ -34,19 +34,19 @@ def compile_jit(function, *args):
 
 
 def alternate(functions, repeats):
-  """Times functions in turn, so that all of them see the same machine.
+  """Times functions in turn, so that all run under the same conditions.
 
-  A turn is calls that are not timed and calls that are. The order of the turns
-  rotates, and is reversed in every other round.
+  A turn has untimed calls and then timed calls. The order of the turns rotates,
+  and is reversed in every other round.
 
   Args:
-    functions: {name: function of the number of the round}; what it returns is
-      waited for. It is called several times with the same number and must do
-      the same work each time, of 0.1 ms or more.
-    repeats: rounds; one more, not timed, comes first.
+    functions: {name: function of the index of the round}; timing waits for its
+      result. It is called several times with the same index and must do the
+      same work each time, of 0.1 ms or more.
+    repeats: number of rounds, after an untimed one.
 
   Returns:
-    {name: seconds of a call in each round, [repeats]}.
+    {name: seconds per call in each round, [repeats]}.
   """
   times = {name: [] for name in functions}
   names = list(functions)
@@ -63,7 +63,7 @@ def alternate(functions, repeats):
 
 
 def _seconds_per_call(run, at_least):
-  """Mean over as many calls as last `at_least` seconds."""
+  """Returns the mean time of calls that last `at_least` seconds together."""
   start, calls, passed = time.perf_counter(), 0, 0.
   while not calls or passed < at_least:
     run()
@@ -73,26 +73,26 @@ def _seconds_per_call(run, at_least):
 
 
 def num_cores():
-  """CPU cores that this process may use."""
+  """Returns the number of CPU cores that this process may use."""
   return len(os.sched_getaffinity(0)) if hasattr(
       os, 'sched_getaffinity') else os.cpu_count()
 
 
 def row(model, mode, batch, keep, seconds, dense_seconds, mac_ratio, *,
         dtype, compile_s=None, temp_mb=None):
-  """One row of the table.
+  """Makes one row of the table.
 
   Args:
-    model: its name.
+    model: name of the model.
     mode: execution mode, or another library.
     batch: B.
-    keep: share of the adaptive layers that run.
-    seconds: of each round.
-    dense_seconds: of the dense model in the same rounds.
+    keep: fraction of the adaptive layers that run.
+    seconds: seconds per call in each round.
+    dense_seconds: the same for the dense model in the same rounds.
     mac_ratio: MACs of each round over the dense model's, or their mean.
     dtype: compute dtype, a string.
-    compile_s: from `compile_jit`.
-    temp_mb: from `compile_jit`.
+    compile_s: see `compile_jit`.
+    temp_mb: see `compile_jit`.
 
   Returns:
     dict; `efficiency` = dense time x MAC ratio / measured time, in medians;
@@ -113,7 +113,7 @@ def row(model, mode, batch, keep, seconds, dense_seconds, mac_ratio, *,
 
 
 def format_row(row):
-  """A line of the table; `header` names its columns."""
+  """Formats a line of the table; `header` names its columns."""
   cells = []
   for name in COLUMNS:
     value = row.get(name)

@@ -1,9 +1,9 @@
-"""The same ViT in timm, with the same weights, where it can be imported.
+"""Times the same ViT in timm, with the same weights, if timm can be imported.
 
-timm runs in processes of its own, as for its users: in one process, either
-library's idle threads take the cores from the other's, and what one frees
-changes how fast the other gets memory. Asking a process takes 0.04 ms a call,
-which counts as timm's.
+timm runs in separate processes: within one process, idle threads of one library
+take cores from the other, and memory freed by one changes how fast the other
+allocates. Communication with the process takes 0.04 ms per call, which is
+included in timm's time.
 """
 
 import contextlib
@@ -26,26 +26,26 @@ _LABELS = {'eager': 'timm, eager', 'compile': 'timm, torch.compile'}
 
 
 def rows(name, model, params, images, run_dense, repeats):
-  """Times timm's eager and compiled model in alternation with ours.
+  """Times timm's eager and compiled model in alternation with this library's.
 
   Args:
-    name: of the model, ours and timm's.
+    name: name of the model, in this library and in timm.
     model: a `Backbone`.
     params: its parameters.
     images: [B, S, S, C], normalised.
-    run_dense: our dense model, a function of the round.
-    repeats: rounds.
+    run_dense: this library's dense model, a function of the round.
+    repeats: number of rounds.
 
   Yields:
-    dicts of `timing.row`; none where timm lacks the model.
+    dicts of `timing.row`; none if timm does not have the model.
 
   Raises:
-    RuntimeError: if timm's logits are not ours, or its process ends.
+    RuntimeError: if timm's logits differ, or its process ends.
   """
   missing = [m for m in ('torch', 'timm', 'safetensors')
              if not importlib.util.find_spec(m)]
   if missing:
-    print(f'(for timm in this table: pip install {" ".join(missing)})')
+    print(f'(to add timm to this table: pip install {" ".join(missing)})')
     return
   if jax.default_backend() not in _DEVICES:
     print(f'(timm is not timed on a {jax.default_backend()})')
@@ -58,13 +58,13 @@ def rows(name, model, params, images, run_dense, repeats):
       weights.save(os.path.join(directory, 'model.safetensors'), model, params)
       np.save(os.path.join(directory, 'images.npy'),
               np.asarray(images, np.float32).transpose(0, 3, 1, 2))
-      for how, label in _LABELS.items():
-        ask = stack.enter_context(_worker(name, directory, dtype, how))
+      for variant, label in _LABELS.items():
+        ask = stack.enter_context(_worker(name, directory, dtype, variant))
         if ask() == 'unknown':
           return
-        # timm has the mean of a distilled model's heads, we have the sum.
+        # timm returns the mean of a distilled model's heads, not their sum.
         logits = plan.tokens_at(model, 0).prefix * np.load(
-            os.path.join(directory, f'{how}.npy'))
+            os.path.join(directory, f'{variant}.npy'))
         worst = np.abs(logits - want).max() / want.std()
         if not worst < (1e-3 if dtype == 'float32' else 0.2):
           raise RuntimeError(f'{label} differs by {worst} standard deviations')
@@ -76,20 +76,20 @@ def rows(name, model, params, images, run_dense, repeats):
 
 
 @contextlib.contextmanager
-def _worker(name, directory, dtype, how):
+def _worker(name, directory, dtype, variant):
   """Starts timm; yields a function that sends text and returns the answer."""
   command = [sys.executable, _WORKER, name, directory, dtype,
-             _DEVICES[jax.default_backend()], str(timing.num_cores()), how]
+             _DEVICES[jax.default_backend()], str(timing.num_cores()), variant]
   with subprocess.Popen(command, stdin=subprocess.PIPE,
                         stdout=subprocess.PIPE) as process:
 
     def ask(text=''):
-      with contextlib.suppress(BrokenPipeError):  # no answer will come, then
+      with contextlib.suppress(BrokenPipeError):  # the answer is then empty
         os.write(process.stdin.fileno(), text.encode())
       answer = process.stdout.readline().decode().strip()
       if not answer:
         raise RuntimeError(f'{" ".join(command)} ended with {process.wait()}; '
-                           f'what it printed is above')
+                           f'see its output above')
       return answer
 
     try:

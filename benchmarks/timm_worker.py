@@ -1,11 +1,11 @@
-"""timm's ViT in a process of its own; `timm_rows` starts it.
+"""Runs timm's ViT in a separate process, which `timm_rows` starts.
 
   python timm_worker.py NAME DIRECTORY DTYPE DEVICE CORES eager|compile
 
-reads model.safetensors and images.npy [B, C, S, S] from DIRECTORY, writes the
-logits [B, K] there as eager.npy or compile.npy, and prints `ready`, or
-`unknown` if timm lacks the model. Then it runs the model once for each line on
-its input and answers each with `done`.
+It reads model.safetensors and images.npy [B, C, S, S] from DIRECTORY, writes
+the logits [B, K] there as eager.npy or compile.npy, and prints `ready`, or
+`unknown` if timm does not have the model. Then it runs the model once for each
+line of its input and answers `done`.
 """
 
 import os
@@ -17,8 +17,8 @@ import timm
 import torch
 
 
-def main(name, directory, dtype, device, cores, how):
-  # Whatever the libraries print goes where errors go.
+def main(name, directory, dtype, device, cores, variant):
+  # Output of the libraries goes to stderr; stdout carries the answers.
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)
   answer = lambda word: print(word, file=answers, flush=True)
@@ -27,7 +27,7 @@ def main(name, directory, dtype, device, cores, how):
     return
 
   torch.set_num_threads(int(cores))
-  # JAX's default on a GPU; without effect on a CPU.
+  # JAX's default on a GPU; it has no effect on a CPU.
   torch.set_float32_matmul_precision('high')
   weights = safetensors.torch.load_file(
       os.path.join(directory, 'model.safetensors'))
@@ -36,7 +36,7 @@ def main(name, directory, dtype, device, cores, how):
   model.load_state_dict(weights)
   del weights
   model = model.to(device, getattr(torch, dtype))
-  if how == 'compile':
+  if variant == 'compile':
     model = torch.compile(model, dynamic=False)
   images = torch.from_numpy(np.load(os.path.join(directory, 'images.npy')))
   images = images.to(device, getattr(torch, dtype))
@@ -48,7 +48,8 @@ def main(name, directory, dtype, device, cores, how):
       torch.cuda.synchronize()
     return logits
 
-  np.save(os.path.join(directory, f'{how}.npy'), run().float().cpu().numpy())
+  logits = run().float().cpu().numpy()
+  np.save(os.path.join(directory, f'{variant}.npy'), logits)
   answer('ready')
   for _ in sys.stdin:
     run()

@@ -1,7 +1,7 @@
-"""The devices of a TPU slice that is not there, to compile for.
+"""Devices of a TPU slice to compile for, without a TPU.
 
-Import it before jax: its own backend is then the CPU, and libtpu does not look
-for the machine's TPU.
+Import it before jax, so that JAX uses the CPU backend and libtpu does not look
+for a TPU.
 """
 
 import os
@@ -14,19 +14,19 @@ from jax.experimental import topologies
 
 
 def devices(name):
-  """The devices of a TPU topology, a list.
+  """Returns the devices of a TPU topology, a list.
 
   Args:
     name: 'KIND:SHAPE', e.g. 'v5e:4x4'.
 
   Raises:
-    ValueError: there is no libtpu, or no such topology.
+    ValueError: if libtpu is not installed, or the topology is unknown.
   """
   try:
     return topologies.get_topology_desc(
         platform='tpu', topology_name=name).devices
   except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
     raise ValueError(
-        f'--topology={name} cannot be compiled for ({error}); give one such as '
-        f"v5e:4x4. libtpu comes with pip install -e '.[tpu]' and serves one "
-        f'process at a time') from error
+        f'--topology={name} is not available ({error}); give one such as '
+        f"v5e:4x4. libtpu is installed by pip install -e '.[tpu]' and serves "
+        f'one process at a time') from error

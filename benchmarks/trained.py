@@ -1,4 +1,4 @@
-"""Rows of trained policies and cascades, as their users run them."""
+"""Times trained policies and cascades, as `adavit_jax.load` runs them."""
 
 import functools
 import json
@@ -21,15 +21,15 @@ import timing
 
 
 def check(workdir, threshold=None):
-  """Returns the `info` of a run, see `run.Saved`, that can be timed.
+  """Checks that a run can be timed; returns its `info`, see `run.Saved`.
 
   Args:
     workdir: directory of the run.
     threshold: as in `rows`.
 
   Raises:
-    ValueError: if there is no checkpoint, it ends with the dense phase of a
-      model with one exit, or of a model with exits there is no threshold.
+    ValueError: if there is no checkpoint; the model has one exit and neither a
+      policy nor a mask; or it has several exits but no thresholds.
   """
   with run_lib.Run(workdir) as run:
     info = run.find().info
@@ -37,10 +37,10 @@ def check(workdir, threshold=None):
   many = system.num_exits > 1
   if many and threshold is None and not _thresholds(workdir):
     raise ValueError(f'{workdir!r} has no thresholds yet, so that no image '
-                     f'would leave; run python eval.py --workdir={workdir} '
-                     f'first, or give --threshold')
+                     f'would leave early; run python eval.py '
+                     f'--workdir={workdir} first, or give --threshold')
   if not many and phases.decider(system.config, info['phase']) == 'all':
-    raise ValueError(f'{workdir!r} has only its dense phase, and no policy to '
+    raise ValueError(f'{workdir!r} has only a dense phase and no policy to '
                      f'time; train its other phases, or time its model with '
                      f'--models')
   return info
@@ -50,23 +50,24 @@ def rows(workdir, batches, *, repeats, threshold=None, settings=None,
          data_dir=None):
   """Times `adavit_jax.load(workdir)` on test images against its dense model.
 
-  Both start from uint8 images in NumPy and end in NumPy. At batch 1 a round
-  classifies 32 images one by one. The dense model of a policy runs all layers,
-  that of a model with exits is the model without added ones.
+  Both take uint8 images in NumPy and return NumPy. At batch size 1 a round
+  classifies 32 images one by one. The dense model of a policy runs all layers;
+  that of a model with exits has no added exits.
 
   Args:
     workdir: directory of a run with a trained policy, or of a model with exits.
     batches: batch sizes.
-    repeats: rounds; each sees other images.
-    threshold: the policy's or every exit's; None takes those of report.json,
-      of a cascade each in a row of its own, else, of a policy, the config's.
-    settings: {name: threshold, or thresholds of the exits}, each in a row of
-      its own, instead of `threshold`.
-    data_dir: replaces the config's.
+    repeats: number of rounds, each with different images.
+    threshold: the threshold of the policy or of all exits. None uses those of
+      report.json, for a cascade each in a separate row; without report.json
+      that of the policy's config.
+    settings: {name: threshold, or thresholds of the exits}, each in a separate
+      row, instead of `threshold`.
+    data_dir: replaces the config's `data.data_dir`.
 
   Yields:
-    dicts of `timing.row`; keep is the share of adaptive layers that ran, of a
-    cascade the share of stages.
+    dicts of `timing.row`; keep is the fraction of adaptive layers that ran, for
+    a cascade the fraction of stages.
 
   Raises:
     ValueError: as `check`.
@@ -75,19 +76,19 @@ def rows(workdir, batches, *, repeats, threshold=None, settings=None,
   config = config_dict.ConfigDict(info['config'])
   if data_dir:
     config.data.data_dir = data_dir
-  # Its thresholds are of the checkpoint and the rule that eval.py was given.
+  # Thresholds of the report fit only the checkpoint and the rule of eval.py.
   report = _report(workdir) if threshold is None else {}
   best = report.get('best', False)
   clf = adavit_jax.load(workdir, rule=report.get('rule'), best=best,
                         max_batch_size=max(batches))
   if clf.system.staged:
-    dense, dense_macs, kept, usual = _cascade(clf, workdir, threshold)
+    dense, dense_macs, kept, defaults = _cascade(clf, workdir, threshold)
   else:
-    dense, dense_macs, kept, usual = _policy(
+    dense, dense_macs, kept, defaults = _policy(
         clf, workdir, threshold, best, max(batches))
   settings = {name: functools.partial(
       setattr, clf, 'thresholds' if clf.system.staged else 'threshold', value)
-              for name, value in (settings or {}).items()} or usual
+              for name, value in (settings or {}).items()} or defaults
   test = data.load(config.data, seed=config.seed).test
   row = functools.partial(
       timing.row, os.path.basename(os.path.normpath(workdir)),
@@ -116,11 +117,11 @@ def rows(workdir, batches, *, repeats, threshold=None, settings=None,
 
 
 def _policy(clf, workdir, threshold, best, max_batch_size):
-  """What is compared, as `rows` needs it.
+  """Prepares the comparison of a policy with its dense model.
 
   Returns:
-    (dense model, its MACs, Prediction -> share kept, names of the settings and
-    functions that set them).
+    (dense model, its MACs, function from a `Prediction` to the fraction kept,
+    {name of a setting: function that applies it}).
   """
   if threshold is None:
     threshold = _report(workdir).get('adaptive', {}).get('threshold')
@@ -139,10 +140,11 @@ def _policy(clf, workdir, threshold, best, max_batch_size):
 
 def _cascade(clf, workdir, threshold):
   """As `_policy`, for a `CascadeClassifier`."""
-  found = (_thresholds(workdir) if threshold is None else
-           {'threshold given': threshold})
+  thresholds = (_thresholds(workdir) if threshold is None else
+                {'threshold given': threshold})
   settings = {f'cascade, {name}': functools.partial(
-      setattr, clf, 'thresholds', values) for name, values in found.items()}
+      setattr, clf, 'thresholds', values)
+              for name, values in thresholds.items()}
   system = clf.system
   params = jax.device_put(state_lib.model_params(clf.params))
   every = jax.jit(lambda params, images: modes.dense(
@@ -154,14 +156,14 @@ def _cascade(clf, workdir, threshold):
 
 
 def _thresholds(workdir):
-  """{name: those that eval.py wrote of a cascade}."""
+  """Returns {name of a cascade's row: its thresholds} from report.json."""
   report = _report(workdir)
   names = 'threshold', 'same_accuracy', 'slack', 'mac_target'
   return {name: report[name]['thresholds'] for name in names if name in report}
 
 
 def _report(workdir):
-  """What eval.py wrote of a run; {} where it has not been run."""
+  """Returns the report.json of a run; {} if eval.py has not been run."""
   path = os.path.join(workdir, 'report.json')
   if not os.path.exists(path):
     return {}

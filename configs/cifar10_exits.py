@@ -4,29 +4,30 @@
       --config.data.data_dir=DIR --config.init.workdir=runs/cifar10
   python eval.py --workdir=runs/exits
 
-DIR is the data_dir of a set that tfds prepared as array_record, runs/cifar10 a
-run of cifar10_policy.py:cpu, whose dense phase is the backbone. Both take 2
-minutes on one core of an AMD EPYC (`:cpu_heads`: 10). Test accuracy, seed 0:
-last exit 83.3 %; cascade 82.5 % at 39 % of the MACs.
+DIR is the data_dir of a data set that tfds prepared as array_record.
+runs/cifar10 is a run of cifar10_policy.py:cpu; its dense phase provides the
+backbone. Both commands take 2 minutes on one core of an AMD EPYC (`:cpu_heads`:
+10). Test accuracy, seed 0: last exit 83.3 %; cascade 82.5 % at 39 % of the
+MACs.
 
 With layer dropping: --config.exits.policy=True --config.init.phase=joint.
 
-Without a variant: backbone and exits for one GPU, with no run before. It has
-not been run; time and accuracy are not known.
+Without a variant: trains backbone and exits from scratch on one GPU. It has not
+been run; time and accuracy are unknown.
 """
 
 from adavit_jax.models.exit_heads import HEADS
 from adavit_jax.train import config as base
 
-# On held-out images the best of cpu_heads after 2 and 4 encoders, and better
-# than cnn_project after 1.
+# These heads were the best of cpu_heads after 2 and 4 encoders on held-out
+# images; after 1 encoder, 'vit' was better than cnn_project.
 _EXITS = ((1, 'vit'), (2, 'vit'), (4, 'mlp'))
 
 
 def get_config(variant=''):
-  """Returns the full schedule, or for CPU cores 'cpu' and 'cpu_heads'.
+  """Returns the full schedule; 'cpu' and 'cpu_heads' are for CPU cores.
 
-  'cpu_heads' puts all seven heads after each depth, to compare them.
+  'cpu_heads' compares all seven heads at each depth.
   """
   config = base.default_config()
   config.mac_target = 0.5

@@ -4,29 +4,28 @@
       --config.data.data_dir=DIR
   python eval.py --workdir=runs/ravit
 
-DIR is the data_dir of a set that tfds prepared as array_record. The model is
-the paper's 1-3: one encoder at 16 pixels, three at 32. Its dense baselines, of
-4 and of 3 encoders, are the same config with --config.model.layers="(0,4)" and
+DIR is the data_dir of a data set that tfds prepared as array_record. The model
+is the paper's 1-3: one encoder at 16 pixels, three at 32. Its dense baselines
+with 4 and 3 encoders are the same config with --config.model.layers="(0,4)" and
 "(0,3)".
 
-`:cpu` is for one CPU core: 3 epochs, 0.65 s a step on an AMD EPYC. Test
+`:cpu` is for one CPU core: 3 epochs, 0.65 s per step on an AMD EPYC. Test
 accuracy of 1-3, seed 0: 52.5 %; with exits 52.4 % at 91 % of the MACs, 51.5 %
 at 75 %.
 
-Without a variant: the paper's 400 epochs in batches of 256, its crops and
-flips, for one GPU; learning rate, weight decay and equal weights of the exits
-are ours. It has not been run; time and accuracy are not known (the paper:
-84.9 %).
+Without a variant: the paper's 400 epochs, batch size 256, crops and flips, for
+one GPU. Learning rate, weight decay and equal weights of the exits are not the
+paper's. It has not been run; time and accuracy are unknown (paper: 84.9 %).
 """
 
 from adavit_jax.train import config as base
 
-# Of 50,000 training images a tenth is held out.
+# A tenth of the 50,000 training images is held out.
 _NUM_TRAIN = 45_000
 
 
 def get_config(variant=''):
-  """Returns the paper's schedule, or with 'cpu' one for a CPU core."""
+  """Returns the paper's schedule; 'cpu' is for one CPU core."""
   config = base.default_config()
   config.phases = ('exits',)
   config.mac_target = 0.75  # of 1-3 without exits; the last row of Table I

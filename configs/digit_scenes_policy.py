@@ -1,13 +1,13 @@
-"""Layer dropping on scenes composed of scikit-learn's digits, no download.
+"""Layer dropping on scenes composed of scikit-learn's digits; no download.
 
   python train.py --config=configs/digit_scenes_policy.py --workdir=runs/scenes
   python eval.py --workdir=runs/scenes
 
-2 cores of an AMD EPYC: training takes 5.5 minutes, evaluation with its static
-baselines 2; pinned to one core, beside another job, 9 to 12 and 2 to 4.
+On 2 cores of an AMD EPYC, training takes 5.5 minutes and evaluation with its
+static baselines 2; on one core, with another job running, 9 to 12 and 2 to 4.
 Test accuracy, mean of seeds 0 to 2: dense 92.7 %, adaptive 91.2 % at 38 % of
 the MACs. `:max` labels hard scenes by the largest digit instead of the
-brightest; it has not been run to its end.
+brightest; no complete run has been done.
 """
 
 from adavit_jax.train import config as base

@@ -1,9 +1,9 @@
-"""Layer dropping on scikit-learn's 8x8 digits, no download.
+"""Layer dropping on scikit-learn's 8x8 digits; no download.
 
   python train.py --config=configs/digits_policy.py --workdir=runs/digits
   python eval.py --workdir=runs/digits
 
-2 cores of an AMD EPYC: 3 minutes, and 1.5 for the evaluation (seed 0).
+On 2 cores of an AMD EPYC, training takes 3 minutes and evaluation 1.5 (seed 0).
 Test accuracy, mean of seeds 0 to 2: dense 92.2 %, adaptive 92.5 % at 55 % of
 the MACs.
 """
@@ -28,8 +28,9 @@ def get_config(variant=''):
 
 
 def _patent(config):
-  # One dense layer a net on z1 alone; R1 and R2 (equations 15 and 16) with the
-  # ViT frozen, then R (equation 12) with the losses of figure 3B.
+  # Each policy network is one dense layer on z1 alone. The rewards are R1 and
+  # R2 (equations 15 and 16) with a frozen ViT, then R (equation 12) with the
+  # losses of figure 3B.
   config.phases = ('dense', 'policy', 'joint')
   config.model.distillation = True
   config.nets.update(aux=False, head=False)

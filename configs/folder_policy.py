@@ -1,30 +1,32 @@
-"""A policy on a pretrained DeiT or ViT, for a folder of images of your own.
+"""A policy on a pretrained DeiT or ViT, for a folder of your images.
 
   python train.py --config=configs/folder_policy.py --workdir=DIR \\
       --config.init.weights=deit_small_patch16_224.safetensors \\
       --config.data.data_dir=IMAGES
 
-IMAGES holds train/CLASS/* and test/CLASS/* or val/CLASS/*, at least 1000 images
-to train on. The file is of timm, DeiT, Hugging Face or AugReg; it says how
-images are normalised, resized and cropped, and gets a new head for the classes
-of the folder. For another model add --config.model.name=NAME; for another image
-size set --config.model.image_size and --config.data.image_size. Where the
-classes are the file's own, no fine-tuning is needed:
+IMAGES contains train/CLASS/* and test/CLASS/* or val/CLASS/*, with at least
+1000 training images. The weights file is from timm, DeiT, Hugging Face or
+AugReg; it determines how images are normalised, resized and cropped. The model
+gets a new head for the classes of the folder. For another model add
+--config.model.name=NAME; for another image size set --config.model.image_size
+and --config.data.image_size. If the folder has the classes of the file, no
+fine-tuning is needed:
 
       --config.phases='("warm_start", "policy", "joint")'
 
-Steps and rates are first guesses: nobody has measured what they reach. Adapt
-`steps` to the size of the folder; 2000 of 64 images are 13 epochs of 10,000.
+Steps and learning rates are first guesses; their accuracy was not measured.
+Adapt `steps` to the size of the folder: 2000 steps of 64 images are 13 epochs
+of 10,000 images.
 
-`:tiny` takes 10 steps of every phase with a DeiT-Ti at 64 x 64 pixels, on 160
-images in 1.4 minutes of time on one CPU core.
+`:tiny` runs 10 steps of every phase with a DeiT-Ti at 64 x 64 pixels; with 160
+images it takes 1.4 minutes on one CPU core.
 """
 
 from adavit_jax.train import config as base
 
 
 def get_config(variant='small'):
-  """DeiT-S fine-tuned, or with 'tiny' a try of a DeiT-Ti on few images."""
+  """Returns the schedule for DeiT-S; 'tiny' is a short test with DeiT-Ti."""
   if variant not in ('small', 'tiny'):
     raise ValueError(f"variant {variant!r} of folder_policy is unknown; give "
                      f"'small' or 'tiny'")
@@ -51,7 +53,7 @@ def get_config(variant='small'):
     config[phase].steps = num
   config.dense.learning_rate = 5e-5
   config.joint.learning_rate = 5e-5
-  config.joint.policy_lr_factor = 20.0  # the policy's own rate is 1e-3
+  config.joint.policy_lr_factor = 20.0  # the policy's learning rate is 1e-3
   return _shrink(config) if variant == 'tiny' else config
 
 

@@ -1,28 +1,30 @@
-"""ImageNet: DeiT-S; `:base` is ViT-B/16, `:tiny` a try on a small folder.
+"""Layer dropping on ImageNet: DeiT-S; `:base` is ViT-B/16, `:tiny` a test.
 
 On every host of a TPU v5e 4x4 slice (16 chips of 16 GiB):
 
   python train.py --config=configs/imagenet_policy.py --distributed \\
       --config.data.data_dir=DIR --workdir=gs://BUCKET/RUN
 
-DIR holds train/CLASS/*.jpg and val/CLASS/*.jpg. For a set that tfds prepared
-as array_record add --config.data.name=tfds:imagenet2012; DIR is then its
-data_dir.
+DIR contains train/CLASS/*.jpg and val/CLASS/*.jpg. For a data set that tfds
+prepared as array_record add --config.data.name=tfds:imagenet2012; DIR is then
+its data_dir.
 
-No TPU has run this config: time and accuracy are not known, and the steps and
-rates after the dense phase (DeiT's recipe) are first guesses. What is known is
-that its steps compile for that slice. GiB per chip, planned by the compiler of
-libtpu 0.0.42.1 with jax 0.10.2 for the default variant (`:base` not measured):
+This config has not been run on a TPU: time and accuracy are unknown, and the
+steps and learning rates after the dense phase (DeiT's recipe) are first
+guesses. Its steps compile for that slice. Memory in GiB per chip, planned by
+the compiler of libtpu 0.0.42.1 with jax 0.10.2 for the default variant (`:base`
+was not measured):
 
   python benchmarks/aot_tpu.py --config=configs/imagenet_policy.py \\
       --topology=v5e:4x4
 
   dense 1.72   warm_start 1.30   policy 1.30   joint 1.81
 
-No step gathers the batch, and none has a conditional: training masks.
+No step gathers the batch, and none has a conditional, because training uses the
+`masked` mode.
 
-`:tiny` takes 10 steps of every phase at 64 x 64 pixels, on a CPU with 2 cores
-in about 2 minutes of CPU time for 300 images:
+`:tiny` runs 10 steps of every phase at 64 x 64 pixels; with 300 images it takes
+about 2 minutes of CPU time on 2 cores:
 
   python train.py --config=configs/imagenet_policy.py:tiny \\
       --config.data.data_dir=DIR --workdir=runs/imagenet_tiny
@@ -30,12 +32,13 @@ in about 2 minutes of CPU time for 300 images:
 
 from adavit_jax.train import config as base
 
-# Of 1,281,167 training images 1 % are held out.
+# 1 % of the 1,281,167 training images is held out.
 _STEPS_PER_EPOCH = 1_268_355 // 1024
 
 
 def get_config(variant='small'):
-  """DeiT-S, 'base' for ViT-B/16, 'tiny' for a try on a small folder."""
+  """Returns the schedule for DeiT-S; 'base' is ViT-B/16, 'tiny' a short test.
+  """
   models = {
       'small': 'deit_small_distilled_patch16_224',
       'base': 'vit_base_patch16_224',
@@ -49,7 +52,7 @@ def get_config(variant='small'):
   config.mac_target = 0.65
   config.model.name = models[variant]
   config.model.num_fixed = 2
-  # 'all' would give each policy network a layer of 200 x D inputs.
+  # With 'all', the first layer of each policy network has about 200 x D inputs.
   config.nets.tokens = 'pooled'
   config.nets.hidden = 256
 
@@ -79,13 +82,13 @@ def get_config(variant='small'):
   config.dense.drop_path = 0.1
   config.dense.ema = 0.9999
   config.joint.learning_rate = 1e-4
-  config.joint.policy_lr_factor = 10.0  # the policy's own rate stays 1e-3
+  config.joint.policy_lr_factor = 10.0  # the policy's learning rate is 1e-3
   config.joint.ema = 0.9999
   return _shrink(config) if variant == 'tiny' else config
 
 
 def _shrink(config):
-  """Takes a few steps of every phase at 64 x 64 pixels."""
+  """Reduces the schedule to a few steps of every phase at 64 x 64 pixels."""
   config.dtype = 'float32'
   config.model.image_size = 64
   config.data.image_size = 64

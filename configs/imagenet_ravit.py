@@ -5,20 +5,20 @@ On every host of a TPU slice, or without --distributed on a machine with GPUs:
   python train.py --config=configs/imagenet_ravit.py --distributed \\
       --config.data.data_dir=DIR --workdir=gs://BUCKET/RUN
 
-DIR holds train/CLASS/*.jpg and val/CLASS/*.jpg. For a set that tfds prepared
-as array_record add --config.data.name=tfds:imagenet2012; DIR is then its
-data_dir. The model is the paper's 1-1-8; 1-1-10 is the same config with
---config.model.layers="(1,1,10)", and its dense baselines of 8, 10 and 12
+DIR contains train/CLASS/*.jpg and val/CLASS/*.jpg. For a data set that tfds
+prepared as array_record add --config.data.name=tfds:imagenet2012; DIR is then
+its data_dir. The model is the paper's 1-1-8; 1-1-10 is the same config with
+--config.model.layers="(1,1,10)", and its dense baselines with 8, 10 and 12
 encoders (ViT-B) are "(0,0,8)", "(0,0,10)" and "(0,0,12)".
 
-The paper's 500 epochs; batch size, learning rate, warm-up, weight decay and
-equal weights of the exits are ours. It has not been run; time and accuracy are
-not known (the paper: 73.25 %).
+The 500 epochs are the paper's; batch size, learning rate, warm-up, weight decay
+and equal weights of the exits are not. It has not been run; time and accuracy
+are unknown (paper: 73.25 %).
 """
 
 from adavit_jax.train import config as base
 
-# Of 1,281,167 training images 1 % are held out.
+# 1 % of the 1,281,167 training images is held out.
 _STEPS_PER_EPOCH = 1_268_355 // 1024
 
 

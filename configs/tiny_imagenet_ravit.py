@@ -4,19 +4,19 @@
       --config.data.data_dir=DIR
   python eval.py --workdir=runs/tiny
 
-DIR holds train/CLASS/* and val/CLASS/*: the images of each class in its own
-folder, also those of val. The model is the paper's 2-0-3; the middle branch, of
-32 pixels, is absent. Its dense baselines, of 3, 4 and 6 encoders, are the same
+DIR contains train/CLASS/* and val/CLASS/*, with a separate folder for each
+class, also in val. The model is the paper's 2-0-3; the middle branch of 32
+pixels is absent. Its dense baselines with 3, 4 and 6 encoders are the same
 config with --config.model.layers="(0,0,3)", "(0,0,4)" and "(0,0,6)".
 
-The paper's 50 epochs, for one GPU; batch size, learning rate, weight decay and
-equal weights of the exits are ours. It has not been run; time and accuracy are
-not known (the paper: 40.7 %).
+The 50 epochs are the paper's, for one GPU; batch size, learning rate, weight
+decay and equal weights of the exits are not the paper's. It has not been run;
+time and accuracy are unknown (paper: 40.7 %).
 """
 
 from adavit_jax.train import config as base
 
-# Of 100,000 training images a tenth is held out.
+# A tenth of the 100,000 training images is held out.
 _STEPS_PER_EPOCH = 90_000 // 256
 
 

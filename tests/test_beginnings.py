@@ -91,7 +91,7 @@ def _other(whole_trainer, workdir, **fields):
 
 def test_a_directory_of_another_run_is_refused(trainer, whole):
   other = _other(trainer, whole[0], **{'dense.learning_rate': 0.5})
-  with pytest.raises(ValueError, match='dense.learning_rate: 0.001 then, 0.5 '):
+  with pytest.raises(ValueError, match='dense.learning_rate'):
     other.train()
   data_of_five = loop.Trainer(
       tiny.get_config(), whole[0], dataset=tiny.dataset(num_classes=5))

@@ -142,8 +142,8 @@ def test_only_what_changes_no_result_may_change_in_a_run():
   config.log_every, config.data.data_dir = 7, 'elsewhere'
   checks.same_run(saved, config, 'DIR')
   config.dense.learning_rate, config.seed = 0.5, 3
-  with pytest.raises(ValueError, match=r'DIR .*\(dense.learning_rate: 0.001 '
-                     r'then, 0.5 now; seed: 0 then, 3 now\).* --workdir'):
+  with pytest.raises(ValueError,
+                     match='DIR .*dense.learning_rate.*seed.* --workdir'):
     checks.same_run(saved, config, 'DIR')
 
 
@@ -152,7 +152,7 @@ def test_policy_networks_are_compared_where_there_are_any():
   saved = _info(config)
   config.nets.hidden = 8
   checks.same_run(saved, config, 'DIR', nets=False)
-  with pytest.raises(ValueError, match='nets.hidden: 0 then, 8 now'):
+  with pytest.raises(ValueError, match='nets.hidden'):
     checks.same_run(saved, config, 'DIR')
 
 
@@ -164,7 +164,7 @@ def test_the_phase_that_a_run_began_from_is_compared():
   config.init.update(workdir='moved', phase='')
   checks.same_run(info, config, 'DIR')
   config.init.phase = 'dense'
-  with pytest.raises(ValueError, match="phase: 'policy' then, 'dense' now"):
+  with pytest.raises(ValueError, match="phase: .*'policy'.*'dense'"):
     checks.same_run(info, config, 'DIR')
 
 

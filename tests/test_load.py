@@ -23,7 +23,7 @@ def test_of_an_unfinished_run_it_is_said_so(run, monkeypatch, caplog):
   adavit_jax.load(run[0], phase='dense')
   assert not caplog.text
   adavit_jax.load(run[0])
-  assert f'{run[0]} is at step 3 of 6, and no more' in caplog.text
+  assert str(run[0]) in caplog.text and 'at step 3 of 6' in caplog.text
 
 
 @pytest.mark.parametrize('given', [{}, dict(phase='dense'), dict(best=True)])

@@ -265,7 +265,7 @@ def test_evaluation_of_a_split_that_is_no_multiple_of_the_batch(
   np.testing.assert_array_equal(
       out.correct, out.prediction == split.labels)
   decided = trainer.evaluator.decisions(state.params, split, threshold=0.5)
-  again = trainer.evaluator.given(state.params, split, out.actions)
+  again = trainer.evaluator.with_actions(state.params, split, out.actions)
   for actions in (decided, again.actions):
     np.testing.assert_array_equal(actions.keep, out.actions.keep)
   np.testing.assert_array_equal(again.prediction, out.prediction)

@@ -74,7 +74,7 @@ def test_known_masks_come_from_every_source(monkeypatch):
 
   class Evaluator:
 
-    def given(self, params, split, actions):
+    def with_actions(self, params, split, actions):
       assert (params, split) == ('params', 'held out')
       good = right.get(''.join(str(int(k)) for k in actions.keep), 1)
       return _outputs(np.arange(10) < good, actions)
@@ -119,7 +119,7 @@ def test_a_tuned_mask_is_judged_by_test_images(monkeypatch):
       config=tiny.get_config(),
       system=types.SimpleNamespace(plain_cost=SPEND),
       dataset=types.SimpleNamespace(holdout='held out', test='test'),
-      evaluator=types.SimpleNamespace(given=given))
+      evaluator=types.SimpleNamespace(with_actions=given))
   row = masks.finetuned(
       trainer, 'workdir', Actions(np.float32([1, 0]), np.float32([0, 1])))
   assert (row['keep'], row['accuracy'], row['macs']) == ('1001', .75, 28)

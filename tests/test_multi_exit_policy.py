@@ -243,7 +243,7 @@ def _cascade(model, weights, rule, sizes=(1, 8)):
 
   return cascade_lib.Cascade(
       stages_lib.stages(model, decide=_decide), weights, rule, 0.,
-      spend.stages, spent=spent, sizes=sizes)
+      spend.stages, image_macs=spent, sizes=sizes)
 
 
 def _expected(model, logits, keep, rule, thresholds, rows):

@@ -344,7 +344,7 @@ def test_one_set_of_weights_is_compared_at_the_same_macs(run, opened, maker):
   one = maker.one_set_of_weights()
   params = found.state(
       found.find(phase='policy'), trainer.system, trainer.mesh).params
-  rows = [compare.row(trainer.evaluator.given(
+  rows = [compare.row(trainer.evaluator.with_actions(
       params, dataset.test, Actions.from_keep(k, (3, 3))), cost) for k in keep]
   assert one['frontier'] == rows
   ratios = [row['macs_ratio'] for row in rows]
@@ -360,7 +360,7 @@ def test_one_set_of_weights_is_compared_at_the_same_macs(run, opened, maker):
 def test_every_draw_is_another_one_and_of_test_images(maker, monkeypatch):
   evaluator, test = maker.trainer.evaluator, maker.trainer.dataset.test
   seen = []
-  for name in ('given', 'adaptive'):
+  for name in ('with_actions', 'adaptive'):
     def spy(params, *args, run=getattr(evaluator, name), **kwargs):
       seen.append(args)
       return run(params, *args, **kwargs)

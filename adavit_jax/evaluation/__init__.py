@@ -1,1 +1,1 @@
-"""How well a model does on a split of the data."""
+"""Evaluation of a model on a split of the data."""

@@ -26,7 +26,7 @@ class Outputs(NamedTuple):
     prediction: class of the largest total logit, [n].
     correct: [n] bool.
     loss: cross-entropy, [n].
-    actions: `Actions` taken, [n, L1], [n, L2].
+    actions: `Actions` used, [n, L1], [n, L2].
   """
   prediction: np.ndarray
   correct: np.ndarray
@@ -39,9 +39,9 @@ class Outputs(NamedTuple):
 
 
 class Evaluator:
-  """Runs the last exit of a system over splits; every program compiles once.
+  """Evaluates the last exit of a system on splits; programs compile once.
 
-  Accuracy is measured in the `masked` mode, which the others equal.
+  It runs the `masked` mode; the other modes give the same results.
   """
 
   def __init__(self, system, mesh, batch_size):
@@ -50,28 +50,28 @@ class Evaluator:
     Args:
       system: `System`.
       mesh: from `mesh.make_mesh`.
-      batch_size: images per batch, a multiple of the devices.
+      batch_size: images per batch, a multiple of the number of devices.
 
     Raises:
-      ValueError: if the devices do not divide the batch.
+      ValueError: if the batch size is not a multiple of the number of devices.
     """
     mesh_lib.check_batch_size(batch_size, mesh, 'eval_batch_size')
     self._system, self._mesh, self._batch_size = system, mesh, batch_size
     jit = functools.partial(jax.jit, out_shardings=mesh_lib.replicated(mesh))
-    self._given = jit(self._run_given)
+    self._with_actions = jit(self._run_with_actions)
     self._adaptive = jit(self._run_adaptive)
     self._decisions = jit(lambda *args: tuple(self._decide(*args)[-1]))
     self._z1 = jit(self._run_z1)
     self._moments = jit(self._run_moments)
 
-  def given(self, params, split, actions):
+  def with_actions(self, params, split, actions):
     """Classifies a split under given actions.
 
     Args:
       params: groups.
       split: `Split` of n images.
-      actions: `Actions` of 0 and 1, [L1], [L2] for all images or with an axis
-        [n] before.
+      actions: `Actions` of 0 and 1, [L1], [L2] for all images, or [n, L1],
+        [n, L2].
 
     Returns:
       `Outputs`.
@@ -79,13 +79,13 @@ class Evaluator:
     every = [np.broadcast_to(a, (len(split), np.shape(a)[-1]))
              for a in actions]
     params = state_lib.model_params(params)
-    return self._outputs(split, lambda images, labels, rows: self._given(
+    return self._outputs(split, lambda images, labels, rows: self._with_actions(
         params, images, labels,
         Actions(*(a[rows].astype(np.float32) for a in every))))
 
   def dense(self, params, split):
-    """`given` with all layers."""
-    return self.given(params, split, fixed.all_layers(
+    """Classifies a split with all layers: `Outputs`."""
+    return self.with_actions(params, split, fixed.all_layers(
         plan.num_layers(self._system.model)))
 
   def adaptive(self, params, split, *, threshold):
@@ -94,7 +94,8 @@ class Evaluator:
     Args:
       params: groups, with the policy's.
       split: `Split`.
-      threshold: the policy's, in (0, 1); does not recompile.
+      threshold: the policy's threshold, in (0, 1); a new value does not
+        recompile.
 
     Returns:
       `Outputs`.
@@ -103,7 +104,7 @@ class Evaluator:
         params, images, labels, jnp.float32(threshold)))
 
   def decisions(self, params, split, *, threshold):
-    """What the learned policy would run, without running it.
+    """Returns the learned policy's actions, without running the layers.
 
     Args:
       params: as in `adaptive`.
@@ -118,11 +119,11 @@ class Evaluator:
             params, images, jnp.float32(threshold))))
 
   def z1(self, params, split, num):
-    """Up to `num` evenly spaced images where the policy decides.
+    """Returns z1 of up to `num` evenly spaced images.
 
     Returns:
-      (activations, normalised images or None if `plan.rereads_images` says that
-      they are not needed, labels [n]).
+      (activations, normalised images or None unless `plan.rereads_images`,
+      labels [n]).
     """
     rows, params = _evenly(split, num), state_lib.model_params(params)
     z1, images = self._collect(
@@ -130,15 +131,16 @@ class Evaluator:
     return z1, images, split.labels[rows]
 
   def feature_stats(self, params, split, num):
-    """Mean and deviation of the policy's features, of as many images as `z1`.
+    """Returns mean and standard deviation of the policy's features.
 
-    Batch by batch: the features of all may be more than the host can hold.
+    They cover the images of `z1` and are accumulated batch by batch: the
+    features of all images may not fit in host memory.
 
     Returns:
-      `Stats` [F] of the features before they are scaled, NumPy float64.
+      `Stats` [F] of the features before scaling, NumPy float64.
     """
     params = state_lib.model_params(params)
-    count, mean, squares = 0, 0., 0.  # squares: of the differences to the mean
+    count, mean, squares = 0, 0., 0.  # squares: sum of squared deviations
     for valid, (batch_mean, batch_squares) in _run_batches(
         split, _evenly(split, num), lambda images, labels, rows, valid: (
             self._moments(params, images, np.arange(len(rows)) < valid)),
@@ -165,14 +167,14 @@ class Evaluator:
     return z1, images if again else None
 
   def _run_moments(self, params, images, valid):
-    """Of the images that are valid [B]: mean and sum of squares around it."""
+    """Mean, and sum of squared deviations, over the images with valid [B]."""
     z1, _ = self._run_z1(params, images)
     x = learned.token_features(self._system.nets, self._system.model, z1)
     valid = valid[:, None]
     mean = x.mean(0, where=valid)
     return mean, jnp.square(x - mean).sum(0, where=valid)
 
-  def _run_given(self, params, images, labels, actions):
+  def _run_with_actions(self, params, images, labels, actions):
     images, params = self._system.normalize(images), self._system.fold(params)
     z1 = self._system.fixed(params, images)
     return self._classify(params, z1, images, labels, actions)
@@ -199,15 +201,15 @@ def _evenly(split, num):
 
 
 def collect(split, run, mesh, batch_size, places=None):
-  """Runs a program over images of a split in batches of one size.
+  """Runs a program on images of a split in batches of one size.
 
   Args:
     split: `Split`.
     run: (images uint8 [B, H, W, C], labels [B], rows [B]) -> tree of arrays
-      [B, ...], replicated; rows are the images' places in the split.
+      [B, ...], replicated; rows are the images' indices in the split.
     mesh: from `mesh.make_mesh`.
-    batch_size: B of all processes together.
-    places: of the images to run, [n]; None runs all.
+    batch_size: the global batch size B.
+    places: indices of the images to run, [n]; None runs all.
 
   Returns:
     The tree of NumPy arrays [n, ...].
@@ -222,11 +224,11 @@ def collect(split, run, mesh, batch_size, places=None):
 
 
 def _run_batches(split, places, run, mesh, batch_size):
-  """Yields (images that are no padding, NumPy outputs) of each batch.
+  """Yields (number of valid images, NumPy outputs) of each batch.
 
-  The outputs of a batch are fetched when the devices have the next one to
-  compute, and the images of a lazy split are decoded meanwhile. `run` takes as
-  its last argument how many of the images are no padding.
+  The outputs of a batch are fetched while the devices compute the next batch;
+  images of a lazy split are decoded in parallel. The last argument of `run` is
+  the number of valid images; the others are padding.
   """
   running = []
   with contextlib.closing(batches_lib.ahead(
@@ -242,7 +244,7 @@ def _run_batches(split, places, run, mesh, batch_size):
 
 
 def _batches(split, places, batch_size):
-  """(images that are no padding, rows, this process's images and labels)."""
+  """Yields (number of valid images, rows, this process's images, labels)."""
   processes, index = jax.process_count(), jax.process_index()
   for start in range(0, len(places), batch_size):
     rows = places[start:start + batch_size]

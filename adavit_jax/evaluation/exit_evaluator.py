@@ -16,10 +16,11 @@ class ExitOutputs(NamedTuple):
   Attributes:
     prediction: class of the largest logit, or number in the target's unit,
       [E, n].
-    score: 1 where the class is right, or minus the absolute error, [E, n].
-    loss: of the task, without smoothing, [E, n].
-    confidence: under the config's rule, larger is surer, [E, n].
-    macs: of each stage alone, [E, n]; dropped layers are not counted.
+    score: 1 if the class is correct, else 0, or minus the absolute error,
+      [E, n].
+    loss: loss of the task without label smoothing, [E, n].
+    confidence: confidence under the config's rule, [E, n].
+    macs: MACs of each stage alone, without dropped layers, [E, n].
   """
   prediction: np.ndarray
   score: np.ndarray
@@ -29,7 +30,7 @@ class ExitOutputs(NamedTuple):
 
 
 class ExitEvaluator:
-  """Runs all stages of a system over splits."""
+  """Evaluates all exits of a system on splits."""
 
   def __init__(self, system, mesh, batch_size):
     """Prepares the programs.
@@ -37,10 +38,10 @@ class ExitEvaluator:
     Args:
       system: `System`.
       mesh: from `mesh.make_mesh`.
-      batch_size: images per batch, a multiple of the devices.
+      batch_size: images per batch, a multiple of the number of devices.
 
     Raises:
-      ValueError: if the devices do not divide the batch.
+      ValueError: if the batch size is not a multiple of the number of devices.
     """
     mesh_lib.check_batch_size(batch_size, mesh, 'eval_batch_size')
     self._system, self._mesh, self._batch_size = system, mesh, batch_size
@@ -51,7 +52,7 @@ class ExitEvaluator:
     """Runs all stages on all images.
 
     Args:
-      phase: after which the layers are chosen as it leaves them.
+      phase: the layers are chosen as at the end of this phase.
       params: groups.
       split: `Split` of n images.
 
@@ -62,11 +63,11 @@ class ExitEvaluator:
         split, lambda images, labels, rows: self._run(
             phase, params, images, labels), self._mesh, self._batch_size)
     outputs = ExitOutputs(*(x.T for x in parts))
-    # A mean in float32 can lie above all that the images reach.
+    # A float32 mean of many images can exceed their largest score.
     return outputs._replace(score=outputs.score.astype(np.float64))
 
   def metrics(self, score):
-    """Names and values [...] of what the task measures by scores [..., n]."""
+    """Returns the task's metrics {name: [...]} of scores [..., n]."""
     return self._system.task.metrics(score)
 
   def _outputs(self, phase, params, images, labels):
@@ -82,5 +83,5 @@ class ExitEvaluator:
       macs = jnp.broadcast_to(system.stage_macs(phase, k, carry), labels.shape)
       rows.append((prediction, task.score(prediction, labels), loss,
                    confidence, macs))
-    # Images first, as they are collected.
+    # The image axis comes first, as `collect` expects.
     return [jnp.stack(x, axis=1) for x in zip(*rows)]

@@ -1,4 +1,4 @@
-"""What a phase's parameters reach on held-out images, while it runs."""
+"""Validation on held-out images during a phase."""
 
 from adavit_jax.train import phases
 from adavit_jax.train import state as state_lib
@@ -10,37 +10,37 @@ def validate(trainer, state, phase):
   Args:
     trainer: `loop.Trainer`, with n > 0 held-out images.
     state: `State`.
-    phase: that the state is in.
+    phase: the phase of the state.
 
   Returns:
-    (score, larger is better, by which the best checkpoint is chosen; dict of
-    metrics).
+    (score, dict of metrics); higher scores are better, and the best checkpoint
+    is chosen by the score.
   """
   run = _exits if phases.PHASES[phase].exits else _last_exit
   return run(trainer, state_lib.final_params(state), phase)
 
 
 def _last_exit(trainer, params, phase):
-  """The score is the accuracy, less what is spent above the budget."""
+  """Validates the last exit; the score is accuracy minus MACs over budget."""
   system, split = trainer.system, trainer.dataset.holdout
   config, actions = system.config, system.actions(phase)
   if actions is None:
     out = trainer.evaluator.adaptive(
         params, split, threshold=config.nets.threshold)
   else:
-    out = trainer.evaluator.given(params, split, actions)
+    out = trainer.evaluator.with_actions(params, split, actions)
   ratio = float(system.stage_cost(phase).ratio(out.actions).mean())
   metrics = dict(accuracy=out.accuracy, loss=float(out.loss.mean()),
                  macs_ratio=ratio)
-  if phases.PHASES[phase].decides == 'all':  # no budget to meet
+  if phases.PHASES[phase].decides == 'all':  # the budget does not apply
     return out.accuracy, metrics
   return out.accuracy - max(0., ratio - config.mac_target), metrics
 
 
 def _exits(trainer, params, phase):
-  """The score is the mean over the exits that learn.
+  """Validates all exits; the score is the mean over the exits that learn.
 
-  Of a model with early exits of its own it is the last exit's.
+  For a model whose backbone has early exits, it is the last exit's score.
   """
   system, evaluator = trainer.system, trainer.exit_evaluator
   out = evaluator(phase, params, trainer.dataset.holdout)

@@ -1,4 +1,4 @@
-"""A trained run as a Python function, or as a file."""
+"""Loads a trained run as a Python function, or exports it to a file."""
 
 from adavit_jax.inference.cascade_classifier import (
     CascadeClassifier as CascadeClassifier,

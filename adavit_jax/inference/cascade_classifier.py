@@ -16,16 +16,16 @@ from adavit_jax.train import state as state_lib
 
 
 class CascadeClassifier:
-  """Runs a `System` in stages: an image leaves at the first sure exit.
+  """Runs a `System` in stages: an image leaves at the first confident exit.
 
-  Threads may share it, as they may a `runtime.cascade.Cascade`.
+  Threads may share it, like a `runtime.cascade.Cascade`.
 
   Attributes:
-    class_names: K strings, or () where the run has none.
-    phase: that the run ended with.
+    class_names: K strings, or () if the run has none.
+    phase: the last phase of the run.
   """
-  EXPORTS = ('stages',)  # by deploy.export_stages
-  # A mistyped attribute, `threshold` for one, is an error.
+  EXPORTS = ('stages',)  # see export.export_stages
+  # Slots make mistyped attributes, such as `threshold`, errors.
   __slots__ = ('class_names', 'phase', '_system', '_cascade',
                '_max_batch_size', '_cost')
 
@@ -35,15 +35,16 @@ class CascadeClassifier:
 
     Args:
       system: `System`.
-      state: `State` of it.
-      phase: after which the layers are chosen as it leaves them.
-      thresholds: see the property of that name.
+      state: `State` of the system.
+      phase: the layers are chosen as at the end of this phase.
+      thresholds: see the property `thresholds`.
       class_names: K strings.
       max_batch_size: larger batches are split, and a stream runs a stage when
-        so many images wait for it.
+        this many images wait for it.
 
     Raises:
-      ValueError: for thresholds that do not fit, or a max_batch_size below 1.
+      ValueError: if thresholds are invalid, or max_batch_size is not a positive
+        integer.
     """
     check_max_batch_size(max_batch_size)
     self._system, self.phase = system, phase
@@ -59,8 +60,8 @@ class CascadeClassifier:
     predict = None if system.target is None else lambda outputs: outputs[:, 0]
     self._cascade = cascade.Cascade(
         system.programs(phase), params, system.rule, thresholds, stage_macs,
-        spent=(functools.partial(system.stage_macs, phase)
-               if self.drops_layers else None),
+        image_macs=(functools.partial(system.stage_macs, phase)
+                    if self.drops_layers else None),
         predict=predict, sizes=sizes)
     self.thresholds = thresholds
 
@@ -80,7 +81,7 @@ class CascadeClassifier:
 
   @property
   def drops_layers(self):
-    """Whether a policy drops layers, other ones for each image."""
+    """Whether a policy drops layers, chosen for each image."""
     return self._decider == 'policy'
 
   @property
@@ -94,15 +95,16 @@ class CascadeClassifier:
 
   @property
   def thresholds(self):
-    """[E - 1] float64: an image leaves above it. One number sets all of them.
+    """[E - 1] float64: images with a confidence above the threshold leave.
 
-    They are compared with the confidence of the config's `exits.rule`, entropy
-    and differences negated. They may be changed at any time and no program
-    depends on them; but a late stage is compiled for a number of images when it
-    first meets it, unless `warm_up` came before.
+    One number sets all of them. They are compared with the confidence of the
+    config's `exits.rule`; entropy and differences are negated. They may be
+    changed at any time without recompiling; but without `warm_up` a late stage
+    is compiled when it first runs with a new batch size.
 
     Raises:
-      ValueError: for another number of them, or one out of the rule's range.
+      ValueError: if their number is not E - 1, or one is out of the rule's
+        range.
     """
     return self._cascade.thresholds
 
@@ -112,43 +114,43 @@ class CascadeClassifier:
     self._cascade.thresholds = value
 
   def read(self, path):
-    """An image file as the model takes it, see `data.decode.read`."""
+    """Reads an image file for the model, see `data.decode.read`."""
     return decode.read(path, self.system.config.data, self.system.model)
 
   def __call__(self, images):
     """Classifies images.
 
     Args:
-      images: uint8 [B, S, S, C], of files for example as `read` gives them.
+      images: uint8 [B, S, S, C], for example from `read`.
 
     Returns:
       `runtime.cascade.Prediction` of B images, in their order.
 
     Raises:
-      ValueError: for images of another size or type.
+      ValueError: if the images have another size or dtype.
     """
     images = models.as_pixels(self.system.model, images)
     return self._cascade(images)
 
   def warm_up(self):
-    """Compiles every stage for every batch size, so that no call has to."""
+    """Compiles every stage for every batch size in advance."""
     model = self.system.model
     self._cascade.warm_up(np.zeros(
         (1, model.image_size, model.image_size, model.channels), np.uint8))
 
   def stream(self, images, *, window=None):
-    """Classifies images one after the other, each stage in full batches.
+    """Classifies a stream of images; each stage runs full batches.
 
     Args:
       images: iterable of uint8 [S, S, C], read no faster than needed.
-      window: images read and not yet yielded, at most; None for 16 times the
-        largest batch.
+      window: the most images that may be read but not yet yielded; None for 16
+        times the largest batch.
 
     Yields:
       `runtime.cascade.Prediction` of one image, in the order of the images.
 
     Raises:
-      ValueError: for images of another size or type.
+      ValueError: if the images have another size or dtype.
     """
     return self._cascade.stream(self._checked(images), window=window)
 
@@ -159,7 +161,6 @@ class CascadeClassifier:
 
 
 def check_max_batch_size(value):
-  """Raises a ValueError unless `value` is a whole number of at least 1."""
+  """Raises a ValueError unless `value` is a positive integer."""
   if not isinstance(value, numbers.Integral) or value < 1:
-    raise ValueError(f'max_batch_size={value!r} must be a whole number of at '
-                     f'least 1')
+    raise ValueError(f'max_batch_size={value!r} is not a positive integer')

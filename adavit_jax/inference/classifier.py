@@ -24,10 +24,10 @@ from adavit_jax.train import state as state_lib
 
 
 class Prediction(NamedTuple):
-  """What a `Classifier` says of B images, in the caller's order; NumPy arrays.
+  """Results of a `Classifier` on B images, in their order; NumPy arrays.
 
   Attributes:
-    logits: [B, K] float32; the sum of both heads of a distilled model.
+    logits: [B, K] float32; for a distilled model the sum of both heads.
     labels: [B] int, the class of the largest logit.
     actions: `Actions` [B, L1], [B, L2], the layers that ran.
     macs: [B], multiply-accumulates of the layers that ran, over all tokens.
@@ -43,22 +43,21 @@ class Prediction(NamedTuple):
 
 
 class Classifier:
-  """Runs a `System` on batches of any size, in the mode that saves time.
+  """Runs a `System` on batches of any size, in the fastest mode.
 
-  One image runs in the mode `cond`, more of them in `compact`; a policy that
-  does not look at the image runs in `static`. Batches are padded to one of a
-  few sizes, each compiled at its first use; under a learned policy, what stands
-  in for an image drops every adaptive layer. It cannot be pickled: another
-  process loads its own.
+  A learned policy runs in mode `cond` for one image and `compact` for more;
+  given actions run in `static`. Batches are padded to one of a few sizes, each
+  compiled on first use; under a learned policy, padding drops every adaptive
+  layer. A classifier cannot be pickled: load it in each process.
 
   Attributes:
-    class_names: K strings, or () where the run has none.
-    threshold: the policy's, in (0, 1): higher drops more. It may be changed at
-      any time and recompiles nothing.
+    class_names: K strings, or () if the run has none.
+    threshold: the policy's threshold, in (0, 1): higher drops more layers. It
+      may be changed at any time without recompiling.
     params: groups, folded for inference.
   """
-  EXPORTS = ('dense', 'static', 'cond', 'compact')  # modes of deploy.export
-  # A mistyped attribute, `thresholds` for one, is an error.
+  EXPORTS = ('dense', 'static', 'cond', 'compact')  # modes of export.export
+  # Slots make mistyped attributes, such as `thresholds`, errors.
   __slots__ = ('class_names', 'threshold', 'params', '_system', '_actions',
                '_sizes', '_cost', '_run')
 
@@ -68,27 +67,28 @@ class Classifier:
 
     Args:
       system: `System`.
-      state: `State` of it.
-      actions: `Actions` [L1], [L2] to run on every image, of array-likes; None
-        asks the learned policy.
+      state: `State` of the system.
+      actions: `Actions` [L1], [L2] for every image; array-likes are accepted.
+        None uses the learned policy.
       class_names: K strings.
       max_batch_size: larger batches are split.
 
     Raises:
-      ValueError: for a max_batch_size below 1, actions that are not 0 and 1 of
-        these shapes, or none where there is no policy.
+      ValueError: if max_batch_size is not a positive integer, actions have
+        other shapes or values other than 0/1, or actions is None but there is
+        no policy.
     """
     check_max_batch_size(max_batch_size)
     if actions is not None:
       actions = Actions(*map(np.asarray, actions_lib.checked(
           actions, None, plan.num_layers(system.model), gates=False)))
     elif system.nets is None:
-      raise ValueError('actions=None asks a policy, and this system has none; '
-                       'give actions, fixed.all_layers(...) for example')
+      raise ValueError('actions=None needs a policy, but this system has none; '
+                       'give actions, for example fixed.all_layers(...)')
     self._system, self.class_names = system, tuple(class_names)
     self.threshold = system.config.nets.threshold
     params = state_lib.final_params(state)
-    if actions is not None:  # fewer arrays to pass at each call
+    if actions is not None:  # each array argument slows a call
       params = state_lib.model_params(params)
     self.params = jax.jit(system.fold)(params)
     self._actions = actions
@@ -117,11 +117,11 @@ class Classifier:
     return self._actions
 
   def read(self, path):
-    """An image file as the model takes it, see `data.decode.read`."""
+    """Reads an image file for the model, see `data.decode.read`."""
     return decode.read(path, self.system.config.data, self.system.model)
 
   def warm_up(self):
-    """Compiles for every batch size, so that no call has to."""
+    """Compiles the program for every batch size in advance."""
     model = self.system.model
     shape = (model.image_size, model.image_size, model.channels)
     for size in self._sizes:
@@ -131,14 +131,14 @@ class Classifier:
     """Classifies images.
 
     Args:
-      images: uint8 [B, S, S, C], of files for example as `read` gives them.
+      images: uint8 [B, S, S, C], for example from `read`.
 
     Returns:
       `Prediction`.
 
     Raises:
-      ValueError: for images of another size or type, or a threshold outside
-        (0, 1).
+      ValueError: if the images have another size or dtype, or the threshold is
+        outside (0, 1).
     """
     images = models.as_pixels(self.system.model, images)
     check_threshold(self.threshold)
@@ -147,12 +147,12 @@ class Classifier:
       batch = images[start:start + largest]
       num = len(batch)
       size = next(s for s in self._sizes if s >= num)
-      if num < size:  # padding copies
+      if num < size:
         batch = np.pad(batch, [(0, size - num), *[(0, 0)] * 3])
       out = self._run(self.params, batch, np.arange(size) < num,
                       np.float32(self.threshold))
       parts.append(out)
-      if len(parts) > 2:  # so that no more than three parts lie on the device
+      if len(parts) > 2:  # so that the device holds at most three parts
         parts[-3] = jax.device_get(parts[-3])
     # Only the last part is padded.
     join = lambda *x: (
@@ -164,33 +164,33 @@ class Classifier:
 
 def load(workdir, *, phase='', best=False, actions=None, rule=None,
          thresholds=None, max_batch_size=256):
-  """Makes a `Classifier` of a trained run, on a device of this process.
+  """Loads a trained run as a `Classifier` on a device of this process.
 
-  In a job of several processes each one, or only some, may call it.
+  With several processes, any of them may call it independently.
 
   Args:
     workdir: directory of the run.
-    phase: end of this phase; '' for the newest checkpoint.
+    phase: the checkpoint at the end of this phase; '' for the newest.
     best: the best checkpoint of the last phase instead.
-    actions: `Actions` [L1], [L2] for every image, instead of the run's own
-      choice.
-    rule: replaces the config's `exits.rule`, of a model with exits.
-    thresholds: of a model with exits, see `CascadeClassifier.thresholds`; None
+    actions: `Actions` [L1], [L2] for every image, instead of the run's policy
+      or mask.
+    rule: replaces the config's `exits.rule`; for a model with exits.
+    thresholds: for a model with exits, see `CascadeClassifier.thresholds`; None
       lets no image leave early.
     max_batch_size: images that run at once; larger batches are split.
 
   Returns:
-    A `Classifier`: of the learned policy after the phases warm_start, policy
-    and joint, of the mask of a static phase, else of all layers. Its threshold
-    is the config's `nets.threshold`; eval.py prints one calibrated to the
-    config's `mac_target`. Of a model with exits, and of a regression, a
+    A `Classifier`. It uses the learned policy after the phases warm_start,
+    policy and joint, the mask after a static phase, else all layers. Its
+    threshold is the config's `nets.threshold`; eval.py prints one calibrated to
+    the config's `mac_target`. For a model with exits or a regression, a
     `CascadeClassifier`; eval.py prints thresholds for it and writes them to
     report.json.
 
   Raises:
-    ValueError: if there is no such run, a rule is unknown, thresholds do not
-      fit it, the model has no exits to use them, or exits and no use for
-      actions, and as `Classifier`.
+    ValueError: if there is no such run, the rule is unknown, thresholds are
+      invalid for it, rule or thresholds are given for a model without exits or
+      actions for a model with exits, and as `Classifier`.
   """
   with run_lib.Run(workdir, alone=True) as run:
     info, system, state = run_lib.reread(lambda: _read(
@@ -209,7 +209,8 @@ def load(workdir, *, phase='', best=False, actions=None, rule=None,
 
 
 def _read(run, phase, best, actions, rule, thresholds):
-  """(info, `System`, `State`) of one checkpoint; arguments as in `load`."""
+  """Returns (info, `System`, `State`) of a checkpoint; arguments as in `load`.
+  """
   saved = run.find(phase=phase, best=best)
   info = saved.info
   if not phase:
@@ -222,15 +223,15 @@ def _read(run, phase, best, actions, rule, thresholds):
       rule=rule, thresholds=thresholds)
   for name, value in unused.items():
     if value is not None:
-      kind, held = (('without exits', 'one') if exits else
-                    ('with exits', 'none'))
-      raise ValueError(f'{name}={value!r} is for a model {kind}, and '
-                       f'{run.workdir} holds {held}; leave it out')
+      needed, actual = (('without', 'with') if exits else ('with', 'without'))
+      raise ValueError(f'{name}={value!r} is for a model {needed} exits, but '
+                       f'{run.workdir} holds a model {actual} exits; leave it '
+                       f'out')
   return info, system, run.state(saved, system, mesh_lib.local_mesh())
 
 
 def predict(system, actions, params, images, valid, threshold):
-  """The whole classifier as a pure function, to be jitted.
+  """Classifies images: the whole classifier as a pure function, to be jitted.
 
   Args:
     system: `System`.
@@ -239,7 +240,7 @@ def predict(system, actions, params, images, valid, threshold):
     params: groups, folded.
     images: uint8 [B, S, S, C].
     valid: [B] bool, False for padding.
-    threshold: the policy's, [].
+    threshold: the policy's threshold, [].
 
   Returns:
     (logits [B, K], `Actions` [B, L1], [B, L2]).
@@ -258,14 +259,14 @@ def predict(system, actions, params, images, valid, threshold):
 
 
 def check_threshold(value):
-  """Raises a ValueError unless `value` is one number in (0, 1)."""
+  """Raises a ValueError unless `value` is a number in (0, 1)."""
   if not (isinstance(value, (numbers.Real, np.ndarray, jax.Array))
           and np.ndim(value) == 0 and 0 < value < 1):
     raise ValueError(f'threshold={value!r} must be a number in (0, 1)')
 
 
 def batch_sizes(largest):
-  """1, 2, 3, 4, 6, 8, 12, ... up to `largest`: padding is below a third."""
+  """Returns 1, 2, 3, 4, 6, 8, 12, ... up to `largest`: below 1/3 padding."""
   sizes = {largest}
   for base in (1, 3):
     size = base

@@ -1,9 +1,9 @@
 """Exports models as StableHLO: programs that run without their Python code.
 
-An artefact is the serialised form of `jax.export`, parameters inside it as
-constants. It runs with jax (and flatbuffers) alone on every platform it was
-lowered for; JAX keeps it readable for six months of new versions. What a caller
-has to know of its images lies beside it in a JSON file.
+An artefact is serialised by `jax.export` and contains the parameters as
+constants. It runs with jax (and flatbuffers) alone, on every platform it was
+lowered for; JAX keeps it readable for six months of new versions. A JSON file
+beside it describes the images that it takes.
 """
 
 import functools
@@ -29,29 +29,29 @@ _DEFAULT = ('cpu', 'cuda', 'tpu')
 def export(clf, path, *, mode, batch_size=None, platforms=_DEFAULT):
   """Writes a classifier as one program.
 
-  'dense' runs all layers and 'static' those of the classifier's own actions:
-  `images -> (logits, keep)`. 'cond' asks the policy about one image and
-  'compact' about every image of a batch: `(images, threshold) -> (logits,
-  keep)`, threshold [] float32 in (0, 1). Images are uint8 [B, S, S, C] of the
-  model's size, logits [B, K] float32, keep [B, L1 + L2] the layers that ran,
-  MSA then MLP. The passes of 'compact' are as large as suits the backend that
-  exports.
+  'dense' runs all layers and 'static' those of the classifier's actions:
+  `images -> (logits, keep)`. In 'cond' the policy decides for one image and in
+  'compact' for every image of a batch: `(images, threshold) -> (logits, keep)`,
+  with threshold [] float32 in (0, 1). Images are uint8 [B, S, S, C] in the
+  model's size, logits are [B, K] float32, and keep [B, L1 + L2] marks the
+  layers that ran, MSA then MLP. The passes of 'compact' are sized for the
+  backend that exports.
 
   Args:
     clf: `Classifier`.
-    path: of the new file; PATH.json is written beside it.
+    path: path of the new file; PATH.json is written beside it.
     mode: one of `MODES`.
-    batch_size: B; None for any number of images ('dense', 'static'), or for
-      the one image of 'cond'. 'compact' needs at least 2.
-    platforms: to lower for, of `PLATFORMS`.
+    batch_size: B. None for any number of images ('dense', 'static'), or for
+      the single image of 'cond'. 'compact' needs at least 2.
+    platforms: platforms to lower for, from `PLATFORMS`.
 
   Raises:
-    ValueError: if mode, classifier, batch size and platforms do not fit, the
-      threshold is outside (0, 1), or the path is a directory.
+    ValueError: if mode, batch size or platforms are invalid or do not fit the
+      classifier, the threshold is outside (0, 1), or the path is a directory.
   """
   _check(clf, mode, batch_size, platforms)
   if epath.Path(path).expanduser().is_dir():
-    raise ValueError(f'{path} is a directory; name the file to write')
+    raise ValueError(f'{path} is a directory; give the path of a file')
   model = clf.system.model
   actions = clf.actions
   if mode == 'dense':
@@ -71,33 +71,35 @@ def export(clf, path, *, mode, batch_size=None, platforms=_DEFAULT):
   args = [batch_of(_image(model), size)]
   if learned:
     args.append(jax.ShapeDtypeStruct((), jnp.float32))
-  about = dict(mode=mode, threshold=float(clf.threshold) if learned else None,
-               num_layers=list(plan.num_layers(model)), **_about(clf))
-  # Nothing is written before all of it could be made.
+  metadata = dict(
+      mode=mode, threshold=float(clf.threshold) if learned else None,
+      num_layers=list(plan.num_layers(model)), **_metadata(clf))
+  # Lowered before anything is written, since it may fail.
   artefact = lower(run, args, platforms)
-  _write(path, artefact, about)
+  _write(path, artefact, metadata)
 
 
 def export_stages(clf, directory, *, batch_size=None, platforms=_DEFAULT):
-  """Writes each stage of a model that can stop early as a program of its own.
+  """Writes each stage of a model with exits as a separate program.
 
-  The first is `images -> (carry, logits)`, the others `(images, carry) ->
-  (carry, logits)`; images as in `export`. Which of them go on is for the caller
-  to say: the rule and the thresholds are in the JSON files, and the MACs of
-  each stage where they are the same for every image.
+  The first is `images -> (carry, logits)`, the others are `(images, carry) ->
+  (carry, logits)`; images are as in `export`. The caller decides which images
+  continue: the JSON files contain the rule, the thresholds, and the MACs of
+  each stage if they are the same for every image.
 
   Args:
     clf: `CascadeClassifier`.
-    directory: gets the files stage_0, stage_1, ... and their JSON files.
+    directory: directory for stage_0, stage_1, ... and their JSON files.
     batch_size: B; None for any.
-    platforms: to lower for, of `PLATFORMS`.
+    platforms: platforms to lower for, from `PLATFORMS`.
 
   Returns:
-    The paths.
+    The paths of the programs.
 
   Raises:
-    ValueError: for a model with one exit, an unknown platform, a batch size
-      below 1, or none where layers are dropped.
+    ValueError: if the classifier cannot be exported in stages, a platform is
+      unknown, batch_size is not a positive integer, or batch_size is None
+      although a policy drops layers.
   """
   _check_batch_size(batch_size)
   _check_platforms(platforms)
@@ -105,21 +107,21 @@ def export_stages(clf, directory, *, batch_size=None, platforms=_DEFAULT):
   system = clf.system
   stages, dropping = system.programs(clf.phase), clf.drops_layers
   if dropping and batch_size is None:
-    raise ValueError('batch_size=None: where layers are dropped the stages '
-                     'need a fixed one')
+    raise ValueError('batch_size=None: stages in which a policy drops layers '
+                     'need a fixed batch size')
   artefacts = lower_stages(
       stages, clf.params, _image(system.model), batch_size, platforms)
-  about = dict(
+  metadata = dict(
       mode='stages', num_stages=len(stages), rule=system.config.exits.rule,
       thresholds=[float(x) for x in clf.thresholds],
-      # They differ from image to image where layers are dropped.
+      # A policy's MACs differ from image to image.
       stage_macs=None if dropping else [
           int(system.stage_macs(clf.phase, i)) for i in range(len(stages))],
-      unit=system.target.unit if system.target else None, **_about(clf))
+      unit=system.target.unit if system.target else None, **_metadata(clf))
   paths = [epath.Path(directory).expanduser() / f'stage_{i}'
            for i in range(len(stages))]
   for i, (path, artefact) in enumerate(zip(paths, artefacts)):
-    _write(path, artefact, dict(stage=i, **about))
+    _write(path, artefact, dict(stage=i, **metadata))
   return paths
 
 
@@ -128,14 +130,14 @@ def lower_stages(stages, params, image, batch_size, platforms):
 
   Args:
     stages: E functions (params, images, carry) -> (carry, logits), see
-      `runtime.stages.stages`; their carries of tuples, lists and dicts.
+      `runtime.stages.stages`; carries consist of tuples, lists and dicts.
     params: their parameters.
-    image: anything with the shape [S, S, C] and the dtype of one image.
+    image: object with the shape [S, S, C] and the dtype of one image.
     batch_size: B; None for any.
-    platforms: of `PLATFORMS`.
+    platforms: platforms to lower for, from `PLATFORMS`.
 
   Returns:
-    List of E bytes.
+    List of E bytes objects.
   """
   params = jax.tree.map(np.asarray, params)
   images = batch_of(image, batch_size)
@@ -152,7 +154,7 @@ def _stage(stage, params, images, carry=None):
 
 
 def batch_of(row, size):
-  """Shape and dtype of `size` rows, of any number of them where it is None."""
+  """Returns shape and dtype of `size` rows; None for any number of rows."""
   if size is None:
     size, = jax_export.symbolic_shape('b')
   return jax.ShapeDtypeStruct((size, *row.shape), row.dtype)
@@ -162,9 +164,9 @@ def lower(function, args, platforms):
   """Traces a function and serialises it.
 
   Args:
-    function: of arrays or trees of them.
+    function: function of arrays or pytrees of arrays.
     args: its arguments as `jax.ShapeDtypeStruct`s.
-    platforms: of `PLATFORMS`.
+    platforms: platforms to lower for, from `PLATFORMS`.
 
   Returns:
     bytes, for `jax.export.deserialize`.
@@ -179,7 +181,7 @@ def _image(model):
   return jax.ShapeDtypeStruct(shape, jnp.uint8)
 
 
-def _about(clf):
+def _metadata(clf):
   c = clf.system.config.data
   return dict(
       class_names=list(clf.class_names),
@@ -189,11 +191,11 @@ def _about(clf):
                   interpolation=data_config.interpolation(c)))
 
 
-def _write(path, artefact, about):
+def _write(path, artefact, metadata):
   path = epath.Path(path).expanduser()
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(artefact)
-  epath.Path(f'{path}.json').write_text(json.dumps(about, indent=1))
+  epath.Path(f'{path}.json').write_text(json.dumps(metadata, indent=1))
 
 
 def check_mode(clf, mode):
@@ -207,8 +209,8 @@ def check_mode(clf, mode):
   if mode not in known:
     raise ValueError(f'mode={mode!r}; known: {known}')
   if mode not in clf.EXPORTS:
-    raise ValueError(f'mode={mode!r}: this is a {type(clf).__name__}, which is '
-                     f'exported as one of {clf.EXPORTS}')
+    raise ValueError(f'mode={mode!r} is not for a {type(clf).__name__}; use '
+                     f'one of {clf.EXPORTS}')
 
 
 def _check(clf, mode, batch_size, platforms):
@@ -216,31 +218,31 @@ def _check(clf, mode, batch_size, platforms):
     raise ValueError("mode='stages' is for export_stages")
   check_mode(clf, mode)
   if mode == 'static' and clf.actions is None:
-    raise ValueError("mode='static' takes a classifier with given actions, and "
-                     "this one asks its policy: use 'cond' or 'compact', or "
+    raise ValueError("mode='static' needs a classifier with fixed actions, but "
+                     "this one uses a policy; use 'cond' or 'compact', or "
                      "Classifier(..., actions=...)")
   if mode in ('cond', 'compact') and clf.actions is not None:
-    raise ValueError(f"mode={mode!r} needs a trained policy, and this "
-                     f"classifier runs given layers: use 'static' or 'dense'")
+    raise ValueError(f"mode={mode!r} needs a trained policy, but this "
+                     f"classifier has fixed actions; use 'static' or 'dense'")
   _check_batch_size(batch_size)
   if mode == 'cond' and batch_size not in (None, 1):
     raise ValueError(f"batch_size={batch_size}: mode='cond' takes one image; "
                      f"use 'compact' for more")
   if mode == 'compact' and (batch_size is None or batch_size < 2):
     raise ValueError(f"batch_size={batch_size}: mode='compact' needs a fixed "
-                     f"one of at least 2; use 'cond' for one image")
+                     f"batch size of at least 2; use 'cond' for one image")
   _check_platforms(platforms)
 
 
 def _check_batch_size(batch_size):
   if batch_size is not None and not (
       isinstance(batch_size, numbers.Integral) and batch_size >= 1):
-    raise ValueError(f'batch_size={batch_size} must be a whole number of at '
-                     f'least 1, or None for any')
+    raise ValueError(f'batch_size={batch_size} is not a positive integer or '
+                     f'None')
 
 
 def _check_platforms(platforms):
   if (isinstance(platforms, str) or not platforms
       or not set(platforms) <= set(PLATFORMS)):
-    raise ValueError(f'platforms={platforms!r}: give a list of some of '
+    raise ValueError(f'platforms={platforms!r}: give a list of platforms from '
                      f'{PLATFORMS}')

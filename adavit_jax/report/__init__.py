@@ -1,3 +1,3 @@
-"""What a run is worth: tables, JSON and pictures."""
+"""Reports on a run: tables, JSON and pictures."""
 
 from adavit_jax.report.run_report import evaluate as evaluate

@@ -1,4 +1,4 @@
-"""Evaluates a run: dense, adaptive, and the baselines at the same MACs."""
+"""Evaluates a run: dense, adaptive, and baselines at the same MACs."""
 
 import functools
 
@@ -16,11 +16,11 @@ from adavit_jax.runs import phase_start
 from adavit_jax.runs import run as run_lib
 from adavit_jax.train import state as state_lib
 
-_DRAWS = 3  # random and shuffled rows are means over as many draws
+_DRAWS = 3  # random and shuffled rows are means over this many draws
 
 
 class Report:
-  """Everything that a run's report needs, computed once."""
+  """Computes the rows of a run's report."""
 
   def __init__(self, trainer, run, saved, budget):
     """Restores the run.
@@ -30,8 +30,7 @@ class Report:
         policy.
       run: the opened `Run`.
       saved: `Saved`, the checkpoint to report on.
-      budget: MACs per image to calibrate the policy to, as a share of the dense
-        model's.
+      budget: MACs per image over the dense model's, to calibrate the policy to.
     """
     self.trainer, self._run, self._budget = trainer, run, budget
     self._system, self._evaluator = trainer.system, trainer.evaluator
@@ -49,7 +48,7 @@ class Report:
 
   @functools.cached_property
   def _untuned(self):
-    """The model with which the joint phase began."""
+    """The model at the start of the joint phase."""
     config = self.trainer.config
     phases = config.phases
     before = phases[:phases.index('joint')] if 'joint' in phases else phases
@@ -58,11 +57,11 @@ class Report:
     if config.init.workdir:
       with run_lib.Run(config.init.workdir) as run:
         return self._params_after(config.init.phase, run)
-    return self._state.teacher  # other people's weights
+    return self._state.teacher  # the model of init.weights
 
   @functools.cached_property
   def _masks(self):
-    """The static masks of the untuned model, `masks.Known`."""
+    """Static masks of the untuned model, `masks.Known`."""
     candidates = self._state.candidates
     if 'warm_start' not in self.trainer.config.phases:
       candidates = phase_start.static_masks(self.trainer, self._untuned)
@@ -72,11 +71,11 @@ class Report:
     return compare.row(self.dense, self._system.plain_cost)
 
   def calibrate(self, params, target):
-    """Threshold at which held-out images spend `target` in the mean.
+    """Finds the threshold at which held-out images take `target` mean MACs.
 
     Args:
       params: groups with a trained policy.
-      target: MACs per image as a share of the dense model's.
+      target: MACs per image over the dense model's.
 
     Returns:
       A threshold in (0, 1).
@@ -88,25 +87,26 @@ class Report:
       raise ValueError('no images were held out to calibrate the threshold on; '
                        'give --threshold=0.5, or train with '
                        '--config.data.holdout=0.1')
-    def spent(logit):
+    def macs_ratio(logit):
       actions = self._evaluator.decisions(
           params, self._data.holdout, threshold=_sigmoid(logit))
       return self._system.cost.ratio(actions).mean()
     low, high = -6., 6.  # in logits: a higher threshold drops more
-    if (least := spent(high)) > target:
+    if (least := macs_ratio(high)) > target:
       logging.warning('no threshold meets %.3f of the MACs: at %.4f the policy '
-                      'still spends %.3f', target, _sigmoid(high), least)
+                      'still takes %.3f', target, _sigmoid(high), least)
     for _ in range(10):
       middle = (low + high) / 2
-      low, high = (middle, high) if spent(middle) > target else (low, middle)
+      low, high = ((middle, high) if macs_ratio(middle) > target
+                   else (low, middle))
     return _sigmoid(high)
 
   def policy_rows(self, params, threshold):
-    """Rows of one set of weights: the policy, random and shuffled actions.
+    """Returns rows of one set of weights: policy, random and shuffled actions.
 
     Args:
       params: groups with a trained policy.
-      threshold: the policy's, or None to calibrate it to the budget.
+      threshold: the policy's threshold; None calibrates it to the budget.
 
     Returns:
       (dict of rows adaptive, random, shuffled; `Outputs` of the policy).
@@ -124,27 +124,28 @@ class Report:
       draw = Actions(*map(np.asarray, fixed.uniform(
           jax.random.key(i), len(test), plan.num_layers(self._system.model),
           keep=keep)))
-      random.append(compare.row(self._evaluator.given(params, test, draw),
-                                self._system.plain_cost))
+      random.append(compare.row(
+          self._evaluator.with_actions(params, test, draw),
+          self._system.plain_cost))
       order = self._rng.permutation(len(test))
       permuted = Actions(*(a[order] for a in out.actions))
       shuffled.append(compare.row(
-          self._evaluator.given(params, test, permuted), cost))
+          self._evaluator.with_actions(params, test, permuted), cost))
     return dict(adaptive=adaptive, random=compare.mean_rows(random),
                 shuffled=compare.mean_rows(shuffled)), out
 
   def final(self, threshold=None):
-    """`policy_rows` of the run's last state."""
+    """Returns `policy_rows` of the checkpoint."""
     return self.policy_rows(self._params, threshold)
 
   def at(self, macs_ratio):
-    """Row of the run's last state, calibrated to spend `macs_ratio`.
+    """Returns the policy's row of the checkpoint, calibrated to `macs_ratio`.
 
-    A static mask spends what it spends, a policy any share: to compare the
-    two, the policy is the one to move.
+    The MACs of a static mask are fixed, while a policy can meet any budget: to
+    compare the two, the policy is calibrated to the mask's MACs.
 
     Args:
-      macs_ratio: MACs per image as a share of the dense model's.
+      macs_ratio: mean MACs per image over the dense model's.
 
     Returns:
       A row, with the threshold.
@@ -158,13 +159,13 @@ class Report:
     return dict(compare.row(out, self._system.cost), threshold=threshold)
 
   def one_set_of_weights(self):
-    """Adaptive against static on the untuned weights.
+    """Compares adaptive and static choices on the untuned weights.
 
     Returns:
-      Rows adaptive, random, shuffled of the policy phase's end, `static` read
-      off the curve of the best static masks at the same MACs, and the rows of
-      this curve, `frontier`; {} where the run had no policy phase, or held out
-      no images.
+      Rows adaptive, random and shuffled at the end of the policy phase; static,
+      interpolated on the curve of the best static masks at the same MACs; and
+      frontier, the rows of this curve. {} if the run had no policy phase, or
+      held out no images.
     """
     if ('policy' not in self.trainer.config.phases
         or not len(self._data.holdout)):
@@ -177,11 +178,11 @@ class Report:
 
   def _untuned_row(self, actions):
     return compare.row(
-        self._evaluator.given(self._untuned, self._data.test, actions),
+        self._evaluator.with_actions(self._untuned, self._data.test, actions),
         self._system.plain_cost)
 
   def _fixed_rows(self):
-    """Table 1 of the patent, untuned, where there are layers enough."""
+    """Rows of the patent's Table 1, untuned, for models with enough layers."""
     num_layers = plan.num_layers(self._system.model)
     rows = {}
     for number, dropped in fixed.TABLE_1.items():
@@ -193,10 +194,10 @@ class Report:
     return rows
 
   def sweep(self, num=11):
-    """The final policy at `num` thresholds: one model, many budgets.
+    """Evaluates the final policy at `num` thresholds: one model, many budgets.
 
     Returns:
-      Rows of the test split, from the lowest threshold to the highest.
+      Rows of the test split, from the lowest to the highest threshold.
     """
     rows = []
     for logit in np.linspace(-4, 4, num):
@@ -207,25 +208,25 @@ class Report:
     return rows
 
   def static_masks(self, macs_ratio):
-    """Static masks to tune, that spend at least `macs_ratio`.
+    """Returns static masks to tune, with at least `macs_ratio` if possible.
 
     Args:
-      macs_ratio: MACs per image as a share of the dense model's.
+      macs_ratio: MACs per image over the dense model's.
 
     Returns:
-      Dict of `Actions` [L1], [L2]: static, the best on held-out images of
-      those that spend up to half a layer more, where there are such images;
-      static_last, which drops the last layers and spends as little more as can
-      be.
+      Dict of `Actions` [L1], [L2]. static, if images were held out: the mask
+      with the best accuracy on them among those that take up to half a layer
+      more. static_last: drops the last layers and is the cheapest at or above
+      `macs_ratio`.
     """
     cost = self._system.plain_cost
     last = masks.last_k(plan.num_layers(self._system.model))
-    found = {'static_last': mask_search.nearest(last, cost, macs_ratio)}
+    chosen = {'static_last': mask_search.nearest(last, cost, macs_ratio)}
     if len(self._data.holdout):
       half = max(cost.msa + cost.mlp) / cost.dense / 2
       i = masks.at_budget(*self._masks.score, macs_ratio, half)
-      found['static'] = self._masks.mask(i)
-    return found
+      chosen['static'] = self._masks.mask(i)
+    return chosen
 
 
 def _sigmoid(x):

@@ -1,4 +1,4 @@
-"""The rows of a report: one model under different ways to choose layers."""
+"""Rows of a report: one model under different ways to choose layers."""
 
 import numpy as np
 from scipy import stats
@@ -7,15 +7,15 @@ from adavit_jax.models.actions import Actions
 
 
 def row(outputs, cost):
-  """Accuracy and cost of one way to choose layers.
+  """Returns accuracy and cost of one way to choose layers.
 
   Args:
     outputs: `Outputs` on n images.
-    cost: `Cost`, with the policy networks where they ran.
+    cost: `Cost`, with the policy networks if they ran.
 
   Returns:
-    dict of accuracy, loss, macs (mean per image), macs_ratio (share of the
-    dense model's) and encoder_macs_ratio (the same without stem and heads).
+    dict of accuracy, loss, macs (mean per image), macs_ratio (over the dense
+    model's) and encoder_macs_ratio (the same without stem and heads).
   """
   actions = outputs.actions
   return dict(
@@ -27,21 +27,21 @@ def row(outputs, cost):
 
 
 def adaptive_row(outputs, dense, cost, meta=None):
-  """`row` with what tells an adaptive policy from a static one.
+  """Returns `row` with measures of how adaptive a policy is.
 
   Args:
     outputs: `Outputs` of the policy on n images.
     dense: `Outputs` of the dense model on the same images.
     cost: `Cost` with the policy networks.
-    meta: arrays [n] of the split; 'hard' splits the kept layers.
+    meta: dict of arrays [n] of the split; 'hard' marks hard images.
 
   Returns:
     `row` plus unique_actions, kept_msa_mean, kept_msa_std, kept_mlp_mean,
     kept_mlp_std, kept_std (both together), difficulty_correlation (Spearman,
     kept layers against the dense model's loss; None if either is constant),
     agreement (share of images with the dense prediction), keep_rate (lists for
-    msa and mlp, per layer), and kept_easy / kept_hard where `meta` tells and
-    there are both.
+    msa and mlp, per layer), and kept_easy and kept_hard if `meta` has 'hard'
+    with images of both kinds.
   """
   msa, mlp = outputs.actions
   kept = outputs.actions.num_kept
@@ -67,7 +67,7 @@ def adaptive_row(outputs, dense, cost, meta=None):
 
 
 def budget_keep(cost, macs_ratio):
-  """Keep probability at which random actions spend `macs_ratio` in the mean."""
+  """Returns the keep probability at which random actions take `macs_ratio`."""
   num_layers = len(cost.msa), len(cost.mlp)
   none, every = (cost.ratio(Actions(*map(fill, num_layers)))
                  for fill in (np.zeros, np.ones))
@@ -75,16 +75,16 @@ def budget_keep(cost, macs_ratio):
 
 
 def mean_rows(rows):
-  """Mean of each number over rows of the same keys."""
+  """Returns the mean of each value over rows with the same keys."""
   return {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
 
 
 def interpolate(rows, macs_ratio):
-  """The row that static masks, mixed, would give at exactly `macs_ratio`.
+  """Interpolates rows of static masks at `macs_ratio`, as a mixture of two.
 
   Args:
     rows: rows of masks, in any order.
-    macs_ratio: where to read the curve, clipped to its ends.
+    macs_ratio: where to interpolate; clipped to the ends of the curve.
 
   Returns:
     dict of the keys of the rows.

@@ -1,4 +1,4 @@
-"""Report of a model with exits: each one alone, and the cascade."""
+"""Report on a model with exits: each exit alone, and the cascade."""
 
 from absl import logging
 from etils import epath
@@ -21,58 +21,59 @@ _DROPS = {'all': '', 'mask': ', a mask drops layers',
           'policy': ', a policy drops layers'}
 
 
-def evaluate(trainer, run, saved, about, *, threshold=None, budget=None):
+def evaluate(trainer, run, saved, metadata, *, threshold=None, budget=None):
   """Evaluates a run on the test split; prints a table and draws a picture.
 
-  Thresholds are calibrated on held-out images: for the accuracy of the last
-  exit, for that less the config's `exits.slack`, and for the config's
-  `mac_target` of the MACs without exits. A target that cannot be met is left
-  out. For regression, accuracy is minus the mean absolute error.
+  Thresholds are calibrated on held-out images for three targets: the accuracy
+  of the last exit, this accuracy minus the config's `exits.slack`, and
+  `mac_target` times the MACs without exits. A target that cannot be met is left
+  out. For regression, minus the mean absolute error replaces accuracy.
 
   Args:
     trainer: `loop.Trainer` of the run.
     run: the opened `Run`.
     saved: `Saved`, the checkpoint to report on.
-    about: dict of what a report says of a run, 'workdir' among it.
-    budget: MACs to calibrate to, as a share of the model's without exits; None
-      takes the config's `mac_target`.
-    threshold: of every exit's confidence, or [E - 1] of them, to use instead of
-      calibrated ones.
+    metadata: dict of fields that describe the run, including 'workdir'.
+    budget: MACs to calibrate to, over those of the model without exits; None
+      uses the config's `mac_target`.
+    threshold: confidence threshold of all exits, or [E - 1] thresholds, instead
+      of calibrated ones.
 
   Returns:
-    `about` with exits (a row for each alone), best_heads (see there),
-    same_accuracy, slack and mac_target or threshold (a row each), and curve:
-    rows of rising MACs; no cascade where heads share a depth, or of one exit.
-    A row has accuracy, or mae and rmse, macs, macs_ratio (of the MACs without
-    exits), shares [E], paper_flops where the model's paper counts otherwise
-    and, for a cascade, thresholds [E - 1]; that of an added exit also layer,
-    head, head_macs and head_params.
+    `metadata` with exits (a row for each exit alone), best_heads (see
+    `best_heads`), same_accuracy, slack and mac_target, or threshold (a row
+    each), and curve (rows of increasing MACs). Without threshold, there are no
+    cascade rows if heads share a depth or there is one exit. A row has
+    accuracy, or mae and rmse, macs, macs_ratio (over the MACs without exits),
+    shares [E], paper_flops if the model's paper counts differently, and for a
+    cascade thresholds [E - 1]; the row of an added exit also has layer, head,
+    head_macs and head_params.
 
   Raises:
     ValueError: if no images were held out and no threshold is given, a
-      threshold is out of its rule's range or given for a single exit, there
-      are too many or too few, or the run is of another model.
+      threshold is out of its rule's range or given for a single exit, the
+      number of thresholds is wrong, or the run is of another model.
   """
-  system, workdir = trainer.system, about['workdir']
+  system, workdir = trainer.system, metadata['workdir']
   num_exits, holdout = system.num_exits, trainer.dataset.holdout
   if threshold is not None:
     if num_exits == 1:
-      raise ValueError(f'--threshold={threshold} has no use: the model in '
-                       f'{workdir} has a single exit; leave it out')
+      raise ValueError(f'--threshold={threshold} has no effect, since the '
+                       f'model in {workdir} has a single exit; leave it out')
     confidence.check_range(system.config.exits.rule, threshold)
     confidence.check_thresholds(threshold, num_exits)
-  # Where several heads lie at one depth, every image would pay for all.
+  # If several heads share a depth, every image would run all of them.
   places = [e.place for e in system.exits]
   budget = trainer.config.mac_target if budget is None else budget
   calibrated = threshold is None and len(set(places)) == num_exits > 1
   if calibrated and not len(holdout):
     raise ValueError('no images were held out to calibrate thresholds on; give '
                      '--threshold, or train with --config.data.holdout=0.1')
-  phase = about['phase']
+  phase = metadata['phase']
   params = state_lib.final_params(run.state(saved, system, trainer.mesh))
   test = trainer.exit_evaluator(phase, params, trainer.dataset.test)
   rows = _Rows(system, phase, test)
-  result = dict(about, rule=system.config.exits.rule,
+  result = dict(metadata, rule=system.config.exits.rule,
                 exits=[rows.exit(i, params) for i in range(num_exits)])
   if threshold is not None:
     result['threshold'] = rows.cascade(threshold)
@@ -88,12 +89,12 @@ def evaluate(trainer, run, saved, about, *, threshold=None, budget=None):
         mac_target=dict(max_macs=budget * system.plain_cost.dense))
     for name, target in targets.items():
       try:
-        found = calibrate.calibrate(*images, **target)
+        point = calibrate.calibrate(*images, **target)
       except ValueError as error:
         logging.warning('no row %s: %s', name, error)
       else:
-        result[name] = rows.cascade(found.thresholds)
-    # Calibrated on held-out images, where the order of the MACs can be another.
+        result[name] = rows.cascade(point.thresholds)
+    # Sorted, since the order of MACs on held-out images can differ.
     result['curve'] = sorted(
         (rows.cascade(point['thresholds'])
          for point in calibrate.curve(*images)), key=lambda row: row['macs'])
@@ -104,11 +105,11 @@ def evaluate(trainer, run, saved, about, *, threshold=None, budget=None):
 
 
 class _Rows:
-  """Makes rows of a report from the outputs on the test split."""
+  """Makes rows of a report from outputs on the test split."""
 
   def __init__(self, system, phase, test):
     self._system, self._test = system, test
-    # A paper counts its own exits, and all layers.
+    # A paper's count covers the backbone's own exits and all layers.
     plain = not system.model.exits and (
         phases.decider(system.config, phase) == 'all')
     self._paper = system.model.paper_macs() if plain else None
@@ -120,7 +121,7 @@ class _Rows:
     return dict(self._row(chosen), thresholds=thresholds.tolist())
 
   def exit(self, index, params):
-    """One exit for all images; its MACs hold no other added head."""
+    """Row of one exit for all images; its MACs exclude other added heads."""
     system, exits = self._system, self._system.exits
     row = self._row(np.full(self._test.score.shape[1], index))
     heads = [cost.head_macs(system.model, e) if e.head else 0 for e in exits]
@@ -139,8 +140,8 @@ class _Rows:
     macs = float(np.cumsum(test.macs.astype(np.float64), 0)[chosen, images]
                  .mean())
     shares = np.bincount(chosen, minlength=system.num_exits) / len(chosen)
-    found = system.task.metrics(test.score[chosen, images])
-    row = dict({k: float(v) for k, v in found.items()}, macs=macs,
+    metrics = system.task.metrics(test.score[chosen, images])
+    row = dict({k: float(v) for k, v in metrics.items()}, macs=macs,
                macs_ratio=macs / system.plain_cost.dense,
                shares=shares.tolist())
     if self._paper is not None:
@@ -164,9 +165,9 @@ def _show(result, system):
   rows = [(_label(i, row), row) for i, row in enumerate(result['exits'])]
   extra = _HEAD_COLUMNS if added else ()
   print(table.format_rows(rows, (*columns, *extra)))
-  for found in result.get('best_heads', ()):
-    print(f"after layer {found['layer']}: mean of the heads' scores "
-          f"{found['mean']:.4f}, best {found['head']} {found['score']:.4f} "
+  for best in result.get('best_heads', ()):
+    print(f"after layer {best['layer']}: mean of the heads' scores "
+          f"{best['mean']:.4f}, best {best['head']} {best['score']:.4f} "
           f"(held-out images)")
   cascades = [(label, result[key]) for key, label in _TARGETS if key in result]
   if system.target is not None:
@@ -183,7 +184,7 @@ def _show(result, system):
 def _threshold(value):
   if abs(value) == confidence.NEVER:
     return 'inf' if value > 0 else '-inf'
-  # All digits: near 1 a probability leaves no room to round.
+  # All digits, since rounding a probability near 1 changes the exits.
   return repr(float(value))
 
 
@@ -207,21 +208,22 @@ def _label(index, row):
 
 
 def best_heads(rows, scores):
-  """The best of several heads at each depth that has them.
+  """Returns the best head at each depth with several heads.
 
   Args:
-    rows: of the exits, as in the report.
-    scores: [E], mean score of each on held-out images.
+    rows: rows of the exits, as in the report.
+    scores: [E], mean score of each exit on held-out images.
 
   Returns:
-    List of dicts: layer, head, its score, and mean, that of all heads there.
+    List of dicts: layer, head, its score, and mean, the mean score of all heads
+    at this depth.
   """
-  found = []
+  best_of_layers = []
   for layer in sorted({row['layer'] for row in rows if 'layer' in row}):
     here = [i for i, row in enumerate(rows) if row.get('layer') == layer]
     if len(here) > 1:
       best = max(here, key=lambda i: scores[i])
-      found.append(dict(layer=layer, head=rows[best]['head'],
-                        score=float(scores[best]),
-                        mean=float(np.mean(scores[here]))))
-  return found
+      best_of_layers.append(dict(
+          layer=layer, head=rows[best]['head'], score=float(scores[best]),
+          mean=float(np.mean(scores[here]))))
+  return best_of_layers

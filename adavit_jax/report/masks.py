@@ -1,4 +1,4 @@
-"""The best static sub-networks: what choosing layers per image has to beat."""
+"""The best static sub-networks, the baseline of an adaptive policy."""
 
 import contextlib
 import os
@@ -18,10 +18,10 @@ from adavit_jax.train import state as state_lib
 
 
 def last_k(num_layers):
-  """Masks that drop the last layers, MSA and MLP in turn, MSA first.
+  """Returns masks that drop the last layers, MSA and MLP in turn, MSA first.
 
   Args:
-    num_layers: (L1, L2). Where one kind has run out, the other goes on.
+    num_layers: (L1, L2). When one kind is used up, only the other is dropped.
 
   Returns:
     `Actions` [L1 + L2 + 1, L1], [L1 + L2 + 1, L2], from all layers to none.
@@ -35,20 +35,19 @@ def last_k(num_layers):
 
 
 def frontier(macs, accuracy, loss):
-  """The masks that are worth running, alone or mixed, for some budget.
+  """Returns the masks on the concave hull of accuracy over MACs.
 
-  A mixture runs one mask on a share of the images and another one on the rest,
-  so it has any accuracy on the line between the two. The corners of the concave
-  hull, up to its top, are those whose mixtures nothing else beats within the
-  same MACs.
+  A mixture runs one mask on a share of the images and another mask on the rest,
+  so its accuracy is on the line between the two. Nothing beats the mixtures of
+  the hull's corners, up to its maximum, within the same MACs.
 
   Args:
-    macs: cost of each mask, [C].
-    accuracy: of each on held-out images, [C].
-    loss: decides between masks of the same cost and accuracy, [C].
+    macs: MACs of each mask, [C].
+    accuracy: accuracy of each mask on held-out images, [C].
+    loss: breaks ties of MACs and accuracy, [C].
 
   Returns:
-    Indices of the corners, the dearest and most accurate first.
+    Indices of the corners, from the most to the least MACs and accuracy.
   """
   corners = []
   for i in np.lexsort((loss, -np.asarray(accuracy), macs)):
@@ -69,16 +68,16 @@ def _slope(x, y, i, j):
 
 
 def at_budget(macs, accuracy, loss, budget, slack):
-  """The one mask to tune for a budget, which none may meet exactly.
+  """Returns the mask to tune for a budget, which no mask may meet exactly.
 
   Args:
     macs, accuracy, loss: see `frontier`.
-    budget: MACs that it may spend at least.
-    slack: how much more still counts as the same.
+    budget: the fewest MACs of a mask.
+    slack: MACs above the budget that still count as equal.
 
   Returns:
-    Index of the most accurate of these; where there is none, of the one that
-    spends least above the budget, or else most.
+    Index of the most accurate mask between budget and budget + slack; if there
+    is none, of the cheapest mask above, else of the most expensive below.
   """
   def rank(i):
     above = macs[i] - budget
@@ -89,11 +88,11 @@ def at_budget(macs, accuracy, loss, budget, slack):
 
 
 class Known(NamedTuple):
-  """Static masks and what they reach on held-out images.
+  """Static masks and their results on held-out images.
 
   Attributes:
     actions: `Actions` [C, L1], [C, L2].
-    macs: [C], as a share of the dense model's.
+    macs: [C], over the dense model's.
     accuracy: [C].
     loss: [C].
   """
@@ -108,19 +107,20 @@ class Known(NamedTuple):
     return self.macs, self.accuracy, self.loss
 
   def mask(self, i):
-    """`Actions` [L1], [L2] of one of them."""
+    """`Actions` [L1], [L2] of mask i."""
     return Actions(*(a[i] for a in self.actions))
 
 
 def known(trainer, params, candidates):
-  """All static masks that a run knows of.
+  """Evaluates all static masks of a run on held-out images.
 
   Args:
     trainer: `loop.Trainer` of the run.
     params: groups.
-    candidates: `Actions` [C, L1], [C, L2] of `search.candidates`. A chain that
-      adds layers to none, greedily, and `last_k` join them: at small budgets a
-      chain that drops layers may have lost the best one long before.
+    candidates: `Actions` [C, L1], [C, L2] of `mask_search.candidates`. Two more
+      chains are added: one that starts without layers and adds them greedily,
+      and `last_k`. At small budgets, a chain that drops layers may have dropped
+      a good layer early.
 
   Returns:
     `Known`.
@@ -139,7 +139,7 @@ def known(trainer, params, candidates):
   with contextlib.closing(
       writer.Progress(len(keep), 'masks', 'static masks')) as progress:
     for k in keep:
-      out = trainer.evaluator.given(
+      out = trainer.evaluator.with_actions(
           params, trainer.dataset.holdout, Actions.from_keep(k, num_layers))
       rows.append(compare.row(out, trainer.system.plain_cost))
       progress.update(len(rows), len(rows), {})
@@ -149,13 +149,14 @@ def known(trainer, params, candidates):
 
 
 def finetuned(trainer, workdir, actions):
-  """The model tuned for one mask as the joint phase tunes it for the policy.
+  """Tunes the model for one mask, as the joint phase tunes it for the policy.
 
-  A run of its own under workdir/static, resumable, done once for a mask.
+  The training is a separate, resumable run under workdir/static; it is done
+  once for each mask.
 
   Args:
     trainer: `loop.Trainer` of a run with a joint phase.
-    workdir: its directory.
+    workdir: directory of the run.
     actions: `Actions` [L1], [L2].
 
   Returns:
@@ -164,7 +165,7 @@ def finetuned(trainer, workdir, actions):
   keep = ''.join(str(int(k)) for k in np.asarray(actions.keep))
   config = trainer.config.copy_and_resolve_references()
   before = config.phases[:config.phases.index('joint')]
-  if before:  # Else the joint phase began from another run, and so does this.
+  if before:  # Otherwise both start from the run in init.workdir, or weights.
     config.init.update(workdir=workdir, phase=before[-1], weights='')
   config.phases = ('static',)
   for field in config.static:
@@ -177,6 +178,6 @@ def finetuned(trainer, workdir, actions):
   state = loop.Trainer(config, directory, trainer.dataset).train()
   if state is None:
     return None
-  out = trainer.evaluator.given(
+  out = trainer.evaluator.with_actions(
       state_lib.final_params(state), trainer.dataset.test, actions)
   return dict(compare.row(out, trainer.system.plain_cost), keep=keep)

@@ -1,5 +1,4 @@
-"""Results as pictures: keep rates, accuracy against MACs, easy and hard, exits.
-"""
+"""Figures: keep rates, accuracy against MACs, easy and hard images, exits."""
 
 from etils import epath
 from matplotlib.figure import Figure
@@ -7,12 +6,12 @@ import numpy as np
 
 
 def keep_rates(keep_rate, encoders, path):
-  """Bars of the keep rate of every adaptive layer.
+  """Draws bars of the keep rate of every adaptive layer.
 
   Args:
     keep_rate: dict of msa [L1] and mlp [L2].
-    encoders: number of the encoder of each layer, from 0: `Actions` [L1], [L2].
-    path: of the PNG.
+    encoders: index of the encoder of each layer, `Actions` [L1], [L2].
+    path: path of the PNG file.
   """
   figure = Figure(figsize=(6, 3), layout='constrained')
   axes = figure.subplots()
@@ -26,11 +25,11 @@ def keep_rates(keep_rate, encoders, path):
 
 
 def accuracy_against_macs(report, path):
-  """All rows and curves of a report in one plane.
+  """Draws accuracy against MACs of all rows and curves of a report.
 
   Args:
     report: dict as in report.json.
-    path: of the PNG.
+    path: path of the PNG file.
   """
   figure = Figure(figsize=(6, 4), layout='constrained')
   axes = figure.subplots()
@@ -62,11 +61,11 @@ def accuracy_against_macs(report, path):
 
 
 def exits(report, path):
-  """Accuracy against MACs of a cascade, with the points of the exits alone.
+  """Draws accuracy against MACs of a cascade and of each exit alone.
 
   Args:
-    report: dict of `report.exits.evaluate`.
-    path: of the PNG.
+    report: dict from `exit_report.evaluate`.
+    path: path of the PNG file.
   """
   figure = Figure(figsize=(6, 4), layout='constrained')
   axes = figure.subplots()
@@ -90,19 +89,19 @@ def exits(report, path):
 
 
 def easy_and_hard(split, kept, class_names, prediction, path, *, columns=10):
-  """The images with the fewest and the most layers (figure 5 of the patent).
+  """Draws the images with the fewest and most layers (figure 5 of the patent).
 
   Args:
     split: `Split` of n images.
-    kept: how many layers each image keeps, [n].
+    kept: number of layers that each image keeps, [n].
     class_names: K names.
     prediction: [n] classes.
-    path: of the PNG.
-    columns: images in a row at most; two rows of each kind, and no image in
-      both where there are four or more.
+    path: path of the PNG file.
+    columns: maximum number of images in a row. Each kind has two rows; with
+      four images or more, no image is in both kinds.
   """
   columns = max(min(columns, len(kept) // 4), 1)
-  # A stable order that does not follow the class: ties are broken at random.
+  # Ties are broken at random, with a fixed seed: a sort would order by class.
   order = np.lexsort((np.random.default_rng(0).random(len(kept)), kept))
   chosen = [order[:2 * columns], order[-2 * columns:]]
   figure = Figure(figsize=(columns * 0.9, 4.6), layout='constrained')

@@ -1,4 +1,4 @@
-"""From a work directory to its report."""
+"""Makes the report of a run from its work directory."""
 
 from typing import Any, NamedTuple
 
@@ -32,36 +32,36 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
   """Evaluates a run on the test split; prints tables and draws pictures.
 
   Args:
-    workdir: directory of a run; of a model with exits see `exits.evaluate`.
-      Without a trained policy the report has the rows dense and, after a
-      static phase, static.
-    threshold: the policy's, or that of every exit's confidence; None
-      calibrates it to the config's `mac_target` on held-out data.
-    best: the best checkpoint instead of the last.
-    static: also tune static sub-networks for the same MACs as a policy's.
-    data_dir: replaces the config's.
+    workdir: directory of a run. For a model with exits see
+      `exit_report.evaluate`. Without a trained policy, the report has the rows
+      dense and, after a static phase, static.
+    threshold: the policy's threshold, or the confidence threshold of the exits;
+      None calibrates it on held-out images to the config's `mac_target`.
+    best: use the best checkpoint instead of the last.
+    static: also tune static sub-networks for the same MACs as the policy's.
+    data_dir: replaces the config's `data.data_dir`.
     rule: replaces the config's `exits.rule`.
-    mac_target: replaces the config's.
+    mac_target: replaces the config's `mac_target`.
 
   Returns:
-    The report as a dict that JSON can hold, or None if a signal stopped it.
-    `finished` in it says whether the run has gone through all of its phases.
+    The report as a JSON-serialisable dict, or None if a signal stopped it. Its
+    field `finished` tells whether the run has completed all of its phases.
 
   Raises:
-    ValueError: if there is no such run, its data is missing or has other
-      classes or images, a policy's threshold is outside (0, 1), a rule is
-      unknown or given for a policy, threshold or mac_target are given
-      together, cannot be met or have no policy to use them, or static
-      sub-networks cannot be tuned on so many devices.
+    ValueError: if there is no such run; its data is missing or has other
+      classes or images; a policy's threshold is outside (0, 1); a rule is
+      unknown or given for a policy; threshold and mac_target are given
+      together, cannot be met or are given without a policy; or static
+      sub-networks cannot be tuned on this number of devices.
   """
-  asked = _Asked(threshold, best, static, data_dir, rule, mac_target)
+  options = _Options(threshold, best, static, data_dir, rule, mac_target)
   def read():
     with run_lib.Run(workdir) as run:
-      return _evaluate(run, workdir, asked)
+      return _evaluate(run, workdir, options)
   return run_lib.reread(read)
 
 
-class _Asked(NamedTuple):
+class _Options(NamedTuple):
   """Arguments of `evaluate`."""
   threshold: Any
   best: bool
@@ -71,88 +71,89 @@ class _Asked(NamedTuple):
   mac_target: float | None
 
 
-def _evaluate(run, workdir, asked):
-  saved = run.find(best=asked.best)
-  trainer = _trainer(run, saved, workdir, asked)
-  budget = asked.mac_target or trainer.config.mac_target
-  about = dict(
+def _evaluate(run, workdir, options):
+  saved = run.find(best=options.best)
+  trainer = _trainer(run, saved, workdir, options)
+  budget = options.mac_target or trainer.config.mac_target
+  metadata = dict(
       workdir=str(workdir), phase=saved.info['phase'], step=saved.step,
-      best=asked.best, finished=not run.warn_of_unfinished(),
+      best=options.best, finished=not run.warn_of_unfinished(),
       seed=trainer.config.seed,
       device=f'{jax.device_count()} x {jax.devices()[0].device_kind}',
       budget=budget, num_test=len(trainer.dataset.test))
   if trainer.system.staged:
-    return exit_report.evaluate(trainer, run, saved, about, budget=budget,
-                          threshold=asked.threshold)
-  _check_without_exits(trainer, saved, workdir, asked)
+    return exit_report.evaluate(trainer, run, saved, metadata, budget=budget,
+                                threshold=options.threshold)
+  _check_without_exits(trainer, saved, workdir, options)
   if trainer.system.actions(saved.info['phase']) is not None:
-    result = dict(about, **_without_policy(trainer, run, saved))
+    result = dict(metadata, **_without_policy(trainer, run, saved))
     _show_rows(result, [(key, key) for key in ('dense', 'static')])
     return result
-  return _with_policy(trainer, run, saved, about, asked)
+  return _with_policy(trainer, run, saved, metadata, options)
 
 
-def _trainer(run, saved, workdir, asked):
-  """A `Trainer` of the run's config, with what was asked for instead."""
+def _trainer(run, saved, workdir, options):
+  """Returns a `Trainer` of the run's config with the options applied."""
   config = config_dict.ConfigDict(saved.info['config'])
   config.phases = tuple(config.phases)
-  if asked.data_dir is not None:
-    config.data.data_dir = asked.data_dir
-  if asked.rule is not None:
-    config.exits.rule = asked.rule
-  if asked.mac_target is not None and asked.threshold is not None:
-    raise ValueError(f'--mac_target={asked.mac_target} calibrates thresholds, '
-                     f'and --threshold={asked.threshold} gives them: leave one '
-                     f'out')
+  if options.data_dir is not None:
+    config.data.data_dir = options.data_dir
+  if options.rule is not None:
+    config.exits.rule = options.rule
+  if options.mac_target is not None and options.threshold is not None:
+    raise ValueError(f'--mac_target={options.mac_target} calibrates thresholds '
+                     f'and --threshold={options.threshold} sets them; leave '
+                     f'one out')
   trained_for = config.mac_target
-  if asked.mac_target is not None:
-    config.mac_target = asked.mac_target  # and is checked with the rest
+  if options.mac_target is not None:
+    config.mac_target = options.mac_target  # `Trainer` checks it
   trainer = loop.Trainer(config, workdir, run=run)
-  # The run of a static mask is the same for every budget.
+  # Restored, since the run of a static mask must not depend on the budget.
   trainer.config.mac_target = trained_for
   checks.same_classes(saved.info, trainer.dataset, workdir)
   checks.same_images(saved.info, trainer.dataset, workdir)
   return trainer
 
 
-def _tunes_static(saved, asked):
-  return asked.static and saved.info['phase'] == 'joint'
+def _tunes_static(saved, options):
+  return options.static and saved.info['phase'] == 'joint'
 
 
-def _check_without_exits(trainer, saved, workdir, asked):
-  """Raises a ValueError for what a model without exits has no use for."""
-  size, threshold = trainer.config.joint.batch_size, asked.threshold
-  if _tunes_static(saved, asked) and size % trainer.mesh.size:
-    raise ValueError(f'static sub-networks are tuned with joint.batch_size='
-                     f'{size}, which these {trainer.mesh.size} devices do not '
-                     f'divide; use as many as do, or give --nostatic')
-  if asked.rule is not None:
-    raise ValueError(f'--rule={asked.rule} is for a model with exits, and '
+def _check_without_exits(trainer, saved, workdir, options):
+  """Raises a ValueError for options that do not fit a model without exits."""
+  size, threshold = trainer.config.joint.batch_size, options.threshold
+  if _tunes_static(saved, options) and size % trainer.mesh.size:
+    raise ValueError(f'joint.batch_size={size}, with which static sub-networks '
+                     f'are tuned, is not a multiple of the {trainer.mesh.size} '
+                     f'devices; use a number of devices that divides it, or '
+                     f'give --nostatic')
+  if options.rule is not None:
+    raise ValueError(f'--rule={options.rule} is for a model with exits, but '
                      f'{workdir} holds one without; leave it out')
   if threshold is not None and not (np.ndim(threshold) == 0
                                     and 0 < threshold < 1):
-    raise ValueError(f'--threshold={threshold} must be in (0, 1): it is the '
-                     f"policy's")
+    raise ValueError(f'--threshold={threshold} must be a number in (0, 1) for '
+                     f'a policy')
   if trainer.system.actions(saved.info['phase']) is None:
     return
   for name in ('threshold', 'mac_target'):
-    if (value := getattr(asked, name)) is not None:
-      raise ValueError(f'--{name}={value} is for a policy, and {workdir} ends '
-                       f"with its phase {saved.info['phase']!r}, in which none "
-                       f'decides; leave it out')
+    if (value := getattr(options, name)) is not None:
+      raise ValueError(f'--{name}={value} is for a policy, but {workdir} ends '
+                       f"with the phase {saved.info['phase']!r}, which has "
+                       f'none; leave it out')
 
 
-def _with_policy(trainer, run, saved, about, asked):
-  """The report of a run whose policy decides; None if a signal stopped it."""
-  report = baselines.Report(trainer, run, saved, about['budget'])
-  result = dict(about, dense=report.dense_row())
-  rows, outputs = report.final(asked.threshold)
+def _with_policy(trainer, run, saved, metadata, options):
+  """Reports on a run whose policy decides; None if a signal stopped it."""
+  report = baselines.Report(trainer, run, saved, metadata['budget'])
+  result = dict(metadata, dense=report.dense_row())
+  rows, outputs = report.final(options.threshold)
   result.update(rows)
   one = report.one_set_of_weights()
-  if _tunes_static(saved, asked):
+  if _tunes_static(saved, options):
     chosen = report.static_masks(result['adaptive']['macs_ratio'])
     for name, actions in chosen.items():
-      result[name] = masks.finetuned(trainer, workdir=about['workdir'],
+      result[name] = masks.finetuned(trainer, workdir=metadata['workdir'],
                                      actions=actions)
       if result[name] is None:
         return None
@@ -162,12 +163,12 @@ def _with_policy(trainer, run, saved, about, asked):
   result['one_set_of_weights'] = one
   if jax.process_index() == 0:
     _show(result, plan.num_layers(trainer.system.model))
-    _draw(result, outputs, trainer, about['workdir'])
+    _draw(result, outputs, trainer, metadata['workdir'])
   return result
 
 
 def _without_policy(trainer, run, saved):
-  """Rows of a run at whose end no policy decides."""
+  """Returns rows of a run that ends without a policy."""
   system, test = trainer.system, trainer.dataset.test
   state = run.state(saved, system, trainer.mesh)
   params = state_lib.final_params(state)
@@ -176,7 +177,7 @@ def _without_policy(trainer, run, saved):
   if state.teacher is None:
     return dict(dense=row(trainer.evaluator.dense(params, test)))
   return dict(dense=row(trainer.evaluator.dense(state.teacher, test)),
-              static=row(trainer.evaluator.given(params, test, mask)))
+              static=row(trainer.evaluator.with_actions(params, test, mask)))
 
 
 def _show_rows(result, labels=_LABELS):

@@ -1,4 +1,4 @@
-"""Results as a table on the terminal."""
+"""Formats results as a table."""
 
 ACCURACY = ('accuracy %', lambda r: f"{100 * r['accuracy']:.2f}")
 MACS = ('MACs/image', lambda r: _millions(r['macs']))
@@ -11,11 +11,11 @@ _COLUMNS = (
 
 
 def format_rows(rows, columns=_COLUMNS):
-  """Lines of a table, one for each (label, row).
+  """Formats a table, one line for each (label, row).
 
   Args:
-    rows: pairs of a label and a dict, for the default columns a `compare.row`.
-    columns: pairs of a name and a function from such a dict to the cell.
+    rows: pairs of a label and a dict; for the default columns a `compare.row`.
+    columns: pairs of a name and a function from such a dict to the cell's text.
 
   Returns:
     A string.
@@ -32,7 +32,7 @@ def format_rows(rows, columns=_COLUMNS):
 
 
 def format_policy(row, num_layers):
-  """What tells an adaptive policy from a static one, in a few lines.
+  """Formats a few lines on how adaptive a policy is.
 
   Args:
     row: a `compare.adaptive_row` with its threshold.

@@ -1,1 +1,1 @@
-"""The life of a run: begun, opened, checked, saved, resumed, stopped."""
+"""Runs: start, check, train, save, stop, resume and open them."""

@@ -1,8 +1,7 @@
-"""Checkpoints: the last ones, the best one, and those pinned forever.
+"""Checkpoints: the last ones, the best one, and pinned ones.
 
-They lie in workdir/checkpoints/{last,best,phases}/STEP, each complete in
-itself: the state, bit for bit, and a JSON dict that says what it is. Only this
-file knows Orbax.
+They are stored in workdir/checkpoints/{last,best,phases}/STEP. Each contains
+the exact state and a JSON dict that describes it. Only this module uses Orbax.
 """
 
 import contextlib
@@ -14,15 +13,15 @@ from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
-# Where two kinds hold the same step, the earlier one here is preferred.
+# If two kinds hold the same step, the earlier one here is preferred.
 KINDS = ('last', 'phases', 'best')
 
 
 def quiet_orbax():
-  """Hides the dozens of lines that Orbax logs a checkpoint, not its warnings.
+  """Hides the dozens of lines that Orbax logs per checkpoint, but no warnings.
 
-  For programs that log information of their own. Nothing is hidden on import:
-  the logger, absl's, is the whole application's.
+  For programs that log at level INFO. Importing hides nothing, because absl's
+  logger belongs to the application.
   """
   logging.get_absl_logger().addFilter(
       lambda record: not _of_orbax(record) or record.levelno > 20)
@@ -34,7 +33,7 @@ def _of_orbax(record):
 
 @contextlib.contextmanager
 def _unwarned_of_read_only():
-  """Hides Orbax's warning that a directory is opened as we ask for."""
+  """Hides Orbax's warning about a read-only directory, which is intended."""
   logger = logging.get_absl_logger()
   hide = lambda record: not (
       _of_orbax(record) and 'read only' in str(record.msg))
@@ -54,21 +53,21 @@ class Checkpoints:
 
     Args:
       workdir: directory of the run, or a gs:// address.
-      keep: how many of the last checkpoints stay.
-      read_only: make, tidy and delete nothing; for evaluation, beside a run
-        that still goes on too.
-      alone: with read_only, this process makes its calls whatever the others
-        do, and restores onto its own devices.
+      keep: how many of the last checkpoints to keep.
+      read_only: create and delete nothing; for evaluation, also while the run
+        is still training.
+      alone: with read_only, this process reads independently of the others and
+        restores onto its local devices.
 
     Raises:
-      ValueError: keep is below 1, alone without read_only, or a package for
-        such an address is not installed.
+      ValueError: if keep is below 1, alone is set without read_only, or the
+        package for such an address is not installed.
     """
     if keep < 1:
       raise ValueError(f'keep={keep} must be at least 1')
     if alone and not read_only:
-      raise ValueError('alone=True is for read_only=True: to save, all '
-                       'processes are needed')
+      raise ValueError('alone=True needs read_only=True: saving involves all '
+                       'processes')
     self.directory = _absolute(workdir) / 'checkpoints'
     try:
       self.directory.exists()
@@ -82,11 +81,11 @@ class Checkpoints:
         kind: _manager(self.directory / kind, counts[kind], kind, read_only,
                        alone)
         for kind in KINDS}
-    # The steps of which this object knows that what lies there is this run's.
-    self._own = {kind: set() for kind in KINDS}
+    # Steps this object has saved or restored.
+    self._known = {kind: set() for kind in KINDS}
     self._best = -math.inf
     step = self._managers['best'].latest_step()
-    # A reader has no use for it, and the run may be replacing it just now.
+    # Readers do not need it, and a running training may be replacing it.
     if step is not None and not read_only:
       self._best = self._json('best', step, 'about')['metric']
 
@@ -94,125 +93,129 @@ class Checkpoints:
            metric: float | None = None) -> tuple[str, ...]:
     """Starts to save; returns once the arrays are copied to the host.
 
-    A best checkpoint is on disk before the other kind is begun. The caller may
-    donate `state` right after. A step that this object saved or restored before
-    is not written again; one that an earlier run left behind is replaced.
+    A best checkpoint is on disk before the other kind is started. The caller
+    may donate `state` after the call. A step that this object saved or restored
+    before is not written again; one left by an earlier run is replaced.
 
     Args:
-      step: number of the checkpoint, rising over the whole run.
-      state: pytree of JAX arrays, typed keys among them.
-      info: dict that JSON can hold: phase, config, metrics. Tuples come back
+      step: step of the checkpoint, increasing over the whole run.
+      state: pytree of JAX arrays, including typed keys.
+      info: JSON-serialisable dict: phase, config, metrics. Tuples are read back
         as lists.
-      pin: keep it forever, under 'phases', instead of among the last ones.
-      metric: higher is better. If it beats the best so far, a second copy
-        becomes the kind 'best'. NaN never does.
+      pin: keep the checkpoint forever, under 'phases' instead of 'last'.
+      metric: higher is better. If it exceeds the best so far, a second copy is
+        saved as 'best'. NaN never is.
 
     Returns:
       The kinds that were written.
 
     Raises:
-      ValueError: opened with read_only, or `info` does not fit JSON.
+      ValueError: if opened with read_only, or `info` is not JSON-serialisable.
     """
     if self._read_only:
       raise ValueError('these checkpoints were opened with read_only=True')
     try:
       json.dumps(info)
     except TypeError as e:
-      raise ValueError(f'info must hold only what JSON can, but: {e}; give '
+      raise ValueError(f'info is not JSON-serialisable ({e}); use '
                        'config.to_dict(), and float(x) for arrays') from e
     kinds = ['phases' if pin else 'last']
     if metric is not None and metric > self._best:
       self._best = float(metric)
       kinds.insert(0, 'best')
-    kinds = [kind for kind in kinds if step not in self._own[kind]]
-    about = {'metric': None if metric is None else float(metric),
-             'leaves': _describe(state)}
+    kinds = [kind for kind in kinds if step not in self._known[kind]]
+    summary = {'metric': None if metric is None else float(metric),
+               'leaves': _describe(state)}
     for kind in kinds:
       manager = self._managers[kind]
       if step in manager.all_steps():
         manager.wait_until_finished()
         manager.delete(step)
-      # Forced, or Orbax would skip a step below one that is already there.
+      # Without force, Orbax skips steps below the latest one.
       manager.save(step, force=True, args=ocp.args.Composite(
           state=ocp.args.PyTreeSave(state), info=ocp.args.JsonSave(info),
-          about=ocp.args.JsonSave(about)))
-      self._own[kind].add(step)
+          about=ocp.args.JsonSave(summary)))
+      self._known[kind].add(step)
       if kind == 'best':
-        # First, and for good: a kill after the others would lose it.
+        # A kill after the other kind was saved must not lose the best one.
         manager.wait_until_finished()
     return tuple(kinds)
 
   def latest(self) -> tuple[str, int] | None:
-    """Gives (kind, step) of the newest checkpoint, None if there is none."""
-    found = []
+    """Returns (kind, step) of the newest checkpoint, None if there is none."""
+    candidates = []
     for rank, kind in enumerate(KINDS):
       step = self.latest_step(kind)
       if step is not None:
-        found.append((step, -rank, kind))
-    return (max(found)[2], max(found)[0]) if found else None
+        candidates.append((step, -rank, kind))
+    if not candidates:
+      return None
+    step, _, kind = max(candidates)
+    return kind, step
 
   def latest_step(self, kind: str = 'last') -> int | None:
-    """Gives the newest step of one kind, None if there is none."""
+    """Returns the newest step of one kind, None if there is none."""
     steps = self.steps(kind)
     return steps[-1] if steps else None
 
   def steps(self, kind: str = 'last') -> tuple[int, ...]:
-    """Gives the steps of one kind in rising order; none that broke off.
+    """Returns the completely saved steps of one kind, ascending.
 
     Raises:
-      ValueError: there is no such kind.
+      ValueError: if the kind is unknown.
     """
     if kind not in KINDS:
       raise ValueError(f'kind={kind!r} must be one of {KINDS}')
     if self._read_only:
-      # The run may have gone on since.
+      # A running training may have added or deleted steps.
       self._managers[kind].reload()
     return tuple(sorted(self._managers[kind].all_steps()))
 
   def info(self, step: int | None = None, kind: str = 'last'):
-    """Gives the dict saved with a checkpoint; reads no arrays.
+    """Returns the `info` saved with a checkpoint; reads no arrays.
 
     Args:
-      step: which one; None is the newest of the kind.
+      step: the step; None for the newest of the kind.
       kind: 'last', 'best' or 'phases'.
 
     Raises:
-      FileNotFoundError: there is no such checkpoint.
-      ValueError: there is no such kind.
+      FileNotFoundError: if there is no such checkpoint.
+      ValueError: if the kind is unknown.
     """
     return self._json(kind, self._find(step, kind), 'info')
 
   def groups(self, step: int, kind: str = 'last'):
-    """Gives {field: names of its entries} of a saved state; reads no arrays.
+    """Returns {field: names of its entries} of a saved state; reads no arrays.
 
-    Of a dataclass with the field `params`, a dict of trees, for instance
-    {'params': {'backbone', 'policy'}}.
+    For example {'params': {'backbone', 'policy'}} for a dataclass whose field
+    `params` is a dict of trees.
     """
-    found = {}
+    groups = {}
     for path in self._json(kind, self._find(step, kind), 'about')['leaves']:
       field, _, rest = path.partition('/')
-      found.setdefault(field, set()).add(rest.partition('/')[0])
-    return found
+      groups.setdefault(field, set()).add(rest.partition('/')[0])
+    return groups
 
   def restore(self, abstract_state, step: int | None = None,
               kind: str = 'last', *, partial: bool = False):
-    """Restores a state onto given shardings.
+    """Restores a state onto the given shardings.
 
     Args:
       abstract_state: pytree of jax.ShapeDtypeStruct like the saved state,
         e.g. from jax.eval_shape. Each leaf goes to its `sharding`, or to the
         first local device if it has none.
-      step: which one; None is the newest of the kind.
+      step: the step; None for the newest of the kind.
       kind: 'last', 'best' or 'phases'.
-      partial: allow the checkpoint to hold more, which is not read: for
-        instance {'params': ...} out of a dataclass with that field.
+      partial: allow additional leaves in the checkpoint, which are not read,
+        e.g. to restore {'params': ...} from a dataclass with that field.
 
     Returns:
-      The tree of `abstract_state`, of arrays.
+      The tree of `abstract_state`, with arrays.
 
     Raises:
-      FileNotFoundError: there is no such checkpoint.
-      ValueError: leaves are missing, left over, or of another shape or dtype.
+      FileNotFoundError: if there is no such checkpoint.
+      ValueError: if leaves are missing or left over, or differ in shape or
+        dtype.
     """
     step = self._find(step, kind)
     self._managers[kind].wait_until_finished()
@@ -229,16 +232,16 @@ class Checkpoints:
             target, partial_restore=partial,
             restore_args=ocp.checkpoint_utils.construct_restore_args(target)),
     )).state
-    self._own[kind].add(step)
+    self._known[kind].add(step)
     return state
 
   def wait(self) -> None:
-    """Waits until all saves are on disk; raises what went wrong in them."""
+    """Waits until all saves are on disk; re-raises their errors."""
     for manager in self._managers.values():
       manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits, then frees the threads."""
+    """Waits for all saves, then frees the threads."""
     for manager in self._managers.values():
       manager.close()
 
@@ -254,10 +257,10 @@ class Checkpoints:
       return steps[-1]
     if step not in steps:
       wanted = 'no checkpoint' if step is None else f'no step {step}'
-      there = {k: list(self.steps(k)) for k in KINDS}
+      available = {k: list(self.steps(k)) for k in KINDS}
       raise FileNotFoundError(
-          f'{wanted} of the kind {kind!r} in {self.directory}; there are '
-          f'{there}')
+          f'{wanted} of the kind {kind!r} in {self.directory}; available: '
+          f'{available}')
     return step
 
   def _json(self, kind, step, item):
@@ -268,19 +271,20 @@ class Checkpoints:
 
 
 def _absolute(workdir):
-  # `absolute` would make a local directory 'gs:' of an address.
+  # `absolute` would turn a gs:// address into a local path.
   path = epath.Path(workdir)
   return path if '://' in str(path) else path.absolute()
 
 
 def _manager(directory, max_to_keep, kind, read_only, alone):
   me = jax.process_index()
-  # Each kind has its own barriers: two of them may save at the same time.
+  # A separate barrier for each kind, since two kinds may save at the same time.
   processes = ocp.options.MultiprocessingOptions(
       primary_host=me if alone else 0, active_processes={me} if alone else None,
       barrier_sync_key_prefix=kind)
   if read_only:
-    # The interval and create are what read_only implies; unset, Orbax warns.
+    # read_only implies the interval and create, but Orbax warns if they are not
+    # set.
     options = ocp.CheckpointManagerOptions(
         read_only=True, save_interval_steps=0, create=False,
         multiprocessing_options=processes)
@@ -294,7 +298,7 @@ def _manager(directory, max_to_keep, kind, read_only, alone):
 
 
 def _describe(tree):
-  """Gives {path: 'dtype[shape]'}, the same for arrays and abstract leaves."""
+  """Returns {path: 'dtype[shape]'}, for arrays or abstract leaves."""
   keystr = jax.tree_util.keystr
   return {keystr(path, simple=True, separator='/'):
           f'{x.dtype}{list(x.shape)}'
@@ -308,10 +312,10 @@ def _check_leaves(saved, wanted, partial, where, shown=5):
   if not differ:
     return
   lines = [f'  {n}: {saved.get(n, "absent")} in the checkpoint, '
-           f'{wanted.get(n, "absent")} wanted' for n in differ[:shown]]
+           f'{wanted.get(n, "absent")} expected' for n in differ[:shown]]
   if len(differ) > shown:
     lines.append(f'  and {len(differ) - shown} more')
   raise ValueError(
-      f'this checkpoint is of another model: {len(differ)} leaves of {where} '
+      f'the checkpoint is of another model: {len(differ)} leaves of {where} '
       'differ\n' + '\n'.join(lines) + '\nuse the config that it was saved '
       'with, or another workdir')

@@ -1,4 +1,4 @@
-"""Checks of a config against data, model and the run that it continues."""
+"""Checks a config against the data, the model and the run that it continues."""
 
 import copy
 import json
@@ -14,15 +14,15 @@ from adavit_jax.train import config as config_lib
 from adavit_jax.train import phases
 from adavit_jax.train.phases import joint
 
-# What may differ between a run and its resumption: no more than rounding
-# depends on it.
+# Fields that may change when a run is resumed: they affect results by no more
+# than rounding.
 _FREE_FIELDS = ('log_every', 'eval_every', 'checkpoint_every',
                 'eval_batch_size', 'data.data_dir', 'data.cache_dir',
                 'init.workdir', 'init.weights', 'model.remat', 'model.unroll')
 
 
 def sizes(config, dataset):
-  """Checks that there are images enough.
+  """Checks that there are enough images.
 
   Args:
     config: see `train.config.default_config`.
@@ -39,9 +39,9 @@ def sizes(config, dataset):
                        f'{available} training images; set it lower')
   num = min(len(dataset.holdout), config.num_search)
   if 'warm_start' in config.phases and num < 2:
-    raise ValueError(f'the warm start searches masks on held-out images and '
-                     f'has {num} of them; set --config.data.holdout=0.1 and '
-                     f'--config.num_search=1000')
+    raise ValueError(f'the warm start needs at least 2 held-out images for its '
+                     f'mask search but has {num} of them; set '
+                     f'--config.data.holdout=0.1 and --config.num_search=1000')
 
 
 def budget(config, system):
@@ -52,14 +52,14 @@ def budget(config, system):
     system: `System`.
 
   Raises:
-    ValueError: if what always runs costs as much or more.
+    ValueError: if the parts that always run take as many MACs or more.
   """
   none = Actions(*map(np.zeros, plan.num_layers(system.model)))
   floor = float(system.cost.ratio(none))
   if config_lib.trains_policy(config) and config.mac_target <= floor:
     raise ValueError(
         f'mac_target={config.mac_target} cannot be met: stem, fixed '
-        f'encoders, heads and policy nets alone are {floor:.3f} of the dense '
+        f'encoders, heads and policy nets alone take {floor:.3f} of the dense '
         f"model's MACs; set it higher, or num_fixed lower")
 
 
@@ -71,7 +71,7 @@ def both_heads(config, system):
     system: `System`.
 
   Raises:
-    ValueError: if it would leave the class head as it is.
+    ValueError: if it would not train the class head.
   """
   for phase in ('joint', 'static'):
     if phase in config.phases:
@@ -79,10 +79,10 @@ def both_heads(config, system):
 
 
 def mask_goes_on(info, config):
-  """Checks that a run does not forget the mask of the run that it begins from.
+  """Checks that a run keeps the mask of the run that it starts from.
 
   Args:
-    info: what a checkpoint of that run says of itself.
+    info: the info of a checkpoint of that run, see `run.Saved`.
     config: see `train.config.default_config`.
 
   Raises:
@@ -93,22 +93,23 @@ def mask_goes_on(info, config):
   if (phases.decider(then, info['phase']) == 'mask' and not first.decides
       and not first.from_scratch):
     raise ValueError(
-        f'{config.init.workdir} was tuned for a mask, and phases='
-        f'{tuple(config.phases)} would run all layers; train them in that run, '
-        f"behind 'static', or give --config.init.phase of a phase before it")
+        f'{config.init.workdir} was tuned for a mask, but phases='
+        f'{tuple(config.phases)} would run all layers; train these phases in '
+        f"that run, after 'static', or set --config.init.phase to a phase "
+        f'before it')
 
 
 def same_classes(info, dataset, workdir):
-  """Checks that labels mean what they meant to a run.
+  """Checks that classes have the names that they had in a run.
 
   Args:
-    info: what a checkpoint says of itself, see `loop.Trainer.info`.
-    dataset: `Dataset` that goes with it now.
+    info: the info of a checkpoint, see `loop.Trainer.info`.
+    dataset: `Dataset` to use with it.
     workdir: directory of that run.
 
   Raises:
-    ValueError: names the first class that differs. Another number of classes is
-      another model, which is found elsewhere.
+    ValueError: if a class differs; the message names the first one. A different
+      number of classes means a different model and is checked elsewhere.
   """
   then, now = info['dataset']['class_names'], dataset.class_names
   if len(then) != len(now):
@@ -116,8 +117,8 @@ def same_classes(info, dataset, workdir):
   for i, (before, name) in enumerate(zip(then, now)):
     if before != name:
       raise ValueError(
-          f'class {i} is {name!r} in this data and was {before!r} when '
-          f'{workdir} was trained; name the classes as they were (those of a '
+          f'class {i} is {name!r} in this data but was {before!r} when '
+          f'{workdir} was trained; restore the class names (classes of a '
           f'folder are sorted by name)')
 
 
@@ -126,33 +127,33 @@ def same_images(info, dataset, workdir):
 
   Args:
     info: as in `same_classes`.
-    dataset: `Dataset` that goes with it now.
+    dataset: `Dataset` to use with it.
     workdir: directory of that run.
 
   Raises:
-    ValueError: for other images, some of those that were trained on might be
-      held out now. Another number of classes is found elsewhere.
+    ValueError: if the images differ, since training images might be held out
+      now. A different number of classes is checked elsewhere.
   """
   then = info['dataset']
   if (then['num_classes'] == dataset.num_classes
       and then['split'] != data.fingerprint(dataset)):
     raise ValueError(
-        f'the images are not those that {workdir} was trained on: some were '
-        f'added, removed or put into another class; bring them back, or train '
-        f'anew in another --workdir')
+        f'the images differ from those that {workdir} was trained on: some '
+        f'were added, removed or moved to another class; restore them, or '
+        f'train from scratch in another --workdir')
 
 
 def same_holdout(info, config, dataset):
-  """Checks that a run holds out what the run that it begins from held out.
+  """Checks that a run holds out the same images as the run it starts from.
 
   Args:
-    info: what a checkpoint of that run says of itself.
+    info: the info of a checkpoint of that run, see `run.Saved`.
     config: see `train.config.default_config`.
     dataset: `Dataset` of the config.
 
   Raises:
-    ValueError: if both are of one data set and split it differently, or files
-      of it were added or removed.
+    ValueError: if both runs split the same data set differently, or its files
+      were added or removed.
   """
   saved = info['config']
   if _data_set(saved['data']) != _data_set(config.data):
@@ -163,22 +164,22 @@ def same_holdout(info, config, dataset):
   then, now = split(saved), split(config)
   if then != now:
     raise ValueError(
-        f'{config.init.workdir} split its images by seed {then[0]} and '
-        f'holdout={then[1]}, this run by seed {now[0]} and holdout={now[1]}: '
-        f'it could hold out images that its parameters were trained on; set '
+        f'{config.init.workdir} split its images with seed {then[0]} and '
+        f'holdout={then[1]}, this run with seed {now[0]} and holdout={now[1]}: '
+        f'images held out now may have been trained on; set '
         f'--config.data.seed={then[0]} --config.data.holdout={then[1]}')
-  # Of built-in sets the seed says it all.
+  # For built-in data sets the seed determines the split.
   if (config.data.name.startswith(('folder', 'tfds:'))
       and info['dataset']['split'] != data.fingerprint(dataset)):
     raise ValueError(
-        f'{config.data.name!r} has other images now, or reads them otherwise, '
-        f'than when {config.init.workdir} was trained on it: this run could '
-        f'hold out images that its parameters were trained on; bring back what '
-        f'was there, or train from the start on what there is now')
+        f'{config.data.name!r} has changed since {config.init.workdir} was '
+        f'trained on it: images held out now may have been trained on; restore '
+        f'the images and how they are read, or train from scratch on the '
+        f'current ones')
 
 
 def _data_set(config_data):
-  """What names the images, however it is spelled: no version, no ../."""
+  """Identifies a data set by its name without version and its real path."""
   name, folder = config_data['name'], config_data['data_dir']
   if name == 'folder':
     return name, os.path.realpath(os.path.expanduser(folder))
@@ -186,20 +187,21 @@ def _data_set(config_data):
 
 
 def same_run(info, config, workdir, *, nets=True):
-  """Checks that a run is continued with the config that it began with.
+  """Checks that a run is resumed with the config that it started with.
 
   Args:
-    info: what the checkpoint says of itself, see `run.Saved`.
+    info: the info of the checkpoint, see `run.Saved`.
     config: see `train.config.default_config`.
     workdir: directory of the run.
-    nets: False where no policy network exists, whose config then says nothing.
+    nets: False if there are no policy networks, so that their config does not
+      matter.
 
   Raises:
-    ValueError: names up to five fields that differ and may not.
+    ValueError: if fields differ that must not; the message names up to five.
   """
   saved = copy.deepcopy(info['config'])
   now = json.loads(json.dumps(config.to_dict()))
-  # A directory may have moved since, and '' was then its newest phase.
+  # '' in the saved config stands for the newest phase at that time.
   saved['init']['phase'] = info['began_from'] or now['init']['phase']
   now['init']['phase'] = now['init']['phase'] or saved['init']['phase']
   if not nets:
@@ -210,7 +212,7 @@ def same_run(info, config, workdir, *, nets=True):
       for k in sorted({*a, *b}):
         compare(a.get(k), b.get(k), f'{path}.{k}' if path else k)
     elif a != b and path not in _FREE_FIELDS:
-      differ.append(f'{path}: {a!r} then, {b!r} now')
+      differ.append(f'{path}: was {a!r}, is now {b!r}')
   compare(saved, now, '')
   if differ:
     raise ValueError(f'{workdir} holds a run of another config '

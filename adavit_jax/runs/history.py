@@ -1,20 +1,20 @@
-"""What a checkpoint's info says of the run so far."""
+"""Functions of a checkpoint's info that describe the run so far."""
 
 from adavit_jax.train import phases
 
 
 def so_far(info):
-  """The phases of the run up to that of the checkpoint, a list."""
+  """Returns the phases up to and including the checkpoint's, a list."""
   names = list(info['config']['phases'])
   return names[:names.index(info['phase']) + 1]
 
 
 def unfinished(step, info):
-  """Where a run stands that has phases to go: a clause, '' at its end.
+  """Describes the progress of an unfinished run; '' if it is finished.
 
   Args:
-    step: of its newest checkpoint.
-    info: of that checkpoint.
+    step: step of its newest checkpoint.
+    info: the info of that checkpoint.
   """
   phase, names = info['phase'], list(info['config']['phases'])
   if info['finished'] and phase == names[-1]:
@@ -24,20 +24,20 @@ def unfinished(step, info):
 
 
 def sets_price(config, names):
-  """Whether one of some phases finds or steers the price of MACs."""
+  """Returns whether one of the phases sets the price of MACs."""
   return any(name == 'warm_start' or name in ('policy', 'joint')
              and config[name]['reward'] == 'macs' for name in names)
 
 
 def has_price(info):
-  """Whether a run, or one that it began from, has set the price of MACs."""
+  """Returns whether a run, or one it started from, set the price of MACs."""
   return sets_price(info['config'], so_far(info)) or info['had_price']
 
 
 def policy_has_learned(info):
-  """Whether a run's policy was trained since the model was last replaced.
+  """Returns whether the policy was trained since the model was last replaced.
 
-  False where the run has none: it does not keep that of the run before.
+  False if the run has no policy: it does not keep that of an earlier run.
   """
   config = info['config']
   if not (config['exits']['policy']
@@ -47,11 +47,11 @@ def policy_has_learned(info):
 
 
 def learned_policy(names, before):
-  """Whether a policy is trained after some phases.
+  """Returns whether the policy is trained after the given phases.
 
   Args:
     names: phases in their order.
-    before: whether it was before them.
+    before: whether it was trained before them.
   """
   for name in reversed(names):
     if 'policy' in phases.PHASES[name].trains:

@@ -27,7 +27,7 @@ from adavit_jax.train import system as system_lib
 
 
 class Trainer:
-  """All that one process holds while it trains."""
+  """Everything that one process needs to train a run."""
 
   def __init__(self, config, workdir, dataset=None, *, run=None):
     """Checks the config against data, model and devices.
@@ -36,13 +36,12 @@ class Trainer:
       config: see `train.config.default_config`.
       workdir: directory of the run.
       dataset: `Dataset`; None loads `config.data`.
-      run: the opened `Run` where it is not to train but to be evaluated, maybe
-        on other devices: batches of the phases may be of any size, and those of
-        evaluation are rounded up. Training with its config checks the sizes
-        again.
+      run: the opened `Run` if it is to be evaluated and not trained, maybe on
+        other devices: batch sizes of the phases are not checked, and the
+        evaluation batch size is rounded up. Training checks the sizes again.
 
     Raises:
-      ValueError: for anything that could not work, before any compute.
+      ValueError: if the config is invalid, before anything is computed.
     """
     config_lib.check(config)
     if run is not None:
@@ -53,9 +52,9 @@ class Trainer:
     config = pretrained.with_preprocessing(config, saved)
     self.config, self.workdir = config, workdir
     self.stopped_by = None
-    self._began_from = ''  # phase of the run that this one continues
-    self._had_price = False  # whether that run has set the price of MACs
-    self._policy_learned = False  # whether it has trained the policy
+    self._began_from = ''  # phase of the run in init.workdir
+    self._had_price = False  # whether that run set the price of MACs
+    self._policy_learned = False  # whether that run trained the policy
     self.mesh = mesh_lib.make_mesh()
     if run is not None:
       config = self.config = config.copy_and_resolve_references()
@@ -71,7 +70,7 @@ class Trainer:
     if saved is None and run is None:
       checks.both_heads(config, self.system)
     checks.budget(config, self.system)
-    self._weights = None  # other people's, until the run begins
+    self._weights = None  # of init.weights, until the run starts
     if saved is None and config.init.weights:
       self._weights = pretrained.load(self.system)
     self.evaluator, self.exit_evaluator = (
@@ -79,7 +78,7 @@ class Trainer:
         for kind in (evaluator.Evaluator, exit_evaluator.ExitEvaluator))
 
   def info(self, phase, start, finished):
-    """What a checkpoint says of itself, JSON."""
+    """Returns the info of a checkpoint, JSON-serialisable."""
     d = self.dataset
     return dict(
         phase=phase, start=start, finished=finished,
@@ -92,15 +91,15 @@ class Trainer:
                      split=data.fingerprint(d)))
 
   def train(self):
-    """Runs what is left of the config's phases.
+    """Runs the remaining phases of the config.
 
     Returns:
-      The final `State`, or None if a signal, then in `stopped_by`, stopped the
-      run; it is saved then.
+      The final `State`, or None if a signal stopped the run. The state is then
+      saved, and `stopped_by` is the signal.
 
     Raises:
-      NonFiniteError: a metric is no number.
-      ValueError: the directory holds a run of another config or model.
+      NonFiniteError: if a metric is NaN or infinite.
+      ValueError: if the directory holds a run of another config or model.
     """
     config = self.config
     with (checkpoints.Checkpoints(self.workdir) as ckpts,
@@ -155,13 +154,13 @@ class Trainer:
     self._policy_learned = info['policy_learned']
     index = list(config.phases).index(info['phase'])
     if info['finished']:
-      # It is there, unless a kill came between the best checkpoint and it.
+      # Only missing if the run was killed right after the best checkpoint.
       ckpts.save(step, state, info, pin=True)
       return state, index + 1, step
     return state, index, info['start']
 
   def _restore_params(self):
-    """The first state of a run that begins from another run's parameters."""
+    """Returns the first state of a run that starts from another run."""
     init = self.config.init
     with run_lib.Run(init.workdir) as run:
       info, state = run_lib.reread(lambda: self._read(run))
@@ -173,7 +172,7 @@ class Trainer:
     return state.replace(key=self._replicate(state.key))
 
   def _read(self, run):
-    """(info, `State`) of the checkpoint of another run to begin from."""
+    """Returns (info, `State`) of another run's checkpoint to start from."""
     init = self.config.init
     saved = run.find(phase=init.phase)
     info = saved.info
@@ -187,13 +186,13 @@ class Trainer:
     return info, run.state(saved, self.system, self.mesh)
 
   def policy_has_learned(self, phase):
-    """Whether the policy was trained before a phase, on the model as it is."""
+    """Returns whether the policy is trained on the model at a phase's start."""
     names = list(self.config.phases)
     return history.learned_policy(
         names[:names.index(phase)], self._policy_learned)
 
   def _check_order(self, info):
-    """Checks that no heads of another run stay on a backbone that changes."""
+    """Checks that another run's heads are not kept if the backbone changes."""
     exits = tuple(map(tuple, info['config']['model']['exits'] or ()))
     if self.system.model.exits and exits == self.system.model.exits:
       phases.check_order(
@@ -253,7 +252,7 @@ class Trainer:
     return state
 
   def _validate(self, state, phase, step, metrics):
-    """Evaluates on held-out data, where there is any; returns the score."""
+    """Evaluates on held-out images; returns the score, None without any."""
     split = self.dataset.holdout
     if not len(split):
       return None

@@ -1,6 +1,6 @@
-"""What a phase begins with: teacher, static masks, price, optimizer.
+"""Prepares the state for a phase: teacher, static masks, price, optimizer.
 
-Functions of a `loop.Trainer`, of which they read system, data and config.
+The functions take a `loop.Trainer` and read its system, data and config.
 """
 
 import contextlib
@@ -20,17 +20,16 @@ from adavit_jax.train import step as step_lib
 
 
 def enter(trainer, state, phase, had_price=False):
-  """The state with which a phase begins.
+  """Returns the state at the start of a phase.
 
   Args:
     trainer: `loop.Trainer`.
-    state: `State` at the end of what came before.
-    phase: one of the config's.
-    had_price: whether another run, which this run continues, has set the price
-      of MACs.
+    state: `State` before the phase.
+    phase: one of the config's phases.
+    had_price: whether the run that this one started from set the price of MACs.
 
   Returns:
-    `State` with the optimizer of the phase.
+    `State` with the optimizer state of the phase.
 
   Raises:
     ValueError: as `static_masks`, before a warm start.
@@ -58,7 +57,8 @@ def enter(trainer, state, phase, had_price=False):
 
 
 def with_stats(trainer, state):
-  """The state with its policy's feature statistics on training images."""
+  """Returns the state with the policy's feature statistics of training images.
+  """
   params = state_lib.final_params(state)
   mean, std = trainer.evaluator.feature_stats(
       params, trainer.dataset.train, 5000)
@@ -67,12 +67,13 @@ def with_stats(trainer, state):
 
 
 def static_masks(trainer, params, *, forward=False):
-  """Static masks found greedily on held-out images (`search.candidates`).
+  """Searches static masks on held-out images (`mask_search.candidates`).
 
   Args:
     trainer: `loop.Trainer`.
     params: groups.
-    forward: the chain that adds layers instead (see `search.greedy_chain`).
+    forward: return the chain that adds layers instead, see
+      `mask_search.greedy_chain`.
 
   Returns:
     `Actions` [C, L1], [C, L2].

@@ -1,4 +1,4 @@
-"""Turns SIGTERM and Ctrl-C into a clean stop: save, then leave."""
+"""Turns SIGTERM and Ctrl-C into a clean stop: save, then exit."""
 
 import signal
 import threading
@@ -14,29 +14,28 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class GracefulStop:
   """Context manager in which the first SIGTERM or SIGINT only sets a flag.
 
-  The second one raises KeyboardInterrupt. The old handlers come back at the
-  exit. Outside the main thread Python allows no handlers; there the flag stays
-  False unless someone sets `requested`.
+  The second one raises KeyboardInterrupt. The old handlers are restored on
+  exit. Python allows handlers only in the main thread; in other threads the
+  flag stays False unless `requested` is set.
 
-  Enter it after `jax.distributed.initialize`, which has a SIGTERM handler of
-  its own.
+  Enter it after `jax.distributed.initialize`, which installs a SIGTERM handler.
 
   Attributes:
     requested: whether this process was asked to stop.
-    signum: the signal that asked, or None. Once `should_stop` says so it is
-      the same on each process.
+    signum: the signal that was received, or None. Once `should_stop` returns
+      True, it is the same on all processes.
   """
 
   def __init__(self, *, check_every: int = 1):
     """Makes the flag.
 
     Args:
-      check_every: with several processes, every how many calls of
-        `should_stop` the processes talk to each other. Each talk waits for the
-        devices, so once in some tens of steps is enough.
+      check_every: with several processes, number of calls of `should_stop`
+        between synchronisations. Each one waits for the devices, so use some
+        tens of steps.
 
     Raises:
-      ValueError: check_every is below 1.
+      ValueError: if check_every is below 1.
     """
     if check_every < 1:
       raise ValueError(f'check_every={check_every} must be at least 1')
@@ -53,7 +52,7 @@ class GracefulStop:
 
   def __exit__(self, *exc):
     for signum, handler in self._old.items():
-      # None: the handler was not set from Python and cannot be put back.
+      # None: the handler was not set from Python and cannot be restored.
       signal.signal(signum, signal.SIG_DFL if handler is None else handler)
     self._old = {}
 
@@ -61,16 +60,16 @@ class GracefulStop:
     del frame
     if self.requested:
       raise KeyboardInterrupt(f'second {signal.Signals(signum).name}')
-    # One that comes after all have agreed to stop changes nothing of it.
+    # A signal after the processes agreed to stop must not change `signum`.
     self.requested, self.signum = True, self.signum or signum
-    logging.warning('%s: will save and stop after a step; a second one stops '
-                    'at once and saves nothing', signal.Signals(signum).name)
+    logging.warning('%s: saves and stops after this step; a second signal '
+                    'stops at once without saving', signal.Signals(signum).name)
 
   def should_stop(self) -> bool:
-    """Says whether to stop now; the same answer on each process.
+    """Returns whether to stop now; the same on all processes.
 
-    Every process must call it equally often: with several processes it is a
-    collective in which the flag of any one stops all.
+    All processes must call it equally often: it is a collective operation, in
+    which the flag of any process stops all of them.
     """
     if jax.process_count() == 1:
       return self.requested
@@ -81,6 +80,7 @@ class GracefulStop:
         np.asarray([self.requested, self.signum or 0])).T
     if not asked.any():
       return False
-    # SIGINT, the smaller one, comes first: launchers answer it by SIGTERM.
+    # SIGINT, the smaller number, takes precedence: launchers forward it as
+    # SIGTERM.
     self.signum = min(map(int, signums[signums > 0]), default=None)
     return True

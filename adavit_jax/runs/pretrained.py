@@ -1,8 +1,8 @@
-"""A run that begins with parameters from elsewhere, and what comes with them.
+"""Runs that start from existing parameters, and their preprocessing.
 
-Parameters expect images prepared as those they were trained on. So the config
-of a run takes the preprocessing that it leaves open from where its parameters
-come from, and keeps it: a checkpoint needs no other file.
+Parameters expect the preprocessing that they were trained with. Fields that the
+config leaves unset are therefore taken from the source of the parameters and
+saved with the run, so that a checkpoint needs no other file.
 """
 
 import re
@@ -17,10 +17,10 @@ from adavit_jax.train import state as state_lib
 
 
 def with_preprocessing(config, saved):
-  """Fills what `config.data` leaves open of mean, std, interpolation and crop.
+  """Fills in unset mean, std, interpolation and crop of `config.data`.
 
-  From the run that is resumed, else from the run in `init.workdir`, else from
-  the file `init.weights`; a crop only where `load_size` leaves it open too.
+  They come from the resumed run, else from the run in `init.workdir`, else from
+  the file `init.weights`; crop only if `load_size` is unset too.
 
   Args:
     config: see `train.config.default_config`.
@@ -30,34 +30,35 @@ def with_preprocessing(config, saved):
     The config, a copy if anything changes.
 
   Raises:
-    ValueError: if `init.weights` cannot be read, or would not be: the run that
-      is resumed began without.
+    ValueError: if `init.weights` cannot be read, or is set for a resumed run
+      that started without weights.
   """
   init = config.init
   if (saved is not None and init.weights
       and not saved.info['config']['init']['weights']):
-    raise ValueError(f'the run in the work directory did not begin with '
-                     f'weights, init.weights={init.weights!r} would not be '
-                     f'read; give another --workdir, or no weights to resume')
+    raise ValueError(f'init.weights={init.weights!r} would not be read, since '
+                     f'the run in the work directory started without weights; '
+                     f'give another --workdir, or no weights to resume')
   if saved is not None:
-    found = saved.info['config']['data']
+    source = saved.info['config']['data']
   elif init.workdir and (info := _newest_info(init.workdir)):
-    found = info['config']['data']
-    # Left open there too, they were the data's own, which differ here.
+    source = info['config']['data']
+    # If unset there too, that run used its data's values; these may differ.
     used = {field: info['dataset'][field] for field in ('mean', 'std')}
-    found = {**found, **{k: v for k, v in used.items() if found[k] is None}}
+    source = {**source, **{k: v for k, v in used.items() if source[k] is None}}
   elif init.weights and any(
       config.data[field] is None for field in data_config.PREPROCESSING):
-    found = _of_weights(init.weights, config.model.name)
+    source = _of_weights(init.weights, config.model.name)
   else:
     return config
-  fields = {field: found[field] for field in data_config.PREPROCESSING
-            if config.data[field] is None and found[field] is not None}
+  fields = {field: source[field] for field in data_config.PREPROCESSING
+            if config.data[field] is None and source[field] is not None}
   if config.data.load_size:
     fields.pop('crop', None)
   if not fields:
     return config
-  logging.info('preprocessing as the parameters expect it: %s', fields)
+  logging.info('preprocessing taken from the source of the parameters: %s',
+               fields)
   config = config.copy_and_resolve_references()
   for field, value in fields.items():
     config.data[field] = tuple(value) if isinstance(value, list) else value
@@ -72,10 +73,10 @@ def _newest_info(workdir):
 
 def _of_weights(path, name):
   checkpoint = weights.read(path)
-  # vit_* and deit_* are one architecture: only a file whose own name does not
-  # say which is taken for what the config calls the model.
-  own = '/'.join(checkpoint.path.parts[-2:]).lower()
-  named = re.search(r'(?<![a-z])(vit|deit)(?![a-z])', own)
+  # vit_* and deit_* have one architecture but different preprocessing. The
+  # config's model name decides only if the file name contains neither.
+  file_name = '/'.join(checkpoint.path.parts[-2:]).lower()
+  named = re.search(r'(?<![a-z])(vit|deit)(?![a-z])', file_name)
   return weights.preprocessing(checkpoint, '' if named else name)._asdict()
 
 
@@ -89,12 +90,12 @@ def load(system):
     Groups of its backbone; the head is new if the file has other classes.
 
   Raises:
-    ValueError: as `weights.load`; and if the head would be new where no phase
+    ValueError: as `weights.load`, and if the head would be new but no phase
       trains it.
   """
   config = system.config
   key = state_lib.key_for(config.seed, 'new head')
-  trained = set(phases.having('from_scratch'))  # also the last exit
+  trained = set(phases.having('from_scratch'))  # these train the last exit
   return state_lib.model_params(weights.load(
       system.model, config.init.weights, key,
       new_head=bool(trained.intersection(config.phases))))

@@ -1,4 +1,4 @@
-"""A run's work directory, opened to read from it."""
+"""Reads checkpoints from a run's work directory."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import system as system_lib
 
-_TRIES = 5  # to read what a running training replaces
+_TRIES = 5  # attempts to read checkpoints that a running training replaces
 
 
 class Replaced(ValueError):
@@ -26,19 +26,19 @@ class Replaced(ValueError):
 
 
 def reread(read):
-  """Reads from a run, once more where its training replaces what is read.
+  """Reads from a run, and retries if its training replaces the checkpoint.
 
-  A training that goes on keeps one best checkpoint and few of the last ones.
+  A running training keeps one best checkpoint and few of the last ones.
 
   Args:
-    read: function that finds a checkpoint and reads all that it needs of it;
-      called again from the start, so that nothing is of the one before.
+    read: function that finds a checkpoint and reads everything from it; a retry
+      calls it again from the start, so that checkpoints are never mixed.
 
   Returns:
-    What `read` returns.
+    The result of `read`.
 
   Raises:
-    Replaced: if it was replaced every time.
+    Replaced: if the checkpoint was replaced in every attempt.
   """
   for _ in range(_TRIES - 1):
     try:
@@ -53,9 +53,9 @@ class Saved(NamedTuple):
 
   Attributes:
     kind: 'last', 'best' or 'phases'.
-    step: number of the step.
-    info: what it says of itself, see `loop.Trainer.info`. Fields that its
-      config lacks have their defaults.
+    step: step of the checkpoint.
+    info: see `loop.Trainer.info`. Missing fields of its config are filled with
+      defaults.
   """
   kind: str
   step: int
@@ -66,12 +66,12 @@ class Run:
   """An opened run; a context manager."""
 
   def __init__(self, workdir, *, alone=False):
-    """Opens the checkpoints of a directory, which may hold none.
+    """Opens the checkpoints of a directory, which may have none.
 
     Args:
       workdir: directory of the run.
-      alone: whether this process reads on its own; else all processes must make
-        the same calls.
+      alone: whether this process reads independently; otherwise all processes
+        must make the same calls.
     """
     self.workdir = workdir
     self._checkpoints = checkpoints.Checkpoints(
@@ -84,7 +84,7 @@ class Run:
     self._checkpoints.close()
 
   def newest(self):
-    """The newest `Saved`, or None."""
+    """Returns the newest `Saved`, or None."""
     def read():
       latest = self._checkpoints.latest()
       return None if latest is None else self._saved(*latest)
@@ -94,8 +94,8 @@ class Run:
     """Finds a checkpoint.
 
     Args:
-      phase: end of this phase; '' for the newest checkpoint.
-      best: the best of the last phase instead.
+      phase: the checkpoint at the end of this phase; '' for the newest.
+      best: the best checkpoint of the last phase instead.
 
     Returns:
       `Saved`.
@@ -104,8 +104,9 @@ class Run:
       ValueError: if there is none, or if phase and best are both given.
     """
     if best and phase:
-      raise ValueError(f'phase={phase!r} and best=True are two checkpoints, '
-                       f'the best one is of the last phase: give one of them')
+      raise ValueError(f'phase={phase!r} and best=True exclude each other: the '
+                       f'best checkpoint is of the last phase; give one of '
+                       f'them')
     return reread(lambda: self._saved(*self._which(phase, best)))
 
   def _which(self, phase, best):
@@ -118,9 +119,9 @@ class Run:
     else:
       steps = [ckpts.latest()] if ckpts.latest() else []
     if not steps:
-      what = (f'end of the phase {phase!r}' if phase
-              else 'best checkpoint' if best else 'checkpoint')
-      raise ValueError(f'{self.workdir!r} holds no {what}; train there first, '
+      wanted = (f'end of the phase {phase!r}' if phase
+                else 'best checkpoint' if best else 'checkpoint')
+      raise ValueError(f'{self.workdir!r} has no {wanted}; train there first, '
                        f'or give the --workdir of another run')
     return steps[-1]
 
@@ -132,26 +133,27 @@ class Run:
 
   @contextlib.contextmanager
   def _reading(self, kind, step):
-    """Says so if an error comes of a checkpoint's being replaced."""
+    """Raises `Replaced` for errors of a checkpoint that was replaced."""
     try:
       yield
-    except Exception as error:  # of many types: files vanish one by one
+    except Exception as error:  # many types, since files vanish one by one
       steps = self._checkpoints.steps(kind)
       stays = step in steps if kind == 'phases' else steps[-1:] == (step,)
       if stays:
         raise
       raise Replaced(f'the checkpoint {kind}/{step} of {self.workdir!r} was '
-                     f'replaced by its training while it was read; try again'
+                     f'replaced by its training during the read; try again'
                      ) from error
 
   def warn_of_unfinished(self):
-    """Logs where a run stands that has phases to go; returns whether it has."""
+    """Logs the progress of an unfinished run; returns whether it is unfinished.
+    """
     saved = self.find()
-    where = history.unfinished(saved.step, saved.info)
-    if where:
-      logging.warning('%s is %s, and no more than that is read of it; the same '
-                      'train.py goes on with it', self.workdir, where)
-    return bool(where)
+    progress = history.unfinished(saved.step, saved.info)
+    if progress:
+      logging.warning('%s is unfinished and read %s; the same train.py command '
+                      'resumes it', self.workdir, progress)
+    return bool(progress)
 
   def state(self, saved, wanted, mesh):
     """Restores a checkpoint for a system, without the optimizer state.
@@ -162,11 +164,11 @@ class Run:
       mesh: devices to put it on, replicated.
 
     Returns:
-      `State` whose `opt_state` is None; groups of parameters that the run
-      cannot give are new.
+      `State` whose `opt_state` is None; groups of parameters that the run does
+      not provide are new.
 
     Raises:
-      Replaced: if a running training has replaced it since it was found.
+      Replaced: if a running training replaced the checkpoint.
       ValueError: if the checkpoint is of another model.
     """
     groups = _common_groups(system(saved.info), wanted, saved.info,
@@ -187,20 +189,20 @@ class Run:
     if 'policy' in groups:
       fields['candidates'] = fresh.candidates
     with self._reading(saved.kind, saved.step):
-      found = self._checkpoints.restore(
+      restored = self._checkpoints.restore(
           fields, saved.step, saved.kind, partial=True)
-    # Compiled, only what the run lacks is computed.
+    # Under jit only the missing groups are computed.
     new = mesh_lib.replicate(jax.jit(lambda: dict(
         candidates=init().candidates,
         params={group: init().params[group]
                 for group in set(fresh.params) - groups}))(), mesh)
-    found['params'] = {**new['params'], **found['params']}
+    restored['params'] = {**new['params'], **restored['params']}
     return state_lib.State(**{
-        **dict(opt_state=None, ema=None, teacher=None), **new, **found})
+        **dict(opt_state=None, ema=None, teacher=None), **new, **restored})
 
 
 def with_defaults(saved):
-  """A saved config, a dict, with the defaults of fields that it lacks."""
+  """Fills missing fields of a saved config, a dict, with defaults."""
   defaults = json.dumps(config_lib.default_config().to_dict())
   return _merge(json.loads(defaults), saved)
 
@@ -213,7 +215,7 @@ def _merge(defaults, values):
 
 
 def system(info):
-  """The `System` that a checkpoint's info describes."""
+  """Returns the `System` that a checkpoint's info describes."""
   dataset = {'target': None, **info['dataset']}
   if dataset['target'] is not None:
     dataset['target'] = data.Target(*dataset['target'])
@@ -222,12 +224,12 @@ def system(info):
 
 
 def _common_groups(saved, wanted, info, workdir):
-  """Names of the groups of parameters that a run can give to a system."""
+  """Returns the groups of parameters that a run provides for a system."""
   _check_heads(saved.model, wanted.model, workdir)
   groups = {'backbone'}
   if wanted.model.exits and saved.model.exits == wanted.model.exits:
     groups.add('heads')
-  # In place of one that has learned nothing another one may come.
+  # A policy that was not trained may be replaced by a different one.
   learned = saved.nets and history.policy_has_learned(info)
   if wanted.nets and learned:
     _check_nets(saved, wanted, workdir)
@@ -235,25 +237,27 @@ def _common_groups(saved, wanted, info, workdir):
   elif wanted.config.exits.policy and not config_lib.trains_policy(
       wanted.config):
     raise ValueError(f"{workdir!r} has no trained policy at the end of its "
-                     f"phase {info['phase']!r}, which exits.policy=True needs; "
-                     f'set --config.init.phase=joint, or another init.workdir')
+                     f"phase {info['phase']!r}, but exits.policy=True needs "
+                     f'one; set --config.init.phase=joint, or another '
+                     f'init.workdir')
   return groups
 
 
 def _check_heads(saved, wanted, workdir):
-  """Of any number of heads the parameters have the same shapes."""
+  """Checks num_heads, on which the shapes of parameters do not depend."""
   then, now = ([plan.tokens_at(model, i).num_heads
                 for i in range(plan.num_encoders(model))]
                for model in (saved, wanted))
   for i, (a, b) in enumerate(zip(then, now)):
     if a != b:
       raise ValueError(f'{workdir!r} holds a model with num_heads={a} in '
-                       f'encoder {i} and this one has {b}; set '
+                       f'encoder {i}, but this one has {b}; set '
                        f'--config.model.num_heads={a}')
 
 
 def _check_nets(saved, wanted, workdir):
-  """Inputs of other meaning may have the same shapes."""
+  """Checks the inputs of the policy networks, which may differ in equal shapes.
+  """
   fields = {f'nets.{field}': (saved.config.nets[field],
                               wanted.config.nets[field])
             for field in ('tokens', 'aux', 'head', 'hidden')}

@@ -1,4 +1,4 @@
-"""Metrics to a JSON-lines file and TensorBoard; progress to the terminal."""
+"""Metrics in JSON lines and TensorBoard, progress on the terminal."""
 
 import collections
 import importlib.util
@@ -11,24 +11,24 @@ from etils import epath
 import jax
 import numpy as np
 
-# An object store cannot append: there the file is written anew this often.
+# Seconds between rewrites of the file in an object store, which cannot append.
 _REWRITE_S = 60.
 
 
 class MetricWriter:
-  """Appends metrics to workdir/metrics.jsonl, one JSON object a line.
+  """Appends metrics to workdir/metrics.jsonl, one JSON object per line.
 
   Only process 0 writes; in a gs:// directory at most once a minute, at `sync`
-  and at the end. Where tensorboardX is installed, or clu together with
-  TensorFlow and TensorBoard, events go to workdir/tensorboard too.
+  and at the end. If tensorboardX is installed, or clu together with TensorFlow
+  and TensorBoard, events are also written to workdir/tensorboard.
   """
 
   def __init__(self, workdir, *, resume_step: int | None = None):
     """Opens the file.
 
     Args:
-      workdir: directory of the run; made if it is missing.
-      resume_step: the step that the run goes on from. Lines of later steps are
+      workdir: directory of the run; created if it is missing.
+      resume_step: the step that the run resumes from. Lines of later steps are
         dropped, because the run will write them again. None keeps all lines.
     """
     self._file, self._events = None, None
@@ -48,8 +48,8 @@ class MetricWriter:
     Args:
       step: the training step.
       metrics: dict of floats and arrays on the host. Arrays become lists (in
-        TensorBoard one scalar an element); NaN and infinity, which JSON does
-        not have, become null.
+        TensorBoard one scalar per element); NaN and infinity, which JSON lacks,
+        become null.
     """
     if self._file is None:
       return
@@ -61,12 +61,12 @@ class MetricWriter:
       self._events(int(step), dict(_scalars(arrays)))
 
   def sync(self) -> None:
-    """Puts all lines so far into the file, as a checkpoint must find them."""
+    """Writes all lines so far to the file; call it before each checkpoint."""
     if isinstance(self._file, _Rewritten):
       self._file.rewrite()
 
   def close(self) -> None:
-    """Closes the file; the writer can be closed twice, not written to again."""
+    """Closes the file. Closing it again is allowed, writing to it is not."""
     if self._file is not None:
       self._file.close()
       self._file = None
@@ -82,7 +82,7 @@ class MetricWriter:
 
 
 class _Rewritten:
-  """A text file that grows where files can only be written whole."""
+  """A text file to append to in a store that only writes whole files."""
 
   def __init__(self, path):
     self._path = path
@@ -108,9 +108,9 @@ class _Rewritten:
 
 
 class Progress:
-  """Shows where a run stands, on stderr of process 0.
+  """Shows the progress of a run on stderr of process 0.
 
-  On a terminal the line is redrawn in place; elsewhere a new line is printed
+  On a terminal the line is redrawn in place; otherwise a new line is printed
   at most every `every_s` seconds.
   """
 
@@ -121,14 +121,14 @@ class Progress:
 
     Args:
       total_steps: the step at which the run (or phase) ends.
-      unit: what `num_images` counts.
-      label: for instance the phase's name.
-      every_s: seconds between lines where stderr is no terminal.
-      max_metrics: how many metrics a line shows.
-      window: calls over which speed is measured, so that compilation at the
-        start is soon forgotten.
-      stream: where to print; None is stderr.
-      clock: seconds, for tests.
+      unit: the unit of `num_images`.
+      label: text at the start of the line, e.g. the phase's name.
+      every_s: seconds between lines if stderr is not a terminal.
+      max_metrics: maximum number of metrics in a line.
+      window: number of calls over which speed is measured, so that compilation
+        at the start soon drops out.
+      stream: stream to print to; None for stderr.
+      clock: function that returns seconds, for tests.
     """
     self._total, self._unit, self._label = total_steps, unit, label
     self._every_s, self._max_metrics = every_s, max_metrics
@@ -140,12 +140,12 @@ class Progress:
     self._width = 0
 
   def line(self, step: int, num_images: int, metrics) -> str:
-    """Formats the line and remembers this call for the speed.
+    """Formats the line and records this call to measure the speed.
 
     Args:
       step: steps done.
-      num_images: images seen so far; only differences count.
-      metrics: dict of floats; entries that are no scalars are left out.
+      num_images: images seen so far; only differences matter.
+      metrics: dict of floats; non-scalar entries are left out.
 
     Returns:
       'label step/total p% | n images/s | h:mm:ss elapsed, h:mm:ss left | ...';
@@ -169,12 +169,12 @@ class Progress:
     return ' | '.join(parts)
 
   def update(self, step: int, num_images: int, metrics) -> None:
-    """Prints `line(...)`, if it is time for it."""
+    """Prints `line(...)` if it is due."""
     text = self.line(step, num_images, metrics)
     if jax.process_index() != 0:
       return
     if self._stream.isatty():
-      # Blanks wipe what a longer line before left on the screen.
+      # Blanks overwrite the rest of a longer previous line.
       self._stream.write('\r' + text.ljust(self._width))
       self._width = len(text)
     elif (self._clock() - self._printed_at >= self._every_s
@@ -184,7 +184,7 @@ class Progress:
     self._stream.flush()
 
   def close(self) -> None:
-    """Ends the line on a terminal, so that what follows starts a new one."""
+    """Ends the line on a terminal, so that later output starts a new one."""
     if self._width:
       self._stream.write('\n')
       self._stream.flush()
@@ -199,7 +199,7 @@ def _hms(seconds):
 def _jsonable(x):
   if x.ndim:
     return [_jsonable(e) for e in x]
-  # bfloat16 and other extended types have no JSON form of their own.
+  # bfloat16 and other extended types are not JSON-serialisable.
   x = x.item() if x.dtype.kind in 'biuf' else float(x)
   return None if isinstance(x, float) and not math.isfinite(x) else x
 
@@ -223,11 +223,11 @@ def _drop_lines(path, resume_step):
     try:
       step = json.loads(line)['step']
     except json.JSONDecodeError:
-      # Cut short when an earlier run was killed while writing.
+      # The line is incomplete: an earlier run was killed while writing it.
       continue
     if resume_step is None or step <= resume_step:
       kept.append(line + '\n')
-  # A rename, so that a kill at this point loses nothing.
+  # Written and renamed, so that a kill during the write loses nothing.
   tmp = path.with_name(path.name + '.tmp')
   tmp.write_text(''.join(kept))
   tmp.replace(path)
@@ -268,7 +268,7 @@ def _event_writer(logdir, resume_step):
 
   if has('tensorboardX'):
     return _TensorboardX(logdir, resume_step)
-  # Asked first: importing TensorFlow takes many seconds.
+  # find_spec does not import TensorFlow, which takes many seconds.
   if has('clu', 'tensorflow', 'tensorboard'):
     return _Clu(logdir, resume_step)
   return None

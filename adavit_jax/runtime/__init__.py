@@ -1,4 +1,4 @@
-"""How a decision becomes saved time: the execution modes."""
+"""Execution modes and the cascade: turn dropped layers into saved time."""
 
 from adavit_jax.runtime.modes import forward as forward
 from adavit_jax.runtime.stages import exit_logits as exit_logits

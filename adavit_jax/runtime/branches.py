@@ -1,4 +1,4 @@
-"""What all execution modes do with one branch."""
+"""Operations on one branch that all execution modes share."""
 
 import jax
 import numpy as np
@@ -10,14 +10,14 @@ from adavit_jax.models.backbone import EVAL
 
 
 def delta(branch, params, x, read=None):
-  """What a branch adds to the first `read` tokens; None for all."""
+  """Returns what a branch adds to the first `read` tokens; None for all."""
   if read is not None and branch.local:
     x, read = x[:, :read], None
   return branch.run(params, x, read if branch.unread else None, EVAL).x
 
 
 def add(x, y):
-  """x with y added: the first tokens of an array, or the keys of a dict."""
+  """Adds y to the first tokens of x, or to some keys of a dict x."""
   if isinstance(x, dict):
     return {**x, **{key: add(x[key], part) for key, part in y.items()}}
   if y.shape[1:] == x.shape[1:]:
@@ -27,15 +27,15 @@ def add(x, y):
 
 
 def read_later(stack, kept, read, xp=np):
-  """Whether all tokens are read behind each branch of a stack.
+  """Returns whether all tokens are read after each branch of a stack.
 
-  Where they are not, the branch may compute the first `read` alone: only
-  branches that mix tokens look at the others.
+  If not, the branch may compute the first `read` tokens alone: only branches
+  that mix tokens read the others.
 
   Args:
     stack: `Stack` of R encoders with P branches.
     kept: for each branch [..., R] of bool, whether it runs.
-    read: how many of the first tokens are read behind the stack; None for all.
+    read: how many of the first tokens are read after the stack; None for all.
     xp: numpy or jax.numpy.
 
   Returns:
@@ -57,8 +57,8 @@ def per_branch(stack, actions, always):
 
   Args:
     stack: `Stack` of R encoders with P branches.
-    actions: `Actions` [..., R * branches of the kind], this stack's part.
-    always: what stands for a branch that always runs, [..., R].
+    actions: `Actions` [..., R * branches of the kind] of this stack.
+    always: the value for a branch that always runs, [..., R].
 
   Returns:
     List of P arrays [..., R].
@@ -74,19 +74,19 @@ def per_branch(stack, actions, always):
 
 
 def split(stack, actions):
-  """Takes the actions of a stack: (`Actions` of it, those that are left)."""
+  """Splits off the actions of a stack: (its `Actions`, the remaining ones)."""
   num = [n * stack.length for n in plan.num_branches(stack)]
   return (Actions(*(a[..., :n] for a, n in zip(actions, num))),
           Actions(*(a[..., n:] for a, n in zip(actions, num))))
 
 
 def read_behind(parts, i, read):
-  """How many of the first tokens are read behind a part of a segment.
+  """Returns how many of the first tokens are read after a part of a segment.
 
   Args:
     parts: list of `Stack` and `Bridge`.
-    i: number of the part.
-    read: the same behind the last one; None for all.
+    i: index of the part.
+    read: how many are read after the last part; None for all.
   """
   if i == len(parts) - 1:
     return read

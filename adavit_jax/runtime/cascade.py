@@ -1,7 +1,7 @@
-"""The cascade runner: late stages run on the images that early exits left.
+"""The cascade runner: images that leave at an early exit skip later stages.
 
-A stage is compiled once for each of a few batch sizes. Thresholds are compared
-on the host and are in no program: they can change at any time.
+Each stage is compiled once for each of a few batch sizes. Thresholds are
+compared on the host and are not compiled in: they can change at any time.
 """
 
 import collections
@@ -22,14 +22,14 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Prediction(NamedTuple):
-  """What became of n images; `Cascade.stream` gives it without that axis.
+  """Results of a cascade on n images; `Cascade.stream` omits that axis.
 
   Attributes:
-    logits: [n, K] float32, at the exit that the image left at.
-    labels: [n], what `predict` makes of them: by default int, the class of the
+    logits: [n, K] float32, at the exit where the image left.
+    labels: [n], the logits after `predict`: by default int, the class of the
       largest logit.
     exit: [n] int, 0 for the first exit.
-    macs: [n], MACs of all stages that the image went through.
+    macs: [n], MACs of all stages that ran on the image.
   """
   logits: np.ndarray
   labels: np.ndarray
@@ -42,49 +42,54 @@ class Prediction(NamedTuple):
 
 
 class Cascade:
-  """Runs each stage on the images that no exit before was sure of.
+  """Runs each stage on the images that no earlier exit was confident about.
 
-  Threads may share it; their batches wait for each other.
+  Threads may share it; their batches run one after the other.
 
   Attributes:
     params: parameters of the model, on the device.
   """
 
   def __init__(self, stages, params, rule, thresholds, stage_macs, *,
-               spent=None, predict=None, sizes=SIZES):
-    """Makes a runner; programs are compiled when first used, or by `warm_up`.
+               image_macs=None, predict=None, sizes=SIZES):
+    """Makes a runner; programs are compiled on first use, or by `warm_up`.
 
     Args:
       stages: E stages, from `runtime.stages.stages`.
       params: parameters of the model.
       rule: one of `exits.confidence.RULES`, or any other `Rule`.
-      thresholds: see the property of that name.
-      stage_macs: [E], MACs of each stage for one image, at most.
-      spent: MACs of a stage for each image where they differ, a function
-        (number of the stage, its new carry) -> [B] or []; None: `stage_macs`.
+      thresholds: see the property `thresholds`.
+      stage_macs: [E], the most MACs that each stage takes for one image.
+      image_macs: function (index of the stage, its new carry) -> MACs of the
+        stage for each image, [B] or [], if images differ; None uses
+        `stage_macs`.
       predict: logits [n, K] to labels [n], NumPy; None for the largest logit.
-      sizes: batch sizes to compile for, 1 among them. A larger batch is run in
-        pieces of the largest. A stream runs a stage when that many images wait
-        for it, and holds at most E times as many on the device.
+      sizes: batch sizes to compile for; they must include 1. A larger batch is
+        split into batches of the largest size. A stream runs a stage when that
+        many images wait for it, and holds at most E times as many on the
+        device.
 
     Raises:
-      ValueError: for arguments that do not fit together.
+      ValueError: if sizes lacks 1, stage_macs does not have one value for each
+        stage, or thresholds are invalid.
     """
     sizes = sorted(set(sizes))
     if not sizes or sizes[0] != 1:
-      raise ValueError(f'sizes={sizes} must hold 1, for single images')
+      raise ValueError(f'sizes={sizes} must include 1, for single images')
     if len(stage_macs) != len(stages):
       raise ValueError(f'stage_macs={stage_macs} must have one number for each '
                        f'of the {len(stages)} stages')
-    # By way of the host: beside parameters that were laid on a mesh, the pools
-    # would change their sharding at first use, and be compiled for once more.
+    # Through the host: with parameters placed on a mesh, the pools would change
+    # their sharding on first use and trigger a second compilation.
     self.params = jax.device_put(jax.tree.map(np.asarray, params))
     self._programs = [
-        stage_program.StageProgram(_program(stage, rule, spent, k), self.params)
+        stage_program.StageProgram(
+            _program(stage, rule, image_macs, k), self.params)
         for k, stage in enumerate(stages)]
     self._plans = [slots_lib.plans(sizes, macs) for macs in stage_macs]
     self._stage_macs = np.asarray(stage_macs)
-    self._macs_dtype = self._stage_macs.dtype if spent is None else np.float64
+    self._macs_dtype = (
+        self._stage_macs.dtype if image_macs is None else np.float64)
     self._label = predict or (lambda logits: logits.argmax(-1))
     self._sizes, self._batch_size = sizes, sizes[-1]
     self._slots, self._lock = None, threading.Lock()
@@ -92,9 +97,10 @@ class Cascade:
 
   @property
   def thresholds(self):
-    """[E - 1] float64: an image leaves above it. One number sets all of them.
+    """[E - 1] float64: images with a confidence above the threshold leave.
 
-    May be set at any time, also while a stream is running.
+    One number sets all of them. They may be set at any time, also while a
+    stream is running.
     """
     return self._thresholds
 
@@ -107,20 +113,20 @@ class Cascade:
     """Classifies a batch.
 
     Args:
-      images: [n, S, S, C], n >= 1, normalised; JAX arrays of n > 1 go through
-        the host.
+      images: [n, S, S, C], n >= 1, normalised; JAX arrays with n > 1 are copied
+        to the host.
 
     Returns:
-      `Prediction`, rows in the order of the images.
+      `Prediction`, in the order of the images.
 
     Raises:
-      ValueError: if there are none, they are no batch, or not of the model's
-        size.
+      ValueError: if the batch is empty, does not have four axes, or does not
+        have the model's image size.
     """
     images = images if isinstance(images, jax.Array) else np.asarray(images)
     if images.ndim != 4 or not len(images):
       raise ValueError(f'images have shape {np.shape(images)}; give [n, S, S, '
-                       f'C] of at least 1, one image as image[None]')
+                       f'C] with n >= 1, a single image as image[None]')
     num, size = len(images), self._batch_size
     if num == 1:
       return self._one(images)
@@ -128,7 +134,7 @@ class Cascade:
     with self._lock:
       if self._slots is None or not self._slots.fits(images):
         self._slots = self._make_slots(images, streams=False)
-      # An exception may leave them with arrays that were donated.
+      # An exception may leave slots whose arrays were donated.
       slots, self._slots = self._slots, None
       parts = [self._batch(slots, images[i:i + size])
                for i in range(0, num, size)]
@@ -136,11 +142,11 @@ class Cascade:
     return Prediction(*map(np.concatenate, zip(*parts)))
 
   def _one(self, images):
-    """RAViT's algorithm 1."""
+    """Classifies one image (RAViT, algorithm 1)."""
     state, macs = None, 0
     for k, program in enumerate(self._programs):
-      state, logits, confidence, *spent = program(images, state)
-      macs += self._spent(k, 1, spent)
+      state, logits, confidence, *computed = program(images, state)
+      macs += self._macs(k, 1, computed)
       if self._leave(k, np.asarray(confidence))[0]:
         return self._predict(np.asarray(logits), np.array([k]), macs)
 
@@ -150,12 +156,12 @@ class Cascade:
     exits = np.zeros(len(images), int)
     logits, macs = None, 0
     for k in range(len(self._programs)):
-      y, confidence, *spent = slots.run(k, rows, self._plans[k][len(rows)])
-      spent = self._spent(k, len(rows), spent)
+      y, confidence, *computed = slots.run(k, rows, self._plans[k][len(rows)])
+      stage_macs = self._macs(k, len(rows), computed)
       if logits is None:
-        logits, macs = y, spent
+        logits, macs = y, stage_macs
       else:
-        macs[rows] += spent
+        macs[rows] += stage_macs
       leave = self._leave(k, confidence)
       logits[rows[leave]], exits[rows[leave]] = y[leave], k
       rows = rows[~leave]
@@ -164,23 +170,24 @@ class Cascade:
     return self._predict(logits, exits, macs)
 
   def stream(self, images, *, window=None):
-    """Classifies images one after the other, each stage in full batches.
+    """Classifies a stream of images; each stage runs full batches.
 
     Images wait in a queue before each stage until they fill the largest batch
     size; when the source ends, the queues are emptied.
 
     Args:
       images: iterable of [S, S, C], read no faster than needed.
-      window: images read and not yet yielded, at most: at its end the oldest
-        runs in a smaller batch. None for 16 times the largest batch size.
+      window: the most images that may be read but not yet yielded. When it is
+        full, the oldest image runs in a smaller batch. None for 16 times the
+        largest batch size.
 
     Yields:
       `Prediction` of one image: logits [K], labels, exit and macs []; in the
       order of the images.
 
     Raises:
-      ValueError: for images of different shapes or dtypes, or not of the
-        model's size.
+      ValueError: if window is smaller than the largest batch size, or images
+        differ in shape or dtype or do not have the model's size.
     """
     size = self._batch_size
     window = 16 * size if window is None else window
@@ -190,8 +197,8 @@ class Cascade:
     source = _Source(images)
     queues = [collections.deque() for _ in self._programs]
     slots, free, numbers, done = None, [], {}, {}
-    macs = np.zeros(0)  # of the images in the slots so far
-    first = 0  # the oldest image that has not been yielded
+    macs = np.zeros(0)  # per slot: MACs of the image in it so far
+    first = 0  # index of the oldest image that has not been yielded
     while True:
       k = max((k for k, queue in enumerate(queues) if len(queue) >= size),
               default=None)
@@ -208,25 +215,27 @@ class Cascade:
           slots.admit(batch, np.array(taken), self._plans[0][len(taken)])
           queues[0].extend(taken)
           continue
-        # The end: from the first stage on, so that late batches are large.
+        # The source is exhausted. The first stage goes first, so that late
+        # batches are large.
         k = next((k for k, queue in enumerate(queues) if queue), None)
         if k is None:
           return
       elif k is None:
-        # Queues are in order, so that the oldest image is at the head of its.
+        # Each queue is in order: the oldest image is at the head of one.
         k = min((k for k, queue in enumerate(queues) if queue),
                 key=lambda k: numbers[queues[k][0]])
       queue = queues[k]
       rows = np.array([queue.popleft() for _ in range(min(size, len(queue)))])
-      logits, confidence, *spent = slots.run(
+      logits, confidence, *computed = slots.run(
           k, rows, self._plans[k][len(rows)])
-      macs[rows] = (macs[rows] if k else 0) + self._spent(k, len(rows), spent)
+      macs[rows] = (macs[rows] if k else 0) + self._macs(
+          k, len(rows), computed)
       leave = self._leave(k, confidence)
-      gone = rows[leave].tolist()
-      free.extend(gone)
-      found = self._predict(
-          logits[leave], np.full(len(gone), k), macs[rows[leave]])
-      done.update(zip((numbers.pop(i) for i in gone), zip(*found)))
+      freed = rows[leave].tolist()
+      free.extend(freed)
+      predictions = self._predict(
+          logits[leave], np.full(len(freed), k), macs[rows[leave]])
+      done.update(zip((numbers.pop(i) for i in freed), zip(*predictions)))
       if k + 1 < len(queues):
         queues[k + 1].extend(rows[~leave].tolist())
       while first in done:
@@ -234,24 +243,28 @@ class Cascade:
         first += 1
 
   def warm_up(self, images):
-    """Compiles every stage for every batch size, for images like [n, S, S, C].
+    """Compiles every stage for every batch size.
+
+    Args:
+      images: [n, S, S, C], n >= 1, like those to be classified.
 
     Raises:
-      ValueError: if the images are not of the model's size.
+      ValueError: if the images do not have the model's size.
     """
     images = np.asarray(images[:1])
-    nowhere = np.array([], int)
+    no_rows = np.array([], int)
     for streams in (True, False):
       slots = self._make_slots(images, streams)
       for size in self._sizes:
-        slots.admit(images[:0], nowhere, [size])
+        slots.admit(images[:0], no_rows, [size])
         for k in range(len(self._programs)):
-          slots.run(k, nowhere, [size])
+          slots.run(k, no_rows, [size])
     with self._lock:
       self._slots = slots
 
   def _make_slots(self, images, streams):
-    # In a stream fewer than a batch wait at every stage but the one that runs.
+    # In a stream, less than a full batch waits at each stage that is not
+    # running.
     capacity = self._batch_size * (len(self._programs) if streams else 1)
     return slots_lib.Slots(self._programs, images, capacity)
 
@@ -260,10 +273,10 @@ class Cascade:
       return np.ones(len(confidence), bool)
     return confidence.astype(np.float64) > self._thresholds[k]
 
-  def _spent(self, k, num, outputs):
-    """MACs of a stage, [num], from what its program returned of them."""
-    if outputs:
-      return np.asarray(outputs[0], self._macs_dtype)
+  def _macs(self, k, num, computed):
+    """MACs of stage k, [num]; `computed` holds those of its program, if any."""
+    if computed:
+      return np.asarray(computed[0], self._macs_dtype)
     return np.full(num, self._stage_macs[k])
 
   def _predict(self, logits, exits, macs):
@@ -271,11 +284,11 @@ class Cascade:
 
 
 class _Source:
-  """Reads images in groups and counts them."""
+  """Reads images in groups, checks that they are alike and counts them."""
 
   def __init__(self, images):
     self._images = iter(images)
-    self._like = None  # shape and dtype of the first one
+    self._like = None  # shape and dtype of the first image
     self.read = 0
 
   def take(self, num):
@@ -285,22 +298,24 @@ class _Source:
       self._like = self._like or like
       if like != self._like:
         raise ValueError(
-            'image {} has shape {} and dtype {}, the first one {} and {}; make '
-            'them alike'.format(self.read, *like, *self._like))
+            'image {} has shape {} and dtype {}, but the first image has {} '
+            'and {}; give all images one shape and dtype'.format(
+                self.read, *like, *self._like))
       self.read += 1
     return group
 
 
-def _program(stage, rule, spent, k):
-  """A stage and its exit: (params, images, state) -> (state, logits, ...).
+def _program(stage, rule, image_macs, k):
+  """Joins a stage and its exit: (params, images, state) -> outputs.
 
-  The others are the confidence [B] and, with `spent`, MACs [B].
+  The outputs are the new state, logits [B, K], the confidence [B] and, with
+  `image_macs`, MACs [B].
   """
   def run(params, images, state):
     carry, memory = state or (None, None)
     carry, logits = stage(params, images, carry)
     confidence, memory = rule(logits, memory)
-    more = () if spent is None else (
-        jnp.broadcast_to(spent(k, carry), confidence.shape),)
-    return ((carry, memory), logits, confidence, *more)
+    macs = () if image_macs is None else (
+        jnp.broadcast_to(image_macs(k, carry), confidence.shape),)
+    return ((carry, memory), logits, confidence, *macs)
   return run

@@ -1,27 +1,27 @@
-"""Runs a function on the rows of a batch that need it, and on no others."""
+"""Runs a function only on the rows of a batch that need it."""
 
 import jax
 import jax.numpy as jnp
 
 from adavit_jax.runtime import branches
 
-# MACs that one pass should have to hide its gather, its scatter and the start
-# of its matrix products, and few enough that its activations stay in the cache
-# (benchmarks/execution.py --chunks). Only the CPU's figure has been measured.
+# MACs of one pass: enough to hide its gather, its scatter and the start of its
+# matrix products, and few enough that its activations stay in the cache
+# (benchmarks/execution.py --chunks). Only the value for 'cpu' was measured.
 _MACS_PER_PASS = {'cpu': 2.5e8, 'gpu': 1e10, 'tpu': 5e9}
 
-# Sizes of the last, smaller pass. More of them compute fewer rows in vain and
-# take longer to compile.
+# Number of sizes of the last, smaller pass. More sizes waste fewer padded rows
+# and take longer to compile.
 _SIZES = 8
 
 
 def chunk_size(batch_size, macs_per_row, backend=None):
-  """Rows per pass of `residual`: a power of two, or the whole batch.
+  """Returns the rows per pass of `residual`: a power of two, or all rows.
 
   Args:
     batch_size: B.
-    macs_per_row: what the function costs for one row.
-    backend: 'cpu', 'gpu' or 'tpu'; None for the default one.
+    macs_per_row: MACs of the function for one row.
+    backend: 'cpu', 'gpu' or 'tpu'; None for the default backend.
 
   Returns:
     C, 1 <= C <= B.
@@ -34,13 +34,13 @@ def chunk_size(batch_size, macs_per_row, backend=None):
 
 
 def pass_sizes(chunk, most=_SIZES):
-  """Sizes of the last pass, ascending: `chunk` - 1 rows fit.
+  """Returns the sizes of the last pass, ascending; the largest fits C - 1 rows.
 
   Args:
     chunk: C, rows of a full pass.
-    most: sizes, in even steps, at most. One of a quarter of a step, if that is
-      2 or more, comes before them: under a trained policy many layers are kept
-      by few images.
+    most: maximum number of evenly spaced sizes. A quarter of a step is added
+      as the smallest size if it is 2 or more, because under a trained policy
+      few images keep many of the layers.
   """
   step = -(-chunk // most)
   even = [min(size, chunk) for size in range(step, chunk - 1 + step, step)]
@@ -49,32 +49,31 @@ def pass_sizes(chunk, most=_SIZES):
 
 
 def residual(run, x, keep, chunk, most=_SIZES):
-  """x + run(x) in the rows that keep it; the other rows are not computed.
+  """Returns x + run(x) in the kept rows; other rows are not computed.
 
-  Kept rows go through `run` in a loop of passes of `chunk` rows, as many as
-  there are, and the rest of them in one pass of the smallest size that holds
-  them, chosen by a switch. The program has the code of `run` once per size,
-  whatever the number of rows: `keep` changes trip counts and the branch taken,
+  A loop runs full passes of `chunk` kept rows. The remaining kept rows run in
+  one pass of the smallest size that holds them, chosen by a switch. The program
+  contains `run` once per size: `keep` changes trip counts and the branch taken,
   never shapes.
 
   Args:
-    run: row by row, what is added to x: for an array [C, N, ...] one of
-      [C, n, ...], added to the first n <= N tokens; for a dict some of its
-      keys.
+    run: function of rows that returns what is added to them: for an array
+      [C, N, ...] an array [C, n, ...], added to the first n <= N tokens; for a
+      dict some of its keys.
     x: [B, N, ...], or a dict of arrays [B, ...].
-    keep: [B], 1 or True = run, 0 or False = leave the row as it is.
+    keep: [B], 1 or True runs the row, 0 or False leaves it unchanged.
     chunk: rows per pass, from `chunk_size`.
-    most: of `pass_sizes`.
+    most: see `pass_sizes`.
 
   Returns:
-    As x.
+    x with the kept rows updated.
   """
   size = len(keep)
   chunk = min(chunk, size)
   wanted = keep.astype(bool)
   num = wanted.sum(dtype=jnp.int32)
-  # Kept rows first, in their order. The places after them hold rows that are
-  # not there: reads are clipped and writes dropped.
+  # Kept rows come first, in order. The places after them hold out-of-range
+  # rows: reads are clipped and writes are dropped.
   places = jnp.arange(size + chunk)
   order = jnp.argsort(~wanted, stable=True)
   order = jnp.concatenate([order, jnp.zeros(chunk, order.dtype)])
@@ -119,18 +118,18 @@ def residual(run, x, keep, chunk, most=_SIZES):
     which = (num - done > jnp.asarray(sizes)).sum()
     return written(x, done, jax.lax.switch(which, list(map(padded, sizes)), x))
 
-  # A loop of one turn or none works in place, where a branch that leaves x as
-  # it is, or writes into it, would copy it (seen on CPU).
+  # A loop of at most one iteration works in place; `lax.cond` would copy x
+  # (observed on CPU).
   return jax.lax.fori_loop(0, (num > done).astype(jnp.int32), last, x)
 
 
 def _sum(x, y):
-  """The tokens of x that y is added to, with y added."""
+  """Adds y to the tokens of x that it covers, and returns these alone."""
   if isinstance(x, dict):
     return {key: _sum(x[key], part) for key, part in y.items()}
   return x[:, *_first(y)] + y
 
 
 def _first(y):
-  """Indices of the tokens of y behind the batch axis, if it has tokens."""
+  """Index of the tokens of y after the batch axis; [] if y has no tokens."""
   return [slice(size) for size in y.shape[1:2]]

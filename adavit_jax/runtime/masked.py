@@ -1,6 +1,7 @@
-"""The mode `masked`, which computes every branch: for training, as the oracle.
+"""The mode `masked`: computes every branch and multiplies it by its gate.
 
-Also the dense model, which is the same without gates.
+It serves training, and as the reference for the other modes. Without gates it
+is the dense model.
 """
 
 from typing import Any, NamedTuple
@@ -18,12 +19,12 @@ from adavit_jax.runtime import branches
 
 
 class Result(NamedTuple):
-  """What came of a part of a plan.
+  """Results of running a part of a plan.
 
   Attributes:
     x: activations at its end.
     stats: batch statistics of the whole backbone; None at inference.
-    firsts: the first `firsts` tokens behind each encoder of the last stack,
+    firsts: the first `firsts` tokens after each encoder of the last stack,
       [R, B, firsts, D], or None.
   """
   x: X
@@ -40,19 +41,19 @@ def run(model, params, x, images=None, gates=None, *, start=0, stop=None,
     model: a `Backbone`.
     params: groups.
     x: activations at `start`.
-    images: [B, S, S, C], normalised; for bridges that look at them again.
-    gates: `Actions` [B, ...] or [...] that scale the branches which may be
+    images: [B, S, S, C], normalised; for bridges that read the images again.
+    gates: `Actions` [B, ...] or [...] that scale the branches that may be
       dropped: 0/1 for actions, any float for stochastic depth. None runs all.
-    start: place where to begin.
-    stop: place where to end; None for the end of the plan.
-    ctx: `Context`; with `stats` of the whole backbone in training.
+    start: place to begin at.
+    stop: place to end at; None for the end of the plan.
+    ctx: `Context`; in training with `stats` of the whole backbone.
     read: how many of the first tokens the caller reads; None for all. Without
-      gates the last encoder then computes no others.
+      gates the last encoder computes only these.
     unroll: encoders unrolled into one step of a scan.
     remat: recompute the encoders in the backward pass.
     inference: index the weights inside the scan: saves a copy, slows the
       backward pass.
-    firsts: how many of the first tokens to return behind each encoder.
+    firsts: how many of the first tokens to return after each encoder.
 
   Returns:
     `Result`.
@@ -66,14 +67,13 @@ def run(model, params, x, images=None, gates=None, *, start=0, stop=None,
       x, changed = part.run(params['backbone'], x, images, here)
       stats = merged(stats, changed)
       continue
-    own = None
+    stack_gates = None
     if gates is not None:
-      own, gates = branches.split(part, gates)
+      stack_gates, gates = branches.split(part, gates)
     x, rows, seen = _stack(
-        part, params['backbone'][part.group], x, own, here,
+        part, params['backbone'][part.group], x, stack_gates, here,
         read=branches.read_behind(parts, i, read) if gates is None else None,
-        unroll=unroll,
-        remat=remat, inference=inference, firsts=firsts)
+        unroll=unroll, remat=remat, inference=inference, firsts=firsts)
     if rows is not None:
       whole = jax.tree.map(
           lambda old, new, part=part: jax.lax.dynamic_update_slice_in_dim(
@@ -83,13 +83,13 @@ def run(model, params, x, images=None, gates=None, *, start=0, stop=None,
 
 
 def merged(stats, changed):
-  """Batch statistics with some groups changed; at inference None."""
+  """Returns batch statistics with some groups updated; None at inference."""
   return {**stats, **changed} if stats is not None else None
 
 
 def _stack(stack, params, x, gates, ctx, *, read, unroll, remat, inference,
            firsts):
-  """`run` for one stack: (x, new batch statistics of its rows, firsts)."""
+  """Runs one stack: (x, new batch statistics of its encoders, firsts)."""
   encoder = _encoder(stack, ctx, firsts)
   rows = jnp.arange(stack.start, stack.start + stack.length)
   stats = None if ctx.stats is None else ctx.stats.get(stack.group)
@@ -121,7 +121,7 @@ def _stack(stack, params, x, gates, ctx, *, read, unroll, remat, inference,
 
 
 def _layers(stack, x, rows, stats, gates, key):
-  """What each encoder of a stack is given: (stats, key, gates) [R, ...]."""
+  """Returns each encoder's inputs in a stack: (stats, key, gates) [R, ...]."""
   if stats is not None:
     stats = jax.tree.map(
         lambda leaf: leaf[stack.start:stack.start + stack.length], stats)
@@ -136,7 +136,10 @@ def _layers(stack, x, rows, stats, gates, key):
 
 
 def _encoder(stack, ctx, firsts):
-  """One encoder: (x, params, stats, key, gates) -> (x, (new stats, firsts))."""
+  """Returns the function of one encoder.
+
+  It maps (x, params, stats, key, gates) to (x, (new stats, firsts)).
+  """
   def encoder(x, params, stats, key, gates):
     new = stats
     for i, branch in enumerate(stack.branches):
@@ -154,21 +157,21 @@ def _encoder(stack, ctx, firsts):
 
 
 def fold_key(ctx, name):
-  """The context with a key of its own for a part of the model."""
+  """Returns the context with a separate key for a part of the model."""
   if ctx.key is None:
     return ctx
   return ctx._replace(key=named_key(ctx.key, name))
 
 
 def named_key(key, name):
-  """The key that `key` gives for a name.
+  """Folds a name into a key.
 
-  Small numbers would not do beside a split of the same key:
-  `split(key, n)[i]` is `fold_in(key, i)`.
+  The hash is large on purpose: `split(key, n)[i]` equals `fold_in(key, i)`, so
+  small numbers would repeat the keys of a split.
   """
   return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def _gate(gate, y):
-  """A gate [B] with the rank and dtype of y."""
+  """Gives a gate [B] the rank and dtype of y."""
   return gate.reshape(-1, *[1] * (y.ndim - 1)).astype(y.dtype)

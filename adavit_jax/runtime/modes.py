@@ -1,9 +1,9 @@
 """Execution modes: four ways to run the same encoders under given actions.
 
-`masked` computes every branch and multiplies, for training and as the oracle;
-`static` leaves dropped branches out of the program; `cond` skips them at run
-time when one decision holds for the whole batch; `compact` runs each branch on
-the images that keep it.
+`masked` computes every branch and multiplies it by its gate, for training and
+as the reference; `static` leaves dropped branches out of the program; `cond`
+skips them at run time when one decision holds for the whole batch; `compact`
+runs each branch on the images that keep it.
 """
 
 import jax
@@ -22,19 +22,19 @@ MODES = ('masked', 'static', 'cond', 'compact')
 
 
 def embed(model, params, images, ctx=EVAL):
-  """What the plan begins with.
+  """Embeds images: the input of the plan.
 
   Args:
     model: a `Backbone`.
     params: groups.
     images: [B, S, S, C], normalised.
-    ctx: `Context`; with `stats` of the whole backbone in training.
+    ctx: `Context`; in training with `stats` of the whole backbone.
 
   Returns:
     `masked.Result`.
 
   Raises:
-    ValueError: for images that the model does not take.
+    ValueError: if the images do not have the model's shape.
   """
   inputs.check_normalized(model, images)
   x, changed = model.embed(
@@ -59,32 +59,32 @@ def fixed(model, params, images):
 
 
 def adaptive(model, params, x, actions, mode, *, images=None, chunk=None):
-  """Runs the encoders behind the policy and the last exit (equation 2).
+  """Runs the encoders after the policy and the last exit (equation 2).
 
   Args:
     model: a `Backbone`.
     params: groups, folded.
     x: z1, see `fixed`.
-    actions: `Actions` of 0 and 1, [L1], [L2] or with an axis [B] before, as the
-      mode takes them; array-likes are accepted.
+    actions: `Actions` of 0 and 1, [L1], [L2] or [B, L1], [B, L2], depending on
+      the mode; array-likes are accepted.
     mode: 'masked', 'static', 'cond' or 'compact'.
-    images: [B, S, S, C], normalised; needed where `plan.rereads_images`.
-    chunk: as `skipping.run` takes it; the other modes have none.
+    images: [B, S, S, C], normalised; needed if `plan.rereads_images(model)`.
+    chunk: for 'compact' only, see `skipping.run`.
 
   Returns:
     `Logits`.
 
   Raises:
-    ValueError: for an unknown mode, images=None where they are needed, and as
-      `actions.checked` and `skipping.run`.
+    ValueError: for an unknown mode, images=None where they are needed, or
+      invalid actions or chunk, see `actions.checked` and `skipping.run`.
   """
   if mode not in MODES:
     raise ValueError(f'unknown mode {mode!r}; known: {sorted(MODES)}')
   actions = actions_lib.checked(actions, batch_of(x), plan.num_layers(model),
                                 gates=mode == 'masked')
   if images is None and plan.rereads_images(model):
-    raise ValueError('images=None, and a bridge behind the policy looks at the '
-                     'images again; give those of x')
+    raise ValueError('images=None, but a bridge after the policy reads the '
+                     'images again; give the images that x was computed from')
   start = model.num_fixed
   if mode == 'masked':
     x = masked.run(model, params, x, images, actions, start=start).x
@@ -95,18 +95,19 @@ def adaptive(model, params, x, actions, mode, *, images=None, chunk=None):
 
 
 def batch_of(x):
-  """B of activations."""
+  """Returns B, the batch size of activations."""
   return jax.tree.leaves(x)[0].shape[0]
 
 
 def without_layers(model, params, x, images=None):
-  """`Logits` of z1 when every layer that may be dropped is dropped."""
+  """Returns `Logits` of z1 with every layer dropped that may be dropped."""
   none = Actions(*map(np.zeros, plan.num_layers(model)))
   return adaptive(model, params, x, none, 'static', images=images)
 
 
 def classify(model, params, x):
-  """The last exit on the activations at the end of the plan: `Logits`."""
+  """Applies the last exit to the activations at the end of the plan: `Logits`.
+  """
   return model.classify(params['backbone'], x, len(model.own_exits()) - 1,
                         EVAL)[0]
 
@@ -123,17 +124,18 @@ def forward(model, params, images, actions=None, *, mode='masked'):
   """Classifies images under given actions; see `fixed` and `adaptive`.
 
   Args:
-    model: from `adavit_jax.create`; added exits are not asked.
+    model: from `adavit_jax.create`; its added exits are not run.
     params: from `adavit_jax.init_params`, folded or not.
     images: [B, S, S, C], normalised.
-    actions: `Actions`; None runs all layers, in any mode the same program.
+    actions: `Actions`; None runs all layers, with the same program in every
+      mode.
     mode: see `adaptive`.
 
   Returns:
     `Logits`.
 
   Raises:
-    ValueError: for images that the model does not take, or as `adaptive`.
+    ValueError: if the images do not have the model's shape, or as `adaptive`.
   """
   params = fold(model, params)
   if actions is None:

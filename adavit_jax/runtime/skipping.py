@@ -1,9 +1,9 @@
-"""The modes that leave dropped layers out: `static`, `cond` and `compact`.
+"""The modes that skip dropped layers: `static`, `cond` and `compact`.
 
-Where the prefix tokens alone are read behind the last MSA layer that an image
-keeps, it needs no other queries, and the MLP layers from there on no other
-tokens. All three leave them out, `compact` the queries only where no image of
-the batch needs them.
+If only the prefix tokens are read after the last MSA layer that an image keeps,
+this layer needs no other queries, and the MLP layers after it need no other
+tokens. All three modes skip them; `compact` skips the queries only if no image
+of the batch needs them.
 """
 
 import functools
@@ -20,8 +20,8 @@ from adavit_jax.models.backbone import EVAL
 from adavit_jax.runtime import branches
 from adavit_jax.runtime import compact as compact_lib
 
-# Even sizes of a last pass for prefix tokens alone: fewer, since padded rows
-# cost little there.
+# Number of sizes of a last pass over prefix tokens alone; few, since padded
+# rows cost little there.
 _PREFIX_SIZES = 2
 
 
@@ -32,24 +32,26 @@ def run(model, params, x, images, actions, mode, *, start, stop=None, read=None,
   Args:
     model: a `Backbone`.
     params: groups, folded.
-    x: activations at `start`, not before the place where the policy decides.
-    images: [B, S, S, C], normalised; for bridges that look at them again.
+    x: activations at `start`, which is not before the place where the policy
+      decides.
+    images: [B, S, S, C], normalised; for bridges that read the images again.
     actions: `Actions` for these places: [...] in 'static' and 'cond', [B, ...]
       in 'compact', [1, ...] in 'cond' when B is 1.
     mode: 'static', 'cond' or 'compact'.
-    start: place where to begin.
-    stop: place where to end; None for the end of the plan.
+    start: place to begin at.
+    stop: place to end at; None for the end of the plan.
     read: how many of the first tokens the caller reads; None for all.
-    chunk: images in one pass of 'compact', but of branches over prefix tokens
-      alone; None chooses it for the default backend, also where the program is
-      exported for another. See `compact.residual`.
+    chunk: images in one pass of 'compact', except for branches over prefix
+      tokens alone; None chooses it for the default backend, also if the program
+      is exported for another backend. See `compact.residual`.
 
   Returns:
     Activations; only the first `read` tokens are valid, and 'static' returns
     these alone.
 
   Raises:
-    ValueError: for actions that the mode does not take.
+    ValueError: if the mode does not accept the actions, or chunk is not a
+      positive integer.
   """
   stop = plan.num_encoders(model) if stop is None else stop
   actions = _CHECKS[mode](actions, jax.tree.leaves(x)[0].shape[0], chunk)
@@ -71,7 +73,8 @@ def _static_actions(actions, size, chunk):
   del size, chunk
   if any(isinstance(a, jax.core.Tracer) or np.ndim(a) != 1 for a in actions):
     raise ValueError("mode='static' takes concrete actions of shape [L]; use "
-                     "'cond' for a traced decision, 'masked' for one per image")
+                     "'cond' for traced actions, 'masked' for one row per "
+                     "image")
   return Actions(*map(np.asarray, actions))
 
 
@@ -79,9 +82,9 @@ def _cond_actions(actions, size, chunk):
   del chunk
   if np.ndim(actions.msa) == 2:
     if not np.shape(actions.msa)[0] == size == 1:
-      raise ValueError(f"mode='cond' takes one decision for the batch; got "
-                       f"actions {np.shape(actions.msa)} for {size} images; "
-                       f"use 'compact', or batches of 1")
+      raise ValueError(f"mode='cond' takes one decision for the batch, not "
+                       f"actions of shape {np.shape(actions.msa)} for {size} "
+                       f"images; use 'compact', or batches of 1")
     actions = Actions(*(a[0] for a in actions))
   return Actions(*(jnp.asarray(a, bool) for a in actions))
 
@@ -89,8 +92,7 @@ def _cond_actions(actions, size, chunk):
 def _compact_actions(actions, size, chunk):
   if chunk is not None and not (
       isinstance(chunk, numbers.Integral) and chunk >= 1):
-    raise ValueError(f'chunk={chunk!r} must be a whole number of at least 1, '
-                     f'or None')
+    raise ValueError(f'chunk={chunk!r} is not a positive integer or None')
   return Actions(*(
       jnp.broadcast_to(a, (size, np.shape(a)[-1])).astype(bool)
       for a in actions))
@@ -145,7 +147,7 @@ def _compact(stack, params, x, actions, read, chunk):
   packed = compact_lib.residual
 
   def step(x, layer):
-    i, keeps, later = layer  # but i, all [B]
+    i, keeps, later = layer  # keeps, later: [B] for each branch
     p = jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], params)
     for branch, keep, all_read in zip(stack.branches, keeps, later):
       run_all = functools.partial(branches.delta, branch, p)
@@ -159,8 +161,8 @@ def _compact(stack, params, x, actions, read, chunk):
                        most=_PREFIX_SIZES)
         x = jax.lax.dynamic_update_slice(x, first, (0,) * x.ndim)
       else:
-        # For all images or none: to pack those that are read and those that
-        # are not apart takes longer than it saves.
+        # One choice for all images: to pack the images that need all queries
+        # separately takes longer than it saves.
         for_all = (keep & all_read).any()
         x = packed(run_all, x, keep & for_all, chunk)
         x = packed(functools.partial(run_all, read=read), x, keep & ~for_all,

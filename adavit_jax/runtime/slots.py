@@ -1,5 +1,4 @@
-"""Images on their way through a cascade: where they lie, how they are packed.
-"""
+"""Device memory of a cascade's images, and how they are packed into batches."""
 
 import functools
 
@@ -7,22 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# MACs that take as long as one more call of a stage, that is, what its
-# dispatch, its gather and the slow start of small matrix products cost. Only
-# the CPU's figure has been measured.
+# MACs that take as long as one more call of a stage: its dispatch, its gather
+# and the slow start of small matrix products. Only the value for 'cpu' was
+# measured.
 _MACS_PER_CALL = {'cpu': 1e7, 'gpu': 1e10, 'tpu': 5e9}
 
 
 def plans(sizes, macs_per_image, backend=None):
-  """How to run a number of images in batches of given sizes, in least time.
+  """Plans the fastest split of m images into batches of the given sizes.
 
-  A small remainder is run in a batch of its own if that takes less time than
-  the empty rows of a larger batch.
+  A small remainder gets a separate batch if that takes less time than the empty
+  rows of a larger batch.
 
   Args:
     sizes: batch sizes, ascending.
-    macs_per_image: what a stage costs for one image.
-    backend: 'cpu', 'gpu' or 'tpu'; None for the default one.
+    macs_per_image: MACs of a stage for one image.
+    backend: 'cpu', 'gpu' or 'tpu'; None for the default backend.
 
   Returns:
     List: entry m is the tuple of batch sizes for m images, the largest first,
@@ -33,7 +32,7 @@ def plans(sizes, macs_per_image, backend=None):
   best = [(0., ())]
   for num in range(1, sizes[-1] + 1):
     options = []
-    for size in reversed(sizes):  # of equals the one with fewer calls
+    for size in reversed(sizes):  # so that ties go to fewer calls
       time, plan = best[max(num - size, 0)]
       options.append((time + size + call, (size, *plan)))
     best.append(min(options, key=lambda option: option[0]))
@@ -43,10 +42,10 @@ def plans(sizes, macs_per_image, backend=None):
 class Slots:
   """A fixed number of images on the device, each with the state of its stage.
 
-  Rows are taken from and put into arrays of fixed shapes, in place, so that
-  nothing is compiled for the number of images that happen to go on. For one
-  thread at a time, and not to be used again after an exception: the arrays that
-  it interrupted may be gone.
+  Rows are gathered from and scattered into arrays of fixed shapes, in place, so
+  that the number of images that continue never causes a compilation. Use it
+  from one thread at a time, and not after an exception, which may leave donated
+  arrays.
 
   Attributes:
     capacity: number of slots.
@@ -57,12 +56,12 @@ class Slots:
 
     Args:
       programs: E functions `(images, state) -> (state, ...)` of one batch; the
-        state None before the first.
-      images: an array with a leading batch axis, for its shape and type.
+        state is None before the first.
+      images: an array with a leading batch axis, for its shape and dtype.
       capacity: number of slots.
 
     Raises:
-      ValueError: if the programs do not take such images.
+      ValueError: if the programs do not accept such images.
     """
     self.capacity = capacity
     self._programs = programs
@@ -71,9 +70,10 @@ class Slots:
     for program in programs[:-1]:
       before = states[-1] if states else None
       states.append(jax.eval_shape(program, row, before)[0])
-    # Stages whose states look alike share one array: an image has one state.
-    self._home = [states.index(state) for state in states]
-    self._pools = {k: self._zeros(states[k]) for k in set(self._home)}
+    # An image has one state at a time, so stages whose states have the same
+    # shapes share one pool.
+    self._pool_of = [states.index(state) for state in states]
+    self._pools = {k: self._zeros(states[k]) for k in set(self._pool_of)}
     self._images = self._zeros(row)
 
   def _zeros(self, row):
@@ -81,7 +81,7 @@ class Slots:
         lambda x: jnp.zeros((self.capacity, *x.shape[1:]), x.dtype), row)
 
   def fits(self, images):
-    """Whether the slots were made for images of this shape and type."""
+    """Returns whether the slots hold images of this shape and dtype."""
     return (images.shape[1:] == self._images.shape[1:]
             and _dtype(images) == self._images.dtype)
 
@@ -90,32 +90,32 @@ class Slots:
     for start, rows in self._rows(slots, sizes):
       part = images[start:start + len(rows)]
       if len(part) < len(rows):
-        empty = np.zeros((len(rows) - len(part), *part.shape[1:]), part.dtype)
-        part = np.concatenate([part, empty])
+        padding = np.zeros((len(rows) - len(part), *part.shape[1:]), part.dtype)
+        part = np.concatenate([part, padding])
       self._images = _put(self._images, rows, part)
 
   def run(self, stage, slots, sizes):
-    """Runs a stage on the images of some slots and keeps their new states.
+    """Runs a stage on the images of the given slots and keeps the new states.
 
     Args:
-      stage: number of the stage.
+      stage: index of the stage.
       slots: [m] int.
-      sizes: batch sizes, of sum m or more.
+      sizes: batch sizes whose sum is at least m.
 
     Returns:
-      What the program returns after the state: a tuple of NumPy [m, ...].
+      The outputs of the program after the state: a tuple of NumPy [m, ...].
     """
     outputs = []
     for _, rows in self._rows(slots, sizes):
       images = _take(self._images, rows)
-      state = (_take(self._pools[self._home[stage - 1]], rows) if stage else
+      state = (_take(self._pools[self._pool_of[stage - 1]], rows) if stage else
                None)
       state, *output = self._programs[stage](images, state)
-      if stage < len(self._home):
-        home = self._home[stage]
-        self._pools[home] = _put(self._pools[home], rows, state)
+      if stage < len(self._pool_of):
+        pool = self._pool_of[stage]
+        self._pools[pool] = _put(self._pools[pool], rows, state)
       outputs.append(output)
-    # One wait for all batches: they were dispatched without any.
+    # Blocks once, after all batches were dispatched.
     outputs = jax.device_get(outputs)
     return tuple(np.concatenate(x)[:len(slots)] for x in zip(*outputs))
 
@@ -123,14 +123,14 @@ class Slots:
     start = 0
     for size in sizes:
       part = slots[start:start + size]
-      # Empty rows read some image, and write to slots that are not there.
-      nowhere = self.capacity + np.arange(size - len(part))
-      yield start, np.concatenate([part, nowhere]).astype(np.int32)
+      # Padding rows are out of range: reads are clipped, writes are dropped.
+      padding = self.capacity + np.arange(size - len(part))
+      yield start, np.concatenate([part, padding]).astype(np.int32)
       start += size
 
 
 def _dtype(array):
-  """On the device, where NumPy's float64 lies as float32."""
+  """The dtype on the device, where NumPy's float64 becomes float32."""
   return jax.dtypes.canonicalize_dtype(array.dtype)
 
 

@@ -1,8 +1,8 @@
 """A model as a list of stages, one for each exit.
 
 A stage is a pure function `(params, images, carry) -> (carry, logits)`; a plain
-model has one. Whoever runs, calibrates or prices them needs no more. They know
-nothing of confidence: whether an image goes on is for the caller to say.
+model has one. Stages do not compute confidence: the caller decides whether an
+image continues.
 """
 
 import functools
@@ -20,30 +20,30 @@ from adavit_jax.runtime import skipping
 
 def stages(model, *, decide=None, actions=None, mode=None, inference=True,
            **options):
-  """The stages of a model, from the first to the last.
+  """Returns the stages of a model, from the first to the last.
 
-  With a policy, the stage that reaches the place where it decides asks it, and
-  what follows runs the layers that the actions keep: an image that leaves early
-  saves the layers behind its exit and those dropped before it.
+  With a policy, one stage reaches the place where the policy decides and runs
+  it; from there on, the layers that the actions keep are run. An image that
+  leaves early saves the layers after its exit and those dropped before it.
 
   Args:
     model: a `Backbone`.
     decide: (params, z1, images) -> `Actions` [B, L1], [B, L2]; None runs all
       layers, or those of `actions`.
-    actions: concrete `Actions` [L1], [L2] of every image; the others are
-      absent from the stages at inference.
+    actions: concrete `Actions` [L1], [L2] for every image; at inference the
+      dropped layers are absent from the stages.
     mode: 'masked', 'cond' or 'compact', see `modes`; None for 'cond' on one
       image and 'compact' on more.
-    inference: compute no tokens that nobody reads; in 'masked' behind a policy
-      all are computed.
+    inference: skip tokens that are not read; 'masked' computes all tokens after
+      a policy.
     **options: unroll and remat, see `masked.run`.
 
   Returns:
-    E functions: params are folded groups, with whatever `decide` reads; images
-    [B, S, S, C] in the model's size whatever the stage; the carry a pytree of
-    arrays with a leading batch axis, None before the first stage, whose
-    structure may differ from stage to stage; logits [B, K] float32. Row i of
-    the results depends on row i of the arguments alone.
+    E functions. params are folded groups, with those that `decide` reads;
+    images are [B, S, S, C] in the model's size for every stage; the carry is a
+    pytree of arrays with a leading batch axis, None before the first stage,
+    whose structure may differ between stages; logits are [B, K] float32. Row i
+    of the results depends only on row i of the arguments.
 
   Raises:
     ValueError: for an unknown mode.
@@ -90,12 +90,12 @@ def _stage(model, decide, mode, options, e, start, stop, params, images, carry):
     x = carry
   decides = decide is not None and stop > model.num_fixed
   if not decides:
-    # The policy reads all tokens, also where it decides in the next stage.
-    some = options['inference'] and (
+    # The policy reads all tokens, even if it only decides in the next stage.
+    skips_tokens = options['inference'] and (
         decide is None or stop != model.num_fixed)
     x = masked.run(
         model, params, x, images, start=start, stop=stop, **options,
-        read=plan.read_at(model, stop) if some else None).x
+        read=plan.read_at(model, stop) if skips_tokens else None).x
   else:
     if start <= model.num_fixed:
       x = masked.run(model, params, x, images, start=start,
@@ -127,8 +127,8 @@ def training(model, params, images, ctx, *, num=None, detach=False, **options):
     images: [B, S, S, C], normalised.
     ctx: `Context` with the statistics of the whole backbone, if any.
     num: how many stages to run; None for all.
-    detach: train the last stage alone: those before it are frozen, their batch
-      statistics too.
+    detach: train only the last of them: earlier stages and their batch
+      statistics are frozen.
     **options: unroll and remat, see `masked.run`.
 
   Returns:
@@ -137,7 +137,7 @@ def training(model, params, images, ctx, *, num=None, detach=False, **options):
   chosen = list(zip(plan.exits(model), plan.spans(model)))[:num]
   learns = lambda i: ctx._replace(
       train=ctx.train and not (detach and i + 1 < len(chosen)))
-  found, result = [], modes.embed(model, params, images, learns(0))
+  exits, result = [], modes.embed(model, params, images, learns(0))
   for i, (e, (start, stop)) in enumerate(chosen):
     here = learns(i)
     x = jax.lax.stop_gradient(result.x) if detach and i else result.x
@@ -147,12 +147,12 @@ def training(model, params, images, ctx, *, num=None, detach=False, **options):
     here = masked.fold_key(here, f'exit_{i}')._replace(stats=result.stats)
     logits, changed = params_lib.exit_logits(model, params, result.x, e, here)
     result = result._replace(stats=masked.merged(result.stats, changed))
-    found.append(logits)
-  return found, result.stats
+    exits.append(logits)
+  return exits, result.stats
 
 
 def exit_logits(model, params, images):
-  """Runs every stage on all images: logits at every exit, [E, B, K] float32."""
+  """Runs every stage on all images: [E, B, K] float32 logits of all exits."""
   params = params_lib.fold(model, params)
   carry, logits = None, []
   for stage in stages(model):

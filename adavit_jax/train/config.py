@@ -1,4 +1,4 @@
-"""The configuration every file in `configs/` starts from, and its checks."""
+"""The default config that every file in `configs/` starts from; its checks."""
 
 import difflib
 import importlib
@@ -17,7 +17,7 @@ from adavit_jax.train.phases.phase import choice
 
 
 def default_config():
-  """Returns a `ConfigDict` with every field there is; see docs/training.md."""
+  """Returns a `ConfigDict` with all fields; see docs/training.md."""
   config = config_dict.ConfigDict()
   config.seed = 0
   config.dtype = 'float32'  # compute dtype; parameters stay float32
@@ -27,16 +27,16 @@ def default_config():
 
   config.model = config_dict.ConfigDict(dict(
       name='vit_digits_patch2_8', unroll=1, remat=True,
-      module=''))  # of Python, that registers a backbone of one's own
-  for field, kind in registry.fields().items():  # None: as the name has it
+      module=''))  # Python module that registers a custom backbone
+  for field, kind in registry.fields().items():  # None: the model's default
     config.model[field] = config_dict.placeholder(kind)
 
   config.nets = config_dict.ConfigDict(dict(
       tokens='all', aux=True, head=True, hidden=0, bias=2.0, threshold=0.5))
 
   config.init = config_dict.ConfigDict(dict(
-      workdir='', phase='',  # start from another run; '' phase: its newest
-      weights=''))  # start from other people's weights: see weights.load
+      workdir='', phase='',  # another run to start from; '': newest checkpoint
+      weights=''))  # pretrained file to start from, see weights.load
   config.log_every = 50
   config.eval_every = 500
   config.checkpoint_every = 500
@@ -48,10 +48,10 @@ def default_config():
 
 
 def import_module(name):
-  """Imports the Python module of `config.model.module`, '' none.
+  """Imports the Python module named by `config.model.module`, if any.
 
   Raises:
-    ValueError: if there is no such module.
+    ValueError: if the module is not found.
   """
   if name:
     try:
@@ -62,32 +62,32 @@ def import_module(name):
 
 
 def model_overrides(config):
-  """The attributes of the model that the config sets itself."""
+  """Returns the model attributes that the config overrides."""
   return {field: config.model[field] for field in registry.fields()
           if config.model[field] is not None}
 
 
 def trains_policy(config):
-  """Whether a phase of the config trains policy networks."""
+  """Returns whether a phase of the config trains policy networks."""
   return bool(phases.training('policy', config.phases))
 
 
 def uses_policy(config):
-  """Whether a run of the config has policy networks."""
+  """Returns whether a run of the config has policy networks."""
   return config.exits.policy or trains_policy(config)
 
 
 def policy_nets(config, model):
-  """`PolicyNets` of the config for a `Backbone`.
+  """Returns the `PolicyNets` of the config for a `Backbone`.
 
   Raises:
-    ValueError: if it has no MSA or no MLP layers to drop.
+    ValueError: if the backbone has no MSA or no MLP layers to drop.
   """
   c, num_layers = config.nets, plan.num_layers(model)
   if not all(num_layers):
     raise ValueError(f'num_fixed={model.num_fixed} leaves {num_layers.msa} MSA '
-                     f'and {num_layers.mlp} MLP layers to drop, and a policy '
-                     f'decides about both; set it lower')
+                     f'and {num_layers.mlp} MLP layers to drop, but a policy '
+                     f'needs both; set it lower')
   return learned.PolicyNets(
       num_layers=tuple(num_layers), num_classes=model.num_classes,
       tokens=c.tokens, aux=c.aux, head=c.head, hidden=c.hidden, bias=c.bias,
@@ -95,10 +95,10 @@ def policy_nets(config, model):
 
 
 def check(config):
-  """Raises a ValueError that names the field for values that cannot work."""
+  """Raises a ValueError that names the field if a value is invalid."""
   known = tuple(phases.PHASES)
   if not config.phases:
-    raise ValueError(f'config.phases is empty; give some of {known}')
+    raise ValueError(f'config.phases is empty; choose from {known}')
   for name in config.phases:
     if name not in known:
       close = difflib.get_close_matches(str(name), known, n=1)
@@ -109,7 +109,7 @@ def check(config):
     c = config[name]
     optimizer.make_optimizer(c, c.steps)
     if c.optimizer == 'muon' and 'backbone' not in phases.PHASES[name].trains:
-      raise ValueError(f"{name}.optimizer='muon' is for encoders, and this "
+      raise ValueError(f"{name}.optimizer='muon' is for encoders, but this "
                        f"phase trains none; set {name}.optimizer=adamw")
   if len(set(config.phases)) < len(config.phases):
     raise ValueError(f'config.phases={config.phases} names a phase twice')
@@ -119,14 +119,14 @@ def check(config):
   init = config.init
   if init.workdir and init.weights:
     raise ValueError(f'init.workdir={init.workdir!r} and init.weights='
-                     f'{init.weights!r}: parameters come from one of the two; '
-                     f'unset the other')
+                     f'{init.weights!r} are both set, but parameters come from '
+                     f'only one of them; unset the other')
   if (config.exits.policy and not init.workdir
       and not trains_policy(config)):
-    raise ValueError('exits.policy=True needs --config.init.workdir=DIR, a run '
-                     'that trained a policy')
+    raise ValueError('exits.policy=True needs a run that trained a policy; set '
+                     '--config.init.workdir=DIR')
   scratch = phases.having('from_scratch')
   if config.phases[0] not in scratch and not (init.workdir or init.weights):
-    raise ValueError(f'phase {config.phases[0]!r} starts from a trained model; '
-                     f'set --config.init.workdir=DIR or --config.init.weights='
-                     f'FILE, or begin with one of the phases {scratch}')
+    raise ValueError(f'phase {config.phases[0]!r} needs a trained model; set '
+                     f'--config.init.workdir=DIR or --config.init.weights=FILE,'
+                     f' or start with one of the phases {scratch}')

@@ -1,4 +1,4 @@
-"""Losses as pure functions; every one is a mean over images, in float32."""
+"""Losses as pure functions; each is a mean over images, in float32."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ def cross_entropy(logits, targets):
 
 
 def head_cross_entropy(logits, targets):
-  """Mean cross-entropy of both heads of a `Logits` (or the only one)."""
+  """Mean cross-entropy over the heads of a `Logits`, one or two."""
   loss = cross_entropy(logits.cls, targets)
   if logits.dist is not None:
     loss = (loss + cross_entropy(logits.dist, targets)) / 2
@@ -18,13 +18,13 @@ def head_cross_entropy(logits, targets):
 
 
 def distillation(logits, teacher_logits, *, temperature=1.0, hard=False):
-  """Loss of a student against a teacher, [B, K] and [B, K] to [].
+  """Distillation loss of a student, [B, K] and [B, K] to [].
 
   Args:
     logits: the student's.
-    teacher_logits: taken as constants.
+    teacher_logits: the teacher's; no gradient flows through them.
     temperature: T of the soft form, KL x T^2 (Hinton et al., 2015).
-    hard: cross-entropy to the teacher's decision instead (DeiT).
+    hard: use the cross-entropy to the teacher's class instead (DeiT).
   """
   teacher_logits = jax.lax.stop_gradient(teacher_logits)
   if hard:
@@ -36,7 +36,7 @@ def distillation(logits, teacher_logits, *, temperature=1.0, hard=False):
 
 
 def representation(z1, teacher_z1):
-  """Squared distance of z1 [B, N, D] to the teacher's over its power: []."""
+  """Squared error of z1 [B, N, D] over the mean square of the teacher's: []."""
   z1 = z1.astype(jnp.float32)
   teacher_z1 = jax.lax.stop_gradient(teacher_z1).astype(jnp.float32)
   return ((z1 - teacher_z1)**2).mean() / (teacher_z1**2).mean()

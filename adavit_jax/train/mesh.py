@@ -1,7 +1,7 @@
-"""One mesh axis, 'data': the batch is split over it, the state replicated.
+"""One mesh axis, 'data': the batch is sharded over it, the state replicated.
 
 The same code runs on one chip and on a pod: a mean inside `jax.jit` is a mean
-over the global batch, whoever holds the rows.
+over the global batch.
 """
 
 import jax
@@ -21,28 +21,29 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
     num_devices: how many devices to use; None uses all of them.
 
   Raises:
-    ValueError: more devices were asked for than there are, or fewer than all
-      in a multi-host job, where each process must take part.
+    ValueError: if num_devices is not between 1 and the number of devices, or is
+      less than all of them in a job with several processes, where each process
+      must take part.
   """
   available = jax.device_count()
   num = available if num_devices is None else num_devices
   if not 1 <= num <= available:
     raise ValueError(
-        f'num_devices={num} but {available} devices are visible; ask for 1 to '
+        f'num_devices={num}, but {available} devices are visible; choose 1 to '
         f'{available}, or set num_devices=None to use all')
   if jax.process_count() > 1 and num != available:
     raise ValueError(
         f'num_devices={num} leaves out some of the {available} devices of '
         f'{jax.process_count()} processes; set num_devices=None')
-  # By process, as `shard_batch` lays the rows; jax.make_mesh would follow the
-  # wiring of a TPU instead. Auto, because Linen layers carry no sharding
-  # annotations and fail under the default Explicit mode.
+  # Ordered by process, like the rows of `shard_batch`; jax.make_mesh would
+  # follow the topology of a TPU instead. Auto, because Linen layers carry no
+  # sharding annotations and fail under the default Explicit mode.
   devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
   return _mesh(devices[:num])
 
 
 def local_mesh() -> Mesh:
-  """Makes a mesh of one device of this process, which needs no other one."""
+  """Makes a mesh of one local device, independent of other processes."""
   return _mesh(jax.local_devices()[:1])
 
 
@@ -51,12 +52,12 @@ def _mesh(devices):
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Splits the leading axis of an array `[B, ...]` over the devices."""
+  """Shards the leading axis of an array `[B, ...]` over the devices."""
   return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Holds a whole copy of the array on each device."""
+  """Keeps a full copy of the array on each device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
@@ -65,19 +66,19 @@ def check_batch_size(batch_size: int, mesh: Mesh,
   """Checks that a global batch splits evenly over devices and processes.
 
   Args:
-    batch_size: the global batch B, in examples.
-    mesh: the mesh that will hold it.
-    name: what the user calls this number, for the message.
+    batch_size: the global batch size B.
+    mesh: the mesh that will hold the batch.
+    name: name of the batch size in the error message.
 
   Returns:
-    The batch that each process loads, B / number of processes.
+    The batch size of each process, B / number of processes.
 
   Raises:
-    ValueError: B is no positive multiple of the number of devices.
+    ValueError: if B is not a positive multiple of the number of devices.
   """
   devices, processes = mesh.size, jax.process_count()
   if batch_size < 1 or batch_size % devices or batch_size % processes:
-    # Every process holds the same number of devices of the mesh.
+    # Every process has the same number of devices in the mesh.
     below = batch_size // devices * devices
     choices = f'{below} or {below + devices}' if below > 0 else f'{devices}'
     hosts = (f' ({processes} processes with {devices // processes} each)'
@@ -92,15 +93,15 @@ def shard_batch(batch, mesh: Mesh):
   """Puts this process's part of a batch on its devices.
 
   Args:
-    batch: pytree of NumPy arrays `[B / processes, ...]`. Each process gives
-      its own rows; together, in the order of the processes, they are the batch.
+    batch: pytree of NumPy arrays `[B / processes, ...]`, the rows of this
+      process. The global batch concatenates them in the order of processes.
     mesh: from `make_mesh`.
 
   Returns:
-    The same tree of global arrays `[B, ...]`, split over the axis 'data'.
+    The same tree of global arrays `[B, ...]`, sharded over the axis 'data'.
 
   Raises:
-    ValueError: a leaf has no leading axis, or it does not split evenly.
+    ValueError: if a leaf has no leading axis, or it does not divide evenly.
   """
   sharding = batch_sharding(mesh)
 
@@ -108,8 +109,8 @@ def shard_batch(batch, mesh: Mesh):
     x = np.asarray(x)
     where = 'batch' + jax.tree_util.keystr(path)
     if x.ndim == 0:
-      raise ValueError(f'{where} is the scalar {x}; a batch leaf needs a '
-                       'leading batch axis')
+      raise ValueError(f'{where} is the scalar {x}; give it a leading batch '
+                       'axis')
     check_batch_size(x.shape[0] * jax.process_count(), mesh,
                      f'the global size of {where}')
     return jax.make_array_from_process_local_data(sharding, x)
@@ -118,7 +119,7 @@ def shard_batch(batch, mesh: Mesh):
 
 
 def replicate(tree, mesh: Mesh):
-  """Puts a whole copy of every array, typed keys too, on each device.
+  """Puts a full copy of every array, including typed keys, on each device.
 
   Args:
     tree: pytree of arrays, equal in all processes.
@@ -132,7 +133,7 @@ def replicate(tree, mesh: Mesh):
   def put(x):
     if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
       return jax.device_put(x, sharding)
-    # JAX puts no typed key onto devices of other processes.
+    # device_put does not support typed keys on devices of other processes.
     data = jax.device_put(jax.random.key_data(x), sharding)
     return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
 
@@ -149,7 +150,7 @@ def put_shapes(tree, mesh: Mesh):
 def fetch(tree):
   """Copies arrays to this host as NumPy, in one transfer.
 
-  Works on several hosts for replicated arrays, which each host holds whole.
+  With several hosts, arrays must be replicated.
 
   Args:
     tree: pytree of arrays and Python numbers.
@@ -158,14 +159,15 @@ def fetch(tree):
     The same tree of NumPy arrays.
 
   Raises:
-    ValueError: an array has parts on other hosts; reduce it inside jit first,
-      or give it the sharding `replicated(mesh)`.
+    ValueError: if an array has shards on other hosts; reduce it inside jit
+      first, or give it the sharding `replicated(mesh)`.
   """
   for path, x in jax.tree_util.tree_leaves_with_path(tree):
     if isinstance(x, jax.Array) and not (
         x.is_fully_addressable or x.is_fully_replicated):
       raise ValueError(
           f'cannot fetch {jax.tree_util.keystr(path) or "the array"} with '
-          f'shape {x.shape} and sharding {x.sharding}: parts of it are on '
-          'other hosts; return it from jit with out_shardings=replicated(mesh)')
+          f'shape {x.shape} and sharding {x.sharding}: some of its shards are '
+          'on other hosts; return it from jit with '
+          'out_shardings=replicated(mesh)')
   return jax.tree.map(np.asarray, jax.device_get(tree))

@@ -1,4 +1,4 @@
-"""AdamW or Muon with warm-up, cosine decay, clipping; parameters averaged."""
+"""AdamW or Muon with warm-up, cosine decay and clipping; weight averaging."""
 
 import functools
 
@@ -21,24 +21,25 @@ def make_optimizer(config, steps: int, *, stacks=(), undecayed=()
         values as one matrix) and of every convolution [h, w, in, out], in a
         stack [L, h, w, in, out] (Jordan et al., 2024), scaled to the size of
         Adam's updates (Liu et al., 2025, arXiv:2502.16982). All other leaves
-        get Adam with Nesterov momentum, without decay.
-      learning_rate: the peak.
-      warmup: share of the steps with a linear rise from 0, in [0, 1).
-      end_lr_factor: the last rate as a share of the peak, in [0, 1].
-      weight_decay: decoupled decay of the kernels, times the rate.
-      clip_norm: the largest global norm of the gradient; 0 clips nothing.
-      b1, b2: decay of Adam's two moments, in [0, 1); Muon's one is 0.95.
+        use Adam with Nesterov momentum, without decay.
+      learning_rate: peak learning rate.
+      warmup: fraction of the steps with linear warm-up from 0, in [0, 1).
+      end_lr_factor: final learning rate over the peak, in [0, 1].
+      weight_decay: decoupled weight decay of the kernels, scaled by the
+        learning rate.
+      clip_norm: maximum global norm of the gradient; 0 disables clipping.
+      b1, b2: decay rates of Adam's two moments, in [0, 1); Muon's is 0.95.
     steps: optimizer steps of the phase.
-    stacks: names of the groups of parameters with a leading axis of encoders,
-      see `plan.groups`; for 'muon'.
-    undecayed: names of groups of parameters without weight decay.
+    stacks: names of the parameter groups with a leading axis of encoders, see
+      `plan.groups`; for 'muon'.
+    undecayed: names of the parameter groups without weight decay.
 
   Returns:
     (tx, schedule); `schedule(count)` is the learning rate of the update that
     follows `count` updates.
 
   Raises:
-    ValueError: a number is out of its range, or the optimizer is unknown.
+    ValueError: if a number is out of its range, or the optimizer is unknown.
   """
   _check(config, steps)
   schedule = make_schedule(config, steps)
@@ -59,8 +60,8 @@ def make_optimizer(config, steps: int, *, stacks=(), undecayed=()
 
 
 def make_schedule(config, steps: int) -> optax.Schedule:
-  """Rises linearly from 0 to the peak, then falls along a half cosine."""
-  # At least one step is left to the cosine, whatever the rounding.
+  """Returns a schedule of linear warm-up from 0, then cosine decay."""
+  # Rounding must leave at least one step of cosine decay.
   warmup_steps = min(round(config.warmup * steps), steps - 1)
   cosine = optax.cosine_decay_schedule(
       config.learning_rate, steps - warmup_steps, alpha=config.end_lr_factor)
@@ -73,12 +74,12 @@ def make_schedule(config, steps: int) -> optax.Schedule:
 def decay_mask(params, undecayed=()):
   """Marks the leaves that weight decay applies to: those named 'kernel'.
 
-  The rank cannot tell: the scales and biases of stacked encoders are
-  `[L, D]`, and position embeddings have three axes.
+  The rank does not tell kernels apart: scales and biases of stacked encoders
+  are `[L, D]`, and position embeddings have three axes.
 
   Args:
     params: pytree of parameters.
-    undecayed: names of its groups that have no decay.
+    undecayed: names of the groups without decay.
 
   Returns:
     The same tree of bools.
@@ -92,10 +93,10 @@ def decay_mask(params, undecayed=()):
 
 
 def _matrices(stacks, params):
-  """Axes of the matrices that Muon trains; None for leaves that it does not.
+  """Returns the matrix axes of leaves that Muon trains, None for other leaves.
 
   Kernels [in, out] of one encoder and convolutions [h, w, in, out] are
-  matrices; a stack of encoders has a leading axis more.
+  matrices; a stack of encoders adds a leading axis.
   """
   def axes(path, kernel, leaf):
     stacked = len(path) > 1 and path[1].key in stacks
@@ -107,25 +108,25 @@ def _matrices(stacks, params):
 
 
 def ema_update(ema, params, decay: float, *, step=None):
-  """Moves an exponential moving average towards new parameters.
+  """Updates an exponential moving average of parameters.
 
   Args:
     ema: the average so far, a pytree of arrays.
     params: the new parameters, the same tree.
-    decay: share of the old average that stays, a Python number in [0, 1);
-      0 means no averaging and gives `params` back.
-    step: updates so far, an int or a scalar array. With it the decay is
-      min(decay, (1 + step) / (10 + step)), so that the random start is soon
-      forgotten; None uses `decay` as it is.
+    decay: weight of the old average, a Python number in [0, 1); 0 disables
+      averaging and returns `params`.
+    step: number of updates so far, an int or a scalar array. If given, the
+      decay is min(decay, (1 + step) / (10 + step)), so that the initial values
+      lose their weight quickly; None uses `decay` unchanged.
 
   Returns:
     The new average.
 
   Raises:
-    ValueError: decay is out of [0, 1).
+    ValueError: if decay is outside [0, 1).
   """
   if not 0 <= decay < 1:
-    raise ValueError(f'ema decay={decay} must be in [0, 1); 0 switches it off')
+    raise ValueError(f'ema decay={decay} must be in [0, 1); 0 disables it')
   if decay == 0:
     return params
   if step is not None:
@@ -140,11 +141,11 @@ def _check(config, steps):
   if config.optimizer not in OPTIMIZERS:
     raise ValueError(f'optimizer={config.optimizer!r}; known: {OPTIMIZERS}')
   rules = (
-      ('learning_rate', lambda x: x > 0, 'must be above 0'),
+      ('learning_rate', lambda x: x > 0, 'must be positive'),
       ('warmup', lambda x: 0 <= x < 1,
-       'is a share of the steps and must be in [0, 1)'),
+       'is a fraction of the steps and must be in [0, 1)'),
       ('end_lr_factor', lambda x: 0 <= x <= 1,
-       'is a share of the peak and must be in [0, 1]'),
+       'is a fraction of the peak and must be in [0, 1]'),
       ('weight_decay', lambda x: x >= 0, 'must be 0 or more'),
       ('clip_norm', lambda x: x >= 0, 'must be 0 (no clipping) or more'),
       ('b1', lambda x: 0 <= x < 1, 'must be in [0, 1)'),

@@ -1,4 +1,4 @@
-"""Ranges of the numbers of a config that nothing else checks."""
+"""Valid ranges of the numbers in a config that no other module checks."""
 
 import math
 import operator
@@ -9,35 +9,35 @@ POSITIVE = lambda x: x > 0, 'must be positive'
 COUNT = lambda x: x >= 1, 'must be at least 1'
 FINITE = math.isfinite, 'must be a finite number'
 WEIGHT = lambda x: x >= 0, 'must not be negative'
-SHARE = lambda x: 0 <= x <= 1, 'must be in [0, 1]: it is a share'
+SHARE = lambda x: 0 <= x <= 1, 'is a fraction and must be in [0, 1]'
 BELOW_1 = lambda x: 0 <= x < 1, 'must be in [0, 1)'
 _LOW, _HIGH = reinforce.PRICES
 PRICE = (lambda x: _LOW <= x <= _HIGH,
-         f'must be in [{_LOW}, {_HIGH}], where it is kept')
+         f'must be in [{_LOW}, {_HIGH}], where training clips it')
 
 _RANGES = {
     '': dict(seed=WEIGHT, log_every=COUNT, eval_every=COUNT,
              checkpoint_every=COUNT, eval_batch_size=COUNT, num_search=COUNT,
-             mac_target=(lambda x: 0 < x <= 1, 'must be in (0, 1]: it is a '
-                         "share of the dense model's MACs")),
+             mac_target=(lambda x: 0 < x <= 1, "is a fraction of the dense "
+                         "model's MACs and must be in (0, 1]")),
     'model': dict(unroll=COUNT),
     'nets': dict(hidden=WEIGHT, bias=FINITE,
                  threshold=(lambda x: 0 < x < 1, 'must be in (0, 1)')),
 }
-# Of a phase that is to be run; its optimizer checks the rest.
-_OF_PHASES = dict(steps=POSITIVE, batch_size=POSITIVE, learning_rate=POSITIVE,
-                  ema=BELOW_1)
+# For each phase that runs; `optimizer.make_optimizer` checks the other fields.
+_PHASE_RANGES = dict(steps=POSITIVE, batch_size=POSITIVE,
+                     learning_rate=POSITIVE, ema=BELOW_1)
 
 
 def check(config, phases):
-  """Raises a ValueError that names the number outside its range.
+  """Raises a ValueError that names the field whose value is out of range.
 
   Args:
     config: see `train.config.default_config`.
     phases: {name: `Phase`}.
   """
   for name in config.phases:
-    _check(config, name, _OF_PHASES)
+    _check(config, name, _PHASE_RANGES)
   parts = {**_RANGES, **{name: p.ranges for name, p in phases.items()}}
   for part, ranges in parts.items():
     _check(config, part, ranges)
@@ -47,5 +47,5 @@ def _check(config, part, ranges):
   for name, (is_good, rule) in ranges.items():
     field = f'{part}.{name}' if part else name
     value = operator.attrgetter(field)(config)
-    if not is_good(value):  # NaN is in no range.
+    if not is_good(value):  # False for NaN.
       raise ValueError(f'{field}={value} {rule}')

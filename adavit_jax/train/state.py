@@ -1,4 +1,4 @@
-"""What changes during training, and the groups of parameters in it."""
+"""The training state and its groups of parameters."""
 
 from typing import Any
 
@@ -14,19 +14,19 @@ from adavit_jax.runtime import masked
 
 @struct.dataclass
 class State:
-  """All that changes during training; a checkpoint holds exactly this.
+  """Everything that changes during training; a checkpoint holds exactly this.
 
   Attributes:
     step: steps taken over all phases, [] int32.
-    params: groups of parameters: of `models.init_params`, 'policy', and
+    params: groups of parameters: those of `models.init_params`, 'policy', and
       'policy_stats', the feature statistics of the policy.
-    opt_state: of the current phase.
-    ema: averaged parameters of the groups the phase trains, and of the batch
-      statistics with the backbone; None if off.
+    opt_state: optimizer state of the current phase.
+    ema: averaged parameters of the groups that the phase trains, with the batch
+      statistics if it trains the backbone; None if averaging is off.
     log_price: log μ of the MAC controller, [].
-    candidates: `Actions` [C, L1], [C, L2], static masks found greedily; the
-      first L1 + L2 + 1 are the chain of all images (`search.candidates`).
-      None where there is no policy.
+    candidates: `Actions` [C, L1], [C, L2], static masks of the greedy search;
+      the first L1 + L2 + 1 are the chain of all images
+      (`mask_search.candidates`). None without a policy.
     teacher: the model's groups at the end of the dense phase, or None.
     key: PRNG key of the run.
   """
@@ -41,13 +41,12 @@ class State:
 
 
 def key_for(seed, purpose):
-  """The PRNG key of a run for one purpose: each has a name, and its own key.
-  """
+  """Returns the PRNG key of a run for one purpose, given by its name."""
   return masked.named_key(jax.random.key(seed), purpose)
 
 
 def init_state(system, seed):
-  """The state before the first phase, with no optimizer yet."""
+  """Returns the state before the first phase, without optimizer state."""
   model, nets = system.model, system.nets
   params = models.init_params(model, key_for(seed, 'model'))
   candidates = None
@@ -63,19 +62,19 @@ def init_state(system, seed):
 
 
 def restart(state, seed):
-  """The state of a new run that begins from the parameters of another."""
-  # Often of the same seed: its steps draw anew.
+  """Returns the first state of a run that starts from another's parameters."""
+  # Both runs often share the seed; a new key keeps their steps independent.
   return state.replace(
       params=final_params(state), ema=None, step=jnp.zeros_like(state.step),
       key=key_for(seed, 'steps from init.workdir'))
 
 
 def final_params(state):
-  """The parameters to go on with: the averaged ones where there are any."""
+  """Returns the parameters to use: the averaged ones if there are any."""
   return {**state.params, **(state.ema or {})}
 
 
 def model_params(params):
-  """The groups of a dense model: without added exits and policy."""
+  """Returns the groups of a dense model: without added exits and policy."""
   return {group: params[group] for group in ('backbone', 'batch_stats')
           if group in params}

@@ -1,4 +1,4 @@
-"""One optimizer step of a phase, and the state in which a phase begins."""
+"""The optimizer step of a phase, and the state at its start."""
 
 import functools
 from typing import NamedTuple
@@ -15,13 +15,14 @@ from adavit_jax.train import state as state_lib
 
 
 class Batch(NamedTuple):
-  """What a loss sees.
+  """Inputs of a loss.
 
   Attributes:
     images: augmented and normalised, float32 [B, S, S, C].
-    targets: class distributions, float32 [B, K]; of a regression the
-      normalised labels [B, 1].
-    labels: [B] int32, before mixing; of a regression float32, in its unit.
+    targets: class distributions, float32 [B, K]; for regression the normalised
+      labels [B, 1].
+    labels: [B] int32, before mixing; for regression float32, in the target's
+      unit.
   """
   images: jax.Array
   targets: jax.Array
@@ -29,27 +30,27 @@ class Batch(NamedTuple):
 
 
 def begin_phase(system, state, phase):
-  """Gives the state a fresh optimizer and average for a phase.
+  """Returns the state with a new optimizer state and average for a phase.
 
-  Carries on from the averaged parameters where the last phase kept an average.
+  If the previous phase kept an average, its averaged parameters are used.
   """
   c, rules = system.config[phase], phases.PHASES[phase]
   params = state_lib.final_params(state)
   trained = _trained(params, phase)
   tx, _ = _optimizer(system, phase, c.steps // rules.rounds(system))
-  # Copies, since a step donates the state and may not see a buffer twice.
+  # Copies, since a step donates the state, which must not hold a buffer twice.
   ema = jax.tree.map(jnp.copy, _averaged(params, phase)) if c.ema else None
   return state.replace(params=params, opt_state=tx.init(trained), ema=ema)
 
 
 def abstract_state(system, phase, *, teacher=None):
-  """Shapes of the state during a phase, to restore a checkpoint into.
+  """Returns the shapes of the state during a phase, to restore a checkpoint.
 
   Args:
     system: `System`.
     phase: a name in `phases.PHASES`.
-    teacher: whether there is one: phases that need none keep it for those to
-      come. None asks the phase.
+    teacher: whether the state has a teacher; phases that do not use it keep it
+      for later phases. None for whether the phase uses it.
   """
   if teacher is None:
     teacher = phases.PHASES[phase].teacher
@@ -126,10 +127,10 @@ def _optimizer(system, phase, steps):
 
 
 def _augmentation(config, phase):
-  """The augmentation of a phase, as `config.data` has it.
+  """Returns `config.data` with the augmentation of a phase.
 
-  No images are mixed where a reward or a teacher needs one true class, or a
-  policy decides about one image.
+  Images are not mixed if a reward or a teacher needs one true class, or a
+  policy decides for each image.
   """
   config_data = config.data.copy_and_resolve_references()
   if (phases.PHASES[phase].teacher
@@ -141,13 +142,14 @@ def _augmentation(config, phase):
 
 
 def _trained(params, phase):
-  """The groups with a gradient; a model without added exits has no heads."""
+  """Returns the groups with a gradient; 'heads' is missing without added exits.
+  """
   return {group: params[group] for group in phases.PHASES[phase].trains
           if group in params}
 
 
 def _averaged(params, phase):
-  """The groups that are averaged: batch statistics go with the backbone."""
+  """Returns the groups to average; batch statistics go with the backbone."""
   groups = phases.PHASES[phase].trains
   if 'backbone' in groups:
     groups = (*groups, 'batch_stats')

@@ -34,8 +34,8 @@ class Start(NamedTuple):
 
   Attributes:
     x: activations z1.
-    ctx: `Context` for what follows, with the statistics so far.
-    early: logits [B, K] of the backbone's own exits up to there, a list.
+    ctx: `Context` for the remaining encoders, with the statistics so far.
+    early: list of logits [B, K] of the backbone's own exits up to this place.
   """
   x: X
   ctx: Context
@@ -47,10 +47,10 @@ class Finish(NamedTuple):
 
   Attributes:
     logits: `Logits` [B, K].
-    early: logits [B, K] of the backbone's own exits before, a list.
-    nested: `Logits` [R, B, K] of the last exit put on the tokens at the place
-      of the policy and behind each encoder but the last one, or None.
-    stats: batch statistics of the backbone, {} where there are none.
+    early: list of logits [B, K] of the backbone's own earlier exits.
+    nested: `Logits` [R, B, K] of the last exit applied to the tokens at the
+      place of the policy and after each encoder except the last, or None.
+    stats: batch statistics of the backbone; {} if it has none.
   """
   logits: models.Logits
   early: list[jax.Array]
@@ -60,19 +60,19 @@ class Finish(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class System:
-  """Everything static that a step needs.
+  """Everything static that a training step needs.
 
   Attributes:
     config: the run's frozen config.
     model: a `Backbone`.
     task: `tasks.Classification` or `tasks.Regression`.
     target: `Target` of a regression, or None.
-    nets: `PolicyNets`, or None where no policy is trained or used.
+    nets: `PolicyNets`, or None if no policy is trained or used.
     cost: `Cost` with the policy networks.
     plain_cost: `Cost` without them.
-    mean: per-channel mean that images are normalised with, in units of 1: the
-      config's `data.mean`, else the data's.
-    std: per-channel deviation, likewise.
+    mean: per-channel mean for normalisation, for pixels in [0, 1]: the config's
+      `data.mean`, else the data's.
+    std: per-channel standard deviation, likewise.
   """
   config: config_dict.ConfigDict
   model: models.Backbone
@@ -86,7 +86,7 @@ class System:
 
   @property
   def scan(self):
-    """How stacks are run in training: unroll and remat."""
+    """Options of `masked.run` in training: unroll and remat."""
     c = self.config.model
     return dict(unroll=c.unroll, remat=c.remat)
 
@@ -97,26 +97,25 @@ class System:
 
   @property
   def num_exits(self):
-    """E."""
+    """E, the number of exits."""
     return len(self.exits)
 
   @property
   def staged(self):
-    """Whether it is run and judged by its exits: of a regression even one is.
-    """
+    """Whether all exits are evaluated; for regression even a single one is."""
     return self.num_exits > 1 or self.target is not None
 
   @property
   def rule(self):
-    """The `Rule` of the config: how sure an exit is."""
+    """The `Rule` of the config, which computes the confidence of an exit."""
     return confidence.RULES[self.config.exits.rule]
 
   @property
   def weights(self):
     """Weight of each exit in end-to-end training, [E].
 
-    One number in the config is for all of them, but for the last exit of a
-    model with added exits, which counts double.
+    A single number in the config applies to all exits; in a model with added
+    exits, the last exit then counts double.
     """
     weights = np.full(self.num_exits, self.config.exits.weights, np.float32)
     if len(self.config.exits.weights) == 1 and self.model.exits:
@@ -125,7 +124,7 @@ class System:
 
   @functools.cached_property
   def two_heads(self):
-    """Whether the last exit has a head for a teacher's answers."""
+    """Whether the last exit has a distillation head."""
     c = self.model
     images = jnp.zeros((1, c.image_size, c.image_size, c.channels))
     def run(key):
@@ -133,41 +132,42 @@ class System:
     return jax.eval_shape(run, jax.random.key(0)).dist is not None
 
   def normalize(self, images):
-    """uint8 [B, H, W, C] to the model's float32 input [B, S, S, C]."""
+    """Converts uint8 [B, H, W, C] to float32 [B, S, S, C], the model's size."""
     return data.normalize(images, self.mean, self.std,
                           image_size=self.model.image_size)
 
   # For inference; params are groups, folded.
 
   def fold(self, params):
-    """Groups for inference, see `models.fold`."""
+    """Returns groups for inference, see `models.fold`."""
     return models.fold(self.model, params)
 
   def frozen(self, params):
-    """Folded groups through which no gradient flows."""
+    """Returns folded groups without gradient."""
     return self.fold(jax.lax.stop_gradient(params))
 
   def fixed(self, params, images):
-    """`modes.fixed`: z1 of normalised images."""
+    """Returns z1 of normalised images, see `modes.fixed`."""
     return modes.fixed(self.model, params, images)
 
   def classify(self, params, z1, images, actions):
-    """`Logits` of z1 under gates [B, ...] or [...], every branch computed."""
+    """Returns `Logits` of z1 under gates [B, ...] or [...], mode 'masked'."""
     x = masked.run(self.model, params, z1, images, actions,
                    start=self.model.num_fixed, **self.scan).x
     return modes.classify(self.model, params, x)
 
   def repeated(self, params, z1, images, actions, num):
-    """Logits of each image under `num` vectors of actions.
+    """Returns logits of each image under `num` action vectors.
 
-    Images before vectors: the rows stay on the devices that hold the images.
+    The image axis comes first, so that rows stay on the device of their image.
 
     Args:
       params: groups, folded.
       z1: activations of B images.
       images: [B, S, S, C], normalised.
-      actions: `Actions` [B num, L1], [B num, L2], an image's in a row.
-      num: vectors of an image.
+      actions: `Actions` [B num, L1], [B num, L2]; those of one image are
+        adjacent.
+      num: action vectors per image.
 
     Returns:
       [B, num, K].
@@ -179,32 +179,35 @@ class System:
     return logits.reshape(-1, num, logits.shape[-1])
 
   def features(self, params, z1, images):
-    """`learned.observe` z1; params with the policy's groups."""
+    """Returns the policy's features of z1, see `learned.observe`.
+
+    params must include the policy's groups.
+    """
     return learned.observe(self.nets, self.model, params, z1, images)
 
   def greedy(self, params, z1, images, threshold=None):
-    """What the policy decides: `Actions` [B, L1], [B, L2].
+    """Returns the policy's `Actions` [B, L1], [B, L2].
 
     Args:
       params: groups, folded, with the policy's.
       z1: activations of B images.
       images: [B, S, S, C], normalised.
-      threshold: of the policy; None for the config's.
+      threshold: the policy's threshold; None for the config's.
     """
     return self.decide(params['policy'], self.features(params, z1, images),
                        threshold=threshold)
 
   def decide(self, policy, features, *, threshold=None, free=None):
-    """What the policy decides of features: `learned.greedy`.
+    """Returns the policy's `Actions` for features, see `learned.greedy`.
 
-    Training counts MACs by it too, so that a budget is met at the threshold
-    that is used.
+    Training counts MACs with it too, so that the budget is met at the threshold
+    used at inference.
 
     Args:
-      policy: parameters of the policy's networks.
-      features: `inputs.Features` of B images.
-      threshold: of the policy; None for the config's.
-      free: as in `learned.greedy`.
+      policy: parameters of the policy networks.
+      features: `observation.Features` of B images.
+      threshold: the policy's threshold; None for the config's.
+      free: see `learned.greedy`.
 
     Returns:
       `Actions` [B, L1], [B, L2].
@@ -215,12 +218,15 @@ class System:
         self.nets, policy, features, threshold=threshold, free=free)
 
   def tokens(self, x):
-    """Tokens [B, N, D] of z1."""
+    """Returns the tokens [B, N, D] of z1."""
     return self.model.tokens(
         x, plan.tokens_at(self.model, self.model.num_fixed))
 
   def actions(self, phase):
-    """`Actions` [L1], [L2] of every image after a phase; None: the policy's."""
+    """Returns `Actions` [L1], [L2] of every image after a phase.
+
+    None if the policy decides.
+    """
     decider = phases.decider(self.config, phase)
     if decider == 'policy':
       return None
@@ -229,14 +235,14 @@ class System:
     return fixed.all_layers(plan.num_layers(self.model))
 
   def stages(self, phase, mode=None):
-    """E functions (params, normalised images, carry) -> (carry, outputs).
+    """Returns E functions (params, images, carry) -> (carry, outputs).
 
     Args:
-      phase: after which the layers are chosen as it leaves them.
+      phase: the layers are chosen as at the end of this phase.
       mode: see `stages.stages`; 'masked' for training, None for inference.
 
     Returns:
-      As `stages.stages`; outputs [B, K] normalised.
+      As `stages.stages`; images and outputs [B, K] are normalised.
     """
     decider = phases.decider(self.config, phase)
     return stages.stages(
@@ -245,22 +251,22 @@ class System:
         inference=mode is None, **self.scan)
 
   def programs(self, phase, mode=None):
-    """`stages` from uint8 images to outputs in the target's unit."""
+    """Returns `stages` from uint8 images to outputs in the target's unit."""
     return [functools.partial(_program, self, stage)
             for stage in self.stages(phase, mode)]
 
   def stage_cost(self, phase):
-    """`Cost` whose stages are those of `stages` with all layers."""
+    """Returns the `Cost` of `stages(phase)` with all layers."""
     learned_policy = phases.decider(self.config, phase) == 'policy'
     return self.cost if learned_policy else self.plain_cost
 
   def stage_macs(self, phase, index, carry=None):
-    """MACs of a stage: [], or [B] where a policy decides for each image.
+    """Returns the MACs of a stage: [], or [B] if a policy decides per image.
 
     Args:
       phase: as in `stages`.
-      index: number of the stage.
-      carry: that leaves it; only a policy's decision is read from it.
+      index: index of the stage.
+      carry: the stage's new carry; only the policy's actions are read from it.
     """
     decider, actions = phases.decider(self.config, phase), None
     if decider == 'mask':
@@ -270,25 +276,25 @@ class System:
       actions = Actions(*carry[1])
     return self.stage_cost(phase).stage(index, actions)
 
-  # For training; params are groups as they are.
+  # For training; params are groups, not folded.
 
   def context(self, params, key=None):
-    """`Context` of training."""
+    """Returns the `Context` of training."""
     return Context(True, key, params.get('batch_stats', {}))
 
   def begin(self, params, images, key=None):
-    """Embedding and fixed encoders in training: `Start`."""
+    """Runs the embedding and the fixed encoders in training: `Start`."""
     ctx = self.context(params, key)
     x, stats, _ = modes.embed(self.model, params, images, ctx)
     stop = self.model.num_fixed
-    # Few encoders are written out: a scan of them would save no memory.
+    # A scan over few encoders saves no memory, so up to three are unrolled.
     x, ctx, early, _ = self._run(
         params, x, images, ctx._replace(stats=stats), None, 0, stop,
         unroll=min(3, max(stop, 1)))
     return Start(x, ctx, early)
 
   def finish(self, params, start, images, gates, *, nested=False):
-    """The encoders behind the policy and the last exit in training.
+    """Runs the encoders after the policy and the last exit in training.
 
     Args:
       params: groups.
@@ -296,7 +302,7 @@ class System:
       images: [B, S, S, C], normalised; may be None unless
         `plan.rereads_images`.
       gates: `Actions` of floats [B, ...] or [...].
-      nested: whether to classify behind every encoder, see `Finish`.
+      nested: whether to classify after every encoder, see `Finish`.
 
     Returns:
       `Finish`.
@@ -317,7 +323,7 @@ class System:
                   masked.merged(ctx.stats, changed))
 
   def _run(self, params, x, images, ctx, gates, start, stop, **options):
-    """Runs from place to place, with the early own exits on the way.
+    """Runs the encoders from start to stop, and the early exits between them.
 
     Returns:
       (activations, `Context`, list of logits [B, K], `firsts` of the last part
@@ -340,12 +346,12 @@ class System:
     return x, ctx, early, firsts
 
   def updates(self, stats):
-    """New batch statistics as the updates of a loss."""
+    """Returns new batch statistics as the updates of a loss."""
     return {'params': {'batch_stats': stats}} if stats else {}
 
 
 def _program(system, stage, params, images, carry):
-  # Normalised in every stage: pixels take a quarter of the memory of floats.
+  # Each stage normalises: uint8 pixels take a quarter of the memory of floats.
   carry, y = stage(params, system.normalize(images), carry)
   return carry, system.task.denormalize(y)
 
@@ -355,16 +361,16 @@ def create(config, dataset):
 
   Args:
     config: see `train.config.default_config`.
-    dataset: anything with num_classes, channels, mean, std and target.
+    dataset: object with num_classes, channels, mean, std and target.
 
   Raises:
-    ValueError: if model and data do not fit together, there is one class, or
-      `config.exits` does not fit them.
+    ValueError: if the model does not fit the data, the data has fewer than two
+      classes, or `config.exits` does not fit the model or the data.
   """
   regression = dataset.target is not None
   if not regression and dataset.num_classes < 2:
     raise ValueError(f'{config.data.name!r} has {dataset.num_classes} class; '
-                     f'there must be at least 2 to tell apart')
+                     f'classification needs at least 2')
   task = tasks.create(dataset)
   config_lib.import_module(config.model.module)
   model = models.create(
@@ -373,15 +379,15 @@ def create(config, dataset):
       channels=dataset.channels)
   if config.data.image_size != model.image_size:
     raise ValueError(
-        f'data.image_size={config.data.image_size} but the model '
-        f'{config.model.name!r} takes {model.image_size}; set '
-        f'--config.model.image_size={config.data.image_size}, or another '
-        f'--config.data.image_size')
+        f'data.image_size={config.data.image_size} does not fit the model '
+        f'{config.model.name!r}, which takes {model.image_size}; set '
+        f'--config.model.image_size={config.data.image_size}, or '
+        f'--config.data.image_size={model.image_size}')
   mean, std = (tuple(map(float, config.data[field] or getattr(dataset, field)))
                for field in ('mean', 'std'))
   if {len(mean), len(std)} != {model.channels}:
     raise ValueError(f'data.mean={mean} and data.std={std} must have one value '
-                     f'for each of the {model.channels} channels of the images')
+                     f'for each of the {model.channels} image channels')
   _check_exits(config, model, regression)
   nets = None
   if config_lib.uses_policy(config):
@@ -395,22 +401,22 @@ def _check_exits(config, model, regression):
   if len(c.weights) not in (1, num):
     raise ValueError(
         f'exits.weights={tuple(c.weights)} must have one number for each of '
-        f'the {num} exits of {config.model.name!r}, or one for all of them')
+        f'the {num} exits of {config.model.name!r}, or one number for all')
   if not all(0 <= w < np.inf for w in c.weights) or not any(c.weights):
-    raise ValueError(f'exits.weights={tuple(c.weights)} must be finite, not '
-                     f'negative, and at least one of them positive')
+    raise ValueError(f'exits.weights={tuple(c.weights)} must be finite and not '
+                     f'negative, and at least one must be positive')
   rules = confidence.rules_for(regression)
   if c.rule not in rules and (num > 1 or not regression):
     kind = 'regression' if regression else 'classification'
     raise ValueError(f'exits.rule={c.rule!r}; known for {kind}: {list(rules)}')
   if regression:
     if config_lib.uses_policy(config):
-      raise ValueError(f'a policy is for classification, and the labels of '
+      raise ValueError(f'a policy needs classes, but the labels of '
                        f'{config.data.name!r} are numbers; set '
-                       f'exits.policy=False and phases without one')
+                       f'exits.policy=False and phases without a policy')
     data.check_regression(config.data)
     if num == 2:
       logging.warning(
-          'no image can leave early: the rule %r compares two exits in a row, '
-          'and model.exits=%s has one before the last; add another', c.rule,
-          model.exits)
+          'no image can leave early: the rule %r compares consecutive exits, '
+          'but model.exits=%s has only one before the last; add another',
+          c.rule, model.exits)

@@ -1,8 +1,8 @@
-"""What a model is trained for: classes or a number, behind one interface.
+"""Classification and regression behind one interface.
 
-Losses take outputs as the model gives them. Everything that decides or
-measures takes `denormalize`d ones: for regression they are in the target's
-unit. All results are float32, except that classes are integers.
+Losses take the raw outputs of the model. Predictions and metrics take
+`denormalize`d outputs: for regression they are in the target's unit. All
+results are float32, except that classes are integers.
 """
 
 import dataclasses
@@ -15,12 +15,12 @@ from adavit_jax.train import losses
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
-  """One of K classes; outputs are logits, the score is 1 where right."""
+  """Predicts one of K classes; outputs are logits, the score is 0 or 1."""
   num_classes: int
 
   @property
   def num_outputs(self):
-    """K."""
+    """K, the number of classes."""
     return self.num_classes
 
   def loss(self, outputs, targets):
@@ -34,33 +34,33 @@ class Classification:
     return -jnp.take_along_axis(log_p, labels[..., None], -1)[..., 0]
 
   def denormalize(self, outputs):
-    """Logits have no unit: returns them as they are."""
+    """Returns the logits unchanged, since they have no unit."""
     return outputs
 
   def predict(self, outputs):
-    """The likeliest class: logits [..., K] to int32 [...]."""
+    """The most likely class: logits [..., K] to int32 [...]."""
     return outputs.argmax(-1).astype(jnp.int32)
 
   def score(self, prediction, labels):
-    """1 where the class is right, else 0: [..., B] and [B] to [..., B]."""
+    """1 if the class is correct, else 0: [..., B] and [B] to [..., B]."""
     return _float(prediction == labels)
 
   def metrics(self, score):
-    """The accuracy over the images, [..., n] to [...], of its own dtype."""
+    """The accuracy over the images, [..., n] to [...], in the score's dtype."""
     return dict(accuracy=score.mean(-1))
 
 
 @dataclasses.dataclass(frozen=True)
 class Regression:
-  """A number; the score is minus the absolute error in the target's unit.
+  """Predicts a number; the score is minus the absolute error, in its unit.
 
   Attributes:
-    mean: what a normalised output of 0 stands for.
-    std: what a difference of 1 stands for.
-    unit: of both.
+    mean: mean of the target; a normalised output of 0 means this value.
+    std: standard deviation of the target.
+    unit: the unit of both.
 
   Raises:
-    ValueError: std is not positive.
+    ValueError: if std is not positive.
   """
   mean: float
   std: float
@@ -69,12 +69,12 @@ class Regression:
   def __post_init__(self):
     if not self.std > 0:
       raise ValueError(
-          f'target.std={self.std} must be positive: labels that are all the '
-          f'same leave nothing to learn')
+          f'target.std={self.std} must be positive; give labels that are not '
+          f'all equal')
 
   @property
   def num_outputs(self):
-    """1."""
+    """1, the predicted number."""
     return 1
 
   def loss(self, outputs, targets):
@@ -95,11 +95,11 @@ class Regression:
     return (_float(outputs)[..., 0] - targets)**2
 
   def denormalize(self, outputs):
-    """Outputs in the target's unit, [..., 1] to [..., 1]."""
+    """Converts outputs to the target's unit, [..., 1] to [..., 1]."""
     return _float(outputs) * self.std + self.mean
 
   def predict(self, outputs):
-    """The number, of outputs in the target's unit: [..., 1] to [...]."""
+    """The predicted number: outputs in the target's unit [..., 1] to [...]."""
     return _float(outputs)[..., 0]
 
   def score(self, prediction, labels):
@@ -107,18 +107,18 @@ class Regression:
     return -jnp.abs(_float(prediction) - labels)
 
   def metrics(self, score):
-    """Mean absolute and root mean squared error, as in `Classification`."""
+    """Mean absolute error and root mean squared error, [..., n] to [...]."""
     return dict(mae=-score.mean(-1), rmse=(score**2).mean(-1)**0.5)
 
 
 def create(dataset):
-  """The task of a data set.
+  """Returns the task of a data set.
 
   Args:
     dataset: a `data.Dataset`; num_classes and target are used.
 
   Raises:
-    ValueError: the target's deviation is not positive.
+    ValueError: if the target's standard deviation is not positive.
   """
   if dataset.target is None:
     return Classification(dataset.num_classes)

@@ -1,4 +1,4 @@
-"""Training is a list of phases; each module declares one of them."""
+"""Training runs a list of phases; each module declares one."""
 
 from adavit_jax.train.phases import classifier_wise
 from adavit_jax.train.phases import dense
@@ -18,22 +18,22 @@ PHASES = {'dense': dense.PHASE, 'warm_start': warm_start.PHASE,
 
 
 def having(attribute, value=True):
-  """Names of the phases that have a value of an attribute."""
+  """Returns the names of the phases whose attribute has the value."""
   return tuple(name for name, phase in PHASES.items()
                if getattr(phase, attribute) == value)
 
 
 def training(group, names=tuple(PHASES)):
-  """Those of some phases that train a group of parameters."""
+  """Returns the phases among `names` that train a group of parameters."""
   return [name for name in names if group in PHASES[name].trains]
 
 
 def decider(config, phase):
-  """Who chooses the layers at the end of a phase: 'all', 'mask' or 'policy'.
+  """Returns how layers are chosen after a phase: 'all', 'mask' or 'policy'.
 
   Args:
     config: see `train.config.default_config`.
-    phase: one of the config's.
+    phase: one of the config's phases.
   """
   names = list(config.phases)
   for name in reversed(names[:names.index(phase) + 1]):
@@ -43,7 +43,7 @@ def decider(config, phase):
 
 
 def check(system):
-  """Raises a ValueError for phases that do not fit the model or one another.
+  """Raises a ValueError if phases do not fit the model or each other.
 
   Args:
     system: `System`.
@@ -52,31 +52,32 @@ def check(system):
   for name in names:
     if system.target is not None and not PHASES[name].exits:
       raise ValueError(
-          f'phase {name!r} is for classes, and the labels of '
-          f'{config.data.name!r} are numbers; set config.phases to some of '
+          f'phase {name!r} is for classification, but the labels of '
+          f'{config.data.name!r} are numbers; choose config.phases from '
           f"{list(having('exits'))}")
     PHASES[name].check(system)
   weights, weighted = tuple(config.exits.weights), ('exits',)
   if len(system.model.own_exits()) > 1:
     weighted = ('exits', 'dense', 'joint', 'static')
   if weights != (1.,) and not set(weighted).intersection(names):
-    raise ValueError(f'exits.weights={weights} is for the phases {weighted} '
-                     f'and not for {tuple(names)}; leave it out')
+    raise ValueError(f'exits.weights={weights} is for the phases {weighted}, '
+                     f'not for {tuple(names)}; leave it out')
   check_order(system, names)
 
 
 def check_order(system, names, before=''):
-  """Checks that no phase changes the model under what was trained on it.
+  """Checks that no phase changes a backbone that trained exits rely on.
 
   Args:
     system: `System`.
     names: phases in their order; those of another run may come first.
-    before: where these were run, for the message.
+    before: text that names that run, for the message.
 
   Raises:
-    ValueError: if the backbone, or who chooses its layers, changes under added
-      exits that no later phase trains again, or the backbone is trained with
-      all layers where a policy or a mask drops some.
+    ValueError: if the backbone, or the choice of its layers, changes after the
+      added exits were trained and no later phase trains them again; or if the
+      backbone is trained with all layers although a policy or a mask drops some
+      at inference.
   """
   config = system.config
   for i, name in enumerate(names):
@@ -85,12 +86,13 @@ def check_order(system, names, before=''):
     if (heads and changes and 'heads' not in PHASES[name].trains
         and not training('heads', names[i + 1:])):
       raise ValueError(
-          f'config.phases={tuple(names)}: {name!r} would change the model '
-          f'under exits that {heads[-1]!r}{before} trained; put it first, or '
-          f"add 'classifier_wise' behind it")
+          f'config.phases={tuple(names)}: {name!r} changes the model after '
+          f'{heads[-1]!r}{before} trained exits on it; put {name!r} first, or '
+          f"add 'classifier_wise' after it")
     if ('backbone' in PHASES[name].trains and PHASES[name].exits
         and name in config.phases and decider(config, name) != 'all'):
       raise ValueError(
           f'config.phases={tuple(names)}: {name!r} trains the backbone with '
-          f'all layers, and a {decider(config, name)} drops some of them at '
-          f"inference; train exits by 'classifier_wise', or put it first")
+          f'all layers, but a {decider(config, name)} drops some of them at '
+          f"inference; train exits with 'classifier_wise', or put {name!r} "
+          f'first')

@@ -1,7 +1,7 @@
-"""The added exits learn on a frozen backbone, all of them in one pass of it.
+"""Trains all added exits on a frozen backbone, in one forward pass.
 
-The backbone has no gradient, and an exit none from another exit. Where a policy
-decides, layers are dropped as they are at inference.
+No gradient reaches the backbone or passes between exits. If a policy decides,
+layers are dropped as at inference.
 """
 
 from adavit_jax.train.phases import exit_losses
@@ -10,7 +10,7 @@ from adavit_jax.train.phases.phase import Phase
 
 
 def loss(system, params, state, batch, key, done):
-  """Sum of the added exits' losses; see `Phase.loss`."""
+  """Returns the sum of the added exits' losses; see `Phase.loss`."""
   del state, key, done
   folded, carry, outputs = system.fold(params), None, []
   for e, stage in zip(system.exits, system.stages('classifier_wise', 'masked')):
@@ -25,11 +25,11 @@ def loss(system, params, state, batch, key, done):
 def check(system):
   """Raises a ValueError for a model without added exits."""
   if not system.model.exits:
-    raise ValueError(f"phase 'classifier_wise' trains model.exits, and "
+    raise ValueError(f"phase 'classifier_wise' trains model.exits, but "
                      f'{system.config.model.name!r} has none; set for example '
                      f'--config.model.exits="((2,\'mlp\'),)"')
 
 
-# Clipped by a common norm, the heads would learn from one another.
+# No clipping: a common norm would couple the gradients of the heads.
 PHASE = Phase(loss, trains=('heads',), exits=True, check=check,
               defaults=dict(OPTIMIZER, clip_norm=0.0))

@@ -1,10 +1,10 @@
-"""Phase 1: the whole model, made robust to dropping.
+"""Phase 1: trains the whole model and makes it robust to dropped layers.
 
-Full model + every nested depth + random masks, so that one set of weights
-serves every budget. With `nested` and `mask_weight` at 0 this is the plain
-supervised training of a backbone. `nested` counts only where the last exit can
-be put behind every encoder (`can_nest`). Batch statistics are of all rows,
-those with random masks too.
+The loss covers the full model, every nested depth and random masks, so that one
+set of weights serves every budget. With `nested` and `mask_weight` at 0 this is
+plain supervised training of a backbone. `nested` has an effect only if the last
+exit can be applied after every encoder (`can_nest`). Batch statistics cover all
+rows, including those with random masks.
 """
 
 import math
@@ -24,14 +24,14 @@ from adavit_jax.train.phases.phase import Phase
 
 
 class Rows(NamedTuple):
-  """The rows of a batch, and second rows of some of its images.
+  """Layout of a batch in which some images have a second row.
 
-  They lie in equal groups, first the images of a group and then the second rows
-  of the first ones among them. Groups are as small as they can be: a device
-  that holds some number of them computes the second rows of its own images.
+  Rows are in groups of equal size: first the images of a group, then the second
+  rows of its first images. Groups are as small as possible, so that a device
+  that holds whole groups computes the second rows of its own images.
 
   Attributes:
-    size: B images.
+    size: B, the number of images.
     num: how many of them have a second row.
   """
   size: int
@@ -45,12 +45,12 @@ class Rows(NamedTuple):
     return x.reshape(self._groups, x.shape[0] // self._groups, *x.shape[1:])
 
   def chosen(self, x):
-    """What is of the images with a second row: [B, ...] to [num, ...]."""
+    """Selects the images with a second row: [B, ...] to [num, ...]."""
     first = self._grouped(x)[:, :self.num // self._groups]
     return first.reshape(self.num, *x.shape[1:])
 
   def join(self, x, y):
-    """x [B, ...] of the images and y [num, ...] of the second rows, as rows.
+    """Joins the images' x [B, ...] and the second rows' y [num, ...].
 
     Returns:
       [B + num, ...].
@@ -59,14 +59,14 @@ class Rows(NamedTuple):
     return both.reshape(self.size + self.num, *x.shape[1:])
 
   def split(self, x):
-    """The inverse of `join`: (x, y)."""
+    """Inverts `join`: returns (x, y)."""
     at = self.size // self._groups
     return (self._grouped(x)[:, :at].reshape(self.size, *x.shape[1:]),
             self._grouped(x)[:, at:].reshape(self.num, *x.shape[1:]))
 
 
 def loss(system, params, state, batch, key, done):
-  """Loss of the dense phase; see `Phase.loss`."""
+  """Returns the loss of the dense phase; see `Phase.loss`."""
   del state, done
   c, model = system.config.dense, system.model
   size, num_layers = batch.labels.shape[0], plan.num_layers(model)
@@ -78,7 +78,7 @@ def loss(system, params, state, batch, key, done):
   rows = Rows(size, num_masked)
   more = lambda x: rows.join(x, rows.chosen(x))
   if num_masked:
-    # Every image draws its own budget, so that all budgets are met.
+    # Each image draws its own rate, so that training covers all budgets.
     rate = jax.random.uniform(rate_key, (num_masked, 1), minval=0.1)
     masks = (jax.random.bernoulli(k, rate, (num_masked, num)).astype(float)
              for k, num in zip(jax.random.split(mask_key), num_layers))
@@ -110,9 +110,9 @@ def loss(system, params, state, batch, key, done):
 
 
 def can_nest(model):
-  """Whether the last exit can be put on the tokens behind every encoder.
+  """Returns whether the last exit can be applied after every encoder.
 
-  It can where nothing but layers that may be dropped lies behind the policy.
+  This holds if all layers after the policy may be dropped.
   """
   parts = plan.segment(model, model.num_fixed, plan.num_encoders(model))
   return (len(parts) == 1 and len(model.own_exits()) == 1
@@ -121,13 +121,13 @@ def can_nest(model):
 
 
 def drop_path(key, batch_size, num_layers, rate):
-  """Gates of stochastic depth, its rate rising linearly with depth to `rate`.
+  """Draws gates of stochastic depth; the rate rises linearly with depth.
 
   Args:
     key: PRNG key.
     batch_size: B.
     num_layers: (L1, L2).
-    rate: of the last layer, in [0, 1).
+    rate: drop rate of the last layer, in [0, 1).
 
   Returns:
     `Actions` of floats [B, L1], [B, L2]: 0, or 1 / survival probability (Huang
@@ -141,7 +141,7 @@ def drop_path(key, batch_size, num_layers, rate):
 
 
 def accuracy(logits, batch):
-  """Share of images whose largest total logit is the label's."""
+  """Returns the accuracy of the total logits."""
   return (logits.total.argmax(-1) == batch.labels).mean()
 
 

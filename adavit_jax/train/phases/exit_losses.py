@@ -1,10 +1,10 @@
-"""What the phases that train exits have in common."""
+"""Losses and metrics shared by the phases that train exits."""
 
 from adavit_jax.runtime import stages
 
 
 def each(system, outputs, batch):
-  """Loss of every exit: a list of [].
+  """Returns the loss of every exit, a list of [].
 
   Args:
     system: `System`.
@@ -15,7 +15,10 @@ def each(system, outputs, batch):
 
 
 def metrics(system, total, outputs, losses, batch, *, first=0):
-  """Loss in all, and loss and scores of every exit, by number from `first`."""
+  """Returns the total loss, and the loss and metrics of each exit.
+
+  Exits are numbered from `first`.
+  """
   task = system.task
   values = {'loss': total}
   for i, (y, value) in enumerate(zip(outputs, losses), first):
@@ -26,14 +29,14 @@ def metrics(system, total, outputs, losses, batch, *, first=0):
 
 
 def early(system, logits, batch):
-  """Weighted loss of the backbone's own early exits, [].
+  """Returns the weighted loss of the backbone's own early exits, [].
 
-  Phases that train the backbone by its last exit add it, so that the exits
-  before it keep learning.
+  Phases that train the backbone through its last exit add this loss, so that
+  earlier exits keep learning.
 
   Args:
     system: `System`.
-    logits: of these exits, a list of [B, K].
+    logits: list of [B, K], the logits of these exits.
     batch: `Batch`.
   """
   weights = [w for e, w in zip(system.exits, system.weights) if not e.head]
@@ -41,7 +44,7 @@ def early(system, logits, batch):
 
 
 def outputs(system, params, batch, key, **options):
-  """Every exit of a backbone that learns: see `stages.training`."""
+  """Returns the outputs of all exits in training, see `stages.training`."""
   return stages.training(
       system.model, params, batch.images, system.context(params, key),
       **options, **system.scan)

@@ -1,4 +1,4 @@
-"""All exits and the backbone learn at once: end-to-end training."""
+"""End-to-end training of the backbone and all exits."""
 
 from adavit_jax.train import ranges
 from adavit_jax.train.phases import exit_losses
@@ -7,7 +7,10 @@ from adavit_jax.train.phases.phase import Phase
 
 
 def loss(system, params, state, batch, key, done):
-  """Weighted sum of the exits' losses (RAViT, equation 1); see `Phase.loss`."""
+  """Returns the weighted sum of the exits' losses (RAViT, equation 1).
+
+  See `Phase.loss`.
+  """
   del state, done
   outputs, stats = exit_losses.outputs(system, params, batch, key)
   each = exit_losses.each(system, outputs, batch)
@@ -19,8 +22,8 @@ def loss(system, params, state, batch, key, done):
 PHASE = Phase(
     loss, trains=('backbone', 'heads'), from_scratch=True, exits=True,
     defaults=dict(
-        OPTIMIZER, weights=(1.,),  # of the exits' losses, see System.weights
+        OPTIMIZER, weights=(1.,),  # weights of the losses, see System.weights
         rule='entropy',  # see exits.confidence.RULES
-        slack=0.005,  # accuracy that a cascade may lose; or the target's unit
-        policy=False),  # the policy of init.workdir drops layers too
+        slack=0.005,  # score that a cascade may lose: accuracy, or target unit
+        policy=False),  # whether the policy of init.workdir drops layers too
     ranges=dict(slack=ranges.WEIGHT))

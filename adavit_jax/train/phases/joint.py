@@ -1,4 +1,4 @@
-"""Phase 4: policies and transformer tuned together (figures 3B and 6)."""
+"""Phase 4: fine-tunes policy networks and model together (figures 3B and 6)."""
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +17,18 @@ from adavit_jax.train.phases.phase import Phase
 
 
 def loss(system, params, state, batch, key, done):
-  """Loss of the joint phase; see `Phase.loss`.
+  """Returns the loss of the joint phase; see `Phase.loss`.
 
-  One row an image carries the model's gradient: the greedy action's, or a
-  sampled one for a share `sampled` of the images. REINFORCE adds rows without
-  gradient. Both losses are means over images.
+  The model's gradient comes from one row per image: with sampled actions for a
+  fraction `sampled` of the images, with greedy actions for the others.
+  REINFORCE adds rows without gradient. Both losses are means over images.
   """
   del done
   c, nets = system.config.joint, system.nets
   rl_key, sample_key, coin_key, key = jax.random.split(key, 4)
   start = system.begin(params, batch.images, key)
   frozen = system.frozen(params)
-  # Without batch statistics the model is at inference what it is in training.
+  # Without batch statistics, z1 in training equals z1 at inference.
   z1 = (start.x if not start.ctx.stats
         else system.fixed(frozen, batch.images))
   features = system.features({**frozen, 'policy': params['policy']}, z1,
@@ -49,14 +49,14 @@ def loss(system, params, state, batch, key, done):
 
 
 def path_loss(system, c, params, start, teacher, batch, actions):
-  """Cross-entropy and distillation under given actions (figure 3B).
+  """Returns cross-entropy and distillation loss under actions (figure 3B).
 
   Args:
     system: `System`.
     c: config of the phase: distill, temperature, hard_distill, representation.
     params: groups of parameters.
     start: `system.begin` of the batch.
-    teacher: groups of the dense model that teaches.
+    teacher: groups of the dense teacher model.
     batch: `Batch`.
     actions: `Actions` [B, L1], [B, L2] or [L1], [L2].
 
@@ -65,7 +65,7 @@ def path_loss(system, c, params, start, teacher, batch, actions):
   """
   out = system.finish(params, start, batch.images, actions)
   logits = out.logits
-  # A distillation head that no teacher teaches learns from the labels.
+  # Without distillation, a distillation head learns from the labels.
   ce = (losses.cross_entropy(logits.cls, batch.targets) if c.distill else
         losses.head_cross_entropy(logits, batch.targets))
   metrics = {'loss': ce, 'accuracy': dense.accuracy(logits, batch)}
@@ -78,7 +78,7 @@ def path_loss(system, c, params, start, teacher, batch, actions):
     dense_logits = system.classify(teacher, teacher_z1, batch.images, every)
     if logits.dist is None:
       student, taught = logits.total, dense_logits.total
-    else:  # One head learns what two say together: their mean, not their sum.
+    else:  # The total sums two heads; one head learns their mean.
       student, taught = logits.dist, dense_logits.total / 2
     distill = losses.distillation(student, taught, hard=c.hard_distill,
                                   temperature=c.temperature)
@@ -94,7 +94,7 @@ def path_loss(system, c, params, start, teacher, batch, actions):
 
 
 def scale_policy(system, changes, done):
-  """The changes with the policy's scaled by `policy_lr_factor`."""
+  """Scales the policy's updates by `policy_lr_factor`."""
   del done
   factor = system.config.joint.policy_lr_factor
   return {**changes, 'policy': jax.tree.map(
@@ -108,18 +108,18 @@ PATH_RANGES = dict(distill=ranges.SHARE, temperature=ranges.POSITIVE,
 
 
 def check_heads(name, system):
-  """Raises a ValueError if a phase would leave the class head as it is."""
+  """Raises a ValueError if a phase would not train the class head."""
   if system.config[name].distill == 1 and system.two_heads:
-    raise ValueError(f'{name}.distill=1 teaches the distillation head alone '
-                     f'and leaves the class head of '
-                     f'{system.config.model.name!r} as it is; set it below 1')
+    raise ValueError(f'{name}.distill=1 trains only the distillation head and '
+                     f'not the class head of {system.config.model.name!r}; set '
+                     f'it below 1')
 
 
 PHASE = Phase(
     loss, trains=('backbone', 'policy'), teacher=True, decides='policy',
     check=lambda system: policy_phase.check('joint', system),
-    # As where the policy learns alone; `policy_lr_factor` would multiply the
-    # decay too.
+    # No weight decay, as in the policy phase; `policy_lr_factor` would multiply
+    # it too.
     adjust=scale_policy, undecayed=('policy',),
     defaults=dict(OPTIMIZER, learning_rate=5e-4, policy_lr_factor=2.0,
                   sampled=0.3, **PATH_DEFAULTS,

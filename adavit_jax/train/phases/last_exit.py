@@ -1,4 +1,4 @@
-"""The backbone alone: its last exit learns, the early exits do not."""
+"""Trains the backbone through its last exit alone; early exits do not learn."""
 
 from adavit_jax.train.phases import exit_losses
 from adavit_jax.train.phases.phase import OPTIMIZER
@@ -6,7 +6,7 @@ from adavit_jax.train.phases.phase import Phase
 
 
 def loss(system, params, state, batch, key, done):
-  """Loss of the last exit; see `Phase.loss`."""
+  """Returns the loss of the last exit; see `Phase.loss`."""
   del state, done
   outputs, stats = exit_losses.outputs(system, params, batch, key)
   each = exit_losses.each(system, outputs[-1:], batch)

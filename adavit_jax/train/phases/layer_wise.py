@@ -1,7 +1,7 @@
-"""One exit after the other, each with the encoders before it; then they freeze.
+"""Trains one stage after the other: an exit with its encoders, then frozen.
 
-The steps of the phase are divided into E rounds of one length, what is left
-over goes to the last. Every round has an optimizer and a schedule of its own.
+The steps of the phase are divided into E rounds of equal length; the last round
+takes the remainder. Each round has a separate optimizer state and schedule.
 """
 
 import jax
@@ -14,15 +14,15 @@ from adavit_jax.train.phases.phase import Phase
 
 
 def stage_of(system, done):
-  """Number of the stage that learns after `done` steps of the phase, []."""
+  """Returns the index of the stage that learns after `done` steps, []."""
   length = system.config.layer_wise.steps // system.num_exits
   return jnp.minimum(done // length, system.num_exits - 1)
 
 
 def loss(system, params, state, batch, key, done):
-  """Loss of one exit; see `Phase.loss`.
+  """Returns the loss of one exit; see `Phase.loss`.
 
-  Only the stage that learns is differentiated, and no later one is run.
+  Only the stage that learns is differentiated, and later stages are not run.
   """
   del state
 
@@ -38,19 +38,19 @@ def loss(system, params, state, batch, key, done):
   total, metrics, updates = jax.lax.switch(
       stage, [lambda params, i=i: learn(i, params)
               for i in range(system.num_exits)], params)
-  # Which exit it is changes with the step, and so would the names.
+  # The exit changes with the step, but names of metrics must not.
   metrics = {k.removesuffix('_0'): v for k, v in metrics.items()}
   return total, ({**metrics, 'exit': stage}, updates)
 
 
 def only_stage(system, changes, done):
-  """Leaves the changes of the parameters of one stage, and no others.
+  """Zeroes the updates of all stages except the one that learns.
 
-  Zero gradients are not enough: weight decay would go on.
+  Zero gradients are not enough: weight decay would still apply.
 
   Args:
     system: `System`.
-    changes: tree like {'backbone': ..., 'heads': ...}.
+    changes: updates, a tree like {'backbone': ..., 'heads': ...}.
     done: steps of the phase so far.
 
   Returns:
@@ -74,15 +74,14 @@ def only_stage(system, changes, done):
 
 
 def check(system):
-  """Raises a ValueError for fewer steps than exits, or averages."""
+  """Raises a ValueError for fewer steps than exits, or if `ema` is set."""
   c, num = system.config.layer_wise, system.num_exits
   if c.steps < num:
     raise ValueError(f'layer_wise.steps={c.steps} must be at least {num}, the '
                      f'number of exits')
   if c.ema:
-    raise ValueError(f'layer_wise.ema={c.ema} must be 0: every stage is '
-                     f'trained on the ones that are frozen, and not on their '
-                     f'average')
+    raise ValueError(f'layer_wise.ema={c.ema} must be 0: each stage is trained '
+                     f'on the frozen stages, not on their average')
 
 
 PHASE = Phase(

@@ -1,11 +1,11 @@
-"""What there is to say of a phase of training."""
+"""The interface of a training phase."""
 
 from collections.abc import Callable
 import dataclasses
 from typing import Any
 
-# What every phase's optimizer takes, see `optimizer.make_optimizer`; `ema` is
-# the decay of averaged parameters, 0 for none.
+# Defaults of every phase, see `optimizer.make_optimizer`; `ema` is the decay of
+# averaged parameters, 0 for none.
 OPTIMIZER = dict(
     optimizer='adamw', steps=1000, batch_size=128, learning_rate=1e-3,
     warmup=0.05, end_lr_factor=0.01, weight_decay=0.05, clip_norm=1.0, b1=0.9,
@@ -14,28 +14,28 @@ OPTIMIZER = dict(
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-  """A phase, as its module declares it.
+  """A training phase, as its module declares it.
 
   Attributes:
     loss: (system, params, state, batch, key, done) -> (loss [], (metrics,
-      updates)). params are all groups of parameters, batch a `Batch`, done the
-      steps of the phase so far; updates are new values of `State` fields, of
-      `params` those groups alone that no gradient trains.
+      updates)). params are all groups of parameters, batch is a `Batch`, done
+      counts the steps of the phase so far; updates are new values of `State`
+      fields, and for `params` only of groups without gradient.
     trains: groups of parameters with a gradient.
     defaults: fields of its config.
-    ranges: of these fields, see `ranges`.
-    teacher: whether it learns from the dense model too and needs one true class
-      an image: nothing is mixed then.
-    from_scratch: whether it can begin with new parameters.
-    exits: whether its exits are what it is judged by, and not the last exit
-      under actions.
-    decides: who chooses the layers after it: 'all' of them run, a 'mask', the
-      'policy', or '' for whoever did before.
-    check: (system) -> None; raises a ValueError for what does not fit.
-    rounds: (system) -> parts of the phase, each with an optimizer and a
-      schedule of its own.
-    undecayed: groups of those it trains that have no weight decay.
-    adjust: (system, changes of the parameters, done) -> changes.
+    ranges: ranges of these fields, see `ranges`.
+    teacher: whether the phase also uses the dense model and one true class per
+      image; images are not mixed then.
+    from_scratch: whether the phase can start from new parameters.
+    exits: whether validation measures all exits, not the last exit under
+      actions.
+    decides: how layers are chosen after the phase: 'all' run, a 'mask', the
+      'policy', or '' to keep the previous choice.
+    check: (system) -> None; raises a ValueError if the phase does not fit.
+    rounds: (system) -> number of rounds, each with a separate optimizer state
+      and schedule.
+    undecayed: trained groups without weight decay.
+    adjust: (system, updates of the parameters, done) -> updates.
   """
   loss: Callable[..., Any]
   trains: tuple[str, ...]
@@ -52,6 +52,6 @@ class Phase:
 
 
 def choice(name, value, known):
-  """Raises a ValueError unless `value` is one of those known."""
+  """Raises a ValueError unless `value` is one of `known`."""
   if value not in known:
     raise ValueError(f'{name}={value!r}; known: {list(known)}')

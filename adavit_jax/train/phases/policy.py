@@ -1,4 +1,4 @@
-"""Phase 3: REINFORCE on both policy networks, the model frozen (figure 6)."""
+"""Phase 3: REINFORCE on both policy networks with a frozen model (figure 6)."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from adavit_jax.train.phases.phase import choice
 
 
 def loss(system, params, state, batch, key, done):
-  """Loss of the policy phase; see `Phase.loss`."""
+  """Returns the loss of the policy phase; see `Phase.loss`."""
   c = system.config.policy
   frozen = {**system.frozen(params), 'policy': params['policy']}
   z1 = system.fixed(frozen, batch.images)
@@ -28,20 +28,20 @@ def loss(system, params, state, batch, key, done):
 
 def policy_gradient(system, c, params, z1, features, log_price, batch, key,
                     free=None):
-  """The REINFORCE loss with its entropy bonus and auxiliary classifier.
+  """Returns the REINFORCE loss with entropy bonus and auxiliary classifier.
 
   Args:
     system: `System`.
     c: config of the phase: reward, alpha, samples, baseline, bound, entropy,
       price_rate, aux, normalize.
-    params: groups, folded; the policy's alone have a gradient.
+    params: groups, folded; only the policy's have a gradient.
     z1: activations where the policy decides.
-    features: `inputs.Features` of z1.
+    features: `observation.Features` of z1.
     log_price: log μ, [].
     batch: `Batch`.
     key: PRNG key.
-    free: `Actions` [L1], [L2], layers that the curriculum has freed; None for
-      all.
+    free: `Actions` [L1], [L2], 1 for layers that the curriculum allows to drop;
+      None for all.
 
   Returns:
     (loss [], (metrics, updates of state fields)).
@@ -116,7 +116,7 @@ def policy_gradient(system, c, params, z1, features, log_price, batch, key,
   updates = {}
   if c.reward == 'macs':
     metrics['price'] = jnp.exp(log_price)
-    # It rests while layers run that the policy may not drop yet.
+    # The price is fixed while the curriculum keeps some layers on.
     updates['log_price'] = reinforce.update_price(
         log_price, macs_ratio, system.config.mac_target,
         c.price_rate * free.keep.min())
@@ -128,15 +128,15 @@ def policy_gradient(system, c, params, z1, features, log_price, batch, key,
 
 
 def num_unique(keep):
-  """Number of distinct rows of a 0/1 array [B, L1 + L2], as a traced scalar."""
-  # A random odd weight per column makes a hash; there can be more than 32.
+  """Counts the distinct rows of a 0/1 array [B, L1 + L2]: a traced scalar."""
+  # Random odd weights hash the rows: more than 32 columns do not fit 32 bits.
   weights = jax.random.bits(jax.random.key(0), keep.shape[-1:]) | 1
   hashes = jnp.sort((keep.astype(jnp.uint32) * weights).sum(-1))
   return 1 + (hashes[1:] != hashes[:-1]).sum()
 
 
 def check(name, system):
-  """Raises a ValueError for a reward or baseline that cannot work."""
+  """Raises a ValueError for an invalid reward or baseline."""
   c = system.config[name]
   choice(f'{name}.reward', c.reward, ('macs', 'layers', 'split'))
   choice(f'{name}.baseline', c.baseline, ('leave_one_out', 'greedy'))
@@ -148,7 +148,7 @@ def check(name, system):
 RL_DEFAULTS = dict(
     reward='macs', alpha=2.5, samples=4, baseline='leave_one_out', bound=0.95,
     entropy=0.002, price=0.3, price_rate=0.02, aux=1.0,
-    normalize=True)  # advantages divided by their deviation
+    normalize=True)  # divide advantages by their standard deviation
 RL_RANGES = dict(
     alpha=ranges.WEIGHT, samples=ranges.COUNT, entropy=ranges.WEIGHT,
     price=ranges.PRICE, price_rate=ranges.WEIGHT, aux=ranges.WEIGHT,

@@ -1,7 +1,7 @@
-"""The joint phase's tuning of the model for a policy that is not learned.
+"""Fine-tunes the model for a policy that is not learned, as the joint phase.
 
-Fixed (Table 1), stochastic (figure 9), or a given mask, the best of which is
-the baseline that a learned policy must beat.
+The policy is fixed (Table 1), stochastic (figure 9), or a given mask. The best
+static mask is the baseline that a learned policy must beat.
 """
 
 import jax
@@ -16,7 +16,7 @@ from adavit_jax.train.phases.phase import choice
 
 
 def loss(system, params, state, batch, key, done):
-  """Loss under a policy that is not learned; see `Phase.loss`."""
+  """Returns the loss under a policy that is not learned; see `Phase.loss`."""
   del done
   c = system.config.static
   action_key, key = jax.random.split(key)
@@ -30,9 +30,9 @@ def loss(system, params, state, batch, key, done):
 
 
 def at_inference(system):
-  """The mask that runs after the phase, `Actions` [L1], [L2].
+  """Returns the mask at inference after the phase, `Actions` [L1], [L2].
 
-  After a stochastic policy, which is for training, every layer runs.
+  A stochastic policy is for training only: every layer runs after it.
   """
   c, num_layers = system.config.static, plan.num_layers(system.model)
   if c.policy == 'stochastic':
@@ -41,7 +41,7 @@ def at_inference(system):
 
 
 def actions(c, num_layers, batch_size, key):
-  """What the config's policy decides for a batch.
+  """Returns the actions of the config's policy for a batch.
 
   Args:
     c: config of the phase: policy, number, which, survival, keep.
@@ -50,10 +50,10 @@ def actions(c, num_layers, batch_size, key):
     key: PRNG key; only a stochastic policy uses it.
 
   Returns:
-    `Actions` [L1], [L2], of a stochastic policy [B, L1], [B, L2].
+    `Actions` [L1], [L2]; for a stochastic policy [B, L1], [B, L2].
 
   Raises:
-    ValueError: if the policy does not fit so many layers.
+    ValueError: if the policy does not fit the number of layers.
   """
   if c.policy == 'table_1':
     return fixed.table_1(c.number, num_layers, which=c.which)

@@ -1,9 +1,9 @@
-"""Phase 2: a supervised start for both policy networks, the model frozen.
+"""Phase 2: supervised training of both policy networks with a frozen model.
 
-A value head learns how likely the model is right under each of a few dozen
-masks found greedily (`search.candidates`); the networks imitate, per image, the
-mask with the best value minus price. The price is solved for in every batch so
-that the mean MACs meet the target.
+A value head predicts the probability that the model is correct under each of a
+few dozen masks of a greedy search (`mask_search.candidates`). For each image,
+the networks imitate the mask with the largest value minus price x MACs. The
+price is solved for in every batch so that the mean MACs meet the target.
 """
 
 import jax
@@ -20,7 +20,7 @@ from adavit_jax.train.phases.phase import Phase
 
 
 def loss(system, params, state, batch, key, done):
-  """Loss of the warm start; see `Phase.loss`."""
+  """Returns the loss of the warm start; see `Phase.loss`."""
   del done
   c, nets = system.config.warm_start, system.nets
   frozen = system.frozen(params)
@@ -63,12 +63,12 @@ def loss(system, params, state, batch, key, done):
 
 
 def choose(value, ratios, target):
-  """Per image the mask of best value minus price x MACs, at a mean budget.
+  """Chooses the mask with the best value minus price x MACs for each image.
 
   Args:
     value: success probability under each mask, [B, C].
-    ratios: MACs of each mask as a share of the dense model's, [C].
-    target: mean share to be met (from below, as closely as prices allow).
+    ratios: MACs of each mask over the dense model's, [C].
+    target: mean ratio to meet, from below and as closely as prices allow.
 
   Returns:
     (price [], index of the chosen mask [B]).
