@@ -139,7 +139,7 @@ def exact(toy):
 
 
 def _sampled(toy, baseline):
-  """Mean and standard error of the surrogate's gradient over `DRAWS` draws."""
+  """Mean and standard error of the loss's gradient over `DRAWS` draws."""
   nets, params, x, stats, tables = toy
   powers = 2 ** np.arange(L)[::-1]
   every = Actions(jnp.ones(L), jnp.ones(L))
@@ -164,7 +164,7 @@ def _sampled(toy, baseline):
           'leave_one_out': lambda: reinforce.leave_one_out(reward),
           'greedy': lambda: reinforce.self_critical(reward, one_greedy),
       }[baseline]()
-      total += reinforce.surrogate(one_log_p, advantage)
+      total += reinforce.policy_gradient_loss(one_log_p, advantage)
     return total
 
   keys = jax.random.split(jax.random.key(1), DRAWS)
@@ -188,11 +188,11 @@ def test_sampled_gradient_is_the_exact_one(toy, exact, baseline):
       assert np.abs(want / e).max() > 20, (net, leaf)
 
 
-def test_surrogate_takes_the_advantage_as_constant():
+def test_the_loss_takes_the_advantage_as_constant():
   log_p = jnp.float32([[-1., -2.]])
   advantage = jnp.float32([[3., -4.]])
   value, (d_log_p, d_advantage) = jax.value_and_grad(
-      reinforce.surrogate, (0, 1))(log_p, advantage)
+      reinforce.policy_gradient_loss, (0, 1))(log_p, advantage)
   np.testing.assert_allclose(value, (3 - 8) / 2)
   np.testing.assert_allclose(d_log_p, [[-1.5, 2.]])
   np.testing.assert_array_equal(d_advantage, 0)

@@ -1,4 +1,4 @@
-"""Calibrates thresholds to a target on held-out images."""
+"""Calibrates the thresholds of exits to a target on held-out images."""
 
 from typing import NamedTuple
 

@@ -1,1 +1,4 @@
-"""Policies that choose which layers run: learned, fixed and stochastic."""
+"""Policies that choose which layers run: learned, fixed and stochastic.
+
+Also REINFORCE, the search of static masks and the calibrated threshold.
+"""

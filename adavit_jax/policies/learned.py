@@ -238,7 +238,8 @@ def greedy(nets, params, features, *, threshold=0.5, free=None):
     nets: `PolicyNets`.
     params: parameters of the networks.
     features: `Features` of B images.
-    threshold: in (0, 1); higher values drop more layers.
+    threshold: in (0, 1); higher values drop more layers;
+      `policy_threshold.calibrate` finds one for a budget.
     free: see `sample`.
 
   Returns:

@@ -66,11 +66,11 @@ def leave_one_out(reward):
   return (reward - reward.mean(0)) * num / (num - 1)
 
 
-def surrogate(log_likelihood, advantage):
-  """A loss whose gradient is the policy gradient of equation 13.
+def policy_gradient_loss(log_likelihood, advantage):
+  """-mean(advantage x log π), whose gradient is that of equation 13.
 
-  It is the mean over samples and images of -advantage x log π. Its gradient
-  estimates that of the negative expected reward of one image.
+  The mean is over samples and images. The gradient estimates that of the
+  negative expected reward of one image.
 
   Args:
     log_likelihood: log π of each sampled action vector, [S, B].

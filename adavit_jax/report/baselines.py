@@ -2,7 +2,6 @@
 
 import functools
 
-from absl import logging
 import jax
 import numpy as np
 
@@ -10,6 +9,7 @@ from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 from adavit_jax.policies import mask_search
+from adavit_jax.policies import policy_threshold
 from adavit_jax.report import compare
 from adavit_jax.report import masks
 from adavit_jax.runs import phase_start
@@ -87,19 +87,11 @@ class Report:
       raise ValueError('no images were held out to calibrate the threshold on; '
                        'give --threshold=0.5, or train with '
                        '--config.data.holdout=0.1')
-    def macs_ratio(logit):
+    def macs_ratio(threshold):
       actions = self._evaluator.decisions(
-          params, self._data.holdout, threshold=_sigmoid(logit))
+          params, self._data.holdout, threshold=threshold)
       return self._system.cost.ratio(actions).mean()
-    low, high = -6., 6.  # in logits: a higher threshold drops more
-    if (least := macs_ratio(high)) > target:
-      logging.warning('no threshold meets %.3f of the MACs: at %.4f the policy '
-                      'still takes %.3f', target, _sigmoid(high), least)
-    for _ in range(10):
-      middle = (low + high) / 2
-      low, high = ((middle, high) if macs_ratio(middle) > target
-                   else (low, middle))
-    return _sigmoid(high)
+    return policy_threshold.calibrate(macs_ratio, target)
 
   def policy_rows(self, params, threshold):
     """Returns rows of one set of weights: policy, random and shuffled actions.

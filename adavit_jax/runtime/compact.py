@@ -1,4 +1,4 @@
-"""Runs a function only on the rows of a batch that need it."""
+"""The passes of the mode `compact`: a layer runs only on rows that keep it."""
 
 import jax
 import jax.numpy as jnp

@@ -1,1 +1,4 @@
-"""Training: phases, steps, checkpoints and the loop that runs them."""
+"""Training: config, phases and their losses, optimizer and step.
+
+The loop that runs them is in `adavit_jax.runs`.
+"""

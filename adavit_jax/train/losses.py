@@ -1,4 +1,7 @@
-"""Losses as pure functions; each is a mean over images, in float32."""
+"""Loss terms that phases share, each a mean over images, in float32.
+
+The loss of a phase is the function `loss` in `phases/NAME.py`.
+"""
 
 import jax
 import jax.numpy as jnp

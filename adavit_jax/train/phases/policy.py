@@ -95,7 +95,7 @@ def policy_gradient(system, c, params, z1, features, log_price, batch, key,
     entropy += (learned.entropy(net_s) * net_free).sum(-1).mean()
     if c.normalize:
       advantage = advantage / jnp.maximum(advantage.std(), 1e-3)
-    total += reinforce.surrogate(log_p, advantage)
+    total += reinforce.policy_gradient_loss(log_p, advantage)
   total -= c.entropy * entropy
 
   macs_ratio = cost.ratio(greedy).mean()

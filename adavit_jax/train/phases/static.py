@@ -1,7 +1,8 @@
 """Fine-tunes the model for a policy that is not learned, as the joint phase.
 
 The policy is fixed (Table 1), stochastic (figure 9), or a given mask. The best
-static mask is the baseline that a learned policy must beat.
+static mask is the baseline that a learned policy must beat. The loss is
+`joint.path_loss`.
 """
 
 import jax
