@@ -51,11 +51,11 @@ def mean_macs(x):
 
 
 def kept(actions):
-  """Formats NumPy `Actions`: '0.52 of 14 layers'; others by `array`."""
+  """Formats NumPy `Actions`: '52% of 14 layers'; others by `array`."""
   if all(isinstance(x, np.ndarray) for x in actions):
     keep = np.concatenate(actions, axis=-1)
     if keep.size:
-      return f'{keep.mean():.2f} of {keep.shape[-1]} layers'
+      return f'{keep.mean():.0%} of {keep.shape[-1]} layers'
   return f'({", ".join(map(array, actions))})'
 
 

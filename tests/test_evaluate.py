@@ -71,7 +71,7 @@ def test_the_next_batch_is_decoded_while_one_is_run():
 
 @pytest.fixture(scope='module')
 def trainer():
-  """What `entry` needs of a trainer: batches of 6 on 2 devices."""
+  """What `phase_start` needs of a trainer: batches of 6 on 2 devices."""
   system, mesh = make_system(eval_batch_size=6, num_search=15), (
       mesh_lib.make_mesh(2))
   return types.SimpleNamespace(

@@ -8,7 +8,7 @@ from adavit_jax import data
 from adavit_jax import report
 from adavit_jax.data import splits
 from adavit_jax.exits import confidence as confidence_lib
-from adavit_jax.report import exit_report as exits_report
+from adavit_jax.report import exit_report
 from adavit_jax.runs import loop
 from adavit_jax.runs import run as run_lib
 from adavit_jax.train import state as state_lib
@@ -54,7 +54,7 @@ def regression(tmp_path_factory):
 def _report(trainer, workdir):
   about = dict(workdir=workdir, phase='exits', num_test=16, seed=0, device='')
   with run_lib.Run(workdir) as run:
-    return exits_report.evaluate(trainer, run, run.find(), about)
+    return exit_report.evaluate(trainer, run, run.find(), about)
 
 
 def test_regression_end_to_end(regression, capsys):
@@ -149,7 +149,7 @@ def test_a_regression_without_early_exits(tmp_path, monkeypatch):
 def test_the_best_of_the_heads_at_one_layer():
   rows = [dict(layer=1, head='mlp'), dict(layer=1, head='resmlp'),
           dict(layer=3, head='mlp'), {}]
-  found, = exits_report.best_heads(rows, np.array([.1, .3, .2, .9]))
+  found, = exit_report.best_heads(rows, np.array([.1, .3, .2, .9]))
   assert found == dict(
       layer=1, head='resmlp', score=.3, mean=pytest.approx(.2))
 
@@ -160,7 +160,7 @@ def test_heads_at_one_layer_are_no_cascade(tmp_path):
       _config('exits', **{'model.exits': ((1, 'mlp'), (1, 'resmlp'))}),
       str(tmp_path), tiny.dataset())
   state = state_lib.init_state(trainer.system, 0)
-  result = exits_report.evaluate(
+  result = exit_report.evaluate(
       trainer, types.SimpleNamespace(state=lambda *args: state), None,
       dict(workdir=str(tmp_path), phase='exits', num_test=16, seed=0,
            device=''))

@@ -8,7 +8,7 @@ from adavit_jax import report
 from adavit_jax import weights
 from adavit_jax.exits import calibrate
 from adavit_jax.exits import confidence
-from adavit_jax.report import exit_report as exits_report
+from adavit_jax.report import exit_report
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import loop
 from adavit_jax.runs import preemption
@@ -207,14 +207,14 @@ def test_report_with_a_threshold_or_a_target_too_low(
   about = dict(workdir=workdir, phase='exits', num_test=16, seed=0, device='')
   for wrong in ([0., 0.], np.nan):
     with pytest.raises(ValueError, match='^threshold'):  # before any compute
-      exits_report.evaluate(trainer, None, None, about, threshold=wrong)
+      exit_report.evaluate(trainer, None, None, about, threshold=wrong)
   with run_lib.Run(workdir) as opened:
     args = trainer, opened, opened.find(), about
-    result = exits_report.evaluate(*args, threshold=confidence.ALWAYS)
+    result = exit_report.evaluate(*args, threshold=confidence.ALWAYS)
     assert result['threshold']['shares'] == [1, 0]
     assert not {'curve', 'mac_target', 'same_accuracy'} & set(result)
     monkeypatch.setattr(trainer.config, 'mac_target', 1e-3)
-    result = exits_report.evaluate(*args)
+    result = exit_report.evaluate(*args)
     assert 'mac_target' not in result and 'same_accuracy' in result
 
 

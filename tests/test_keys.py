@@ -32,8 +32,11 @@ def test_no_two_purposes_share_a_key(monkeypatch):
   pretrained.load(system)
   assert len(keys) == 3
   keys.append(jax.random.key(seed))
-  for key in (state.key, state_lib.restart(state, seed).key):
+  chain = [state]
+  for _ in range(2):
+    chain.append(state_lib.restart(chain[-1], seed))
+  for key in (link.key for link in chain):
     steps = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(8))
     keys += [key, *steps, *jax.vmap(jax.random.split)(steps).reshape(-1)]
   found = {tuple(jax.random.key_data(key).tolist()) for key in keys}
-  assert len(found) == len(keys) == 4 + 2 * (1 + 8 * 3)
+  assert len(found) == len(keys) == 4 + 3 * (1 + 8 * 3)

@@ -77,6 +77,20 @@ def test_masked_rows_learn_from_their_own_image(state, batch, classify):
       total, metrics['loss'] + weight * np.mean(terms), rtol=1e-5)
 
 
+@pytest.mark.parametrize('size, num', [(8, 4), (8, 3), (6, 4), (8, 8), (8, 0)])
+def test_rows_of_images_with_a_second_row(size, num):
+  rows, x = dense.Rows(size, num), np.arange(2 * size).reshape(size, 2)
+  chosen = np.asarray(rows.chosen(x))
+  # Each group of images has its share of them, the first ones.
+  groups = np.split(x, np.gcd(size, num))
+  np.testing.assert_array_equal(chosen, np.concatenate(
+      [group[:num // len(groups)] for group in groups]))
+  both = rows.join(x, -chosen)
+  assert both.shape == (size + num, 2)
+  for got, want in zip(rows.split(both), (x, -chosen)):
+    np.testing.assert_array_equal(got, want)
+
+
 def test_the_exits_of_a_model_with_one_are_plain_training(
     state, batch, classify):
   system = make_system(**{'dense.nested': 0., 'dense.mask_weight': 0.,

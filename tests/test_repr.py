@@ -105,7 +105,7 @@ def test_predictions():
       np.zeros((2, 4), np.float32), np.array([3, 0]), actions,
       np.array([2e6, 3e6]))
   assert repr(prediction) == (
-      'Prediction(logits=float32[2,4], labels=[3, 0], actions=0.75 of 6 '
+      'Prediction(logits=float32[2,4], labels=[3, 0], actions=75% of 6 '
       'layers, macs=2.50 MMACs on average)')
   one = cascade.Prediction(
       np.zeros(4, np.float32), np.int64(2), np.int64(1), np.float64(2e6))

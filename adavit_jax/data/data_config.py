@@ -27,7 +27,7 @@ def default_config() -> ml_collections.ConfigDict:
       # Fraction of the training split for calibration and model selection.
       holdout=0.1,
       # Seed of the held-out images and of composed images; None: the run's
-      # seed, or that of the run it starts from.
+      # seed. A run that starts from another must hold out the same images.
       seed=config_dict.placeholder(int),
       on_corrupt='error',  # 'error' | 'skip'
       scenes=dict(kind='mix', num_train=30_000, num_test=4_000),

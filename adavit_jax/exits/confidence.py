@@ -19,6 +19,16 @@ NEVER = float(np.finfo(np.float32).max)
 ALWAYS = -NEVER
 
 
+def format_threshold(value):
+  """A threshold as text, 'inf' and '-inf' for `NEVER` and `ALWAYS`.
+
+  All digits are kept: rounding a probability near 1 changes the exits.
+  """
+  if abs(value) == NEVER:
+    return 'inf' if value > 0 else '-inf'
+  return repr(float(value))
+
+
 # A rule computes the confidence at an exit: (logits [B, K], memory) ->
 # (confidence [B], memory). It is pure and treats each row independently. The
 # memory of earlier exits is a pytree with a leading batch axis, or None before

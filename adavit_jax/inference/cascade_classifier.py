@@ -68,10 +68,11 @@ class CascadeClassifier:
   def __repr__(self):
     layers = {'all': 'all', 'mask': 'the same for every image',
               'policy': 'a policy decides'}[self._decider]
+    thresholds = ', '.join(map(confidence.format_threshold, self.thresholds))
     return describe.classifier(self, self._max_batch_size, [
         f'layers: {layers}; phase {self.phase}',
-        f'exits: {self.system.num_exits}, thresholds '
-        f'{self.thresholds.tolist()} for {self.system.config.exits.rule}',
+        f'exits: {self.system.num_exits}, thresholds [{thresholds}] for '
+        f'{self.system.config.exits.rule}',
         str(self._cost)])
 
   @property

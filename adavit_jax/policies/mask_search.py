@@ -60,7 +60,7 @@ def greedy_chain(model, params, cost, z1, labels, *, images=None, weights=None,
   if weights is None:
     weights = np.ones(len(labels), np.float32)
   return _greedy_chain(model, params, cost, place((z1, images, labels)),
-                       place(weights), forward, progress)
+                       place(weights, 'constant'), forward, progress)
 
 
 def _greedy_chain(model, params, cost, batches, weights, forward, progress):
@@ -127,7 +127,7 @@ def candidates(model, params, cost, z1, labels, *, images=None, batch_size=None,
   each = num_tried(plan.num_layers(model))
   chains = [
       _greedy_chain(
-          model, params, cost, batches, place(weights), False,
+          model, params, cost, batches, place(weights, 'constant'), False,
           lambda done, i=i: progress(i * each + done)).actions
       for i, weights in enumerate((np.ones_like(easy), easy, 1 - easy))]
   return Actions(*map(jnp.concatenate, zip(*chains)))
@@ -144,17 +144,18 @@ def _placer(num, batch_size, mesh):
 
   Returns:
     Function from trees of arrays [B, ...] to batches [n, size, ...], padded
-    with zeros, with each batch sharded over the mesh.
+    with the last image, with each batch sharded over the mesh; `mode` is that
+    of `np.pad`.
   """
   size = min(batch_size or num, num)
   if mesh is not None:
     size += -size % mesh.size
 
-  def place(x):
+  def place(x, mode):
     x = np.asarray(x)
     rows = -(-num // size) * size
     if rows > num:
-      x = np.pad(x, [(0, rows - num), *[(0, 0)] * (x.ndim - 1)])
+      x = np.pad(x, [(0, rows - num), *[(0, 0)] * (x.ndim - 1)], mode)
     x = x.reshape(-1, size, *x.shape[1:])
     if mesh is None:
       return jnp.asarray(x)
@@ -162,7 +163,8 @@ def _placer(num, batch_size, mesh):
     # Each process supplies the shards of its own devices.
     return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
 
-  return functools.partial(jax.tree.map, place)
+  return lambda tree, mode='edge': jax.tree.map(
+      lambda x: place(x, mode), tree)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

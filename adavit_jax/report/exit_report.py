@@ -178,14 +178,7 @@ def _show(result, system):
     print(table.format_rows(cascades, (*columns, shares)))
   for label, row in cascades:
     print(f"\n{label}: --rule={result['rule']} --threshold=" + ','.join(
-        _threshold(t) for t in row['thresholds']))
-
-
-def _threshold(value):
-  if abs(value) == confidence.NEVER:
-    return 'inf' if value > 0 else '-inf'
-  # All digits, since rounding a probability near 1 changes the exits.
-  return repr(float(value))
+        confidence.format_threshold(t) for t in row['thresholds']))
 
 
 _HEAD_COLUMNS = (

@@ -38,9 +38,11 @@ def reread(read):
     The result of `read`.
 
   Raises:
-    Replaced: if the checkpoint was replaced in every attempt.
+    Replaced: if the checkpoint was replaced in every attempt. In a job of
+      several processes there is one attempt: reads are collective, and a
+      process that retries alone would wait for the others forever.
   """
-  for _ in range(_TRIES - 1):
+  for _ in range(_TRIES - 1 if jax.process_count() == 1 else 0):
     try:
       return read()
     except Replaced as error:
@@ -115,7 +117,7 @@ class Run:
       steps = [('best', step) for step in ckpts.steps('best')]
     elif phase:
       steps = [('phases', step) for step in ckpts.steps('phases')
-               if ckpts.info(step, 'phases')['phase'] == phase]
+               if self._info('phases', step)['phase'] == phase]
     else:
       steps = [ckpts.latest()] if ckpts.latest() else []
     if not steps:
@@ -125,9 +127,12 @@ class Run:
                        f'or give the --workdir of another run')
     return steps[-1]
 
-  def _saved(self, kind, step):
+  def _info(self, kind, step):
     with self._reading(kind, step):
-      info = self._checkpoints.info(step, kind)
+      return self._checkpoints.info(step, kind)
+
+  def _saved(self, kind, step):
+    info = self._info(kind, step)
     config_lib.import_module(info['config']['model']['module'])
     return Saved(kind, step, {**info, 'config': with_defaults(info['config'])})
 

@@ -32,7 +32,7 @@ def make_optimizer(config, steps: int, *, stacks=(), undecayed=()
     steps: optimizer steps of the phase.
     stacks: names of the parameter groups with a leading axis of encoders, see
       `plan.groups`; for 'muon'.
-    undecayed: names of the parameter groups without weight decay.
+    undecayed: names of the parameter groups without weight decay; for 'adamw'.
 
   Returns:
     (tx, schedule); `schedule(count)` is the learning rate of the update that

@@ -63,10 +63,12 @@ def init_state(system, seed):
 
 def restart(state, seed):
   """Returns the first state of a run that starts from another's parameters."""
-  # Both runs often share the seed; a new key keeps their steps independent.
+  # Runs in a chain often share the seed. A key made of the other run's keeps
+  # the steps of all of them independent.
   return state.replace(
       params=final_params(state), ema=None, step=jnp.zeros_like(state.step),
-      key=key_for(seed, 'steps from init.workdir'))
+      key=masked.named_key(jax.random.fold_in(state.key, seed),
+                           'steps from init.workdir'))
 
 
 def final_params(state):
