@@ -43,7 +43,9 @@ NUM_LAYERS = {0: (2, 8), 1: (2, 6), 2: (2, 4), 3: (2, 2), 4: (1, 1)}
 
 
 @pytest.mark.parametrize('num_fixed, dictionary', [
-    (0, False), (1, True), (2, False), (3, False), (3, True), (4, True)])
+    pytest.param(0, False, marks=pytest.mark.nightly), (1, True), (2, False),
+    pytest.param(3, False, marks=pytest.mark.nightly), (3, True),
+    pytest.param(4, True, marks=pytest.mark.nightly)])
 def test_modes_agree_on_any_plan(num_fixed, dictionary):
   model = odd.model(num_fixed=num_fixed, dictionary=dictionary)
   assert plan.num_layers(model) == NUM_LAYERS[num_fixed]

@@ -240,7 +240,9 @@ def runs(monkeypatch):
   monkeypatch.setattr(cascade, 'SIZES', (1,))  # fewer programs to compile
 
 
-@pytest.mark.parametrize('page', RUN)
+@pytest.mark.parametrize('page', [
+    page if page == 'README.md' else pytest.param(
+        page, marks=pytest.mark.nightly) for page in RUN])
 def test_python_runs_from_top_to_bottom(page, place, runs, monkeypatch):
   monkeypatch.chdir(place)
   scope = {}

@@ -78,6 +78,7 @@ def test_rows_of_a_model_in_every_mode(quick):
   np.testing.assert_allclose(ratios[5], want, rtol=1e-6)
 
 
+@pytest.mark.nightly
 def test_rows_of_a_ravit(quick):
   """Behind the last MSA layer of a branch the class token alone is read."""
   model = models.create(

@@ -360,7 +360,8 @@ def test_wrong_calls(model, params, z1):
                    _random(0))
 
 
-@pytest.mark.parametrize('chunk, read', [(3, 2), (8, 2), (8, None)])
+@pytest.mark.parametrize('chunk, read', [
+    (3, 2), pytest.param(8, 2, marks=pytest.mark.nightly), (8, None)])
 def test_passes_of_any_size_agree_with_masked(model, params, chunk, read):
   """Every number of images in a batch that is padded to 33 and their actions.
 
@@ -395,7 +396,8 @@ def test_modes_agree_in_bfloat16(params):
   assert np.abs(got - want).max() < 0.05 * want.std()
 
 
-@pytest.mark.parametrize('dtype', [bool, np.int32, np.float32])
+@pytest.mark.parametrize('dtype', [
+    bool, pytest.param(np.int32, marks=pytest.mark.nightly), np.float32])
 @pytest.mark.parametrize('mode', sorted(modes.MODES))
 def test_no_types_or_ranks_are_promoted(
     model, params, images, z1, run, mode, dtype):

@@ -164,7 +164,8 @@ def test_an_unknown_mode(steered):
 
 
 # The stage in which it decides is the second, between two exits, or the last.
-@pytest.mark.parametrize('num_fixed, asked', [(2, 1), (3, 3)])
+@pytest.mark.parametrize('num_fixed, asked', [
+    (2, 1), pytest.param(3, 3, marks=pytest.mark.nightly)])
 def test_exits_may_lie_before_the_policy(images, num_fixed, asked):
   model = tiny.model(exits=STEERED, num_fixed=num_fixed)
   params = tiny.params(model)

@@ -203,7 +203,8 @@ def test_detached_stages_have_no_gradient_from_later_exits(model, params):
     assert (largest(detached) > 0) == (name.endswith('_1')), name
 
 
-@pytest.fixture(scope='module', params=[0, 2])
+@pytest.fixture(scope='module', params=[
+    pytest.param(0, marks=pytest.mark.nightly), 2])
 def steered(request):
   """The policy decides before, behind and inside a branch."""
   return _model(layers=(1, 2, 1), factors=(2, 1, 1), num_fixed=request.param)

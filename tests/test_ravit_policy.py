@@ -175,6 +175,7 @@ def test_exported_stages_are_the_same_model(run, decided, tmp_path):
         clf(images).logits, logits, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.nightly
 def test_its_cascade_is_timed(run, decided, tiny_data, monkeypatch):
   workdir, trainer, _ = run
   monkeypatch.syspath_prepend(pathlib.Path(tiny.ROOT, 'benchmarks'))
@@ -246,6 +247,7 @@ def test_a_ravit_with_a_policy_loads_as_a_cascade(run):
   assert set(chosen) == {0, 1}
 
 
+@pytest.mark.nightly
 def test_before_its_policy_a_ravit_runs_all_layers(run):
   workdir, trainer, state = run
   clf = adavit_jax.load(workdir, phase='exits', max_batch_size=4)

@@ -215,6 +215,7 @@ def test_another_budget_than_the_configs(
     report.evaluate(run[0], mac_target=0.45, threshold=0.5)
 
 
+@pytest.mark.nightly
 def test_accuracy_is_drawn_against_time(
     run, reported, tiny_data, monkeypatch, tmp_path):
   monkeypatch.syspath_prepend(pathlib.Path(tiny.ROOT, 'benchmarks'))
@@ -244,6 +245,7 @@ def test_a_static_run_loads_with_its_mask(run, reported):
     np.testing.assert_array_equal(clf.actions.keep, [*map(int, static.name)])
 
 
+@pytest.mark.nightly
 def test_a_run_that_continues_another_has_a_report(
     run, tiny_data, tmp_path, opens):
   config = tiny.get_config()
