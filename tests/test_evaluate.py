@@ -105,7 +105,7 @@ def test_feature_statistics_are_of_all_images_but_fetched_without_them(
 
 def test_devices_share_the_images_of_the_mask_search(
     trainer, state, monkeypatch):
-  """15 images, of which each device runs 3 of 6 at a time."""
+  """15 images in batches of 6; each of 2 devices runs 3 of a batch."""
   system, split = trainer.system, trainer.dataset.holdout
   laid, run = [], mask_search._evaluate
   def evaluated(model, params, batches, actions):

@@ -238,7 +238,9 @@ class Backbone(nn.Module, kw_only=True):
       tokens = ' to '.join(map(str, nums[:1] + nums[1:][-1:]))
       return (f': {length} encoder{"s" * (length != 1)}, {tokens} tokens, '
               f'{describe.macs(macs)}')
-    except Exception:  # Invalid attributes, or a partly constructed module.
+    # Flax prints modules in its errors, also with invalid attributes and half
+    # constructed; a repr that raises would hide the error.
+    except Exception:
       return ''
 
   @nn.nowrap
