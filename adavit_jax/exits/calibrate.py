@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from adavit_jax.exits import confidence as confidence_lib
+from adavit_jax.exits import held_out
 from adavit_jax.exits import threshold_search
 
 
@@ -45,7 +46,7 @@ def evaluate(confidences, correct, stage_macs, thresholds):
     ValueError: if shapes do not match.
   """
   return _calibration(
-      threshold_search.Images(confidences, correct, stage_macs),
+      held_out.HeldOut(confidences, correct, stage_macs),
       confidence_lib.check_thresholds(thresholds, len(confidences)))
 
 
@@ -74,7 +75,7 @@ def calibrate(confidences, correct, stage_macs, *, max_macs=None,
     ValueError: if not exactly one target is given, the target cannot be met, or
       shapes do not match.
   """
-  images = threshold_search.Images(confidences, correct, stage_macs)
+  images = held_out.HeldOut(confidences, correct, stage_macs)
   targets = [max_macs is not None, min_accuracy is not None, same_accuracy]
   if sum(targets) != 1:
     raise ValueError(
@@ -117,7 +118,7 @@ def curve(confidences, correct, stage_macs, *, num=50):
     List of `Calibration.as_dict()`, the cheapest first, ascending in MACs and
     accuracy; dominated points are left out.
   """
-  images = threshold_search.Images(confidences, correct, stage_macs)
+  images = held_out.HeldOut(confidences, correct, stage_macs)
   frontier = threshold_search.frontier(images)
   points = []
   for budget in np.linspace(_least_macs(images), images.macs[-1].mean(), num):
