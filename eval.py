@@ -17,7 +17,7 @@ import jax
 
 from adavit_jax import report
 from adavit_jax.exits import confidence
-from adavit_jax.runs import checkpoints
+from adavit_jax.runs import orbax_manager
 from adavit_jax.train import guards
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a run.',
@@ -67,5 +67,5 @@ def main(argv):
 
 if __name__ == '__main__':
   logging.set_verbosity(logging.INFO)
-  checkpoints.quiet_orbax()
+  orbax_manager.quiet_orbax()
   app.run(main)

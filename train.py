@@ -16,8 +16,8 @@ from absl import logging
 import jax
 from ml_collections import config_flags
 
-from adavit_jax.runs import checkpoints
 from adavit_jax.runs import loop
+from adavit_jax.runs import orbax_manager
 from adavit_jax.train import guards
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -90,5 +90,5 @@ def _parse(argv):
 
 if __name__ == '__main__':
   logging.set_verbosity(logging.INFO)
-  checkpoints.quiet_orbax()
+  orbax_manager.quiet_orbax()
   app.run(main, flags_parser=_parse)

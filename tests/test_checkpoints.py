@@ -10,6 +10,7 @@ import sys
 from absl import logging
 import adavit_jax
 from adavit_jax.runs import checkpoints
+from adavit_jax.runs import orbax_manager
 from adavit_jax.train import mesh as mesh_lib
 import flax.struct
 import jax
@@ -207,7 +208,7 @@ def test_an_applications_own_logs_of_orbax_are_not_hidden(
     assert logger.filter(seen)
   assert not caplog.text  # what Orbax warns of is what was asked for
   monkeypatch.setattr(logger, 'filters', [])
-  checkpoints.quiet_orbax()
+  orbax_manager.quiet_orbax()
   assert not logger.filter(seen)
   assert logger.filter(record(30, orbax))
   assert logger.filter(record(20, '/application.py'))
@@ -233,6 +234,7 @@ def test_bad_arguments(tmp_path):
 _KILLED = '''
 import os, signal, sys
 from adavit_jax.runs import checkpoints
+from adavit_jax.runs import orbax_manager
 import jax
 import jax.numpy as jnp
 

@@ -9,7 +9,7 @@ from adavit_jax import models
 from adavit_jax.models import encoder
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
-from adavit_jax.runs import run as run_lib
+from adavit_jax.runs import saved_run
 import jax
 import numpy as np
 import odd
@@ -165,10 +165,10 @@ def runs(monkeypatch):
     phases, exits = made[str(self.workdir)]
     config.phases, config.model.exits = phases, exits
     dataset = dict(num_classes=4, channels=1, mean=[0.5], std=[0.5])
-    return run_lib.Saved('phases', 6, dict(
+    return saved_run.Saved('phases', 6, dict(
         phase=phases[-1], config=config.to_dict(), dataset=dataset))
 
-  monkeypatch.setattr(run_lib.Run, 'find', find)
+  monkeypatch.setattr(saved_run.Run, 'find', find)
   return made
 
 

@@ -12,7 +12,7 @@ from adavit_jax.report import exit_report
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import loop
 from adavit_jax.runs import preemption
-from adavit_jax.runs import run as run_lib
+from adavit_jax.runs import saved_run
 from adavit_jax.runtime import cascade
 from adavit_jax.runtime import stages
 from adavit_jax.train import phases
@@ -207,15 +207,16 @@ def test_report_with_a_threshold_or_a_target_too_low(
   about = dict(workdir=workdir, phase='exits', num_test=16, seed=0, device='')
   for wrong in ([0., 0.], np.nan):
     with pytest.raises(ValueError, match='^threshold'):  # before any compute
-      exit_report.evaluate(trainer, None, None, about, threshold=wrong)
-  with run_lib.Run(workdir) as opened:
-    args = trainer, opened, opened.find(), about
-    result = exit_report.evaluate(*args, threshold=confidence.ALWAYS)
-    assert result['threshold']['shares'] == [1, 0]
-    assert not {'curve', 'mac_target', 'same_accuracy'} & set(result)
-    monkeypatch.setattr(trainer.config, 'mac_target', 1e-3)
-    result = exit_report.evaluate(*args)
-    assert 'mac_target' not in result and 'same_accuracy' in result
+      exit_report.evaluate(trainer, None, about, threshold=wrong)
+  with saved_run.Run(workdir) as opened:
+    state = opened.state(opened.find(), trainer.system, trainer.mesh)
+  args = trainer, state, about
+  result = exit_report.evaluate(*args, threshold=confidence.ALWAYS)
+  assert result['threshold']['shares'] == [1, 0]
+  assert not {'curve', 'mac_target', 'same_accuracy'} & set(result)
+  monkeypatch.setattr(trainer.config, 'mac_target', 1e-3)
+  result = exit_report.evaluate(*args)
+  assert 'mac_target' not in result and 'same_accuracy' in result
 
 
 def test_a_run_loads_as_a_cascade(run, dataset):

@@ -11,6 +11,7 @@ import time
 from adavit_jax import data
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import loop
+from adavit_jax.runs import orbax_manager
 from adavit_jax.runs import preemption
 from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
@@ -293,7 +294,7 @@ def _main():
   mesh_lib.make_mesh = lambda: make_mesh(2)  # as the fixture `two_devices`
   data.load = lambda *args, **kwargs: tiny.dataset(seconds=0.1)
   logging.set_verbosity(logging.INFO)
-  checkpoints.quiet_orbax()
+  orbax_manager.quiet_orbax()
   app.run(train.main)
 
 

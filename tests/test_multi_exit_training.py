@@ -5,10 +5,11 @@ import dataclasses
 import adavit_jax
 from adavit_jax import data
 from adavit_jax.exits import confidence as confidence_lib
+from adavit_jax.runs import first_state
 from adavit_jax.runs import loop
 from adavit_jax.runs import phase_start
 from adavit_jax.runs import preemption
-from adavit_jax.runs import run as run_lib
+from adavit_jax.runs import saved_run
 from adavit_jax.runtime import stages as stages_lib
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
@@ -112,7 +113,7 @@ def test_last_exit_trains_the_backbone_alone(last_exit):
 
 def _restored(workdir, system, phase=''):
   """The state that a run gives to a system."""
-  with run_lib.Run(workdir) as run:
+  with saved_run.Run(workdir) as run:
     return run.state(run.find(phase=phase), system, mesh_lib.make_mesh())
 
 
@@ -140,7 +141,7 @@ def test_heads_of_a_run_stay_on_their_backbone(
     trainer = loop.Trainer(
         _config('last_exit', **{'init.workdir': workdir}, **fields),
         str(tmp_path), _without_holdout(dataset))
-    trainer._restore_params()
+    first_state.from_run(trainer)
 
 
 def test_another_number_of_heads_is_another_model(layers, dataset):
@@ -274,7 +275,8 @@ def stepwise(layers, dataset):
   step = jax.jit(step_lib.make_step(trainer.system, 'layer_wise', 0),
                  donate_argnums=0,
                  out_shardings=mesh_lib.replicated(trainer.mesh))
-  state = trainer._replicate(state_lib.init_state(trainer.system, 0))
+  state = mesh_lib.replicate(
+      state_lib.init_state(trainer.system, 0), trainer.mesh)
   state = phase_start.enter(trainer, state, 'layer_wise')
   stages, metrics, batches = [states.copy(state)], [], []
   for i in range(7):
@@ -326,8 +328,8 @@ def test_every_round_has_a_fresh_optimizer(layers, stepwise):
   # The first step of a round does not see what the round before left.
   for i, fresh in ((2, True), (3, False)):
     state = states.copy(stages[i])
-    spoilt = trainer._replicate(jax.tree.map(
-        lambda x: np.asarray(x) + 1, state.opt_state))
+    spoilt = mesh_lib.replicate(jax.tree.map(
+        lambda x: np.asarray(x) + 1, state.opt_state), trainer.mesh)
     again, _ = step(state.replace(opt_state=spoilt), *batches[i])
     assert states.same(again.params, stages[i + 1].params) == fresh
 

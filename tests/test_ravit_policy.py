@@ -13,7 +13,7 @@ from adavit_jax.models.backbone import EVAL
 from adavit_jax.policies import learned
 from adavit_jax.report import exit_report
 from adavit_jax.runs import loop
-from adavit_jax.runs import run as run_lib
+from adavit_jax.runs import saved_run
 from adavit_jax.runtime import masked
 from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
@@ -120,16 +120,16 @@ def test_a_report_counts_the_layers_that_ran(
 def test_no_static_sub_networks_are_tuned_beside_exits(
     run, tiny_data, monkeypatch):
   """So it does not matter what devices their batches would fit."""
-  make_mesh, find = mesh_lib.make_mesh, run_lib.Run.find
+  make_mesh, find = mesh_lib.make_mesh, saved_run.Run.find
   def joint(*args, **kwargs):
     saved = find(*args, **kwargs)
     config = saved.info['config']
     config['phases'] = [*config['phases'], 'joint']
     return saved._replace(info={**saved.info, 'phase': 'joint'})
-  monkeypatch.setattr(run_lib.Run, 'find', joint)
+  monkeypatch.setattr(saved_run.Run, 'find', joint)
   monkeypatch.setattr(mesh_lib, 'make_mesh', lambda: make_mesh(3))
   monkeypatch.setattr(
-      exit_report, 'evaluate', lambda trainer, run, saved, about, **kwargs: (
+      exit_report, 'evaluate', lambda trainer, state, about, **kwargs: (
           types.SimpleNamespace(mesh=trainer.mesh, about=about)))
   reached = report.evaluate(run[0])
   assert (reached.mesh.size, reached.about['phase']) == (3, 'joint')

@@ -17,7 +17,7 @@ from adavit_jax.inference.cascade_classifier import check_max_batch_size
 from adavit_jax.models import actions as actions_lib
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
-from adavit_jax.runs import run as run_lib
+from adavit_jax.runs import saved_run
 from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import state as state_lib
@@ -192,8 +192,8 @@ def load(workdir, *, phase='', best=False, actions=None, rule=None,
       invalid for it, rule or thresholds are given for a model without exits or
       actions for a model with exits, and as `Classifier`.
   """
-  with run_lib.Run(workdir, alone=True) as run:
-    info, system, state = run_lib.reread(lambda: _read(
+  with saved_run.Run(workdir, alone=True) as run:
+    info, system, state = saved_run.reread(lambda: _read(
         run, phase, best, actions, rule, thresholds))
   class_names = info['dataset']['class_names']
   if system.staged:
@@ -217,7 +217,7 @@ def _read(run, phase, best, actions, rule, thresholds):
     run.warn_of_unfinished()
   if rule is not None:
     info['config']['exits']['rule'] = rule
-  system = run_lib.system(info)
+  system = saved_run.system(info)
   exits = system.staged
   unused = dict(actions=actions) if exits else dict(
       rule=rule, thresholds=thresholds)
