@@ -209,8 +209,8 @@ def _compile(model, params, images, mode):
                       for num in plan.num_layers(model)))
   def program(chunk=None):
     def run(params, images, actions):
-      z1 = modes.fixed(model, params, images)
-      return modes.adaptive(
+      z1 = modes.before_policy(model, params, images)
+      return modes.after_policy(
           model, params, z1, actions, mode, images=images, chunk=chunk).total
     return (mode, *timing.compile_jit(jax.jit(run), params, images, actions))
   programs = {mode: program()}

@@ -149,7 +149,7 @@ def test_policy_networks_of_any_plan(tokens, dictionary):
   def run(params, images):
     policy, stats = learned.init_params(nets, model, jax.random.key(0))
     params = {**params, 'policy': policy, 'policy_stats': stats}
-    z1 = modes.fixed(model, params, images)
+    z1 = modes.before_policy(model, params, images)
     features = learned.observe(nets, model, params, z1)
     return learned.greedy(nets, policy, features)
 
@@ -165,7 +165,7 @@ def test_policy_networks_of_any_plan(tokens, dictionary):
       lambda: learned.init_params(nets, model, jax.random.key(0)))
   params = {**args[0], 'policy': policy[0], 'policy_stats': policy[1]}
   z1 = jax.eval_shape(
-      lambda p, x: modes.fixed(model, p, x), args[0], args[1][:1])
+      lambda p, x: modes.before_policy(model, p, x), args[0], args[1][:1])
   program = jax.make_jaxpr(decide)(params, z1)
   assert products.macs(program.jaxpr) == cost.of(model, nets).policy
 

@@ -283,7 +283,7 @@ def test_the_example_hands_on_what_a_policy_decides(small, tmp_path, capsys):
   @jax.jit
   def oracle(params, images):
     carry, found = None, []
-    for stage in clf.system.programs(clf.phase, 'masked'):
+    for stage in clf.system.after(clf.phase).programs('masked'):
       carry, logits = stage(params, images, carry)
       found.append(logits)
     return jnp.stack(found), Actions(*carry[1]).keep

@@ -155,7 +155,7 @@ def test_feature_statistics_are_those_of_the_training_images(ends, trainer):
   """Of every normalised token of z1, in NumPy."""
   system, split = trainer.system, trainer.dataset.train
   z1 = np.asarray(jax.jit(
-      lambda p, x: modes.fixed(system.model, p, system.normalize(x)))(
+      lambda p, x: modes.before_policy(system.model, p, system.normalize(x)))(
           ends['warm_start'].params,
           split.images(np.arange(len(split)))), np.float64)
   centred = z1 - z1.mean(-1, keepdims=True)

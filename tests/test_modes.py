@@ -36,14 +36,14 @@ def images():
 
 @pytest.fixture(scope='module')
 def z1(model, params, images):
-  return jax.jit(functools.partial(modes.fixed, model))(params, images)
+  return jax.jit(functools.partial(modes.before_policy, model))(params, images)
 
 
 @pytest.fixture(scope='module')
 def run(model):
   """The modes whose actions may be traced, each compiled once per shape."""
   def jit(mode):
-    return jax.jit(lambda p, z1, actions: modes.adaptive(
+    return jax.jit(lambda p, z1, actions: modes.after_policy(
         model, p, z1, actions, mode).total)
   return {mode: jit(mode) for mode in ('masked', 'cond', 'compact')}
 
@@ -85,7 +85,7 @@ def test_modes_agree_on_actions_per_image(model, params, z1, run):
     got = run['cond'](params, z1[i:i + 1], _row(actions, i))
     np.testing.assert_allclose(got, want[i:i + 1], **CLOSE)
     shared = Actions(*(a[i] for a in actions))
-    got = modes.adaptive(model, params, z1, shared, 'static').total
+    got = modes.after_policy(model, params, z1, shared, 'static').total
     np.testing.assert_allclose(got[i], want[i], **CLOSE)
 
 
@@ -94,7 +94,7 @@ def test_modes_agree_on_shared_actions(model, params, run, size):
   z1, actions = _tokens(model, size), _random(size)
   per_image = Actions(*(np.tile(a, (size, 1)) for a in actions))
   want = run['masked'](params, z1, per_image)
-  static = jax.jit(lambda p, z1: modes.adaptive(
+  static = jax.jit(lambda p, z1: modes.after_policy(
       model, p, z1, actions, 'static').total)(params, z1)
   for got in (run['cond'](params, z1, actions), static,
               run['compact'](params, z1, per_image)):
@@ -216,7 +216,7 @@ def test_compact_compiles_an_encoder_once_per_size(model, params, chunk):
   z1 = jax.ShapeDtypeStruct((8, model.num_tokens, model.width), jnp.float32)
   actions = jax.tree.map(lambda a: jax.ShapeDtypeStruct((8, L), a.dtype),
                          _random(0))
-  compiled = jax.jit(lambda *args: modes.adaptive(
+  compiled = jax.jit(lambda *args: modes.after_policy(
       model, *args, 'compact', chunk=chunk).total)
   text = compiled.lower(params, z1, actions).as_text(dialect='hlo')
   # A whole pass and the last ones; for prefix tokens q apart from k and v, and
@@ -231,7 +231,7 @@ def test_compact_compiles_an_encoder_once_per_size(model, params, chunk):
 
 def test_static_leaves_dropped_layers_out(model, params, z1):
   def products(actions):
-    forward = lambda p, z1: modes.adaptive(model, p, z1, actions, 'static')
+    forward = lambda p, z1: modes.after_policy(model, p, z1, actions, 'static')
     text = jax.jit(forward).lower(params, z1).as_text(dialect='hlo')
     return text.count(' dot(')
   ones, zeros = np.ones(L), np.zeros(L)
@@ -305,7 +305,7 @@ def test_actions_are_for_the_images_and_encoders_given(
   """In every mode, before it computes: none broadcasts or takes a row."""
   def wrong(x, msa, mlp):
     with pytest.raises(ValueError, match=f'actions .*{len(x)} images'):
-      modes.adaptive(model, params, x,
+      modes.after_policy(model, params, x,
                      Actions(np.ones(msa), np.ones(mlp)), mode)
 
   wrong(z1[:1], (4, L), (4, L))
@@ -319,7 +319,7 @@ def test_actions_are_for_the_images_and_encoders_given(
 def test_lists_are_actions_too(model, params, z1, run, mode):
   lists = Actions([1, 0, 1], [0, True, 1])
   rows = Actions(*(np.tile(np.float32(a), (2, 1)) for a in lists))
-  got = jax.jit(lambda p, z1: modes.adaptive(
+  got = jax.jit(lambda p, z1: modes.after_policy(
       model, p, z1, lists, mode).total)(params, z1[:2])
   np.testing.assert_allclose(got, run['masked'](params, z1[:2], rows), **CLOSE)
 
@@ -329,13 +329,14 @@ def test_only_masked_takes_other_numbers_than_0_and_1(model, params, z1, mode):
   for wrong in (-1., .5, 2.):
     actions = Actions(np.float32([1, 0, wrong]), np.float32([0, 1, 1]))
     with pytest.raises(ValueError, match=f"action is {wrong}.*'masked'"):
-      modes.adaptive(model, params, z1, actions, mode)
-    modes.adaptive(model, params, z1, actions, 'masked')
+      modes.after_policy(model, params, z1, actions, mode)
+    modes.after_policy(model, params, z1, actions, 'masked')
 
 
 def test_wrong_calls(model, params, z1):
   with pytest.raises(ValueError, match='actions.*<U1'):
-    modes.adaptive(model, params, z1, Actions(['1'] * L, ['0'] * L), 'masked')
+    modes.after_policy(
+        model, params, z1, Actions(['1'] * L, ['0'] * L), 'masked')
   with pytest.raises(ValueError, match='images.*uint8.*normalised'):
     modes.forward(model, params, np.zeros((1, 8, 8, 1), np.uint8), _random(0))
   for run in (lambda x: model.apply({'params': params['backbone']}, x),
@@ -346,17 +347,17 @@ def test_wrong_calls(model, params, z1):
     modes.forward(model, params, [[[[0.]]]], _random(0))
   for chunk in (0, -1, 2.):
     with pytest.raises(ValueError, match=f'chunk={chunk}'):
-      modes.adaptive(model, params, z1, _random(0), 'compact', chunk=chunk)
+      modes.after_policy(model, params, z1, _random(0), 'compact', chunk=chunk)
   with pytest.raises(ValueError, match="mode 'fast'.*'static'"):
-    modes.adaptive(model, params, z1, _random(0), 'fast')
+    modes.after_policy(model, params, z1, _random(0), 'fast')
   with pytest.raises(ValueError, match="mode='cond'.*4 images.*'compact'"):
-    modes.adaptive(model, params, z1, _random(0, 4), 'cond')
+    modes.after_policy(model, params, z1, _random(0, 4), 'cond')
   with pytest.raises(ValueError, match=r"mode='cond'.*\(4, 3\) for 1 images"):
     _skipping('cond', model, params, z1[:1], _random(0, 4))
   with pytest.raises(ValueError, match="mode='static'.*concrete"):
-    modes.adaptive(model, params, z1, _random(0, 4), 'static')
+    modes.after_policy(model, params, z1, _random(0, 4), 'static')
   with pytest.raises(ValueError, match="mode='static'.*concrete"):
-    jax.eval_shape(lambda a: modes.adaptive(model, params, z1, a, 'static'),
+    jax.eval_shape(lambda a: modes.after_policy(model, params, z1, a, 'static'),
                    _random(0))
 
 

@@ -36,7 +36,7 @@ def steered():
 
 def _scores(model, params, images):
   """What a policy decides by, [N, 2L]; of each action half are positive."""
-  z1 = jax.jit(functools.partial(modes.fixed, model))(params, images)
+  z1 = jax.jit(functools.partial(modes.before_policy, model))(params, images)
   project = np.random.default_rng(1).normal(
       size=(model.width, sum(plan.num_layers(model)))).astype(np.float32)
   found = np.asarray(z1).mean(1) @ project

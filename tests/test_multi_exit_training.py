@@ -219,7 +219,7 @@ def test_a_policy_and_exits_in_one_run(train, monkeypatch):
     assert not states.same(state.params[group], dense.params[group])
   changed = states.differ(state.params['heads'], policy.params['heads'])
   assert len(changed) == len(jax.tree.leaves(state.params['heads']))
-  assert trainer.system.actions('classifier_wise') is None
+  assert trainer.system.after('classifier_wise').actions is None
 
 
 def _between(values, num):

@@ -85,7 +85,7 @@ def _worker(index, port, workdir):
 
 def _train(workdir):
   """A whole run of one step, and a resumed one that finds it done."""
-  from adavit_jax.evaluation import evaluator
+  from adavit_jax.evaluation import batched
   from adavit_jax.runs import loop
   from adavit_jax.train import mesh as mesh_lib
   import jax
@@ -116,7 +116,7 @@ def _train(workdir):
   run = jax.jit(lambda images, labels, rows: (labels, images[:, 0, 0, 0], rows),
                 out_shardings=mesh_lib.replicated(trainer.mesh))
   train = dataset.train
-  labels, pixels, rows = evaluator.collect(train, run, trainer.mesh, 16)
+  labels, pixels, rows = batched.collect(train, run, trainer.mesh, 16)
   assert (labels == train.labels).all()
   assert (rows == np.arange(len(train))).all()
   assert (pixels == train.images(rows)[:, 0, 0, 0]).all()

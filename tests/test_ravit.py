@@ -251,8 +251,8 @@ def test_images_are_needed_where_a_branch_follows_the_policy():
   ones = Actions(np.ones(1), np.ones(1))
   @jax.jit
   def run(params, images):
-    z1 = modes.fixed(last, params, images)
-    return (modes.adaptive(last, params, z1, ones, 'masked').total,
+    z1 = modes.before_policy(last, params, images)
+    return (modes.after_policy(last, params, z1, ones, 'masked').total,
             modes.forward(last, params, images).total)
   got, want = run(params, images)
   np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)

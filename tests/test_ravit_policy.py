@@ -152,7 +152,7 @@ def test_exported_stages_are_the_same_model(run, decided, tmp_path):
   @jax.jit
   def oracle(params, images):
     carry, found = None, []
-    for stage in clf.system.programs(clf.phase, 'masked'):
+    for stage in clf.system.after(clf.phase).programs('masked'):
       carry, logits = stage(params, images, carry)
       found.append(logits)
     return found
@@ -207,7 +207,7 @@ def test_a_ravit_with_a_policy_loads_as_a_cascade(run):
   @jax.jit
   def oracle(params, images):
     images = clf.system.normalize(images)
-    x = modes.fixed(model, params, images)
+    x = modes.before_policy(model, params, images)
     actions = learned.greedy(
         nets, params['policy'],
         learned.observe(nets, model, params, x, images))

@@ -88,7 +88,7 @@ def _evaluate(run, workdir, options):
     return exit_report.evaluate(trainer, state, metadata, budget=budget,
                                 threshold=options.threshold)
   _check_without_exits(trainer, saved, workdir, options)
-  if trainer.system.actions(saved.info['phase']) is not None:
+  if trainer.system.after(saved.info['phase']).actions is not None:
     result = dict(metadata, **_without_policy(trainer, state, saved))
     _show_rows(result, [(key, key) for key in ('dense', 'static')])
     return result
@@ -138,7 +138,7 @@ def _check_without_exits(trainer, saved, workdir, options):
                                     and 0 < threshold < 1):
     raise ValueError(f'--threshold={threshold} must be a number in (0, 1) for '
                      f'a policy')
-  if trainer.system.actions(saved.info['phase']) is None:
+  if trainer.system.after(saved.info['phase']).actions is None:
     return
   for name in ('threshold', 'mac_target'):
     if (value := getattr(options, name)) is not None:
@@ -176,7 +176,7 @@ def _without_policy(trainer, state, saved):
   system, test = trainer.system, trainer.dataset.test
   params = state_lib.final_params(state)
   row = lambda out: rows_lib.row(out, system.plain_cost)
-  mask = system.actions(saved.info['phase'])
+  mask = system.after(saved.info['phase']).actions
   if state.teacher is None:
     return dict(dense=row(trainer.evaluator.dense(params, test)))
   return dict(dense=row(trainer.evaluator.dense(state.teacher, test)),

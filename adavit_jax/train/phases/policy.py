@@ -20,7 +20,7 @@ def loss(system, params, state, batch, key, done):
   """Returns the loss of the policy phase; see `Phase.loss`."""
   c = system.config.policy
   frozen = {**system.frozen(params), 'policy': params['policy']}
-  z1 = system.fixed(frozen, batch.images)
+  z1 = system.before_policy(frozen, batch.images)
   free = reinforce.curriculum(
       done / c.steps, plan.num_layers(system.model), c.curriculum)
   features = system.features(frozen, z1, batch.images)
