@@ -32,8 +32,12 @@ def policy_gradient(system, c, params, z1, features, log_price, batch, key,
                     free=None):
   """Returns the REINFORCE loss with entropy bonus and auxiliary classifier.
 
-  Shapes: S samples per image; with the greedy baseline, R = S + 1 action
-  vectors per image are tried, the greedy one last, else R = S.
+  -mean(advantage x log π(actions)) - c.entropy x entropy(π) + c.aux x (the
+  cross-entropy of the auxiliary classifier), where advantage is the reward of
+  the actions minus a baseline (equations 12 to 16).
+
+  S actions are sampled per image, and R are tried: with the greedy baseline
+  R = S + 1, the greedy ones last, else R = S.
 
   Args:
     system: `System`.
