@@ -101,12 +101,14 @@ def _stage(model, decide, mode, options, e, start, stop, params, images, carry):
       x = masked.run(model, params, x, images, start=start,
                      stop=model.num_fixed, inference=True).x
       actions, start = decide(params, x, images), model.num_fixed
-    x = _behind(model, mode, options, params, x, images, actions, start, stop)
+    x = _after_policy(
+        model, mode, options, params, x, images, actions, start, stop)
   logits, _ = params_lib.exit_logits(model, params, x, e)
   return ((x, tuple(actions)) if decides else x), logits
 
 
-def _behind(model, mode, options, params, x, images, actions, start, stop):
+def _after_policy(
+    model, mode, options, params, x, images, actions, start, stop):
   here = plan.cut(model, actions, start, stop)
   if mode == 'masked':
     return masked.run(model, params, x, images, here, start=start, stop=stop,
