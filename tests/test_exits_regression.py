@@ -18,7 +18,6 @@ import states
 from test_multi_exit_training import _between
 from test_multi_exit_training import _config
 from test_multi_exit_training import _fresh
-from test_multi_exit_training import _noise
 from test_multi_exit_training import one_device  # a fixture
 import tiny
 
@@ -128,7 +127,7 @@ def test_a_regression_without_early_exits(tmp_path, monkeypatch):
   trainer = loop.Trainer(
       _config('exits', **{'model.exits': None, 'exits.steps': 1}),
       str(tmp_path), _regression())
-  monkeypatch.setattr(step_lib, 'make_step', _noise)
+  monkeypatch.setattr(step_lib, 'make_step', states.noise)
   state = trainer.train()
   found = trainer.exit_evaluator('exits', state.params, trainer.dataset.test)
   clf = adavit_jax.load(str(tmp_path), max_batch_size=16)

@@ -304,16 +304,6 @@ def test_the_example_hands_on_what_a_policy_decides(small, tmp_path, capsys):
       for y, k in zip(logits.swapaxes(0, 1), chosen)]
 
 
-@pytest.mark.parametrize('mode', ['dense', 'static'])
-def test_the_script_refuses_a_threshold_without_a_policy(tmp_path, mode):
-  process = subprocess.run(**tiny.command(
-      f'{tiny.ROOT}/export.py', f'--workdir={tmp_path}', f'--mode={mode}',
-      f'--output={tmp_path}/a', '--threshold=0.3'), timeout=120)
-  assert process.returncode == 1
-  assert re.match(f'error: --threshold=0.3.*--mode={mode}',
-                  process.stderr.splitlines()[-1])
-
-
 def test_what_lies_beside_an_artefact(cond):
   about = json.loads((cond.parent / 'model.json').read_text())
   assert about == dict(

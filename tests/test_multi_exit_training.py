@@ -63,24 +63,6 @@ def train(dataset, tmp_path_factory):
   return run
 
 
-def _noise(system, phase, start):
-  """In place of a training step: adds noise."""
-  del system, start
-  def step(state, images, labels):
-    del images, labels
-    groups = phases.PHASES[phase].trains
-    flat, tree = jax.tree.flatten(
-        {k: state.params[k] for k in groups if k in state.params})
-    key = jax.random.fold_in(state.key, state.step)
-    noise = jax.random.normal(key, (max(x.size for x in flat),)) / 5
-    moved = tree.unflatten(
-        [x + noise[:x.size].reshape(x.shape) for x in flat])
-    ema = state.ema and jax.tree.map(lambda x: 2 * x, moved)
-    return state.replace(step=state.step + 1, ema=ema,
-                         params={**state.params, **moved}), {'loss': 0.}
-  return step
-
-
 @pytest.fixture(scope='module')
 def policies(train):
   """Of a plain ViT: its dense phase, then a policy; both learn nothing."""
@@ -88,7 +70,7 @@ def policies(train):
   config.phases = ('dense', 'policy')
   config.dense.steps = config.policy.steps = 1
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(step_lib, 'make_step', _noise)
+    patch.setattr(step_lib, 'make_step', states.noise)
     return train(config)
 
 
@@ -155,7 +137,7 @@ def test_another_number_of_heads_is_another_model(layers, dataset):
 
 def test_exits_on_the_backbone_of_a_plain_run(policies, train, monkeypatch):
   workdir, plain, _ = policies
-  monkeypatch.setattr(step_lib, 'make_step', _noise)
+  monkeypatch.setattr(step_lib, 'make_step', states.noise)
   _, trainer, state = train(_config('classifier_wise', **{
       'init.workdir': workdir, 'init.phase': 'dense'}))
   assert trainer.system.nets is None and int(state.step) == 2
@@ -199,27 +181,6 @@ def test_exits_learn_on_a_frozen_backbone_with_a_policy(
   np.testing.assert_array_equal(got.exit, chosen)
   np.testing.assert_array_equal(got.labels, want.prediction[chosen, rows])
   np.testing.assert_array_equal(got.macs, want.macs.cumsum(0)[chosen, rows])
-
-
-def test_a_policy_and_exits_in_one_run(train, monkeypatch):
-  """One of them before the place where the policy decides."""
-  make_step = step_lib.make_step
-  monkeypatch.setattr(
-      step_lib, 'make_step', lambda system, phase, start: (
-          make_step if phase == 'classifier_wise' else _noise)(
-              system, phase, start))
-  workdir, trainer, state = train(_config('classifier_wise', **{
-      'phases': ('dense', 'policy', 'classifier_wise'), 'dense.steps': 1,
-      'policy.steps': 1, 'model.num_fixed': 2}))
-  dense, policy = (_restored(workdir, trainer.system, phase)
-                   for phase in ('dense', 'policy'))
-  assert states.same(state.params['backbone'], dense.ema['backbone'])
-  for group in ('policy', 'policy_stats'):
-    assert states.same(state.params[group], policy.params[group])
-    assert not states.same(state.params[group], dense.params[group])
-  changed = states.differ(state.params['heads'], policy.params['heads'])
-  assert len(changed) == len(jax.tree.leaves(state.params['heads']))
-  assert trainer.system.after('classifier_wise').actions is None
 
 
 def _between(values, num):

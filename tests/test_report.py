@@ -25,6 +25,8 @@ import numpy as np
 import pytest
 import states
 from states import run  # a fixture
+from states import steps  # a fixture
+from states import trace_once  # a fixture
 from states import two_devices  # a fixture
 import tiny
 
