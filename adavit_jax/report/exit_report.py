@@ -21,7 +21,8 @@ _DROPS = {'all': '', 'mask': ', a mask drops layers',
           'policy': ', a policy drops layers'}
 
 
-def evaluate(trainer, run, saved, metadata, *, threshold=None, budget=None):
+def evaluate(trainer, run, saved, metadata, *, threshold=None, budget=None,
+             curve='best'):
   """Evaluates a run on the test split; prints a table and draws a picture.
 
   Thresholds are calibrated on held-out images for three targets: the accuracy
@@ -38,6 +39,7 @@ def evaluate(trainer, run, saved, metadata, *, threshold=None, budget=None):
       uses the config's `mac_target`.
     threshold: confidence threshold of all exits, or [E - 1] thresholds, instead
       of calibrated ones.
+    curve: how the thresholds of the curve are found, one of `calibrate.CURVES`.
 
   Returns:
     `metadata` with exits (a row for each exit alone), best_heads (see
@@ -55,6 +57,9 @@ def evaluate(trainer, run, saved, metadata, *, threshold=None, budget=None):
       number of thresholds is wrong, or the run is of another model.
   """
   system, workdir = trainer.system, metadata['workdir']
+  if curve not in calibrate.CURVES:
+    raise ValueError(f'--curve={curve} is unknown; known: '
+                     f'{sorted(calibrate.CURVES)}')
   num_exits, holdout = system.num_exits, trainer.dataset.holdout
   if threshold is not None:
     if num_exits == 1:
@@ -97,7 +102,8 @@ def evaluate(trainer, run, saved, metadata, *, threshold=None, budget=None):
     # Sorted, since the order of MACs on held-out images can differ.
     result['curve'] = sorted(
         (rows.cascade(point['thresholds'])
-         for point in calibrate.curve(*images)), key=lambda row: row['macs'])
+         for point in calibrate.CURVES[curve](*images)),
+        key=lambda row: row['macs'])
   if jax.process_index() == 0:
     _show(result, system)
     pictures.exits(result, epath.Path(workdir) / 'exits.png')
