@@ -75,6 +75,10 @@ class DVT(backbone.Backbone):
     return int(self.width * self.mlp_ratio)
 
   @property
+  def num_transformers(self):
+    return len(self.grids)
+
+  @property
   def has_reuse(self):
     """Whether any transformer reuses another; x is a dict then."""
     return len(self.grids) > 1 and (self.reuse_features or self.reuse_relations)
