@@ -2,6 +2,7 @@
 
 import math
 
+from adavit_jax.models import dvt_stem
 import numpy as np
 
 
@@ -133,7 +134,7 @@ def logits(model, params, images, keep=None):
     stem = p[f'patch_embed_{k}']
     tokens = (t2t(images, stem, model.windows[k], epsilon)
               if model.stem == 't2t' else
-              patches(images, stem, *model.patches(k)))
+              patches(images, stem, *dvt_stem.patches(model, k)))
     cls = np.tile(p[f'cls_{k}'], (size, 1, 1))
     previous = x if k and model.reuse_features else None
     x = np.concatenate([cls, tokens], 1) + p[f'pos_embedding_{k}']

@@ -3,6 +3,7 @@
 from adavit_jax import cost
 from adavit_jax import models
 from adavit_jax.exits import confidence as confidence_lib
+from adavit_jax.models import dvt_stem
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.models.backbone import EVAL
@@ -92,7 +93,7 @@ def test_macs_are_the_programs_own(name):
 
 def test_patches_are_the_papers():
   m = models.create('dvt_deit_small_224')
-  assert [m.patches(i) for i in range(3)] == [(32, 0), (23, 3), (16, 0)]
+  assert [dvt_stem.patches(m, i) for i in range(3)] == [(32, 0), (23, 3), (16, 0)]
 
 
 def test_the_contract_is_kept():

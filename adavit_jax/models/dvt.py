@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from adavit_jax.models import backbone
+from adavit_jax.models import dvt_stem
 from adavit_jax.models import encoder as encoder_lib
 from adavit_jax.models import inputs
 from adavit_jax.models import reuse
@@ -15,9 +16,6 @@ from adavit_jax.models import stack_rows
 from adavit_jax.models import t2t
 from adavit_jax.models import upsample
 from adavit_jax.models.encoder import Encoder
-from adavit_jax.models.stem import ConvStem
-from adavit_jax.models.stem import PatchStem
-from adavit_jax.models.stem import stem_macs
 from adavit_jax.models.vit import check_encoder
 
 
@@ -83,11 +81,6 @@ class DVT(backbone.Backbone):
     """Whether any transformer reuses another; x is a dict then."""
     return len(self.grids) > 1 and (self.reuse_features or self.reuse_relations)
 
-  def patches(self, index):
-    """(side, padding) of the patches of a transformer in pixels."""
-    side = -(-self.image_size // self.grids[index])
-    return side, -(-(side * self.grids[index] - self.image_size) // 2)
-
   def at(self, index):
     """`Tokens` after each encoder of a transformer."""
     n = self.grids[index]
@@ -105,20 +98,11 @@ class DVT(backbone.Backbone):
   def _epsilon(self):
     return t2t.EPSILON if self.stem == 't2t' else 1e-6
 
-  def _stem(self, index):
-    side, padding = self.patches(index)
-    name = f'patch_embed_{index}'
-    if self.stem == 't2t':
-      return t2t.T2TStem(self.width, self.windows[index], self.dtype, name=name)
-    if self.stem == 'conv':
-      return ConvStem(self.width, side, self.dtype, name=name)
-    return PatchStem(self.width, side, self.dtype, padding, name=name)
-
   def setup(self):
     normal = nn.initializers.truncated_normal(0.02, jnp.float32)
     each = lambda make, first=0: [
         make(i) for i in range(first, len(self.grids))]
-    self.stems = each(self._stem)
+    self.stems = each(functools.partial(dvt_stem.make, self))
     self.cls = each(lambda i: self.param(f'cls_{i}', normal,
                                          (1, 1, self.width)))
     fixed = lambda key, shape: jnp.asarray(t2t.sinusoids(*shape[1:]))
@@ -207,7 +191,7 @@ class DVT(backbone.Backbone):
                         method='tokenize'), {}
     groups = [f'{name}_{index}' for name in (
         'patch_embed', 'cls', 'pos_embedding')]
-    macs, keys = self._stem_macs(index), []
+    macs, keys = dvt_stem.macs(self, index), []
     if self.reuse_features:
       keys.append('x')
     if self.reuse_relations:
@@ -279,15 +263,6 @@ class DVT(backbone.Backbone):
       mlp += prepared + upsampled * upsampling
     return msa, mlp
 
-  def _stem_macs(self, index):
-    if self.stem == 't2t':
-      return t2t.macs(self.image_size, self.windows[index], self.channels,
-                      self.width)
-    side, _ = self.patches(index)
-    # An image whose sides are those of all patches together, with the padding.
-    return stem_macs(self.stem, side * self.grids[index], side, self.channels,
-                     self.width)
-
   def own_exits(self):
     read = None if self.has_reuse else 1
     return tuple(
@@ -304,7 +279,7 @@ class DVT(backbone.Backbone):
 
   @property
   def embed_macs(self):
-    return self._stem_macs(0)
+    return dvt_stem.macs(self, 0)
 
   def paper_macs(self):
     """MACs of each transformer as the paper counts them, which it calls FLOPs.
@@ -337,35 +312,35 @@ class DVT(backbone.Backbone):
       if not isinstance(getattr(self, name), bool):
         raise ValueError(f'{name}={getattr(self, name)!r} must be True or '
                          f'False')
-    if self.stem not in ('patch', 'conv', 't2t'):
-      raise ValueError(f"stem={self.stem!r} must be 'patch', 'conv' or 't2t'")
-    check_stems(self)
+    dvt_stem.check(self)
 
 
-def check_stems(m):
-  """Raises a ValueError if a stem does not give its grid."""
-  grids, s = m.grids, m.image_size
-  if m.stem == 't2t':
-    if len(m.windows) != len(grids):
-      raise ValueError(f"windows={m.windows} must have one (size, stride, "
-                       f"padding) for each of grids={grids} with stem='t2t'")
-    for n, window in zip(grids, m.windows):
-      sides = t2t.sides(s, window)
-      if sides[-1] != n:
-        raise ValueError(f'windows={m.windows}: {window} gives grids of '
-                         f'{sides} for image_size={s}, not {n} in the end')
-    return
-  if m.windows:
-    raise ValueError(f"windows={m.windows} are for stem='t2t', not for "
-                     f'stem={m.stem!r}; leave them out')
-  for i, n in enumerate(grids):
-    side, padding = m.patches(i)
-    if padding >= side:
-      raise ValueError(f'grids={grids}: {n} patches of {side} pixels would '
-                       f'exceed image_size={s} by a patch on each side')
-    if m.stem == 'conv' and (padding or side < 2 or side & (side - 1)):
-      raise ValueError(f"grids={grids}: stem='conv' needs patches whose side "
-                       f'is a power of two, not image_size={s} over {n}')
+def with_vit(params, vit_params):
+  """Starts the first transformer of a DVT from a trained ViT.
+
+  The ViT has the stem 'patch' or 'conv', the width, depth and heads of the DVT,
+  and patches of the size that makes its first grid.
+
+  Args:
+    params: groups of the DVT.
+    vit_params: groups of the ViT.
+
+  Returns:
+    The groups of the DVT with the ViT's parameters in the first transformer;
+    `weights.save` makes a file of them that `config.init.weights` reads.
+
+  Raises:
+    ValueError: if a parameter of the ViT does not fit.
+  """
+  own, given = params['backbone'], vit_params['backbone']
+  shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+  wrong = [name for name in given
+           if shapes(given[name]) != shapes(own.get(f'{name}_0'))]
+  if wrong:
+    raise ValueError(f'vit_params: {sorted(wrong)} do not fit the first '
+                     f'transformer of the DVT')
+  return {**params, 'backbone': {
+      **own, **{f'{name}_0': leaf for name, leaf in given.items()}}}
 
 
 _T2T = dict(image_size=224, num_classes=1000, grids=(7, 10, 14), stem='t2t',

@@ -6,6 +6,7 @@ Fixed positions and the directions of the performers, which it does not train,
 are tensors of the file too.
 """
 
+from adavit_jax.models import dvt_stem
 from adavit_jax.models import reuse
 from adavit_jax.models import t2t
 from adavit_jax.weights import layout
@@ -27,7 +28,7 @@ def _performer(name, leaf, inputs, width, num_features):
 def _stem(model, prefix, index):
   d, leaf = model.width, (f'patch_embed_{index}',)
   if model.stem == 'patch':
-    side, _ = model.patches(index)
+    side, _ = dvt_stem.patches(model, index)
     name = f'{prefix}.patch_embed.proj'
     return [
         layout.Tensor(f'{name}.weight', (*leaf, 'proj', 'kernel'),
