@@ -29,8 +29,7 @@ _NUM_TRAIN = 45_000
 
 
 def get_config(variant=''):
-  """Returns the full schedule; 'cpu' is for one CPU core, 'cifar100' a data set.
-  """
+  """Returns the full schedule, also for 'cifar100'; 'cpu' is for one core."""
   if variant not in ('', 'cpu', 'cifar100'):
     raise ValueError(f"unknown variant {variant!r}; known: 'cpu', 'cifar100', "
                      f"or none")

@@ -286,7 +286,7 @@ class DVT(backbone.Backbone):
 
     The sum over exits gives its tables: 0.468, 1.446 and 3.455 G for DVT with
     T2T-ViT-12. Our own count adds the upsampling, as products with the matrix
-    of each axis: 0.9 and 2.4 % of the second and third transformer there.
+    of each axis: 1.0 and 2.5 % of the second and third transformer there.
     """
     stages = []
     for i in range(len(self.grids)):
