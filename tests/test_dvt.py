@@ -180,13 +180,25 @@ def test_without_reuse_it_is_independent_vits():
     np.testing.assert_array_equal(got[k], want)
 
 
-@pytest.mark.parametrize('num_fixed', [1, 4])
-def test_modes_agree(params, num_fixed):
+def test_one_transformer_skips_tokens_that_nobody_reads():
+  """Also without a bias of queries, keys and values."""
+  m = model(grids=(2,), image_size=24, stem='t2t', windows=((3, 3, 0),))
+  params, x = tiny.params(m), images(size=24)
+  got, want = jax.jit(lambda p, x: (
+      modes.forward(m, p, x).total,
+      m.apply({'params': p['backbone']}, x)[0]))(params, x)
+  np.testing.assert_allclose(got, want, **CLOSE)
+
+
+@pytest.mark.parametrize('grids, num_fixed', [
+    ((2, 3), 1), pytest.param((2, 3, 4), 4, marks=pytest.mark.nightly)])
+def test_modes_agree(grids, num_fixed):
   """With the dropped layers' logits at zero, as NumPy has them."""
-  m, x = model(num_fixed=num_fixed), images()
-  keep = np.ones((2, 3, 6), np.float32)
+  m, x = model(grids=grids, num_fixed=num_fixed), images()
+  params, num = tiny.params(m), 2 * len(grids)
+  keep = np.ones((2, 3, num), np.float32)
   keep[:, :, num_fixed:] = np.random.default_rng(num_fixed).integers(
-      0, 2, (2, 3, 6 - num_fixed))
+      0, 2, (2, 3, num - num_fixed))
   actions = Actions(*keep[:, :, num_fixed:])
   want = numpy_dvt.logits(m, params, np.float64(x), keep)[-1]
   shared = Actions(*(a[0] for a in actions))
@@ -214,29 +226,25 @@ def test_added_exits_split_a_transformer(params, plain):
   np.testing.assert_allclose(logits[jnp.array([1, 3, 4])], plain, **CLOSE)
 
 
-def test_gradients_flow_through_both_kinds_of_reuse(params):
-  """From the last exit into every parameter but those of the earlier ones."""
-  x = images()
-  def grads(m):
-    loss = lambda p: (m.apply({'params': p}, x)[-1] ** 2).sum()
-    names = jax.eval_shape(lambda: m.init_variables(jax.random.key(0)))[0]
-    return jax.jit(jax.grad(loss))(
-        {name: params['backbone'][name] for name in names})
-  found = grads(model())
-  largest = lambda tree: max(np.abs(a).max() for a in jax.tree.leaves(tree))
+def test_gradients_flow_through_both_kinds_of_reuse():
+  """From the last exit into every parameter but those of the earlier one."""
+  x, both = images(), model(grids=(2, 3))
+  relations = model(grids=(2, 3), reuse_features=False)
+  def loss(m, p):
+    return (m.apply({'params': p}, x)[-1] ** 2).sum()
+  @jax.jit
+  def run(p, q):
+    return (jax.grad(lambda p: loss(both, p))(p),
+            jax.grad(lambda p: loss(relations, p))(q))
+  found, through = run(*(tiny.params(m)['backbone'] for m in (both, relations)))
   for name, leaves in found.items():
-    early = name in ('norm_0', 'norm_1', 'head_0', 'head_1')
-    assert (largest(leaves) > 0) == (not early), name
-  assert np.abs(found['encoders_0']['qkv']['kernel']).min(-1).max() > 0
-  # Through the relations alone.
-  one = model(reuse_features=False)
-  both = tiny.params(one)['backbone']
-  loss = lambda p: (one.apply({'params': p}, x)[-1] ** 2).sum()
-  through = jax.jit(jax.grad(loss))(both)
-  kernel = through['encoders_0']['qkv']['kernel']  # [L, D, q k v]
-  assert np.abs(kernel[-1, :, :16]).max() > 0
-  # The values of the last encoder reach no logits.
-  assert not np.any(kernel[-1, :, 16:])
+    largest = max(np.abs(a).max() for a in jax.tree.leaves(leaves))
+    assert (largest > 0) == (name not in ('norm_0', 'head_0')), name
+  # Through the relations alone, queries and keys of the last encoder learn,
+  # and its values, which reach no logits, do not.
+  kernel = through['encoders_0']['qkv']['kernel'][-1]  # [D, q k v]
+  assert np.abs(kernel[:, :8]).max() > 0 and np.abs(kernel[:, 8:16]).max() > 0
+  assert not np.any(kernel[:, 16:])
 
 
 def test_gates_scale_logits_too(params):

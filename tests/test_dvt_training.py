@@ -23,9 +23,9 @@ def _config(**fields):
   config.phases = ('exits',)
   config.model.name = 'dvt_cifar_32'
   config.model.patch_size = None  # the field of a ViT
-  config.model.update(image_size=8, width=8, depth=1, num_heads=2,
+  config.model.update(image_size=8, width=16, depth=1, num_heads=2,
                       grids=(2, 4))
-  config.exits.update(steps=30, batch_size=16, learning_rate=1e-2,
+  config.exits.update(steps=60, batch_size=16, learning_rate=2e-2,
                       optimizer='muon', rule='max_probability')
   config.checkpoint_every = 1000
   config.mac_target = 0.6
@@ -102,11 +102,10 @@ def test_rows_of_the_table_are_overrides():
 
 def test_the_first_transformer_starts_from_a_vit(dataset, tmp_path):
   """Through a file that the config reads."""
-  config = _config(**{'exits.steps': 1, 'exits.learning_rate': 1e-9})
-  system = system_lib.create(config, dataset)
+  system = system_lib.create(_config(), dataset)
   vit = models.create(
-      'vit_digits_patch2_8', patch_size=4, width=8, depth=1, num_heads=2,
-      mlp_ratio=2., num_classes=4, stem='conv')
+      'vit_digits_patch2_8', patch_size=4, width=16, depth=1, num_heads=2,
+      mlp_ratio=2., num_classes=4, stem='conv', num_fixed=0)
   vit_params, params = tiny.params(vit), tiny.params(system.model)
   joined = dvt.with_vit(params, vit_params)
   x = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
