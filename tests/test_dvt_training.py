@@ -109,8 +109,9 @@ def test_the_first_transformer_starts_from_a_vit(dataset, tmp_path):
   vit_params, params = tiny.params(vit), tiny.params(system.model)
   joined = dvt.with_vit(params, vit_params)
   x = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
-  logits = system.model.apply({'params': joined['backbone']}, x)
-  want = vit.apply({'params': vit_params['backbone']}, x).total
+  logits, want = jax.jit(lambda p, q: (
+      system.model.apply({'params': p['backbone']}, x),
+      vit.apply({'params': q['backbone']}, x).total))(joined, vit_params)
   np.testing.assert_allclose(logits[0], want, rtol=1e-5, atol=1e-6)
   weights.save(tmp_path / 'a.safetensors', system.model, joined)
   got = weights.load(system.model, tmp_path / 'a.safetensors',

@@ -48,9 +48,10 @@ def _check_part(model, params, ctx, when):
       if unknown:
         raise ValueError(f'{where}: params={item.params} contains unknown '
                          f'groups; known: {sorted(params)}')
-      if item.keys and not set(item.keys) <= set(x):
-        raise ValueError(f'{where}: keys={item.keys} contains keys that x does '
-                         f'not have; it has {sorted(x)}')
+      known = set(x) if isinstance(x, dict) else set()
+      if not set(item.keys) <= known:
+        raise ValueError(f'{where}: keys={item.keys} must be keys of a dict x, '
+                         f'which has {sorted(known) or "none"}')
       x = _pair(where, item.run, params, x, images, ctx)
       continue
     x = _check_stack(where, item, params, x, ctx)
@@ -81,6 +82,12 @@ def _check_stack(where, stack, params, x, ctx):
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
   if ctx.stats is not None:
     ctx = ctx._replace(stats=row(ctx.stats.get(stack.group, {})))
+  known = set(x) if isinstance(x, dict) else set()
+  if (stack.each or stack.out) and (
+      not known or not set(stack.each) <= known):
+    raise ValueError(f'{where}: each={stack.each} and out='
+                     f'{tuple(stack.out)} are keys of a dict x, which has '
+                     f'{sorted(known) or "none"}')
   before, (x, each) = x, _trace(
       where, lambda x: stack_rows.split(stack, x), x)
   x = _trace(where, lambda x, rows: stack_rows.enter(stack, x, rows), x,

@@ -22,6 +22,9 @@ from adavit_jax.models.vit import check_encoder
 class DVT(backbone.Backbone):
   """Dynamic Transformer: a cascade of ViTs on one image, an exit after each.
 
+  From "Not All Images are Worth 16x16 Words: Dynamic Transformers for Efficient
+  Image Recognition" (NeurIPS 2021); details are those of its code.
+
   Every transformer has its own stem, class token, positions, encoders and head,
   and sees the whole image in its own number of tokens, the fewest first. From
   the second on, it can reuse the one before it:
