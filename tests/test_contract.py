@@ -37,7 +37,8 @@ def _branch(**changes):
     ('plan', _stack(each=('rows',)), r"each=\('rows',\)"),
     ('plan', _stack(out={'rows': None}), r"out=\('rows',\)"),
     ('plan', lambda self: (
-        *ViT.plan(self), backbone.Bridge(None, 0, keys=('rows',))), r"keys=\('rows',\)"),
+        *ViT.plan(self), backbone.Bridge(None, 0, keys=('rows',))),
+     r"keys=\('rows',\)"),
     ('plan', lambda self: (), r'Broken.plan\(\)'),
     ('plan', _branch(kind='attention'), "'attention'"),
     ('plan', _branch(run=lambda params, x, read, ctx: x), "branch 0 .*Delta"),
