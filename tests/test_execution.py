@@ -155,6 +155,27 @@ def test_unknown_modes_are_refused(execution, monkeypatch):
   assert message.startswith("error: --modes has ['masked']")
 
 
+def test_rows_of_a_cascade_at_given_shares(quick):
+  model = models.create(
+      'dvt_cifar_32', image_size=8, channels=1, num_classes=4, grids=(2, 4),
+      width=8, num_heads=2, depth=1, stem='patch')
+  shares, exits = (0.75, 0.25), cost.of(model).exits
+  rows = list(quick.cascades.rows(
+      'dvt', model, tiny.params(model), 8, shares, repeats=1, dtype='float32'))
+  assert [(r['mode'], r['keep']) for r in rows] == [
+      ('dense', 1), ('cascade, none leaves', 1), ('cascade, 75/25', 0.625)]
+  ratios = [r['mac_ratio'] for r in rows]
+  np.testing.assert_allclose(
+      ratios, [1, 1, (0.75 * exits[0] + 0.25 * exits[1]) / exits[1]])
+
+
+@pytest.mark.parametrize('value', [['0.5'], ['0.5', '0.6'], ['0.5', 'a']])
+def test_shares_that_do_not_fit_are_refused(execution, monkeypatch, value):
+  message = _error(execution, monkeypatch, shares=value,
+                   models=['ravit_cifar_patch4_32'])
+  assert message.startswith(f'error: --shares={",".join(value)} ')
+
+
 @pytest.fixture
 def runs(monkeypatch):
   """Lets a run seem to lie in any directory; returns what each is, to set."""

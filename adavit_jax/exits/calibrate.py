@@ -6,6 +6,7 @@ import numpy as np
 
 from adavit_jax.exits import confidence as confidence_lib
 from adavit_jax.exits import held_out
+from adavit_jax.exits import shares as shares_lib
 from adavit_jax.exits import threshold_search
 
 
@@ -128,6 +129,27 @@ def curve(confidences, correct, stage_macs, *, num=50):
     if not points or point.accuracy > points[-1].accuracy:
       points.append(point)
   return [p.as_dict() for p in points]
+
+
+def share_curve(confidences, correct, stage_macs):
+  """Computes the trade-off as DVT's paper draws it, see `shares`.
+
+  Args:
+    confidences: see `evaluate`.
+    correct: see `evaluate`.
+    stage_macs: see `evaluate`.
+
+  Returns:
+    List of 59 `Calibration.as_dict()`, from shares that favour the first exit
+    to shares that favour the last; points may be dominated by others.
+  """
+  images = held_out.HeldOut(confidences, correct, stage_macs)
+  return [
+      _calibration(images, shares_lib.thresholds(images.confidences, row))
+      .as_dict() for row in shares_lib.geometric(images.num_exits)]
+
+
+CURVES = {'best': curve, 'shares': share_curve}
 
 
 def _least_macs(images):

@@ -7,6 +7,7 @@ import typing
 import jax.numpy as jnp
 
 from adavit_jax.models import backbone
+from adavit_jax.models import dvt
 from adavit_jax.models import plan
 from adavit_jax.models import ravit
 from adavit_jax.models import vit
@@ -68,6 +69,7 @@ def _fields(family):
 
 register(vit.ViT, vit.MODELS)
 register(ravit.RAViT, ravit.MODELS)
+register(dvt.DVT, dvt.MODELS)
 
 
 def create(name, **overrides):

@@ -21,7 +21,8 @@ _DROPS = {'all': '', 'mask': ', a mask drops layers',
           'policy': ', a policy drops layers'}
 
 
-def evaluate(trainer, state, metadata, *, threshold=None, budget=None):
+def evaluate(trainer, state, metadata, *, threshold=None, budget=None,
+             curve='best'):
   """Evaluates a run on the test split; prints a table and draws a picture.
 
   Thresholds are calibrated on held-out images for three targets: the accuracy
@@ -38,6 +39,7 @@ def evaluate(trainer, state, metadata, *, threshold=None, budget=None):
       uses the config's `mac_target`.
     threshold: confidence threshold of all exits, or [E - 1] thresholds, instead
       of calibrated ones.
+    curve: how the thresholds of the curve are found, one of `calibrate.CURVES`.
 
   Returns:
     `metadata` with exits (a row for each exit alone), best_heads (see
@@ -55,6 +57,9 @@ def evaluate(trainer, state, metadata, *, threshold=None, budget=None):
       number of thresholds is wrong, or the run is of another model.
   """
   system, phase = trainer.system, metadata['phase']
+  if curve not in calibrate.CURVES:
+    raise ValueError(f'--curve={curve} is unknown; known: '
+                     f'{sorted(calibrate.CURVES)}')
   num_exits, holdout = system.num_exits, trainer.dataset.holdout
   if threshold is not None:
     _check_threshold(threshold, system, metadata['workdir'])
@@ -77,7 +82,7 @@ def evaluate(trainer, state, metadata, *, threshold=None, budget=None):
         result['exits'], outputs.score.mean(1))
   if calibrated:
     budget = trainer.config.mac_target if budget is None else budget
-    result.update(_calibrated(rows, system, outputs, budget))
+    result.update(_calibrated(rows, system, outputs, budget, curve))
   if jax.process_index() == 0:
     _show(result, system)
     pictures.exits(result, epath.Path(metadata['workdir']) / 'exits.png')
@@ -93,7 +98,7 @@ def _check_threshold(threshold, system, workdir):
   confidence.check_thresholds(threshold, system.num_exits)
 
 
-def _calibrated(rows, system, outputs, budget):
+def _calibrated(rows, system, outputs, budget, curve):
   """Returns the rows at each target that can be met, and the curve.
 
   Args:
@@ -101,6 +106,7 @@ def _calibrated(rows, system, outputs, budget):
     system: `System`.
     outputs: `ExitOutputs` of the held-out images.
     budget: MACs over those of the model without exits.
+    curve: one of `calibrate.CURVES`.
 
   Returns:
     Dict of same_accuracy, slack and mac_target, a row each, and curve, a list
@@ -123,7 +129,8 @@ def _calibrated(rows, system, outputs, budget):
   # Sorted, since the order of MACs on held-out images can differ.
   result['curve'] = sorted(
       (rows.cascade(point['thresholds'])
-       for point in calibrate.curve(*images)), key=lambda row: row['macs'])
+       for point in calibrate.CURVES[curve](*images)),
+      key=lambda row: row['macs'])
   return result
 
 

@@ -28,7 +28,7 @@ _LABELS = (
 
 
 def evaluate(workdir, *, threshold=None, best=False, static=True,
-             data_dir=None, rule=None, mac_target=None):
+             data_dir=None, rule=None, mac_target=None, curve=None):
   """Evaluates a run on the test split; prints tables and draws pictures.
 
   Args:
@@ -42,6 +42,8 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
     data_dir: replaces the config's `data.data_dir`.
     rule: replaces the config's `exits.rule`.
     mac_target: replaces the config's `mac_target`.
+    curve: for a model with exits, one of `exits.calibrate.CURVES`; None for
+      'best'.
 
   Returns:
     The report as a JSON-serialisable dict, or None if a signal stopped it. Its
@@ -49,12 +51,13 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
 
   Raises:
     ValueError: if there is no such run; its data is missing or has other
-      classes or images; a policy's threshold is outside (0, 1); a rule is
-      unknown or given for a policy; threshold and mac_target are given
+      classes or images; a policy's threshold is outside (0, 1); a rule or curve
+      is unknown or given for a policy; threshold and mac_target are given
       together, cannot be met or are given without a policy; or static
       sub-networks cannot be tuned on this number of devices.
   """
-  options = _Options(threshold, best, static, data_dir, rule, mac_target)
+  options = _Options(threshold, best, static, data_dir, rule, mac_target,
+                     curve)
   with saved_run.Run(workdir) as run:
     return _evaluate(run, workdir, options)
 
@@ -67,6 +70,7 @@ class _Options(NamedTuple):
   data_dir: str | None
   rule: str | None
   mac_target: float | None
+  curve: str | None
 
 
 def _evaluate(run, workdir, options):
@@ -86,7 +90,8 @@ def _evaluate(run, workdir, options):
       budget=budget, num_test=len(trainer.dataset.test))
   if trainer.system.staged:
     return exit_report.evaluate(trainer, state, metadata, budget=budget,
-                                threshold=options.threshold)
+                                threshold=options.threshold,
+                                curve=options.curve or 'best')
   _check_without_exits(trainer, saved, workdir, options)
   if trainer.system.after(saved.info['phase']).actions is not None:
     result = dict(metadata, **_without_policy(trainer, state, saved))
@@ -131,9 +136,10 @@ def _check_without_exits(trainer, saved, workdir, options):
                      f'are tuned, is not a multiple of the {trainer.mesh.size} '
                      f'devices; use a number of devices that divides it, or '
                      f'give --nostatic')
-  if options.rule is not None:
-    raise ValueError(f'--rule={options.rule} is for a model with exits, but '
-                     f'{workdir} holds one without; leave it out')
+  for name in ('rule', 'curve'):
+    if (value := getattr(options, name)) is not None:
+      raise ValueError(f'--{name}={value} is for a model with exits, but '
+                       f'{workdir} holds one without; leave it out')
   if threshold is not None and not (np.ndim(threshold) == 0
                                     and 0 < threshold < 1):
     raise ValueError(f'--threshold={threshold} must be a number in (0, 1) for '

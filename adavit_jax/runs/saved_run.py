@@ -11,8 +11,8 @@ from ml_collections import config_dict
 
 from adavit_jax import data
 from adavit_jax.runs import checkpoints
+from adavit_jax.runs import common_groups
 from adavit_jax.runs import history
-from adavit_jax.runs import reuse
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import state as state_lib
@@ -176,7 +176,7 @@ class Run:
       Replaced: if a running training replaced the checkpoint.
       ValueError: if the checkpoint is of another model.
     """
-    groups = reuse.common_groups(
+    groups = common_groups.common_groups(
         system(saved.info), wanted, saved.info, self.workdir)
     init = lambda: state_lib.init_state(wanted, wanted.config.seed)
     fresh = mesh_lib.put_shapes(jax.eval_shape(init), mesh)

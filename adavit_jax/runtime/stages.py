@@ -76,7 +76,8 @@ def _static_stage(model, actions, options, e, start, stop, params, images, x):
     else:
       x = masked.run(model, params, x, images, here, start=middle, stop=stop,
                      **options).x
-  return x, params_lib.exit_logits(model, params, x, e)[0]
+  logits, _ = params_lib.exit_logits(model, params, x, e)
+  return plan.handed_on(model, x, stop), logits
 
 
 def _stage(model, decide, mode, options, e, start, stop, params, images, carry):
@@ -104,6 +105,7 @@ def _stage(model, decide, mode, options, e, start, stop, params, images, carry):
     x = _after_policy(
         model, mode, options, params, x, images, actions, start, stop)
   logits, _ = params_lib.exit_logits(model, params, x, e)
+  x = plan.handed_on(model, x, stop)
   return ((x, tuple(actions)) if decides else x), logits
 
 

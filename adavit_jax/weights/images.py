@@ -6,6 +6,7 @@ from typing import NamedTuple
 from absl import logging
 
 from adavit_jax.weights import augreg
+from adavit_jax.weights import dvt_reference
 from adavit_jax.weights import files
 from adavit_jax.weights import formats
 from adavit_jax.weights import hugging_face
@@ -52,7 +53,8 @@ def preprocessing(source, name=''):
      for every distilled model, 0.5 for any other AugReg or big_vision .npz,
   4. `name`, else the names of the file and its folder: ImageNet's if they
      contain 'deit', otherwise 0.5 as for the ViTs of timm and Hugging Face. The
-     tensors do not tell the two apart.
+     tensors do not tell the two apart. Files of DVT's code always have
+     ImageNet's.
 
   Without metadata or config file, crop and interpolation are timm's defaults,
   or Hugging Face's for its layout (its ViT resizes the image to a square, we
@@ -78,6 +80,8 @@ def preprocessing(source, name=''):
       parsed = _parse(config_file.read_bytes(), parse, config_file)
       if parsed:
         return parsed
+  if fmt is dvt_reference.FORMAT:
+    return Preprocessing(**_IMAGENET, interpolation='bicubic', crop=0.9)
   if fmt not in _KNOWN:
     raise ValueError(
         f'{checkpoint.path} does not include the preprocessing of its images: '
