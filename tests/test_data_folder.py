@@ -216,7 +216,7 @@ def test_nothing_readable_is_an_error(config, root):
   config.on_corrupt = 'skip'
   for path in root.glob('test/*/*'):
     path.write_bytes(b'x')
-  with pytest.raises(ValueError, match=f'{root}/test'):
+  with pytest.raises(ValueError, match=r'\b2\b.*\btest\b'):
     data.load(config)
 
 

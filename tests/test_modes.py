@@ -85,8 +85,9 @@ def test_modes_agree_on_actions_per_image(model, params, z1, run):
     got = run['cond'](params, z1[i:i + 1], _row(actions, i))
     np.testing.assert_allclose(got, want[i:i + 1], **CLOSE)
   shared = Actions(*(a[0] for a in actions))
-  got = modes.after_policy(model, params, z1, shared, 'static').total
-  np.testing.assert_allclose(got[0], want[0], **CLOSE)
+  static = jax.jit(lambda p, z1: modes.after_policy(
+      model, p, z1, shared, 'static').total)
+  np.testing.assert_allclose(static(params, z1)[0], want[0], **CLOSE)
 
 
 @pytest.mark.parametrize('size', [1, 4])
@@ -171,8 +172,9 @@ def test_one_tree_serves_every_number_of_fixed_encoders(deep, num_fixed):
     got = run(params, images[i:i + 1], _row(actions, i), 'cond')
     np.testing.assert_allclose(got[0], want[i], **CLOSE)
   shared = Actions(*(a[0] for a in actions))
-  got = modes.forward(model, params, images, shared, mode='static').total
-  np.testing.assert_allclose(got[0], want[0], **CLOSE)
+  static = jax.jit(lambda p, x: modes.forward(
+      model, p, x, shared, mode='static').total)
+  np.testing.assert_allclose(static(params, images)[0], want[0], **CLOSE)
 
 
 def test_without_adaptive_layers_the_heads_read_z1(model, params, z1, run):
