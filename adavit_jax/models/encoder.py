@@ -21,9 +21,30 @@ def attention(q, k, v):
   Returns:
     [B, H, Q, d] in the dtype of `v`; the softmax is computed in float32.
   """
+  return attend(attention_logits(q, k), v)
+
+
+def attention_logits(q, k):
+  """Scaled products of queries [B, H, Q, d] and keys [B, H, N, d].
+
+  Returns:
+    [B, H, Q, N] float32.
+  """
   logits = jnp.einsum('bhnd,bhmd->bhnm', q, k,
                       preferred_element_type=jnp.float32)
-  logits = logits * q.shape[-1] ** -0.5
+  return logits * q.shape[-1] ** -0.5
+
+
+def attend(logits, v):
+  """Averages the values with the softmax of the logits.
+
+  Args:
+    logits: [B, H, Q, N] float32.
+    v: values [B, H, N, d].
+
+  Returns:
+    [B, H, Q, d] in the dtype of `v`.
+  """
   # Softmax is invariant to shifts, so the gradient of `largest` is zero.
   largest = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
   weights = jnp.exp(logits - largest)

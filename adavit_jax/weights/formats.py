@@ -2,10 +2,14 @@
 
 from typing import Any, NamedTuple
 
+from adavit_jax.models.crossvit import CrossViT
+from adavit_jax.models.levit import LeViT
 from adavit_jax.models.vit import ViT
 from adavit_jax.weights import augreg
+from adavit_jax.weights import crossvit
 from adavit_jax.weights import hugging_face
 from adavit_jax.weights import layout
+from adavit_jax.weights import levit
 from adavit_jax.weights import native
 from adavit_jax.weights import timm
 
@@ -33,6 +37,8 @@ def register(family, formats, *, where=None):
 
 register(ViT, (timm.FORMAT, hugging_face.FORMAT, augreg.FORMAT),
          where={'stem': 'patch'})
+register(LeViT, (levit.TIMM, levit.AUTHORS))
+register(CrossViT, (crossvit.FORMAT,))
 
 
 def of(model):
