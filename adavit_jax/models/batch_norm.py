@@ -1,8 +1,8 @@
 """BatchNorm as pure functions, for backbones that own their parameters.
 
-A layer is a dict: `kernel` of a matrix product or a convolution without bias, and
-`scale` and `bias` of the BatchNorm behind it. Folding the running statistics into
-it leaves a `kernel` and a `bias`.
+A layer is a dict: `kernel` of a matrix product or a convolution without bias,
+and `scale` and `bias` of the BatchNorm behind it. Folding the running
+statistics into it leaves a `kernel` and a `bias`.
 """
 
 import jax

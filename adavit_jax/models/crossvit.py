@@ -1,5 +1,7 @@
 """CrossViT (Chen et al., 2021, arXiv:2103.14899): two streams of patches."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -198,6 +200,12 @@ class CrossViT(backbone.Backbone):
   def check(self):
     super().check()
     backbone.check_counts(self, 'depth', 'num_heads', 'num_stages')
+    if self.stem not in ('patch', 'conv'):
+      raise ValueError(f"stem={self.stem!r} must be 'patch' or 'conv'")
+    if type(self.mlp_ratio) not in (int, float) or not (
+        1 <= self.mlp_ratio < math.inf):
+      raise ValueError(f'mlp_ratio={self.mlp_ratio!r} must be a number of at '
+                       f'least 1')
     for key, kinds in dict(patch_sizes=int, widths=int,
                            scales=(int, float)).items():
       value = getattr(self, key)
@@ -208,8 +216,8 @@ class CrossViT(backbone.Backbone):
     for i, width in enumerate(self.widths):
       self._check_stream(i, width)
     if self.at(0) == self.at(1):
-      raise ValueError(f'widths={self.widths} and the grids of both streams are '
-                       f'equal: let one of them differ')
+      raise ValueError(f'widths={self.widths} and the grids of both streams '
+                       f'are equal: let one of them differ')
 
   def _check_stream(self, stream, width):
     size, patch = self.size(stream), self.patch_sizes[stream]
@@ -221,11 +229,6 @@ class CrossViT(backbone.Backbone):
     if width % self.num_heads:
       raise ValueError(f'num_heads={self.num_heads} does not divide {width} of '
                        f'widths={self.widths}')
-    if not width * self.mlp_ratio >= 1:
-      raise ValueError(f'mlp_ratio={self.mlp_ratio} leaves the MLP no units '
-                       f'with widths={self.widths}')
-    if self.stem not in ('patch', 'conv'):
-      raise ValueError(f"stem={self.stem!r} must be 'patch' or 'conv'")
     if self.stem == 'conv' and (patch not in CONVS or width % 4):
       raise ValueError(f"stem='conv' needs patch_sizes of {sorted(CONVS)} and "
                        f'widths divisible by 4, not patch_sizes='

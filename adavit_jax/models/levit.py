@@ -1,4 +1,4 @@
-"""LeViT (Graham et al., 2021, arXiv:2104.01136): attention on shrinking grids."""
+"""LeViT (Graham et al., 2021, arXiv:2104.01136): attention on smaller grids."""
 
 import functools
 import math
@@ -10,7 +10,6 @@ from adavit_jax.models import backbone
 from adavit_jax.models import batch_norm
 from adavit_jax.models import levit_layers as layers
 from adavit_jax.models import levit_params
-from adavit_jax.models.stem import conv_stem_channels
 
 
 class LeViT(backbone.Backbone):
@@ -72,7 +71,8 @@ class LeViT(backbone.Backbone):
   def groups(self):
     """{name: `levit_params.Group`} of all parameters but the heads."""
     k = self.key_dim
-    channels = conv_stem_channels(self.widths[0], self.patch_size)
+    steps = int(math.log2(self.patch_size))
+    channels = [self.widths[0] >> i for i in reversed(range(steps))]
     groups = {'stem': levit_params.stem((self.channels, *channels))}
     for i, width in enumerate(self.widths):
       side = self.side(i)
@@ -187,6 +187,10 @@ class LeViT(backbone.Backbone):
     if self.image_size % self.patch_size:
       raise ValueError(f'patch_size={self.patch_size} does not divide '
                        f'image_size={self.image_size}')
+    if 2 * self.widths[0] < self.patch_size:
+      raise ValueError(f'widths={self.widths}: the first is too small for the '
+                       f'stem, which begins with {self.widths[0]} / '
+                       f'{self.patch_size // 2} channels')
     for width in self.widths[:-1]:
       if width < self.key_dim:
         raise ValueError(f'key_dim={self.key_dim} is larger than a width of '
@@ -212,8 +216,7 @@ def _imagenet(key_dim, widths, depths, heads):
               depths=depths, heads=heads, key_dim=key_dim)
 
 
-# With timm's names. `dense.drop_path` of LeViT-384 is 0.1 in the paper, 0 of the
-# others.
+# With timm's names.
 MODELS = {
     'levit_cifar_32': dict(
         image_size=32, patch_size=4, num_classes=10, widths=(96, 128, 192),

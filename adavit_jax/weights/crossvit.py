@@ -20,8 +20,7 @@ def _clean(tensors):
 
 
 def _conv(name, leaf, shape):
-  """A torch Conv2d: weight [out, in, h, w] and bias; `shape` is [h, w, in, out].
-  """
+  """A torch Conv2d of a kernel [h, w, in, out], and its bias."""
   h, w, num_in, num_out = shape
   return [
       layout.Tensor(f'{name}.weight', (*leaf, 'kernel'),

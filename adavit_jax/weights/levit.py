@@ -4,12 +4,10 @@ Both hold the same tensors in the same order under different names.
 """
 
 import math
-import re
 
 from absl import logging
 import numpy as np
 
-from adavit_jax.models import levit_layers
 from adavit_jax.weights import layout
 
 # Indices of attention biases, which follow from the grid, and counters.
