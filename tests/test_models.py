@@ -44,7 +44,7 @@ NUM_PARAMS = {
     'ravit_cifar_patch4_32': 819_348,
     'ravit_tiny_imagenet_patch4_64': 36_036_496,
     'ravit_imagenet_patch16_224': 75_177_144,
-    'levit_cifar_32': 2_031_674,
+    'levit_cifar_32': 2_118_922,
     'levit_128s': 7_777_058,
     'levit_128': 9_213_936,
     'levit_192': 10_947_069,

@@ -249,7 +249,7 @@ _LARGE = dict(image_size=408, large=384, **_DAGGER)
 MODELS = {
     'crossvit_cifar_32': dict(
         image_size=32, num_classes=10, patch_sizes=(4, 8), widths=(64, 128),
-        depth=2, num_heads=4, mlp_ratio=3., num_fixed=3),
+        depth=2, num_heads=4, mlp_ratio=3., num_fixed=2),
     # With timm's names.
     'crossvit_tiny_240': _imagenet(96, 4, 3, 4.),
     'crossvit_small_240': _imagenet(192, 4, 6, 4.),

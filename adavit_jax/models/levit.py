@@ -219,8 +219,8 @@ def _imagenet(key_dim, widths, depths, heads):
 # With timm's names.
 MODELS = {
     'levit_cifar_32': dict(
-        image_size=32, patch_size=4, num_classes=10, widths=(96, 128, 192),
-        depths=(2, 3, 3), heads=(4, 6, 8), key_dim=16, distillation=False),
+        image_size=32, patch_size=4, num_classes=10, widths=(64, 128, 192),
+        depths=(4, 4, 4), heads=(2, 4, 6), key_dim=16, distillation=False),
     'levit_128s': _imagenet(16, (128, 256, 384), (2, 3, 4), (4, 6, 8)),
     'levit_128': _imagenet(16, (128, 256, 384), (4, 4, 4), (4, 8, 12)),
     'levit_192': _imagenet(32, (192, 288, 384), (4, 4, 4), (3, 5, 6)),
