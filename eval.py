@@ -17,7 +17,7 @@ import jax
 
 from adavit_jax import report
 from adavit_jax.exits import confidence
-from adavit_jax.runs import checkpoints
+from adavit_jax.runs import orbax_manager
 from adavit_jax.train import guards
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a run.',
@@ -35,6 +35,10 @@ _MAC_TARGET = flags.DEFINE_float(
 _RULE = flags.DEFINE_string(
     'rule', None, 'Confidence rule of a model with exits, one of '
     "exits.confidence.RULES. Default: the config's exits.rule.")
+_CURVE = flags.DEFINE_string(
+    'curve', None, "How the curve of a model with exits finds its thresholds: "
+    "'best', those of the highest accuracy, or 'shares', those that let shares "
+    "of the images leave, as DVT's paper. Default: best.")
 _BEST = flags.DEFINE_bool(
     'best', False, 'Use the best checkpoint of the last phase, not its last.')
 _STATIC = flags.DEFINE_bool(
@@ -52,7 +56,7 @@ def main(argv):
         _WORKDIR.value, best=_BEST.value, static=_STATIC.value,
         threshold=confidence.parse_thresholds(_THRESHOLD.value),
         data_dir=_DATA_DIR.value, rule=_RULE.value,
-        mac_target=_MAC_TARGET.value)
+        mac_target=_MAC_TARGET.value, curve=_CURVE.value)
     if result is None:
       raise SystemExit('stopped by a signal; the same command resumes')
     pictures = not {'adaptive', 'exits'}.isdisjoint(result)
@@ -67,5 +71,5 @@ def main(argv):
 
 if __name__ == '__main__':
   logging.set_verbosity(logging.INFO)
-  checkpoints.quiet_orbax()
+  orbax_manager.quiet_orbax()
   app.run(main)

@@ -15,7 +15,7 @@ from absl import logging
 import adavit_jax
 from adavit_jax.exits import confidence
 from adavit_jax.inference import export
-from adavit_jax.runs import checkpoints
+from adavit_jax.runs import orbax_manager
 from adavit_jax.train import guards
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a run.',
@@ -91,5 +91,5 @@ def _hint():
 
 if __name__ == '__main__':
   logging.set_verbosity(logging.INFO)
-  checkpoints.quiet_orbax()
+  orbax_manager.quiet_orbax()
   app.run(main)

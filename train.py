@@ -16,8 +16,8 @@ from absl import logging
 import jax
 from ml_collections import config_flags
 
-from adavit_jax.runs import checkpoints
 from adavit_jax.runs import loop
+from adavit_jax.runs import orbax_manager
 from adavit_jax.train import guards
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -49,20 +49,28 @@ def main(argv):
     raise SystemExit(128 + signal.SIGINT)  # a command after && must not run
 
 
+def _overrides(argv):
+  """Splits arguments into pairs (config field, its arguments).
+
+  `--config.x=1` and `--config.x` are one argument, `--config.x 1` is two. The
+  field of any other argument is None.
+  """
+  i = 0
+  while i < len(argv):
+    override = re.match(r'--?(config\.[\w.]+)(=?)', argv[i])
+    has_value = override and not override[2] and (
+        i + 1 < len(argv) and not re.match('--?[a-zA-Z]', argv[i + 1]))
+    stop = i + 2 if has_value else i + 1
+    yield override and override[1], argv[i:stop]
+    i = stop
+
+
 def _last_of_each(argv):
   """Keeps the last of repeated overrides; absl would join repeated tuples."""
-  groups = {}  # config field, or index of another argument -> its arguments
-  field = None  # the field whose value is the next argument
-  for i, arg in enumerate(argv):
-    if field and not re.match('--?[a-zA-Z]', arg):
-      groups[field].append(arg)
-      field = None
-      continue
-    name, equals = re.match(r'(?:--?(config\.[\w.]+)(=?))?', arg).groups()
-    groups.pop(name, None)  # moves the field to its last position
-    groups[name or i] = [arg]
-    field = None if equals else name
-  return [arg for args in groups.values() for arg in args]
+  pairs = list(_overrides(argv))
+  last = {field: i for i, (field, _) in enumerate(pairs)}
+  return [arg for i, (field, args) in enumerate(pairs)
+          if field is None or last[field] == i for arg in args]
 
 
 def _parse(argv):
@@ -75,20 +83,28 @@ def _parse(argv):
     frame = traceback.extract_tb(error.__traceback__)[-1]
     if 'ml_collections' not in frame.filename:
       raise  # the config file itself has an error
-    cause = error.args[0]
-    text = cause.args[0] if isinstance(cause, KeyError) else cause
     raise SystemExit('error: unknown field of the config: '
-                     + '. '.join(str(text).splitlines())) from error
+                     f'{_unknown_field(error)}') from error
   except (flags.Error, OSError) as error:
-    # The text of an error in a config file starts with its traceback.
-    *_, text = re.split(r'\n *(?=\w+Error: )', str(error))
-    text = text.split('\n\nPass --help')[0].strip()
-    if isinstance(error, OSError):
-      text = text.splitlines()[-1].strip()
-    raise SystemExit(f'error: {text}') from error
+    raise SystemExit(f'error: {_last_sentence(error)}') from error
+
+
+def _unknown_field(error):
+  """Returns the sentences of ml_collections about an unknown field."""
+  cause = error.args[0]
+  text = cause.args[0] if isinstance(cause, KeyError) else cause
+  return '. '.join(str(text).splitlines())
+
+
+def _last_sentence(error):
+  """Returns an error's text without the traceback of a config file before it.
+  """
+  *_, text = re.split(r'\n *(?=\w+Error: )', str(error))
+  text = text.split('\n\nPass --help')[0].strip()
+  return text.splitlines()[-1].strip() if isinstance(error, OSError) else text
 
 
 if __name__ == '__main__':
   logging.set_verbosity(logging.INFO)
-  checkpoints.quiet_orbax()
+  orbax_manager.quiet_orbax()
   app.run(main, flags_parser=_parse)

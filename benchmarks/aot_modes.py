@@ -75,8 +75,8 @@ def compiled(model, mode, batch, chunk, device):
         shape, dtype, sharding=SingleDeviceSharding(device))
 
   def run(params, images, actions):
-    z1 = modes.fixed(model, params, images)
-    return modes.adaptive(
+    z1 = modes.before_policy(model, params, images)
+    return modes.after_policy(
         model, params, z1, actions, mode, chunk=chunk).total
 
   params = jax.eval_shape(

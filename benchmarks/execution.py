@@ -10,6 +10,12 @@ tokens that are not read are not counted, since they are not computed. Ratios
 are to the dense model timed in the same rounds; the row 'dense' has separate
 rounds. timm is added with the same weights if torch and timm can be imported.
 
+  python benchmarks/execution.py --models=dvt_deit_small_224 --batches=32 \\
+      --shares=0.5,0.3,0.2
+
+This times the cascade of a model with own exits and random weights, with
+thresholds that let these shares of the images leave at each exit.
+
   python benchmarks/execution.py --workdir=DIR --output=trained.json
 
 This times a trained policy, or a cascade of exits, as `adavit_jax.load(DIR)`
@@ -35,6 +41,7 @@ from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 from adavit_jax.runtime import modes
 from adavit_jax.train import guards
+import cascades
 import timing
 import timm_rows
 import trained
@@ -51,6 +58,9 @@ _MODES = flags.DEFINE_list('modes', ['cond', 'compact', 'static'],
 _CHUNKS = flags.DEFINE_list(
     'chunks', [], 'Images in one pass of compact, to compare with the size '
     'that the library chooses.')
+_SHARES = flags.DEFINE_list(
+    'shares', [], 'Shares of the images that leave at each exit; times the '
+    'cascades of the models, and no dropped layers.')
 _DTYPE = flags.DEFINE_string('dtype', 'float32', 'Compute dtype.')
 _REPEATS = flags.DEFINE_integer('repeats', 9, 'Timed rounds.', lower_bound=1)
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write.')
@@ -85,13 +95,19 @@ def _run_all():
     raise ValueError(f'--modes has {sorted(unknown)}; known: cond, compact, '
                      f'static')
   named = _named_models()
+  shares = []
+  if _SHARES.value:
+    shares = _numbers('shares', _SHARES.value, float, lambda s: 0 <= s <= 1,
+                      'numbers in [0, 1]')
+    for name, model in named.items():
+      cascades.check(name, model, shares)
   rows = []
   _write(rows)  # fails before anything is timed if the file is not writable
   print(f'{jax.devices()[0].device_kind}, {timing.num_cores()} CPU cores '
         f'({platform.machine()}), jax {jax.__version__}, medians of '
         f'{_REPEATS.value} rounds in alternation\n')
   print(timing.header())
-  for row in _rows(named, batches, keeps):
+  for row in _rows(named, batches, keeps, shares):
     rows.append(row)
     print(timing.format_row(row), flush=True)
     _write(rows)  # after every row, so that an interrupted run keeps them
@@ -125,7 +141,7 @@ def _named_models():
           for name in _MODELS.value}
 
 
-def _rows(named, batches, keeps):
+def _rows(named, batches, keeps, shares):
   for workdir in _WORKDIR.value:
     yield from trained.rows(
         workdir, batches, repeats=_REPEATS.value,
@@ -133,7 +149,12 @@ def _rows(named, batches, keeps):
   for name, model in named.items():
     params = _random_params(model)
     for batch in batches:
-      yield from model_rows(name, model, params, batch, keeps)
+      if shares:
+        yield from cascades.rows(
+            name, model, params, batch, shares, repeats=_REPEATS.value,
+            dtype=_DTYPE.value)
+      else:
+        yield from model_rows(name, model, params, batch, keeps)
 
 
 def _random_params(model):
@@ -209,8 +230,8 @@ def _compile(model, params, images, mode):
                       for num in plan.num_layers(model)))
   def program(chunk=None):
     def run(params, images, actions):
-      z1 = modes.fixed(model, params, images)
-      return modes.adaptive(
+      z1 = modes.before_policy(model, params, images)
+      return modes.after_policy(
           model, params, z1, actions, mode, images=images, chunk=chunk).total
     return (mode, *timing.compile_jit(jax.jit(run), params, images, actions))
   programs = {mode: program()}

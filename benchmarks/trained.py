@@ -12,7 +12,7 @@ import adavit_jax
 from adavit_jax import data
 from adavit_jax.models import plan
 from adavit_jax.policies import fixed
-from adavit_jax.runs import run as run_lib
+from adavit_jax.runs import saved_run
 from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
@@ -21,7 +21,7 @@ import timing
 
 
 def check(workdir, threshold=None):
-  """Checks that a run can be timed; returns its `info`, see `run.Saved`.
+  """Checks that a run can be timed; returns its `info`, see `saved_run.Saved`.
 
   Args:
     workdir: directory of the run.
@@ -31,9 +31,9 @@ def check(workdir, threshold=None):
     ValueError: if there is no checkpoint; the model has one exit and neither a
       policy nor a mask; or it has several exits but no thresholds.
   """
-  with run_lib.Run(workdir) as run:
+  with saved_run.Run(workdir) as run:
     info = run.find().info
-  system = run_lib.system(info)
+  system = saved_run.system(info)
   many = system.num_exits > 1
   if many and threshold is None and not _thresholds(workdir):
     raise ValueError(f'{workdir!r} has no thresholds yet, so that no image '
@@ -128,7 +128,7 @@ def _policy(clf, workdir, threshold, best, max_batch_size):
   if threshold is not None:
     clf.threshold = threshold
   system = clf.system
-  with run_lib.Run(workdir) as run:
+  with saved_run.Run(workdir) as run:
     state = run.state(run.find(best=best), system, mesh_lib.make_mesh(1))
   dense = adavit_jax.Classifier(
       system, state.replace(params=state.teacher, ema=None),

@@ -33,13 +33,14 @@ for _flag, _value in _FLAGS.items():
 gc.set_threshold(200_000, 50, 100)
 
 
-# First, so that no worker is left with one of them at the end; xdist keeps
-# this order under --no-loadscope-reorder.
-_LONG = ('test_stranger.py', 'test_loop.py', 'test_report.py',
-         'test_combinations.py', 'test_ravit_policy.py', 'test_beginnings.py',
-         'test_multi_exit_training.py', 'test_multi_exit_policy.py',
-         'test_exits_training.py', 'test_multihost.py')
+# First and in this order, the longest before the others, so that no worker is
+# left with one of them at the end; xdist keeps it under --no-loadscope-reorder.
+_LONG = [f'test_{name}.py' for name in (
+    'stranger', 'multi_exit_training', 'exits_training', 'modes', 'loop',
+    'beginnings', 'multi_exit_policy', 'ravit', 'report', 'any_backbone',
+    'docs', 'ravit_policy', 'sharding', 'combinations', 'multihost')]
 
 
 def pytest_collection_modifyitems(items):
-  items.sort(key=lambda item: item.path.name not in _LONG)
+  items.sort(key=lambda item: _LONG.index(item.path.name)
+             if item.path.name in _LONG else len(_LONG))

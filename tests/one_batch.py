@@ -59,7 +59,7 @@ def batch():
 @pytest.fixture(scope='module')
 def z1(state, batch):
   model = tiny.model()
-  return jax.jit(lambda p, x: modes.fixed(model, p, x))(
+  return jax.jit(lambda p, x: modes.before_policy(model, p, x))(
       state.params, batch.images)
 
 
@@ -68,6 +68,6 @@ def classify(state, z1):
   """From actions [B, 3], [B, 3] to logits [B, K], in the masked mode."""
   model = tiny.model()
   run = jax.jit(
-      lambda p, z1, a: modes.adaptive(model, p, z1, a, 'masked').total)
+      lambda p, z1, a: modes.after_policy(model, p, z1, a, 'masked').total)
   return lambda actions: run(state.params, z1, Actions(
       *(np.broadcast_to(a, (B, num)) for a, num in zip(actions, NUM_LAYERS))))

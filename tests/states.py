@@ -3,8 +3,11 @@
 import pathlib
 import shutil
 
+from adavit_jax.evaluation import evaluator
+from adavit_jax.evaluation import exit_evaluator
 from adavit_jax.runs import loop
 from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import phases
 from adavit_jax.train import step as step_lib
 import jax
 import jax.numpy as jnp
@@ -13,19 +16,27 @@ import pytest
 import tiny
 
 
+_made = {}  # by all files that a process runs
+
+
 @pytest.fixture(scope='module', autouse=True)
 def trace_once():
-  """Makes each step once for all runs of a file that imports this fixture."""
-  make, made = step_lib.make_step, {}
-
-  def make_once(system, phase, start):
-    key = system.config.to_json_best_effort(), phase, start
-    if key not in made:
-      made[key] = make(system, phase, start)
-    return made[key]
+  """Makes what is traced or compiled once for all runs of a config."""
+  def once(make):
+    def made(system, *args, **kwargs):
+      key = (make, system.config.to_json_best_effort(), system.model,
+             repr((system.mean, system.std, system.target)), *args,
+             *kwargs.items())
+      if key not in _made:
+        _made[key] = make(system, *args, **kwargs)
+      return _made[key]
+    return made
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(step_lib, 'make_step', make_once)
+    for module, name in ((step_lib, 'make_step'), (evaluator, 'Evaluator'),
+                         (step_lib, 'abstract_state'),
+                         (exit_evaluator, 'ExitEvaluator')):
+      patch.setattr(module, name, once(getattr(module, name)))
     yield
 
 
@@ -43,27 +54,37 @@ def devices(count):
 two_devices = devices(2)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def counted_steps():
-  """Steps that count and change the model, for files without learning."""
-  def make_step(system, phase, start):
-    del system, phase, start
-    def step(state, images, labels):
-      del images, labels
-      grow = lambda tree, by: jax.tree.map(lambda x: x * by, tree)
-      state = state.replace(
-          step=state.step + 1, ema=grow(state.ema, 1.02), params={
-              **state.params, 'backbone': grow(state.params['backbone'], 1.01)})
-      return state, {'accuracy': 1., 'loss': 1.}
-    return step
+def noise(system, phase, start):
+  """In place of a training step: adds noise to what the phase trains."""
+  del system, start
+  def step(state, images, labels):
+    del images, labels
+    groups = phases.PHASES[phase].trains
+    flat, tree = jax.tree.flatten(
+        {k: state.params[k] for k in groups if k in state.params})
+    key = jax.random.fold_in(state.key, state.step)
+    added = jax.random.normal(key, (max(x.size for x in flat),)) / 5
+    moved = tree.unflatten(
+        [x + added[:x.size].reshape(x.shape) for x in flat])
+    ema = state.ema and jax.tree.map(lambda x: 2 * x, moved)
+    return state.replace(
+        step=state.step + 1, ema=ema, params={**state.params, **moved}), {
+            'accuracy': 1., 'loss': 0.}
+  return step
 
+
+@pytest.fixture(scope='module', params=[
+    'noise', pytest.param('trained', marks=pytest.mark.nightly)])
+def steps(request, trace_once):
+  """Which steps the runs of a file make."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(step_lib, 'make_step', make_step)
-    yield
+    if request.param == 'noise':
+      patch.setattr(step_lib, 'make_step', noise)
+    yield request.param
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory):
+def run(steps, tmp_path_factory):
   """(work directory, data) of a run of all phases."""
   workdir = str(tmp_path_factory.mktemp('run'))
   config = tiny.get_config()

@@ -71,8 +71,8 @@ def halve(i, side, p, x, images, ctx):
 
 class Stranger(backbone.Backbone):
   """Attributes: widths D of the stacks, their depths."""
-  widths: tuple[int, ...] = (8, 12, 16)
-  depths: tuple[int, ...] = (1, 2, 2)
+  widths: tuple[int, ...] = (8, 12)
+  depths: tuple[int, ...] = (1, 3)
 
   def init_variables(self, key):
     keys = iter(jax.random.split(key, 99))
@@ -112,7 +112,7 @@ class Stranger(backbone.Backbone):
         run = functools.partial(halve, i, 2 * side)
         macs = n * 4 * self.widths[i - 1] * d
         items.append(backbone.Bridge(run, macs, (f'halve_{i}',)))
-      if alone := i == 2:  # an MLP of the last bridge
+      if alone := i == len(self.widths) - 1:  # an MLP of the last bridge
         items.append(backbone.Stack(f'stack_{i}', 0, 1, (last,), at))
       items.append(backbone.Stack(
           f'stack_{i}', alone, num - alone, (msa, conv, last), at))

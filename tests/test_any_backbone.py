@@ -44,7 +44,8 @@ NUM_LAYERS = {0: (2, 8), 1: (2, 6), 2: (2, 4), 3: (2, 2), 4: (1, 1)}
 
 @pytest.mark.parametrize('num_fixed, dictionary', [
     pytest.param(0, False, marks=pytest.mark.nightly), (1, True), (2, False),
-    pytest.param(3, False, marks=pytest.mark.nightly), (3, True),
+    pytest.param(3, False, marks=pytest.mark.nightly),
+    pytest.param(3, True, marks=pytest.mark.nightly),
     pytest.param(4, True, marks=pytest.mark.nightly)])
 def test_modes_agree_on_any_plan(num_fixed, dictionary):
   model = odd.model(num_fixed=num_fixed, dictionary=dictionary)
@@ -65,9 +66,10 @@ def test_modes_agree_on_any_plan(num_fixed, dictionary):
     row = Actions(*(a[i:i + 1] for a in actions))
     got = run(params, images[i:i + 1], row, 'cond')
     np.testing.assert_allclose(got[0], want[i], **CLOSE)
-    shared = Actions(*(a[i] for a in actions))
-    got = modes.forward(model, params, images, shared, mode='static').total
-    np.testing.assert_allclose(got[i], want[i], **CLOSE)
+  shared = Actions(*(a[0] for a in actions))
+  static = jax.jit(lambda p, x: modes.forward(
+      model, p, x, shared, mode='static').total)
+  np.testing.assert_allclose(static(params, images)[0], want[0], **CLOSE)
   np.testing.assert_allclose(
       run(params, images, None, 'masked'), dense, **CLOSE)
 
@@ -80,8 +82,9 @@ def _decide(params, z1, images):
   return Actions.from_keep(keep, num)
 
 
-@pytest.mark.parametrize('mode', ['masked', None])
-@pytest.mark.parametrize('dictionary', [False, True])
+@pytest.mark.parametrize('dictionary, mode', [
+    (False, 'masked'), pytest.param(False, None, marks=pytest.mark.nightly),
+    pytest.param(True, 'masked', marks=pytest.mark.nightly), (True, None)])
 def test_stages_of_any_plan(dictionary, mode):
   """With exits, and a policy between the first two of them."""
   model = odd.model(num_fixed=2, dictionary=dictionary, exits=EXITS)
@@ -135,8 +138,10 @@ def test_cost_of_any_plan():
       spend.dense - 2 * 3 * each)
 
 
-@pytest.mark.parametrize('dictionary', [False, True])
-@pytest.mark.parametrize('tokens', ['all', 'pooled'])
+@pytest.mark.parametrize('tokens, dictionary', [
+    ('all', False), pytest.param('all', True, marks=pytest.mark.nightly),
+    pytest.param('pooled', False, marks=pytest.mark.nightly),
+    ('pooled', True)])
 def test_policy_networks_of_any_plan(tokens, dictionary):
   """Of the tokens; without a class token, pooled ones are their mean."""
   model = odd.model(num_fixed=3, dictionary=dictionary)
@@ -149,7 +154,7 @@ def test_policy_networks_of_any_plan(tokens, dictionary):
   def run(params, images):
     policy, stats = learned.init_params(nets, model, jax.random.key(0))
     params = {**params, 'policy': policy, 'policy_stats': stats}
-    z1 = modes.fixed(model, params, images)
+    z1 = modes.before_policy(model, params, images)
     features = learned.observe(nets, model, params, z1)
     return learned.greedy(nets, policy, features)
 
@@ -165,7 +170,7 @@ def test_policy_networks_of_any_plan(tokens, dictionary):
       lambda: learned.init_params(nets, model, jax.random.key(0)))
   params = {**args[0], 'policy': policy[0], 'policy_stats': policy[1]}
   z1 = jax.eval_shape(
-      lambda p, x: modes.fixed(model, p, x), args[0], args[1][:1])
+      lambda p, x: modes.before_policy(model, p, x), args[0], args[1][:1])
   program = jax.make_jaxpr(decide)(params, z1)
   assert products.macs(program.jaxpr) == cost.of(model, nets).policy
 
@@ -207,14 +212,16 @@ def test_batch_statistics_are_folded_for_inference():
   assert np.abs(other - last).max() > 0.05
 
   actions = _random(model, 5)
-  want, _ = odd.by_hand(model, folded, images, actions)
-  for mode in ('masked', 'compact'):
-    got = jax.jit(lambda p, a, mode=mode: modes.forward(
-        model, p, images, a, mode=mode).total)(params, actions)
-    np.testing.assert_allclose(got, want[-1], **CLOSE)
+  want, *found = jax.jit(lambda folded, p, a: [
+      odd.by_hand(model, folded, images, a)[0][-1],
+      *(modes.forward(model, p, images, a, mode=mode).total
+        for mode in ('masked', 'compact'))])(folded, params, actions)
+  for got in found:
+    np.testing.assert_allclose(got, want, **CLOSE)
 
 
-@pytest.mark.parametrize('dictionary', [False, True])
+@pytest.mark.parametrize('dictionary', [
+    pytest.param(False, marks=pytest.mark.nightly), True])
 def test_training_updates_the_statistics_of_every_encoder(dictionary):
   model, params, stats = _training(
       exits=EXITS, num_fixed=2, dictionary=dictionary)

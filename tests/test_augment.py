@@ -245,8 +245,8 @@ def test_normalize_crops_the_centre():
 
 
 @pytest.mark.parametrize('images, fields, message', [
-    (IMAGES.astype(np.float32), {}, 'must be uint8'),
-    (IMAGES[0], {}, 'must be uint8'),
+    (IMAGES.astype(np.float32), {}, 'images.*float32'),
+    (IMAGES[0], {}, 'images.*uint8'),
     (IMAGES, dict(image_size=13, crop_padding=2), 'load_size'),
     (IMAGES, dict(crop_padding=2, resized_crop=0.5), 'data.crop_padding=2'),
     (IMAGES, dict(policy_crop_padding=2, resized_crop=0.5),

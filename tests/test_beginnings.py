@@ -1,6 +1,7 @@
 """Where runs begin, what they refuse to begin with, and NaN: no learning."""
 
 import dataclasses
+import functools
 import shutil
 
 from adavit_jax.runs import checkpoints
@@ -35,21 +36,25 @@ def bad(nan_at):
 @pytest.fixture(scope='module', autouse=True)
 def cheap_steps(nan_at):
   """Steps that count; every fifth one changes what its phase trains."""
-  def make_step(system, phase, start):
-    del system, start
-    trains = phases_lib.PHASES[phase].trains
-    group = 'policy' if 'policy' in trains else 'backbone'
+  @functools.cache  # so that it is traced once for all runs
+  def counting(group, bad):
     def step(state, images, labels):
       del images, labels
       number = state.step + 1
       times = lambda k, tree: jax.tree.map(
           lambda x: jnp.where(number % 5, x, k * x), tree)
-      loss = jnp.where(number == nan_at.get('step', -1), jnp.nan, 1.)
       state = state.replace(
           step=number, ema=state.ema and times(-2, state.ema),
           params={**state.params, group: times(-1, state.params[group])})
-      return state, {'accuracy': 1., 'loss': loss}
+      return state, {
+          'accuracy': 1., 'loss': jnp.where(number == bad, jnp.nan, 1.)}
     return step
+
+  def make_step(system, phase, start):
+    del system, start
+    trains = phases_lib.PHASES[phase].trains
+    return counting('policy' if 'policy' in trains else 'backbone',
+                    nan_at.get('step', -1))
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(step_lib, 'make_step', make_step)

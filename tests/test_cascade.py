@@ -7,7 +7,7 @@ import time
 from adavit_jax import models
 from adavit_jax.exits import confidence as confidence_lib
 from adavit_jax.runtime import cascade as cascade_lib
-from adavit_jax.runtime import slots as slots_lib
+from adavit_jax.runtime import image_buffer
 from adavit_jax.runtime import stage_program
 from adavit_jax.runtime import stages as stages_lib
 from adavit_jax.train import mesh as mesh_lib
@@ -184,11 +184,11 @@ def test_thresholds_change_while_a_stream_runs(cascade, images):
 
 def _recorded(cascade, monkeypatch):
   runs = []
-  run = slots_lib.Slots.run
+  run = image_buffer.ImageBuffer.run
   def record(self, stage, rows, sizes):
     runs.append((stage, len(rows)))
     return run(self, stage, rows, sizes)
-  monkeypatch.setattr(slots_lib.Slots, 'run', record)
+  monkeypatch.setattr(image_buffer.ImageBuffer, 'run', record)
   return runs
 
 
@@ -250,11 +250,11 @@ def test_threads_share_a_cascade(
     cascade, images, logits, confidence, monkeypatch):
   cascade.thresholds = thresholds = np.median(confidence[:-1], 1) + 1e-5
   halves = np.split(np.arange(80), 2)
-  run = slots_lib.Slots.run
+  run = image_buffer.ImageBuffer.run
   def slow(self, *args):  # so that another thread gets its turn in between
     time.sleep(.01)
     return run(self, *args)
-  monkeypatch.setattr(slots_lib.Slots, 'run', slow)
+  monkeypatch.setattr(image_buffer.ImageBuffer, 'run', slow)
   found = _together(lambda rows: cascade(images[rows]), halves)
   for got, rows in zip(found, halves):
     _same(got, _expected(logits, confidence, thresholds, rows))
@@ -275,12 +275,12 @@ def test_an_interrupted_call_leaves_nothing_behind(
   rows = np.arange(16)
   want = _expected(logits, confidence, cascade.thresholds, rows)
   cascade(images[rows])
-  put = slots_lib._put
+  put = image_buffer._put
   def interrupted(*args):
     put(*args)
     raise KeyboardInterrupt
   with monkeypatch.context() as patch:
-    patch.setattr(slots_lib, '_put', interrupted)
+    patch.setattr(image_buffer, '_put', interrupted)
     with pytest.raises(KeyboardInterrupt):
       cascade(images[rows])
   _same(cascade(images[rows]), want)
@@ -301,12 +301,14 @@ def test_an_empty_stream_ends(cascade):
 
 
 def test_plans_take_the_least_time():
-  free = slots_lib.plans((1, 2, 4, 8), 1e18)  # a call costs nothing
+  # A call costs nothing.
+  free = image_buffer.fastest_batches((1, 2, 4, 8), 1e18)
   assert free[0] == () and free[7] == (4, 2, 1) and free[8] == (8,)
-  dear = slots_lib.plans((1, 2, 4, 8), 1.)  # a call costs more than any row
+  # A call costs more than any row.
+  dear = image_buffer.fastest_batches((1, 2, 4, 8), 1.)
   assert [dear[m] for m in (1, 2, 3, 5, 8)] == [(1,), (2,), (4,), (8,), (8,)]
   # One call costs two rows: 5 as 4 + 1 take 9, as 8 they take 10.
-  some = slots_lib.plans((1, 2, 4, 8), 5e6, backend='cpu')
+  some = image_buffer.fastest_batches((1, 2, 4, 8), 5e6, backend='cpu')
   assert some[5] == (4, 1) and some[6] == (8,) and some[3] == (4,)
   assert all(sum(plan) >= m for m, plan in enumerate(some))
 

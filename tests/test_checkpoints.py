@@ -2,23 +2,19 @@
 
 import importlib.util
 import os
-import pathlib
 import signal
-import subprocess
-import sys
 
 from absl import logging
-import adavit_jax
 from adavit_jax.runs import checkpoints
+from adavit_jax.runs import orbax_manager
 from adavit_jax.train import mesh as mesh_lib
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import processes
 import pytest
-
-ROOT = str(pathlib.Path(adavit_jax.__file__).parents[1])
 
 
 @flax.struct.dataclass
@@ -103,8 +99,8 @@ def test_saved_state_may_be_donated(tmp_path):
 def test_an_address_is_no_local_directory(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   for read_only in (False, True):
-    with pytest.raises(ValueError, match="workdir='gs://bucket/run' needs a "
-                       r"package .* pip install -e '.\[gcs\]'"):
+    with pytest.raises(
+        ValueError, match=r"workdir='gs://bucket/run'.*pip install .*\[gcs\]"):
       checkpoints.Checkpoints('gs://bucket/run', read_only=read_only)
   assert not list(tmp_path.iterdir())
 
@@ -150,10 +146,9 @@ def test_same_step_again(tmp_path):
 def test_another_model_is_named(tmp_path):
   with checkpoints.Checkpoints(tmp_path) as ckpts:
     ckpts.save(1, _state(), {})
-    with pytest.raises(ValueError) as e:
+    with pytest.raises(
+        ValueError, match=r'(?s)\b3\b.*params/dense/kernel: float32\[8, 3\] '):
       ckpts.restore(_abstract(_state(width=4)))
-    assert 'of another model: 3 leaves' in str(e.value)
-    assert 'params/dense/kernel: float32[8, 3] ' in str(e.value)
     with pytest.raises(ValueError, match=r'ema/kernel: float32\[2\] .* absent'):
       ckpts.restore(_abstract(_state(ema=False)))
     bigger = _abstract(_state())
@@ -174,7 +169,7 @@ def test_partial_restore(tmp_path):
     abstract = _abstract({'params': state.params})
     _assert_same(ckpts.restore(abstract, partial=True),
                  {'params': state.params})
-    with pytest.raises(ValueError, match='of another model'):
+    with pytest.raises(ValueError, match='step: int32'):
       ckpts.restore(abstract)
     abstract['params']['new'] = jax.ShapeDtypeStruct((2,), jnp.float32)
     with pytest.raises(ValueError, match='params/new: absent'):
@@ -207,7 +202,7 @@ def test_an_applications_own_logs_of_orbax_are_not_hidden(
     assert logger.filter(seen)
   assert not caplog.text  # what Orbax warns of is what was asked for
   monkeypatch.setattr(logger, 'filters', [])
-  checkpoints.quiet_orbax()
+  orbax_manager.quiet_orbax()
   assert not logger.filter(seen)
   assert logger.filter(record(30, orbax))
   assert logger.filter(record(20, '/application.py'))
@@ -223,32 +218,24 @@ def test_bad_arguments(tmp_path):
       ckpts.save(1, {'w': jnp.float32(1)}, {'loss': jnp.float32(1)})
     with pytest.raises(ValueError, match="kind='old'"):
       ckpts.steps('old')
-    with pytest.raises(FileNotFoundError, match='no checkpoint of the kind'):
+    with pytest.raises(FileNotFoundError, match="'last'"):
       ckpts.info()
-    with pytest.raises(FileNotFoundError, match='no step 3'):
+    with pytest.raises(FileNotFoundError, match=r"\b3\b.*'best'"):
       ckpts.restore({}, 3, 'best')
 
 
-# 32 MB take far longer to write than the kill takes to come.
-_KILLED = '''
-import os, signal, sys
-from adavit_jax.runs import checkpoints
-import jax
-import jax.numpy as jnp
-
-ckpts = checkpoints.Checkpoints(sys.argv[1])
-ckpts.save(1, {'w': jnp.full((8, 2**20), 1.)}, {'at': 1})
-ckpts.wait()
-ckpts.save(2, {'w': jax.random.normal(jax.random.key(0), (8, 2**20))}, {})
-os.kill(os.getpid(), signal.SIGKILL)
-'''
+def _killed(workdir):
+  ckpts = checkpoints.Checkpoints(workdir)
+  ckpts.save(1, {'w': jnp.full((8, 2**20), 1.)}, {'at': 1})
+  ckpts.wait()
+  # 32 MB take far longer to write than the kill takes to come.
+  ckpts.save(2, {'w': jax.random.normal(jax.random.key(0), (8, 2**20))}, {})
+  os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_killed_while_saving(tmp_path):
-  done = subprocess.run(
-      [sys.executable, '-c', _KILLED, str(tmp_path)], timeout=60,
-      env=os.environ | {'PYTHONPATH': ROOT}, capture_output=True, text=True)
-  assert done.returncode == -signal.SIGKILL, done.stderr
+  process = processes.Process(tmp_path, _killed, str(tmp_path))
+  assert process.wait() == -signal.SIGKILL, process.err
   last = tmp_path / 'checkpoints' / 'last'
   assert len(list(last.iterdir())) == 2  # Step 1, and what is left of step 2.
   with checkpoints.Checkpoints(tmp_path) as ckpts:

@@ -62,11 +62,12 @@ def oracle(made):
   @jax.jit
   def run(images, threshold):
     params, images = state.params, system.normalize(images)
-    z1 = modes.fixed(system.model, params, images)
+    z1 = modes.before_policy(system.model, params, images)
     features = learned.observe(system.nets, system.model, params, z1)
     actions = learned.greedy(
         system.nets, params['policy'], features, threshold=threshold)
-    logits = modes.adaptive(system.model, params, z1, actions, 'masked').total
+    logits = modes.after_policy(
+        system.model, params, z1, actions, 'masked').total
     return logits, actions
 
   # NumPy, so that slicing the result compiles nothing.
@@ -194,7 +195,7 @@ def test_what_calls_would_ignore_cannot_be_set(clf, name):
 
 
 def test_no_run_to_load(tmp_path):
-  with pytest.raises(ValueError, match='no checkpoint.*--workdir'):
+  with pytest.raises(ValueError, match='--workdir'):
     adavit_jax.load(str(tmp_path))
   with pytest.raises(ValueError, match='^phase=.*best='):
     adavit_jax.load(str(tmp_path), phase='dense', best=True)

@@ -5,6 +5,7 @@ import json
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import loop
 from adavit_jax.runs import preemption
+from adavit_jax.runs import saved_run
 from adavit_jax.runtime import stages
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
@@ -92,18 +93,28 @@ def test_early_exits_of_a_backbone_keep_learning(phase, module):
     assert np.abs(grads['backbone'][head]['kernel']).max() > 1e-3
 
 
-@pytest.fixture(scope='module')
-def everything(tmp_path_factory):
+@pytest.fixture(scope='module', params=[
+    'noise', pytest.param('trained', marks=pytest.mark.nightly)])
+def everything(request, trace_once, tmp_path_factory):
   """(config, work directory, final state): a policy, then exits, in one run.
 
-  One exit lies before the place where the policy decides.
+  One exit lies before the place where the policy decides. The phases before
+  those of the exits may only add noise, which compiles faster.
   """
   config = _config(
       ('dense', 'policy', 'classifier_wise'), **{
           'dense.nested': 0., 'dense.mask_weight': 0.,
           'model.exits': ((1, 'mlp'), (3, 'mlp')), 'model.num_fixed': 2})
   workdir = tmp_path_factory.mktemp('everything')
-  return config, workdir, _train(config, workdir)
+  make = step_lib.make_step
+
+  def make_step(system, phase, start):
+    trained = request.param == 'trained' or phase == 'classifier_wise'
+    return (make if trained else states.noise)(system, phase, start)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(step_lib, 'make_step', make_step)
+    yield config, workdir, _train(config, workdir)
 
 
 def test_exits_are_trained_around_a_policy_in_one_run(everything):
@@ -118,6 +129,22 @@ def test_exits_are_trained_around_a_policy_in_one_run(everything):
                if 'classifier_wise/loss' in row)
   held = [row['holdout/accuracy'] for row in rows if 'holdout/accuracy' in row]
   assert [np.shape(x) for x in held] == [()] * 2 + [(3,)]
+
+
+def test_each_phase_goes_on_with_what_the_one_before_trained(everything):
+  config, workdir, state = everything
+  trainer = loop.Trainer(config, str(workdir), tiny.dataset())
+  with saved_run.Run(str(workdir)) as run:
+    dense, policy = (
+        run.state(run.find(phase=phase), trainer.system, trainer.mesh)
+        for phase in ('dense', 'policy'))
+  assert states.same(state.params['backbone'], dense.ema['backbone'])
+  for group in ('policy', 'policy_stats'):
+    assert states.same(state.params[group], policy.params[group])
+    assert not states.same(state.params[group], dense.params[group])
+  changed = states.differ(state.params['heads'], policy.params['heads'])
+  assert len(changed) == len(jax.tree.leaves(state.params['heads']))
+  assert trainer.system.after('classifier_wise').actions is None
 
 
 def test_it_resumes_inside_the_last_phase(everything, tmp_path, stop_at):

@@ -1,43 +1,49 @@
 """Configs that cannot work are refused before anything is computed."""
 
 import dataclasses
-import subprocess
+import re
 
 from adavit_jax import data
 from adavit_jax.runs import loop
 import numpy as np
+import processes
 import pytest
 import tiny
 
 
-@pytest.mark.parametrize('flag, message', [
-    ('--config.dense.stps=1', "unknown field of the config: 'stps'. Did you "
-     'mean "steps"'),
-    ('--config.dense.weights[3]=1', 'unknown field of the config: '),
-    ('--config=configs/none.py', "'configs/none.py'"),
-    ('--config=configs/cifar10_policy.py:gpu', "variant 'gpu'"),
+@pytest.mark.parametrize('command, named', [
+    ('train.py --config.dense.stps=1', "'stps'.*steps"),
+    ('train.py --config.dense.weights[3]=1', 'weights'),
+    ('train.py --config=configs/none.py', "'configs/none.py'"),
+    ('train.py --config=configs/cifar10_policy.py:gpu', "'gpu'"),
     # Given twice: absl would join tuples; the last one counts.
-    ("--config.phases=('dens',) --config.phases ('static',)",
-     "phase 'static'"),
-    ('--workdir=/dev/null/run', 'Not a directory')])
-def test_mistaken_flags_end_in_one_sentence(flag, message, tmp_path):
-  flags = ['--config=configs/digits_policy.py', f'--workdir={tmp_path}/run']
-  process = subprocess.run(
-      **tiny.command('train.py', *flags, *flag.split()), timeout=120)
-  assert process.returncode != 0
-  last = process.stderr.splitlines()[-1]
-  assert last.startswith('error: ') and message in last
-  assert 'Traceback' not in process.stderr
+    ("train.py --config.phases=('dens',) --config.phases ('static',)",
+     "'static'"),
+    ('train.py --workdir=/dev/null/run', '/dev/null/run'),
+    ('export.py --threshold=0.3 --mode=dense',
+     '^--threshold=0.3.*--mode=dense'),
+    ('export.py --threshold=0.3 --mode=static',
+     '^--threshold=0.3.*--mode=static')])
+def test_mistaken_flags_end_in_one_sentence(command, named, tmp_path):
+  program, *flags = command.split()
+  own = {'train.py': '--config=configs/digits_policy.py',
+         'export.py': f'--output={tmp_path}/a'}[program]
+  process = processes.Process(
+      tmp_path, processes.script, program, own, f'--workdir={tmp_path}/run',
+      *flags)
+  assert process.wait() not in (0, None)
+  error, last = process.err.splitlines()[-1].split(' ', 1)
+  assert error == 'error:' and re.search(named, last), last
+  assert 'Traceback' not in process.err
   assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize('fields, message', [
-    (dict(phases=('dens',)), "config.phases has 'dens'; did you mean 'dense'"),
-    (dict(phases=(1,)), 'config.phases has 1'),
+    (dict(phases=('dens',)), "config.phases.*'dens'.*'dense'"),
+    (dict(phases=(1,)), r'config.phases.*\b1\b'),
     (dict(phases=()), 'config.phases'),
     (dict(phases=('dense', 'dense')), 'config.phases'),
-    ({'joint.batch_size': 12}, 'joint.batch_size=12 .* joint.batch_size to 8 '
-     'or 16'),
+    ({'joint.batch_size': 12}, r'joint.batch_size=12 .*\b8 .*\b16'),
     (dict(eval_batch_size=10), 'eval_batch_size=10'),
     ({'data.image_size': 16}, 'data.image_size=16 .* '
      '--config.model.image_size=16'),

@@ -34,6 +34,11 @@ def _branch(**changes):
     ('plan', _stack(group='encoder'), "group .*'encoder'"),
     ('plan', _stack(start=1), 'encoders 1 to 5'),
     ('plan', _stack(at=backbone.Tokens(16, 9)), '`at`'),
+    ('plan', _stack(each=('rows',)), r"each=\('rows',\)"),
+    ('plan', _stack(out={'rows': None}), r"out=\('rows',\)"),
+    ('plan', lambda self: (
+        *ViT.plan(self), backbone.Bridge(None, 0, keys=('rows',))),
+     r"keys=\('rows',\)"),
     ('plan', lambda self: (), r'Broken.plan\(\)'),
     ('plan', _branch(kind='attention'), "'attention'"),
     ('plan', _branch(run=lambda params, x, read, ctx: x), "branch 0 .*Delta"),

@@ -262,11 +262,10 @@ def test_partial_files_of_killed_builds_go_after_a_day(tmp_path):
 def test_an_address_is_no_cache(monkeypatch, config):
   config.name, config.image_size = 'digit_scenes', 16
   config.cache_dir = 'gs://bucket/cache'
-  with pytest.raises(ValueError, match="cache_dir='gs://bucket/cache' is not a "
-                     'local directory'):
+  with pytest.raises(ValueError, match="cache_dir='gs://bucket/cache'"):
     data.load(config)
   monkeypatch.setenv('ADAVIT_CACHE', 's3://b')
-  with pytest.raises(ValueError, match="^ADAVIT_CACHE='s3://b' is not a local"):
+  with pytest.raises(ValueError, match="^ADAVIT_CACHE='s3://b'"):
     cache.cache_root('')
 
 

@@ -118,7 +118,7 @@ def test_a_large_jpeg_keeps_its_detail(tmp_path):
 def test_strips_are_refused(tmp_path):
   """Resized by their short side, they would take gigabytes."""
   strip = as_bytes(tmp_path, Image.new('L', (1, 20_000)), 'a.png')
-  with pytest.raises(data.CorruptImageError, match='1 x 20000 pixels have'):
+  with pytest.raises(data.CorruptImageError, match='1 x 20000'):
     decode.decode_image(strip, size=224)
   assert decode.decode_image(strip, size=4).shape == (4, 4, 3)
 

@@ -116,10 +116,9 @@ def test_neither_test_nor_val_fits(config, root):
   save(root / 'val' / 'images' / '0.png', grey(7))
   with pytest.raises(ValueError) as error:
     data.load(config)
-  message = str(error.value)
-  assert f'{root}/test holds no class folder' in message
-  assert f'{root}/val holds classes' in message and "['images']" in message
-  assert f'{root}/test/CLASS/' in message
+  for named in (f'{root}/test ', f'{root}/val ', "['images']",
+                f'{root}/test/CLASS/'):
+    assert named in str(error.value)
 
 
 def test_second_load_decodes_nothing_until_a_file_changes(
@@ -165,8 +164,8 @@ def test_reading_a_damaged_file_names_it(config, root, keep):
   path = root / 'test' / 'cat' / 'x.PNG'
   path.write_bytes(path.read_bytes()[:keep])
   model = types.SimpleNamespace(image_size=4, channels=3)
-  sentence = rf'^{re.escape(str(path))} cannot be decoded \(\w+: .+\)$'
-  with pytest.raises(data.CorruptImageError, match=sentence):
+  with pytest.raises(
+      data.CorruptImageError, match=rf'^{re.escape(str(path))} .*\(\w+: .+\)$'):
     decode.read(path, config, model)
   with pytest.raises(FileNotFoundError):
     decode.read(root / 'none.png', config, model)
@@ -217,39 +216,39 @@ def test_nothing_readable_is_an_error(config, root):
   config.on_corrupt = 'skip'
   for path in root.glob('test/*/*'):
     path.write_bytes(b'x')
-  with pytest.raises(ValueError, match='none of the 2 images'):
+  with pytest.raises(ValueError, match=f'{root}/test'):
     data.load(config)
 
 
 def test_layout_errors_name_the_folder(config, root):
   (root / 'test' / 'eel').mkdir()
-  with pytest.raises(ValueError, match=r"training images lack: \['eel'\]"):
+  with pytest.raises(ValueError, match="'eel'"):
     data.load(config)
   (root / 'test' / 'eel').rmdir()
   (root / 'train' / 'ant').mkdir()
-  with pytest.raises(ValueError, match='train/ant holds no image'):
+  with pytest.raises(ValueError, match='train/ant'):
     data.load(config)
   (root / 'train' / 'ant' / 'readme.txt').write_text('')
   (root / 'train' / 'ant' / '._a.png').write_text('')
-  with pytest.raises(ValueError, match='train/ant holds no image'):
+  with pytest.raises(ValueError, match='train/ant'):
     data.load(config)
   shutil.rmtree(root / 'train' / 'ant')
   os.rename(root / 'train' / 'dog', root / 'dog')
-  with pytest.raises(ValueError, match="train holds only the class 'cat'"):
+  with pytest.raises(ValueError, match="train .*'cat'"):
     data.load(config)
   os.rename(root / 'dog', root / 'train' / 'dog')
   os.rename(root / 'test', root / 'tests')
-  with pytest.raises(ValueError, match='test does not .*val does not exist'):
+  with pytest.raises(ValueError, match='/test .*/val '):
     data.load(config)
   os.rename(root / 'train', root / 'training')
-  with pytest.raises(ValueError, match='train does not exist'):
+  with pytest.raises(ValueError, match='/train '):
     data.load(config)
   (root / 'train').mkdir()
   (root / 'test').mkdir()
-  with pytest.raises(ValueError, match='train holds no class folder'):
+  with pytest.raises(ValueError, match='/train '):
     data.load(config)
   config.data_dir = ''
-  with pytest.raises(ValueError, match='needs config.data.data_dir'):
+  with pytest.raises(ValueError, match='config.data.data_dir'):
     data.load(config)
 
 
@@ -282,14 +281,14 @@ def test_crop_and_interpolation_of_a_models_family(config, root):
       data.load(config).test.images([0])[0], found['bicubic'])
 
 
-@pytest.mark.parametrize('fields, message', [
+@pytest.mark.parametrize('fields, named', [
     (dict(interpolation='cubic'), "interpolation='cubic'"),
     (dict(crop=1.5), 'crop=1.5'),
     (dict(crop=0.9, load_size=6), 'crop=0.9 and load_size=6'),
-    (dict(mean=(124., 116., 104.)), r'mean=\(124.0, .* white is 1'),
+    (dict(mean=(124., 116., 104.)), r'mean=\(124.0, '),
     (dict(std=(0., 1., 1.)), r'std=\(0.0, 1.0, 1.0\)'),
 ])
-def test_wrong_preprocessing(config, fields, message):
+def test_wrong_preprocessing(config, fields, named):
   config.update(fields)
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(ValueError, match=named):
     data.load(config)

@@ -20,7 +20,7 @@ from adavit_jax import models
 from adavit_jax import weights
 from adavit_jax.runs import checks
 from adavit_jax.runs import history
-from adavit_jax.runs import run as run_lib
+from adavit_jax.runs import saved_run
 from adavit_jax.runtime import cascade
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import phases
@@ -225,7 +225,7 @@ def runs(monkeypatch):
   def find(self, **_):
     name, phase = _RUNS[self.workdir]
     config = tiny.load(f'configs/{name}.py').get_config()
-    return run_lib.Saved('last', 0, dict(
+    return saved_run.Saved('last', 0, dict(
         phase=phase, config=config.to_dict(), dataset=dict(
             num_classes=10, channels=1, mean=[.5], std=[.5],
             class_names=[str(i) for i in range(10)])))
@@ -234,8 +234,8 @@ def runs(monkeypatch):
     del self, saved, mesh
     return state_lib.init_state(system, 0)
 
-  monkeypatch.setattr(run_lib.Run, 'find', find)
-  monkeypatch.setattr(run_lib.Run, 'state', state)
+  monkeypatch.setattr(saved_run.Run, 'find', find)
+  monkeypatch.setattr(saved_run.Run, 'state', state)
   monkeypatch.setattr(history, 'unfinished', lambda *_: '')
   monkeypatch.setattr(cascade, 'SIZES', (1,))  # fewer programs to compile
 

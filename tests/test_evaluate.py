@@ -4,6 +4,7 @@ import threading
 import types
 
 from adavit_jax import data
+from adavit_jax.evaluation import batched
 from adavit_jax.evaluation import evaluator
 from adavit_jax.policies import learned
 from adavit_jax.policies import mask_search
@@ -52,7 +53,7 @@ def test_a_batch_is_fetched_after_the_next_one_is_started(monkeypatch):
     return fetch(out)
   monkeypatch.setattr(mesh_lib, 'fetch', fetched)
   split = _Split(lambda i: events.append(f'decode {i}'), lazy=False)
-  _check(evaluator.collect(split, run, mesh_lib.make_mesh(2), 4))
+  _check(batched.collect(split, run, mesh_lib.make_mesh(2), 4))
   assert events == ['decode 0', 'run 0', 'decode 1', 'run 1', 'fetch 0',
                     'decode 2', 'run 2', 'fetch 1', 'fetch 2']
 
@@ -65,7 +66,7 @@ def test_the_next_batch_is_decoded_while_one_is_run():
     assert decoded[min(rows[0] // 4 + 1, 2)].wait(5)
     return _same(images, labels, rows)
   split = _Split(lambda i: decoded[i].set(), lazy=True)
-  _check(evaluator.collect(split, run, mesh_lib.make_mesh(2), 4))
+  _check(batched.collect(split, run, mesh_lib.make_mesh(2), 4))
   assert threading.active_count() == before
 
 
@@ -80,7 +81,7 @@ def trainer():
 
 
 def _z1(system, params, split, rows):
-  run = jax.jit(lambda params, images: modes.fixed(
+  run = jax.jit(lambda params, images: modes.before_policy(
       system.model, params, system.normalize(images)))
   return np.asarray(run(params, split.images(rows)))
 

@@ -9,7 +9,7 @@ from adavit_jax import models
 from adavit_jax.models import encoder
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
-from adavit_jax.runs import run as run_lib
+from adavit_jax.runs import saved_run
 import jax
 import numpy as np
 import odd
@@ -155,6 +155,27 @@ def test_unknown_modes_are_refused(execution, monkeypatch):
   assert message.startswith("error: --modes has ['masked']")
 
 
+def test_rows_of_a_cascade_at_given_shares(quick):
+  model = models.create(
+      'dvt_cifar_32', image_size=8, channels=1, num_classes=4, grids=(2, 4),
+      width=8, num_heads=2, depth=1, stem='patch')
+  shares, exits = (0.75, 0.25), cost.of(model).exits
+  rows = list(quick.cascades.rows(
+      'dvt', model, tiny.params(model), 8, shares, repeats=1, dtype='float32'))
+  assert [(r['mode'], r['keep']) for r in rows] == [
+      ('dense', 1), ('cascade, none leaves', 1), ('cascade, 75/25', 0.625)]
+  ratios = [r['mac_ratio'] for r in rows]
+  np.testing.assert_allclose(
+      ratios, [1, 1, (0.75 * exits[0] + 0.25 * exits[1]) / exits[1]])
+
+
+@pytest.mark.parametrize('value', [['0.5'], ['0.5', '0.6'], ['0.5', 'a']])
+def test_shares_that_do_not_fit_are_refused(execution, monkeypatch, value):
+  message = _error(execution, monkeypatch, shares=value,
+                   models=['ravit_cifar_patch4_32'])
+  assert message.startswith(f'error: --shares={",".join(value)} ')
+
+
 @pytest.fixture
 def runs(monkeypatch):
   """Lets a run seem to lie in any directory; returns what each is, to set."""
@@ -165,10 +186,10 @@ def runs(monkeypatch):
     phases, exits = made[str(self.workdir)]
     config.phases, config.model.exits = phases, exits
     dataset = dict(num_classes=4, channels=1, mean=[0.5], std=[0.5])
-    return run_lib.Saved('phases', 6, dict(
+    return saved_run.Saved('phases', 6, dict(
         phase=phases[-1], config=config.to_dict(), dataset=dataset))
 
-  monkeypatch.setattr(run_lib.Run, 'find', find)
+  monkeypatch.setattr(saved_run.Run, 'find', find)
   return made
 
 

@@ -1,6 +1,5 @@
 """A regression with exits from its data to a classifier; what is refused."""
 
-import types
 
 import adavit_jax
 from adavit_jax import cost
@@ -10,7 +9,7 @@ from adavit_jax.data import splits
 from adavit_jax.exits import confidence as confidence_lib
 from adavit_jax.report import exit_report
 from adavit_jax.runs import loop
-from adavit_jax.runs import run as run_lib
+from adavit_jax.runs import saved_run
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
 import numpy as np
@@ -19,7 +18,6 @@ import states
 from test_multi_exit_training import _between
 from test_multi_exit_training import _config
 from test_multi_exit_training import _fresh
-from test_multi_exit_training import _noise
 from test_multi_exit_training import one_device  # a fixture
 import tiny
 
@@ -53,8 +51,9 @@ def regression(tmp_path_factory):
 
 def _report(trainer, workdir):
   about = dict(workdir=workdir, phase='exits', num_test=16, seed=0, device='')
-  with run_lib.Run(workdir) as run:
-    return exit_report.evaluate(trainer, run, run.find(), about)
+  with saved_run.Run(workdir) as run:
+    return exit_report.evaluate(
+        trainer, run.state(run.find(), trainer.system, trainer.mesh), about)
 
 
 def test_regression_end_to_end(regression, capsys):
@@ -128,7 +127,7 @@ def test_a_regression_without_early_exits(tmp_path, monkeypatch):
   trainer = loop.Trainer(
       _config('exits', **{'model.exits': None, 'exits.steps': 1}),
       str(tmp_path), _regression())
-  monkeypatch.setattr(step_lib, 'make_step', _noise)
+  monkeypatch.setattr(step_lib, 'make_step', states.noise)
   state = trainer.train()
   found = trainer.exit_evaluator('exits', state.params, trainer.dataset.test)
   clf = adavit_jax.load(str(tmp_path), max_batch_size=16)
@@ -160,10 +159,8 @@ def test_heads_at_one_layer_are_no_cascade(tmp_path):
       _config('exits', **{'model.exits': ((1, 'mlp'), (1, 'resmlp'))}),
       str(tmp_path), tiny.dataset())
   state = state_lib.init_state(trainer.system, 0)
-  result = exit_report.evaluate(
-      trainer, types.SimpleNamespace(state=lambda *args: state), None,
-      dict(workdir=str(tmp_path), phase='exits', num_test=16, seed=0,
-           device=''))
+  result = exit_report.evaluate(trainer, state, dict(
+      workdir=str(tmp_path), phase='exits', num_test=16, seed=0, device=''))
   assert not {'curve', 'same_accuracy', 'slack', 'mac_target'} & set(result)
   assert [found['layer'] for found in result['best_heads']] == [1]
 

@@ -283,7 +283,7 @@ def test_the_example_hands_on_what_a_policy_decides(small, tmp_path, capsys):
   @jax.jit
   def oracle(params, images):
     carry, found = None, []
-    for stage in clf.system.programs(clf.phase, 'masked'):
+    for stage in clf.system.after(clf.phase).programs('masked'):
       carry, logits = stage(params, images, carry)
       found.append(logits)
     return jnp.stack(found), Actions(*carry[1]).keep
@@ -302,16 +302,6 @@ def test_the_example_hands_on_what_a_policy_decides(small, tmp_path, capsys):
   assert _example(tmp_path, images, tmp_path, capsys) == [
       f'{y[k].argmax()} ({y[k].max():.3f}), exit {k} of 0 to 1'
       for y, k in zip(logits.swapaxes(0, 1), chosen)]
-
-
-@pytest.mark.parametrize('mode', ['dense', 'static'])
-def test_the_script_refuses_a_threshold_without_a_policy(tmp_path, mode):
-  process = subprocess.run(**tiny.command(
-      f'{tiny.ROOT}/export.py', f'--workdir={tmp_path}', f'--mode={mode}',
-      f'--output={tmp_path}/a', '--threshold=0.3'), timeout=120)
-  assert process.returncode == 1
-  assert re.match(f'error: --threshold=0.3.*--mode={mode}',
-                  process.stderr.splitlines()[-1])
 
 
 def test_what_lies_beside_an_artefact(cond):

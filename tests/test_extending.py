@@ -7,7 +7,7 @@ import sys
 from adavit_jax import models
 from adavit_jax.models import registry
 from adavit_jax.runs import loop
-from adavit_jax.runs import run as run_lib
+from adavit_jax.runs import saved_run
 from adavit_jax.train import config as config_lib
 import pytest
 from states import two_devices  # a fixture
@@ -39,8 +39,8 @@ def test_the_example_runs_and_trains(blocks, tmp_path):
   # As another process finds it.
   registry._MODELS.pop('two_grids_8')
   del sys.modules['mine']
-  with run_lib.Run(workdir) as run:
-    assert run_lib.system(run.find().info).model.depths == (2, 2)
+  with saved_run.Run(workdir) as run:
+    assert saved_run.system(run.find().info).model.depths == (2, 2)
 
 
 def test_a_module_that_is_not_there_is_named():

@@ -86,7 +86,7 @@ def test_policy_phases_begin_with_the_weights(file, tmp_path):
 
 def test_a_new_head_needs_a_dense_phase(file, tmp_path):
   fields = {'init.weights': str(file)}
-  with pytest.raises(ValueError, match=r'4 classes.* 5: .*head'):
+  with pytest.raises(ValueError, match=r'\b4 .*\b5\b.*head'):
     _trainer(tmp_path / 'run', 5, phases=('policy',), **fields)
   assert not (tmp_path / 'run').exists()
   got = _trainer(tmp_path / 'run', 5, **fields).train().params['backbone']
@@ -168,5 +168,5 @@ def test_a_policy_of_other_inputs_is_named(tmp_path):
        '--config.nets.aux=True --config.nets.head=False')):
     trainer = _trainer(tmp_path / 'other', **{
         'phases': ('joint',), 'init.workdir': given, **fields})
-    with pytest.raises(ValueError, match=f'set {flags}, '):
+    with pytest.raises(ValueError, match=flags):
       trainer.train()

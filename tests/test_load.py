@@ -7,13 +7,14 @@ from adavit_jax.models.actions import Actions
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import history
 from adavit_jax.runs import loop
-from adavit_jax.runs import run as run_lib
+from adavit_jax.runs import saved_run
 from adavit_jax.train import state as state_lib
 import numpy as np
 import pytest
 import states
-from states import counted_steps  # a fixture
 from states import run  # a fixture
+from states import steps  # a fixture
+from states import trace_once  # a fixture
 from states import two_devices  # a fixture
 import tiny
 
@@ -54,7 +55,7 @@ def test_what_a_training_replaces_is_read_again(
   if kind == 'last':
     shutil.rmtree(tmp_path / 'checkpoints' / 'phases')
     shutil.rmtree(tmp_path / 'checkpoints' / 'best')
-  steps, find, left = [], run_lib.Run.find, iter(range(times))
+  steps, find, left = [], saved_run.Run.find, iter(range(times))
 
   def found_and_replaced(self, **given):
     saved = find(self, **given)
@@ -64,7 +65,7 @@ def test_what_a_training_replaces_is_read_again(
         states.replace(tmp_path, kind, halfway=halfway)
     return saved
 
-  monkeypatch.setattr(run_lib.Run, 'find', found_and_replaced)
+  monkeypatch.setattr(saved_run.Run, 'find', found_and_replaced)
   load = lambda: adavit_jax.load(str(tmp_path), best=kind == 'best')
   if times > 1:
     with pytest.raises(ValueError, match='best/'):
@@ -106,7 +107,7 @@ def test_a_run_loads_as_a_classifier(run, phase):
   images = dataset.test.images(np.arange(len(dataset.test)))
   got = clf(images)
   trainer = loop.Trainer(tiny.get_config(), workdir, dataset)
-  with run_lib.Run(workdir) as opened:
+  with saved_run.Run(workdir) as opened:
     state = opened.state(
         opened.find(phase=phase), trainer.system, trainer.mesh)
   params = state_lib.final_params(state)

@@ -4,13 +4,13 @@ import json
 import pathlib
 import random
 import signal
-import subprocess
 import sys
 import time
 
 from adavit_jax import data
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import loop
+from adavit_jax.runs import orbax_manager
 from adavit_jax.runs import preemption
 from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
@@ -18,6 +18,7 @@ from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
 import jax
 import numpy as np
+import processes
 import pytest
 import states
 from states import trace_once  # a fixture
@@ -154,7 +155,7 @@ def test_feature_statistics_are_those_of_the_training_images(ends, trainer):
   """Of every normalised token of z1, in NumPy."""
   system, split = trainer.system, trainer.dataset.train
   z1 = np.asarray(jax.jit(
-      lambda p, x: modes.fixed(system.model, p, system.normalize(x)))(
+      lambda p, x: modes.before_policy(system.model, p, system.normalize(x)))(
           ends['warm_start'].params,
           split.images(np.arange(len(split)))), np.float64)
   centred = z1 - z1.mean(-1, keepdims=True)
@@ -215,43 +216,50 @@ def test_resumption_may_change_what_is_written_when(whole):
   assert int(again.train().step) == END
 
 
-def _signal_at(workdir, signum, num_rows, process):
-  """Sends a signal once metrics.jsonl has some rows, and waits."""
-  path, deadline = workdir / 'metrics.jsonl', time.monotonic() + 120
-  try:
-    while not (path.exists() and path.read_text().count('\n') >= num_rows):
-      if process.poll() is not None or time.monotonic() > deadline:
-        process.kill()
-        pytest.fail(f'no {num_rows} rows: {process.communicate()[1][-2000:]}')
-      time.sleep(0.02)
-    time.sleep(random.random() * 0.5)
-    process.send_signal(signum)
-    return process.communicate(timeout=60)
-  finally:
-    process.kill()
+def _signalled(workdir, signum, num_rows):
+  """A process that got a signal once metrics.jsonl had some rows."""
+  process = processes.Process(workdir.parent, _main, str(workdir))
+  path, deadline = workdir / 'metrics.jsonl', time.monotonic() + 300
+  while not (path.exists() and path.read_text().count('\n') >= num_rows):
+    if process.code is not None or time.monotonic() > deadline:
+      process.wait(0)
+      pytest.fail(f'no {num_rows} rows: {process.err[-2000:]}')
+    time.sleep(0.02)
+  time.sleep(random.random() * 0.5)
+  process.send(signum)
+  process.wait()
+  return process
 
 
-def test_processes_are_killed_and_resumed(trainer, whole, tmp_path):
+def get_config():
+  """Of the processes that are killed; compiles fast."""
+  config = tiny.get_config()
+  config.phases, config.model.depth = ('dense',), 2
+  config.dense.update(steps=60, nested=0., mask_weight=0.)
+  config.checkpoint_every = 20
+  return config
+
+
+def test_processes_are_killed_and_resumed(tmp_path):
   """SIGTERM, Ctrl-C, SIGKILL, each resumed: the same end, bit for bit."""
-  command = tiny.command(__file__, f'--config={tiny.__file__}',
-                     f'--workdir={tmp_path}')
-  step = 0
+  workdir, step = tmp_path / 'run', 0
   for signum, code in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
-    process = subprocess.Popen(**command)
-    out, err = _signal_at(tmp_path, signum, step + 3, process)
-    assert process.returncode == code, err[-2000:]
-    assert 'stopped by a signal at step' in err and 'done' not in out
-    with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts:
-      assert ckpts.latest()[1] == _rows(tmp_path)[-1]['step'] >= step + 3
+    process = _signalled(workdir, signum, step + 3)
+    assert process.code == code, process.err[-2000:]
+    assert 'stopped by a signal at step' in process.err
+    assert 'done' not in process.out
+    with checkpoints.Checkpoints(workdir, read_only=True) as ckpts:
+      assert ckpts.latest()[1] == _rows(workdir)[-1]['step'] >= step + 3
       step = ckpts.latest()[1]
 
-  process = subprocess.Popen(**command)
-  _, err = _signal_at(tmp_path, signal.SIGKILL, step + 2, process)
-  assert process.returncode == -signal.SIGKILL
-  assert f'resumed from step {step},' in err
+  process = _signalled(workdir, signal.SIGKILL, step + 2)
+  assert process.code == -signal.SIGKILL
+  assert f'resumed from step {step},' in process.err
 
-  trainer.workdir = str(tmp_path)
-  assert states.differ(trainer.train(), whole[1]) == []
+  resumed, whole = (
+      loop.Trainer(get_config(), str(path), dataset=tiny.dataset()).train()
+      for path in (workdir, tmp_path / 'whole'))
+  assert states.differ(resumed, whole) == []
 
 
 def test_evaluation_of_a_split_that_is_no_multiple_of_the_batch(
@@ -283,19 +291,16 @@ def test_evaluation_of_a_split_that_is_no_multiple_of_the_batch(
   np.testing.assert_array_equal(nothing.actions.keep, 0)
 
 
-def _main():
+def _main(workdir):
   """`train.py` on the tiny data, slowed so that a signal can hit a step."""
   from absl import app
   from absl import logging
   sys.path.insert(0, tiny.ROOT)
+  sys.argv = ['train.py', f'--config={__file__}', f'--workdir={workdir}']
   import train
   make_mesh = mesh_lib.make_mesh
   mesh_lib.make_mesh = lambda: make_mesh(2)  # as the fixture `two_devices`
   data.load = lambda *args, **kwargs: tiny.dataset(seconds=0.1)
   logging.set_verbosity(logging.INFO)
-  checkpoints.quiet_orbax()
+  orbax_manager.quiet_orbax()
   app.run(train.main)
-
-
-if __name__ == '__main__':
-  _main()

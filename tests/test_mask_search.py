@@ -36,7 +36,7 @@ def found(given):
 
   @jax.jit
   def evaluate(keep):
-    logits = modes.adaptive(
+    logits = modes.after_policy(
         model, params, z1, Actions.from_keep(keep, (L, L)), 'masked').total
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return loss.mean(), (logits.argmax(-1) == labels).mean()
@@ -134,7 +134,7 @@ def branches():
   rng = np.random.default_rng(0)
   images = rng.normal(size=(9, 16, 16, 1)).astype(np.float32)
   params = tiny.params(model, scale=0.5)
-  z1 = modes.fixed(model, params, images)
+  z1 = modes.before_policy(model, params, images)
   return model, params, cost.of(model), z1, images, rng.integers(0, 4, 9)
 
 

@@ -62,8 +62,13 @@ NUM_PARAMS = {
     'crossvit_18_dagger_240': 44_266_976,
     'crossvit_15_dagger_408': 28_500_080,
     'crossvit_18_dagger_408': 44_606_560,
+    'dvt_t2t_vit_12_224': 22_461_516,
+    'dvt_t2t_vit_14_224': 67_881_836,
+    'dvt_deit_small_224': 70_442_232,
+    'dvt_cifar_32': 836_524,
 }
-HEADS = {48: 2, 128: 4, 192: 3, 384: 6, 768: 12, 1024: 16}  # by width
+HEADS = {  # by width
+    48: 2, 96: 3, 128: 4, 192: 3, 256: 4, 384: 6, 768: 12, 1024: 16}
 FIXED = dict.fromkeys(  # of the others one
     ('vit_scenes_patch4_16', 'vit_cifar_patch4_32', 'vit_cifar_conv8_32'), 2)
 

@@ -36,7 +36,7 @@ def steered():
 
 def _scores(model, params, images):
   """What a policy decides by, [N, 2L]; of each action half are positive."""
-  z1 = jax.jit(functools.partial(modes.fixed, model))(params, images)
+  z1 = jax.jit(functools.partial(modes.before_policy, model))(params, images)
   project = np.random.default_rng(1).normal(
       size=(model.width, sum(plan.num_layers(model)))).astype(np.float32)
   found = np.asarray(z1).mean(1) @ project
@@ -163,29 +163,33 @@ def test_an_unknown_mode(steered):
       stages_lib.stages(steered, decide=_decide, mode=mode)
 
 
+# Mode of the stages, and images at once, of which one is run by 'cond'.
+RUNS = [(None, N), pytest.param('masked', N, marks=pytest.mark.nightly),
+        pytest.param(None, 1, marks=pytest.mark.nightly)]
+
+
 # The stage in which it decides is the second, between two exits, or the last.
+@pytest.mark.parametrize('mode, size', RUNS)
 @pytest.mark.parametrize('num_fixed, asked', [
     (2, 1), pytest.param(3, 3, marks=pytest.mark.nightly)])
-def test_exits_may_lie_before_the_policy(images, num_fixed, asked):
+def test_exits_may_lie_before_the_policy(images, num_fixed, asked, mode, size):
   model = tiny.model(exits=STEERED, num_fixed=num_fixed)
   params = tiny.params(model)
   found, policy = _scores(model, params, images)
   keep = np.float32(found > 0)
   params['policy'] = dict(policy, floor=np.float32(0))
-  want = jax.jit(lambda *args: _by_hand(model, *args)[1])(params, images, keep)
-  dense = jax.jit(lambda *args: _by_hand(model, *args)[1])(
-      params, images, np.ones_like(keep))
+  by_hand = jax.jit(lambda *args: _by_hand(model, *args)[1])
+  want = by_hand(params, images, keep)
+  dense = by_hand(params, images, np.ones_like(keep))
   changed = np.abs(want - dense).max((1, 2)) > 0.1
   # The one encoder behind place 3 is that of the last exit.
   np.testing.assert_array_equal(changed, np.arange(4) >= asked)
-  for run in (_runner(model, 'masked'), _runner(model)):
-    got, decided, _ = run(params, images)
-    np.testing.assert_array_equal(decided, keep)
-    _close(got, want)
-  for i in range(2):  # 'cond'
-    got, decided, _ = run(params, images[i:i + 1])
-    np.testing.assert_array_equal(decided[0], keep[i])
-    _close(got[:, 0], want[:, i])
+  run = _runner(model, mode)
+  for i in range(min(2, N // size)):
+    rows = slice(i * size, (i + 1) * size)
+    got, decided, _ = run(params, images[rows])
+    np.testing.assert_array_equal(decided, keep[rows])
+    _close(got, want[:, rows])
 
   # Before the policy has decided the carry is the tokens alone.
   carry = None
@@ -197,26 +201,23 @@ def test_exits_may_lie_before_the_policy(images, num_fixed, asked):
       assert [a.shape for a in carry[1]] == [(N, 4 - num_fixed)] * 2
 
 
-@pytest.mark.parametrize('num_fixed', [2])
-def test_a_ravit_under_a_policy(num_fixed):
-  """Which decides before all encoders, or between the branches."""
-  model = _ravit(exits=BRANCHES, num_fixed=num_fixed)
-  images = np.random.default_rng(num_fixed).normal(
+@pytest.mark.parametrize('mode, size', RUNS)
+def test_a_ravit_under_a_policy(mode, size):
+  """Which decides between the branches."""
+  model = _ravit(exits=BRANCHES, num_fixed=2)
+  images = np.random.default_rng(2).normal(
       size=(12, 16, 16, 1)).astype(np.float32)
   params = tiny.params(model)
   found, policy = _scores(model, params, images)
   params['policy'] = dict(policy, floor=np.float32(0))
   keep = np.ones((2, 12, 4), np.float32)
-  keep[..., num_fixed:] = np.stack(np.split(found > 0, 2, axis=1))
+  keep[..., 2:] = np.stack(np.split(found > 0, 2, axis=1))
   by_hand = jax.jit(functools.partial(_ravit_by_hand, model))
   want = by_hand(params, images, keep)
   assert np.abs(want - by_hand(params, images))[-1].max() > 0.1
-  for run in (_runner(model, 'masked'), _runner(model)):
-    got, decided, _ = run(params, images)
-    np.testing.assert_array_equal(decided, found > 0)
-    _close(got, want)
-  got, _, _ = run(params, images[:1])
-  _close(got[:, 0], want[:, 0])
+  got, decided, _ = _runner(model, mode)(params, images[:size])
+  np.testing.assert_array_equal(decided, found[:size] > 0)
+  _close(got, want[:, :size])
 
 
 def test_a_policy_at_an_own_exit_sees_all_tokens():
@@ -286,6 +287,7 @@ def test_cascade_under_a_policy(steered, weights, images, keep, logits):
       assert len(set(want.macs)) > 8
 
 
+@pytest.mark.nightly
 def test_patience_under_a_policy(steered, weights, images, keep, logits):
   rule = confidence_lib.RULES['patience']
   cascade = _cascade(steered, weights, rule)

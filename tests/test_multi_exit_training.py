@@ -5,10 +5,11 @@ import dataclasses
 import adavit_jax
 from adavit_jax import data
 from adavit_jax.exits import confidence as confidence_lib
+from adavit_jax.runs import first_state
 from adavit_jax.runs import loop
 from adavit_jax.runs import phase_start
 from adavit_jax.runs import preemption
-from adavit_jax.runs import run as run_lib
+from adavit_jax.runs import saved_run
 from adavit_jax.runtime import stages as stages_lib
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
@@ -62,24 +63,6 @@ def train(dataset, tmp_path_factory):
   return run
 
 
-def _noise(system, phase, start):
-  """In place of a training step: adds noise."""
-  del system, start
-  def step(state, images, labels):
-    del images, labels
-    groups = phases.PHASES[phase].trains
-    flat, tree = jax.tree.flatten(
-        {k: state.params[k] for k in groups if k in state.params})
-    key = jax.random.fold_in(state.key, state.step)
-    noise = jax.random.normal(key, (max(x.size for x in flat),)) / 5
-    moved = tree.unflatten(
-        [x + noise[:x.size].reshape(x.shape) for x in flat])
-    ema = state.ema and jax.tree.map(lambda x: 2 * x, moved)
-    return state.replace(step=state.step + 1, ema=ema,
-                         params={**state.params, **moved}), {'loss': 0.}
-  return step
-
-
 @pytest.fixture(scope='module')
 def policies(train):
   """Of a plain ViT: its dense phase, then a policy; both learn nothing."""
@@ -87,7 +70,7 @@ def policies(train):
   config.phases = ('dense', 'policy')
   config.dense.steps = config.policy.steps = 1
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(step_lib, 'make_step', _noise)
+    patch.setattr(step_lib, 'make_step', states.noise)
     return train(config)
 
 
@@ -112,7 +95,7 @@ def test_last_exit_trains_the_backbone_alone(last_exit):
 
 def _restored(workdir, system, phase=''):
   """The state that a run gives to a system."""
-  with run_lib.Run(workdir) as run:
+  with saved_run.Run(workdir) as run:
     return run.state(run.find(phase=phase), system, mesh_lib.make_mesh())
 
 
@@ -140,7 +123,7 @@ def test_heads_of_a_run_stay_on_their_backbone(
     trainer = loop.Trainer(
         _config('last_exit', **{'init.workdir': workdir}, **fields),
         str(tmp_path), _without_holdout(dataset))
-    trainer._restore_params()
+    first_state.from_run(trainer)
 
 
 def test_another_number_of_heads_is_another_model(layers, dataset):
@@ -154,7 +137,7 @@ def test_another_number_of_heads_is_another_model(layers, dataset):
 
 def test_exits_on_the_backbone_of_a_plain_run(policies, train, monkeypatch):
   workdir, plain, _ = policies
-  monkeypatch.setattr(step_lib, 'make_step', _noise)
+  monkeypatch.setattr(step_lib, 'make_step', states.noise)
   _, trainer, state = train(_config('classifier_wise', **{
       'init.workdir': workdir, 'init.phase': 'dense'}))
   assert trainer.system.nets is None and int(state.step) == 2
@@ -198,27 +181,6 @@ def test_exits_learn_on_a_frozen_backbone_with_a_policy(
   np.testing.assert_array_equal(got.exit, chosen)
   np.testing.assert_array_equal(got.labels, want.prediction[chosen, rows])
   np.testing.assert_array_equal(got.macs, want.macs.cumsum(0)[chosen, rows])
-
-
-def test_a_policy_and_exits_in_one_run(train, monkeypatch):
-  """One of them before the place where the policy decides."""
-  make_step = step_lib.make_step
-  monkeypatch.setattr(
-      step_lib, 'make_step', lambda system, phase, start: (
-          make_step if phase == 'classifier_wise' else _noise)(
-              system, phase, start))
-  workdir, trainer, state = train(_config('classifier_wise', **{
-      'phases': ('dense', 'policy', 'classifier_wise'), 'dense.steps': 1,
-      'policy.steps': 1, 'model.num_fixed': 2}))
-  dense, policy = (_restored(workdir, trainer.system, phase)
-                   for phase in ('dense', 'policy'))
-  assert states.same(state.params['backbone'], dense.ema['backbone'])
-  for group in ('policy', 'policy_stats'):
-    assert states.same(state.params[group], policy.params[group])
-    assert not states.same(state.params[group], dense.params[group])
-  changed = states.differ(state.params['heads'], policy.params['heads'])
-  assert len(changed) == len(jax.tree.leaves(state.params['heads']))
-  assert trainer.system.actions('classifier_wise') is None
 
 
 def _between(values, num):
@@ -274,7 +236,8 @@ def stepwise(layers, dataset):
   step = jax.jit(step_lib.make_step(trainer.system, 'layer_wise', 0),
                  donate_argnums=0,
                  out_shardings=mesh_lib.replicated(trainer.mesh))
-  state = trainer._replicate(state_lib.init_state(trainer.system, 0))
+  state = mesh_lib.replicate(
+      state_lib.init_state(trainer.system, 0), trainer.mesh)
   state = phase_start.enter(trainer, state, 'layer_wise')
   stages, metrics, batches = [states.copy(state)], [], []
   for i in range(7):
@@ -326,8 +289,8 @@ def test_every_round_has_a_fresh_optimizer(layers, stepwise):
   # The first step of a round does not see what the round before left.
   for i, fresh in ((2, True), (3, False)):
     state = states.copy(stages[i])
-    spoilt = trainer._replicate(jax.tree.map(
-        lambda x: np.asarray(x) + 1, state.opt_state))
+    spoilt = mesh_lib.replicate(jax.tree.map(
+        lambda x: np.asarray(x) + 1, state.opt_state), trainer.mesh)
     again, _ = step(state.replace(opt_state=spoilt), *batches[i])
     assert states.same(again.params, stages[i + 1].params) == fresh
 

@@ -1,18 +1,16 @@
 """Two processes of two CPU devices each compute what one process would."""
 
 import os
-import pathlib
 import signal
 import socket
-import subprocess
 import sys
 import time
 import traceback
 
 import adavit_jax
 import numpy as np
+import processes
 
-ROOT = str(pathlib.Path(adavit_jax.__file__).parents[1])
 B, D = 8, 3
 
 
@@ -23,6 +21,18 @@ def _batch():
 
 
 W = np.array([0.5, -1., 2.], np.float32)
+
+
+def _main(index, port, workdir):
+  # The last one counts.
+  os.environ['XLA_FLAGS'] += ' --xla_force_host_platform_device_count=2'
+  try:
+    _worker(index, port, workdir)
+  except Exception:
+    traceback.print_exc()
+    sys.stderr.flush()
+    # An ordinary exit would wait for the other process to leave too.
+    os._exit(1)
 
 
 def _worker(index, port, workdir):
@@ -79,13 +89,12 @@ def _worker(index, port, workdir):
       got = ckpts.restore(abstract, kind=kind)['grad']
       assert (mesh_lib.fetch(got) == mesh_lib.fetch(grad)).all()
 
-
   _train(workdir + '/run')
 
 
 def _train(workdir):
   """A whole run of one step, and a resumed one that finds it done."""
-  from adavit_jax.evaluation import evaluator
+  from adavit_jax.evaluation import batched
   from adavit_jax.runs import loop
   from adavit_jax.train import mesh as mesh_lib
   import jax
@@ -116,7 +125,7 @@ def _train(workdir):
   run = jax.jit(lambda images, labels, rows: (labels, images[:, 0, 0, 0], rows),
                 out_shardings=mesh_lib.replicated(trainer.mesh))
   train = dataset.train
-  labels, pixels, rows = evaluator.collect(train, run, trainer.mesh, 16)
+  labels, pixels, rows = batched.collect(train, run, trainer.mesh, 16)
   assert (labels == train.labels).all()
   assert (rows == np.arange(len(train))).all()
   assert (pixels == train.images(rows)[:, 0, 0, 0]).all()
@@ -126,31 +135,16 @@ def test_two_processes(tmp_path):
   with socket.socket() as s:
     s.bind(('127.0.0.1', 0))
     port = s.getsockname()[1]
-  env = os.environ | {
-      'PYTHONPATH': ROOT, 'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': os.environ['XLA_FLAGS'] + (
-          ' --xla_force_host_platform_device_count=2')}  # The last one counts.
-  logs = [tmp_path / f'{i}.log' for i in range(2)]
-  processes = []
-  try:
-    for i, log in enumerate(logs):
-      with log.open('w') as f:
-        processes.append(subprocess.Popen(
-            [sys.executable, __file__, str(i), str(port), str(tmp_path)],
-            env=env, stdout=f, stderr=subprocess.STDOUT))
-    until = time.monotonic() + 150
-    # One that fails leaves the other waiting at a barrier.
-    while (any(p.poll() is None for p in processes)
-           and not any(p.poll() for p in processes)
-           and time.monotonic() < until):
-      time.sleep(0.05)
-    codes = [p.poll() for p in processes]
-  finally:
-    for p in processes:
-      p.kill()
-      p.wait()
-  outputs = [log.read_text() for log in logs]
-  assert codes == [0, 0], '\n'.join(outputs)
+  both = [processes.Process(tmp_path, _main, i, port, str(tmp_path))
+          for i in range(2)]
+  until = time.monotonic() + 300
+  # One that fails leaves the other waiting at a barrier.
+  while (any(p.code is None for p in both) and not any(p.code for p in both)
+         and time.monotonic() < until):
+    time.sleep(0.05)
+  codes = [p.wait(0) for p in both]
+  outputs = [p.out for p in both]
+  assert codes == [0, 0], '\n'.join(p.out + p.err for p in both)
 
   batch = {k: v.astype(np.float64) for k, v in _batch().items()}
   error = batch['x'] @ W - batch['y']
@@ -164,13 +158,3 @@ def test_two_processes(tmp_path):
   assert len(lines) == 2 and lines[0] == lines[1]
   got = [float.fromhex(x) for x in lines[0].split()[1:]]
   np.testing.assert_allclose(got, want, rtol=1e-5)
-
-
-if __name__ == '__main__':
-  try:
-    _worker(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
-  except Exception:
-    traceback.print_exc()
-    sys.stderr.flush()
-    # An ordinary exit would wait for the other process to leave too.
-    os._exit(1)

@@ -37,7 +37,7 @@ def _lr(count, steps=8, warmup=2, peak=0.1, end=0.1):
 @pytest.mark.parametrize('clip_norm', [0, 1.0])
 def test_three_steps_against_numpy(clip_norm):
   tx, _ = optimizer.make_optimizer(_config(clip_norm=clip_norm), 8)
-  params = _params()
+  params, update = _params(), jax.jit(tx.update)
   state = tx.init(params)
   want = {k: np.asarray(v, np.float64) for k, v in _flat(params).items()}
   mu = {k: np.zeros_like(v) for k, v in want.items()}
@@ -45,7 +45,7 @@ def test_three_steps_against_numpy(clip_norm):
   for t in range(1, 4):
     grads = jax.tree.map(lambda p, t=t: p * t - 0.4, params)
     flat = {k: np.asarray(g, np.float64) for k, g in _flat(grads).items()}
-    updates, state = tx.update(grads, state, params)
+    updates, state = update(grads, state, params)
     params = jax.tree.map(jnp.add, params, updates)
 
     norm = np.sqrt(sum((g ** 2).sum() for g in flat.values()))
@@ -77,12 +77,12 @@ def test_muon_orthogonalises_each_kernel_by_itself():
   params = {'backbone': jax.tree.map(
       lambda shape: jnp.float32(rng.normal(size=shape)), shapes,
       is_leaf=lambda x: isinstance(x, tuple))}
-  state, history = tx.init(params), []
+  state, history, update = tx.init(params), [], jax.jit(tx.update)
   for t in (1, 2):
     grads = jax.tree.map(lambda p, t=t: jnp.cos(7 * t * p), params)
     history.append({k: np.asarray(g, np.float64)
                     for k, g in _flat(grads).items()})
-    updates, state = tx.update(grads, state, params)
+    updates, state = update(grads, state, params)
   got = {k: np.asarray(u) for k, u in _flat(updates).items()}
   rate, flat = _lr(1, warmup=0), _flat(params)
 

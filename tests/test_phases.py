@@ -5,6 +5,7 @@ from adavit_jax.policies import learned
 from adavit_jax.policies import reinforce
 from adavit_jax.runtime import modes
 from adavit_jax.train import losses
+from adavit_jax.train import training_pass
 from adavit_jax.train.phases import dense
 from adavit_jax.train.phases import joint
 from adavit_jax.train.phases import policy
@@ -115,7 +116,7 @@ def path_loss(state, batch):
 
   @jax.jit
   def loss(params, teacher, actions):
-    start = system.begin(params, batch.images)
+    start = training_pass.begin(system, params, batch.images)
     total, (metrics, updates) = joint.path_loss(
         system, system.config.joint, params, start, teacher, batch, actions)
     assert not updates
@@ -170,8 +171,9 @@ def test_one_head_learns_the_mean_of_the_teachers_two(batch):
         p['pos_embedding'].at[:, 1].set(p['pos_embedding'][:, 0])}}
     params = same(vit)
     return joint.path_loss(
-        system, system.config.joint, params, system.begin(params, batch.images),
-        same(teacher), batch, Actions(kept, kept))[1][0]
+        system, system.config.joint, params,
+        training_pass.begin(system, params, batch.images), same(teacher), batch,
+        Actions(kept, kept))[1][0]
   np.testing.assert_allclose(loss(vit, vit)['distill_loss'], 0, atol=1e-6)
   other = {**vit, 'head_dist': jax.tree.map(lambda x: 2 * x, vit['head'])}
   assert loss(other, vit)['distill_loss'] > 1e-2
@@ -215,7 +217,7 @@ def test_policy_gradient_image_by_image(
       {**state.params, 'policy': p}, z1, batch.images)
 
   def loss(params, free=free):
-    z1 = modes.fixed(system.model, params, batch.images)
+    z1 = modes.before_policy(system.model, params, batch.images)
     return policy.policy_gradient(
         system, c, params, z1, system.features(params, z1, batch.images),
         state.log_price, batch, KEY, free)

@@ -349,7 +349,7 @@ def _observed(model, images):
   params = {**tiny.params(model), 'policy': policy, 'policy_stats': stats}
   observe = jax.jit(
       lambda p, z1: learned.observe(nets, model, p, z1, images).inputs)
-  z1 = jax.jit(lambda p: modes.fixed(model, p, images))(params)
+  z1 = jax.jit(lambda p: modes.before_policy(model, p, images))(params)
   none = Actions(*map(np.zeros, nets.num_layers))
   answer = jax.jit(lambda p: modes.forward(
       model, p, images, none).total)(params)

@@ -232,15 +232,16 @@ def test_modes_drop_layers_inside_the_branches(steered):
     got = run(params, images[i:i + 1], row, 'cond')
     np.testing.assert_allclose(got[0], want[i], **close)
   shared = Actions(*(a[0] for a in actions))
-  got = modes.forward(steered, params, images, shared, mode='static').total
+  got, dense = jax.jit(lambda p, x: (
+      modes.forward(steered, p, x, shared, mode='static').total,
+      modes.forward(steered, p, x).total))(params, images)
   np.testing.assert_allclose(got[0], want[0], **close)
 
   ones = Actions(*np.ones((2, 6, num), np.float32))
   want = _ravit(steered, params, images)[-1]
   for mode in ('masked', 'compact'):
     np.testing.assert_allclose(run(params, images, ones, mode), want, **close)
-  np.testing.assert_allclose(
-      modes.forward(steered, params, images).total, want, **close)
+  np.testing.assert_allclose(dense, want, **close)
 
 
 def test_images_are_needed_where_a_branch_follows_the_policy():
@@ -251,8 +252,8 @@ def test_images_are_needed_where_a_branch_follows_the_policy():
   ones = Actions(np.ones(1), np.ones(1))
   @jax.jit
   def run(params, images):
-    z1 = modes.fixed(last, params, images)
-    return (modes.adaptive(last, params, z1, ones, 'masked').total,
+    z1 = modes.before_policy(last, params, images)
+    return (modes.after_policy(last, params, z1, ones, 'masked').total,
             modes.forward(last, params, images).total)
   got, want = run(params, images)
   np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
@@ -333,10 +334,10 @@ def test_a_plain_vit_is_one_stage():
   params = tiny.params(vit)
   images = _images(size=8)
   stage, = stages_lib.stages(vit)
-  _, logits = jax.jit(stage)(params, images, None)
-  want = vit.apply({'params': params['backbone']}, images).total
+  (_, logits), want, got = jax.jit(lambda p, x: (
+      stage(p, x, None), vit.apply({'params': p['backbone']}, x).total,
+      stages_lib.exit_logits(vit, p, x)))(params, images)
   np.testing.assert_allclose(logits, want, rtol=1e-5, atol=1e-5)
-  got = stages_lib.exit_logits(vit, params, images)
   np.testing.assert_allclose(got, [want], rtol=1e-5, atol=1e-5)
 
 

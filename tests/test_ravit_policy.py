@@ -13,7 +13,7 @@ from adavit_jax.models.backbone import EVAL
 from adavit_jax.policies import learned
 from adavit_jax.report import exit_report
 from adavit_jax.runs import loop
-from adavit_jax.runs import run as run_lib
+from adavit_jax.runs import saved_run
 from adavit_jax.runtime import masked
 from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
@@ -24,6 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import states
+from states import steps  # a fixture
+from states import trace_once  # a fixture
 from states import two_devices  # a fixture
 from test_report import opens  # a fixture
 import tiny
@@ -32,7 +34,7 @@ STEPS = 2
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory):
+def run(steps, tmp_path_factory):
   """(work directory, trainer, final state); the policy decides at place 1."""
   config = tiny.get_config()
   config.phases = ('exits', 'warm_start', 'policy')
@@ -50,6 +52,8 @@ def run(tmp_path_factory):
   return workdir, trainer, trainer.train()
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize('steps', ['trained'], indirect=True)
 def test_each_phase_trains_its_groups(run):
   workdir, trainer, state = run
   assert int(state.step) == 3 * STEPS
@@ -120,24 +124,61 @@ def test_a_report_counts_the_layers_that_ran(
 def test_no_static_sub_networks_are_tuned_beside_exits(
     run, tiny_data, monkeypatch):
   """So it does not matter what devices their batches would fit."""
-  make_mesh, find = mesh_lib.make_mesh, run_lib.Run.find
+  make_mesh, find = mesh_lib.make_mesh, saved_run.Run.find
   def joint(*args, **kwargs):
     saved = find(*args, **kwargs)
     config = saved.info['config']
     config['phases'] = [*config['phases'], 'joint']
     return saved._replace(info={**saved.info, 'phase': 'joint'})
-  monkeypatch.setattr(run_lib.Run, 'find', joint)
+  monkeypatch.setattr(saved_run.Run, 'find', joint)
   monkeypatch.setattr(mesh_lib, 'make_mesh', lambda: make_mesh(3))
   monkeypatch.setattr(
-      exit_report, 'evaluate', lambda trainer, run, saved, about, **kwargs: (
+      exit_report, 'evaluate', lambda trainer, state, about, **kwargs: (
           types.SimpleNamespace(mesh=trainer.mesh, about=about)))
   reached = report.evaluate(run[0])
   assert (reached.mesh.size, reached.about['phase']) == (3, 'joint')
 
 
-def test_exported_stages_are_the_same_model(run, decided, tmp_path):
+# That the policy may drop before each exit, of three behind one encoder.
+LAYERS = (0,), (1, 2)
+
+
+@pytest.fixture(scope='module')
+def clf(run):
+  return adavit_jax.load(run[0], max_batch_size=16)
+
+
+@pytest.fixture(scope='module')
+def by_hand(run, clf):
+  """(actions, [2, 16, K] logits) of the test images, every branch computed."""
+  _, trainer, state = run
+  model, nets = clf.system.model, clf.system.nets
+
+  @jax.jit
+  def oracle(params, images):
+    images = clf.system.normalize(images)
+    x = modes.before_policy(model, params, images)
+    actions = learned.greedy(
+        nets, params['policy'],
+        learned.observe(nets, model, params, x, images))
+    first, second = (
+        Actions(*(a[:, np.array(layers)] for a in actions))
+        for layers in LAYERS)
+    x = masked.run(model, params, x, images, first, start=1, stop=2).x
+    early, _ = model.classify(params['backbone'], x, 0, EVAL)
+    x = masked.run(model, params, x, images, second, start=2).x
+    last, _ = model.classify(params['backbone'], x, 1, EVAL)
+    return actions, jnp.stack([early.total, last.total])
+
+  return jax.device_get(oracle(
+      state_lib.final_params(state),
+      trainer.dataset.test.images(np.arange(16))))
+
+
+def test_exported_stages_are_the_same_model(
+    run, decided, clf, by_hand, tmp_path):
   workdir, trainer, _ = run
-  clf = adavit_jax.load(workdir)
+  _, want = by_hand
   size = 4
   with pytest.raises(ValueError, match='^batch_size=None'):
     export.export_stages(clf, tmp_path, platforms=('cpu',))
@@ -149,15 +190,6 @@ def test_exported_stages_are_the_same_model(run, decided, tmp_path):
               for path in paths]
 
   images = trainer.dataset.test.images(np.arange(len(decided.msa)))
-  @jax.jit
-  def oracle(params, images):
-    carry, found = None, []
-    for stage in clf.system.programs(clf.phase, 'masked'):
-      carry, logits = stage(params, images, carry)
-      found.append(logits)
-    return found
-
-  want = np.array(oracle(clf.params, images))
   got = [[], []]
   for start in range(0, len(images), size):
     batch, carry = images[start:start + size], ()
@@ -193,35 +225,10 @@ def test_its_cascade_is_timed(run, decided, tiny_data, monkeypatch):
       macs / trainer.system.plain_cost.dense)
 
 
-# That the policy may drop before each exit, of three behind one encoder.
-LAYERS = (0,), (1, 2)
-
-
-def test_a_ravit_with_a_policy_loads_as_a_cascade(run):
+def test_a_ravit_with_a_policy_loads_as_a_cascade(run, clf, by_hand):
   """It is the policy with every branch computed, but for what it spends."""
-  workdir, trainer, state = run
-  images = trainer.dataset.test.images(np.arange(16))
-  clf = adavit_jax.load(workdir, max_batch_size=16)
-  model, nets, cost = clf.system.model, clf.system.nets, clf.system.cost
-
-  @jax.jit
-  def oracle(params, images):
-    images = clf.system.normalize(images)
-    x = modes.fixed(model, params, images)
-    actions = learned.greedy(
-        nets, params['policy'],
-        learned.observe(nets, model, params, x, images))
-    first, second = (
-        Actions(*(a[:, np.array(layers)] for a in actions))
-        for layers in LAYERS)
-    x = masked.run(model, params, x, images, first, start=1, stop=2).x
-    early, _ = model.classify(params['backbone'], x, 0, EVAL)
-    x = masked.run(model, params, x, images, second, start=2).x
-    last, _ = model.classify(params['backbone'], x, 1, EVAL)
-    return actions, jnp.stack([early.total, last.total])
-
-  actions, logits = jax.device_get(
-      oracle(state_lib.final_params(state), images))
+  images = run[1].dataset.test.images(np.arange(16))
+  (actions, logits), cost = by_hand, clf.system.cost
   assert len(np.unique(actions.keep, axis=0)) > 1
   macs = np.cumsum([
       [total - sum((1 - a[i]) * m[i] for i in layers for a, m in zip(

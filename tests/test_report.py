@@ -13,17 +13,20 @@ from adavit_jax import data
 from adavit_jax import report
 from adavit_jax.models.actions import Actions
 from adavit_jax.report import baselines
-from adavit_jax.report import compare
 from adavit_jax.report import masks
+from adavit_jax.report import rows as rows_lib
+from adavit_jax.report import run_report
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import loop
-from adavit_jax.runs import run as run_lib
+from adavit_jax.runs import saved_run
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import state as state_lib
 import numpy as np
 import pytest
 import states
 from states import run  # a fixture
+from states import steps  # a fixture
+from states import trace_once  # a fixture
 from states import two_devices  # a fixture
 import tiny
 
@@ -45,14 +48,19 @@ def opens(monkeypatch):
 @pytest.fixture
 def opened(run):
   """(the opened run, its newest checkpoint)."""
-  with run_lib.Run(run[0]) as found:
+  with saved_run.Run(run[0]) as found:
     yield found, found.find()
+
+
+def _make(trainer, opened):
+  run, saved = opened
+  state = run.state(saved, trainer.system, trainer.mesh)
+  return baselines.Report(trainer, run, state, 0.55)
 
 
 @pytest.fixture
 def maker(run, opened):
-  trainer = loop.Trainer(tiny.get_config(), *run)
-  return baselines.Report(trainer, *opened, 0.55)
+  return _make(loop.Trainer(tiny.get_config(), *run), opened)
 
 
 @pytest.fixture(scope='module')
@@ -126,7 +134,7 @@ def test_static_masks_are_of_the_model_that_the_joint_phase_began_with(
   trainer = loop.Trainer(tiny.get_config(), workdir, dataset)
   trainer.config.phases = phases
   trainer.config.init.workdir = workdir
-  got = baselines.Report(trainer, *opened, 0.55)._untuned
+  got = _make(trainer, opened)._untuned
   found, _ = opened
   state = found.state(found.find(phase=phase), trainer.system, trainer.mesh)
   assert states.same(got, state_lib.final_params(state))
@@ -151,7 +159,7 @@ def test_a_run_without_a_policy_has_a_row_of_what_it_reaches(
   trainer = loop.Trainer(config, str(tmp_path), run[1])
   params = state_lib.final_params(trainer.train())
   result = report.evaluate(str(tmp_path))
-  assert result['dense'] == compare.row(
+  assert result['dense'] == rows_lib.row(
       trainer.evaluator.dense(params, run[1].test), trainer.system.plain_cost)
   assert 'static' not in result
 
@@ -160,22 +168,32 @@ def test_a_best_checkpoint_that_is_replaced_meanwhile(
     run, tiny_data, tmp_path, monkeypatch):
   """The report names the step that it measures."""
   shutil.copytree(f'{run[0]}/checkpoints', tmp_path / 'checkpoints')
-  new = []
+  new, restore = [], saved_run.Run.state
 
   class Measured(Exception):
     pass
 
-  def measure(trainer, run, saved, budget):
-    del budget
+  def replaced(self, saved, system, mesh):
     if not new:
       new.append(states.replace(tmp_path, 'best'))
-    run.state(saved, trainer.system, trainer.mesh)
-    raise Measured(saved.step)
+    return restore(self, saved, system, mesh)
 
-  monkeypatch.setattr(baselines, 'Report', measure)
+  def measure(trainer, run, state, metadata, options):
+    del trainer, run, options
+    raise Measured(int(state.step), metadata['step'])
+
+  monkeypatch.setattr(saved_run.Run, 'state', replaced)
+  monkeypatch.setattr(run_report, '_with_policy', measure)
+  made = []
+  trainer = loop.Trainer
+  monkeypatch.setattr(loop, 'Trainer', lambda *args, **kwargs: (
+      made.append(1) or trainer(*args, **kwargs)))
   with pytest.raises(Measured) as measured:
     report.evaluate(str(tmp_path), best=True, static=False)
-  assert [*measured.value.args] == new
+  step, named = measured.value.args
+  # The directory was renamed: the array in it is still the old step.
+  assert [named] == new and step == named - 1
+  assert len(made) == 1  # only the reading is tried again
 
 
 def test_a_run_is_evaluated_on_other_devices(run, reported, monkeypatch):
@@ -298,7 +316,7 @@ def test_without_held_out_images_what_needs_them_is_left_out(
   trainer = loop.Trainer(tiny.get_config(), workdir, dataset)
   trainer.dataset = dataclasses.replace(dataset, holdout=data.ArraySplit(
       np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0, int)))
-  maker = baselines.Report(trainer, *opened, 0.55)
+  maker = _make(trainer, opened)
   assert maker.one_set_of_weights() == {}
   assert list(maker.static_masks(0.5)) == ['static_last']
   with pytest.raises(ValueError, match='--config.data.holdout'):
@@ -346,13 +364,13 @@ def test_one_set_of_weights_is_compared_at_the_same_macs(run, opened, maker):
   one = maker.one_set_of_weights()
   params = found.state(
       found.find(phase='policy'), trainer.system, trainer.mesh).params
-  rows = [compare.row(trainer.evaluator.with_actions(
+  rows = [rows_lib.row(trainer.evaluator.with_actions(
       params, dataset.test, Actions.from_keep(k, (3, 3))), cost) for k in keep]
   assert one['frontier'] == rows
   ratios = [row['macs_ratio'] for row in rows]
   ratio = one['adaptive']['macs_ratio']
   assert ratios[2] + .1 < ratio < ratios[0] - .1
-  assert one['static'] == pytest.approx(compare.interpolate(rows, ratio))
+  assert one['static'] == pytest.approx(rows_lib.interpolate(rows, ratio))
   assert one['static']['macs_ratio'] == pytest.approx(ratio)
   assert one['shuffled']['macs_ratio'] == pytest.approx(ratio)
   # Random actions meet the budget in the mean only.

@@ -17,9 +17,10 @@ RAVIT = {'model.name': 'ravit_cifar_patch4_32', 'model.depth': None,
 
 
 @pytest.mark.parametrize('phase, fields', [
-    ('dense', {}), ('warm_start', {}), ('policy', {}), ('joint', {}),
-    pytest.param('joint', RAVIT, marks=pytest.mark.nightly),
-    ('exits', {'phases': ('exits',)})])
+    ('dense', {}), ('joint', {}), ('exits', {'phases': ('exits',)}),
+    pytest.param('warm_start', {}, marks=pytest.mark.nightly),
+    pytest.param('policy', {}, marks=pytest.mark.nightly),
+    pytest.param('joint', RAVIT, marks=pytest.mark.nightly)])
 def test_no_device_sends_the_tokens_of_its_images(phase, fields):
   config, mesh = tiny.get_config(), mesh_lib.make_mesh()
   config.model.depth = 2  # compiles faster

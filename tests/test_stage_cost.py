@@ -170,7 +170,7 @@ def test_policy_networks_of_a_ravit_are_the_programs_own(num_fixed):
   _, images = _abstract(model)
   params = jax.eval_shape(build)
   z1 = jax.eval_shape(
-      lambda p, x: modes.fixed(model, p, x), params, images)
+      lambda p, x: modes.before_policy(model, p, x), params, images)
   spend = cost.of(model, nets)
   program = jax.make_jaxpr(decide)(params, z1, images)
   assert products.macs(program.jaxpr) == spend.policy

@@ -1,6 +1,7 @@
 """The search for thresholds against every combination of them."""
 
 from adavit_jax.exits import calibrate as calibrate_lib
+from adavit_jax.exits import held_out
 from adavit_jax.exits import threshold_search
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def test_four_exits_come_close():
 
 def test_more_images_than_are_exhausted_come_close(monkeypatch):
   confidence, correct = _data(3, 400, 0)
-  images = threshold_search.Images(confidence, correct, MACS[:3])
+  images = held_out.HeldOut(confidence, correct, MACS[:3])
   exact, best, spent = threshold_search.frontier(images)
   np.testing.assert_array_equal(
       np.transpose([images.totals(t) for t in exact]), [best, spent])

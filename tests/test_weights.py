@@ -161,8 +161,7 @@ def test_a_saved_model_keeps_its_number_of_heads(tmp_path):
   """No tensor shows it, and with another one all logits would be wrong."""
   model = tiny.model(num_heads=4)
   weights.save(tmp_path / 'a.safetensors', model, tiny.params(model))
-  with pytest.raises(ValueError, match=r'a.safetensors is of a model with '
-                     r'num_heads=4 \(not 2\)'):
+  with pytest.raises(ValueError, match=r'a.safetensors .*num_heads=4 .*\b2\b'):
     weights.load(model.copy(num_heads=2), tmp_path / 'a.safetensors', KEY)
 
 
@@ -177,9 +176,9 @@ def test_exported_names_and_arrays_are_timms(tmp_path):
 def test_what_cannot_be_saved(tmp_path):
   model = tiny.model()
   for params in ({}, tiny.params(model)['backbone']):
-    with pytest.raises(ValueError, match='backbone/cls: None instead of'):
+    with pytest.raises(ValueError, match='backbone/cls: None'):
       weights.save(tmp_path / 'a.safetensors', model, params)
-  with pytest.raises(ValueError, match='must end in .safetensors'):
+  with pytest.raises(ValueError, match=r'a\.pth.*\.safetensors'):
     weights.save(tmp_path / 'a.pth', model, tiny.params(model))
 
 

@@ -44,7 +44,7 @@ def test_pickles_are_not_executed(tmp_path, suffix):
 def test_pickles_inside_npz_are_not_executed(tmp_path):
   trace = tmp_path / 'trace'
   np.savez(tmp_path / 'a.npz', x=np.array([Bomb(trace)], dtype=object))
-  with pytest.raises(ValueError, match='a.npz cannot be read.*allow_pickle'):
+  with pytest.raises(ValueError, match='a.npz.*allow_pickle'):
     weights.read(tmp_path / 'a.npz')
   assert not trace.exists()
 
@@ -55,7 +55,7 @@ def test_truncated_files(tmp_path, name, keep):
   data = path(name).read_bytes()
   file = tmp_path / path(name).name
   file.write_bytes(data[:int(keep * len(data))])
-  with pytest.raises(ValueError, match=f'{file.name} cannot be read as'):
+  with pytest.raises(ValueError, match=file.name):
     weights.read(file)
 
 
@@ -63,27 +63,27 @@ def test_a_flipped_bit_in_npz_is_noticed(tmp_path):
   data = bytearray(path('augreg').read_bytes())
   data[len(data) // 2] ^= 1
   (tmp_path / 'a.npz').write_bytes(data)
-  with pytest.raises(ValueError, match='cannot be read'):
+  with pytest.raises(ValueError, match='a.npz'):
     weights.read(tmp_path / 'a.npz')
 
 
 def test_paths_that_are_no_weights(tmp_path):
-  with pytest.raises(ValueError, match='is a directory; name .*safetensors'):
+  with pytest.raises(ValueError, match=f'{tmp_path} .*safetensors'):
     weights.read(tmp_path)
-  with pytest.raises(ValueError, match='nope.npz does not exist'):
+  with pytest.raises(ValueError, match='nope.npz'):
     weights.read(tmp_path / 'nope.npz')
   (tmp_path / 'a.h5').write_bytes(b'x')
-  with pytest.raises(ValueError, match='a.h5 must end in .*.safetensors'):
+  with pytest.raises(ValueError, match=r'a\.h5.*\.safetensors'):
     weights.read(tmp_path / 'a.h5')
   np.savez(tmp_path / 'a.npz', x=np.zeros(2))
-  with pytest.raises(ValueError, match='no model .* known layout .*tensors: x'):
+  with pytest.raises(ValueError, match=r'a\.npz.*\bx\b'):
     weights.load(golden_model(''), tmp_path / 'a.npz', KEY)
 
 
 def test_torch_files_name_the_fix_without_torch(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'torch', None)
   (tmp_path / 'a.pth').write_bytes(b'x')
-  with pytest.raises(ValueError, match='pip install torch, or convert'):
+  with pytest.raises(ValueError, match='pip install torch'):
     weights.read(tmp_path / 'a.pth')
 
 
@@ -97,13 +97,13 @@ def test_torch_files(tmp_path, key):
   jax.tree.map(np.testing.assert_array_equal, got, want)
   data = (tmp_path / 'a.pth').read_bytes()
   (tmp_path / 'a.pth').write_bytes(data[:len(data) // 2])
-  with pytest.raises(ValueError, match='cannot be read as .pth'):
+  with pytest.raises(ValueError, match=r'a\.pth'):
     weights.read(tmp_path / 'a.pth')
 
 
 def test_hub(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
-  with pytest.raises(ValueError, match='pip install huggingface_hub, or down'):
+  with pytest.raises(ValueError, match='pip install huggingface_hub'):
     weights.read('hf://me/vit')
   asked = []
 
@@ -120,9 +120,9 @@ def test_hub(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'huggingface_hub', hub)
   assert 'cls_token' in weights.read('hf://me/vit').tensors
   assert asked == [('me/vit', 'model.safetensors')]
-  with pytest.raises(ValueError, match='could not be fetched .*404'):
+  with pytest.raises(ValueError, match='hf://me/gone.*404'):
     weights.read('hf://me/gone')
-  with pytest.raises(ValueError, match='must be hf://OWNER/NAME'):
+  with pytest.raises(ValueError, match='hf://vit'):
     weights.read('hf://vit')
 
 

@@ -112,7 +112,7 @@ def test_other_libraries_do_not_have_every_model(model, names):
 
 def test_preprocessing(file):
   save(file, ravit())
-  with pytest.raises(ValueError, match='`save`, or set config.data.mean'):
+  with pytest.raises(ValueError, match='config.data.mean'):
     weights.preprocessing(file)
   want = weights.Preprocessing((0.1,) * 3, (0.2,) * 3, 'bicubic', 1.)
   weights.save(file, ravit(), tiny.params(ravit()), preprocessing=want)
@@ -161,6 +161,6 @@ def test_a_layout_that_loses_parameters_is_not_written(file, monkeypatch):
   monkeypatch.setattr(formats, '_FAMILIES', {})
   weights.register(Counted, (THEIRS._replace(
       tensors=lambda *args: _theirs(*args)[1:]),))
-  with pytest.raises(ValueError, match='theirs layout of Counted holds .* of'):
+  with pytest.raises(ValueError, match='theirs.*Counted'):
     save(file, ravit(Counted))
   assert not file.exists()

@@ -3,7 +3,8 @@
 import io
 import json
 
-from adavit_jax.runs import writer
+from adavit_jax.runs import metric_writer
+from adavit_jax.runs import progress as progress_lib
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ def _lines(path):
 
 
 def test_writes_a_line_at_once(tmp_path):
-  with writer.MetricWriter(tmp_path / 'run') as w:
+  with metric_writer.MetricWriter(tmp_path / 'run') as w:
     w.write(1, {'loss': 0.5, 'keep': np.array([[1, 0], [0, 1]]),
                 'n': np.int64(3), 'half': jnp.bfloat16(0.25)})
     assert _lines(tmp_path / 'run') == [
@@ -29,12 +30,12 @@ def test_writes_a_line_at_once(tmp_path):
 @pytest.mark.parametrize('resume_step, kept', [
     (None, [10, 20, 30]), (20, [10, 20]), (25, [10, 20]), (0, [])])
 def test_resume_drops_later_lines(tmp_path, resume_step, kept):
-  with writer.MetricWriter(tmp_path) as w:
+  with metric_writer.MetricWriter(tmp_path) as w:
     for step in (10, 20, 30):
       w.write(step, {'loss': step / 10})
   with (tmp_path / 'metrics.jsonl').open('a') as f:
     f.write('{"step": 15, "lo')  # A run killed while writing.
-  with writer.MetricWriter(tmp_path, resume_step=resume_step) as w:
+  with metric_writer.MetricWriter(tmp_path, resume_step=resume_step) as w:
     w.write(99, {'loss': 0.})
   assert [x['step'] for x in _lines(tmp_path)] == kept + [99]
   assert not (tmp_path / 'metrics.jsonl.tmp').exists()
@@ -42,20 +43,20 @@ def test_resume_drops_later_lines(tmp_path, resume_step, kept):
 
 def test_where_nothing_can_be_appended_the_file_is_written_whole(
     tmp_path, monkeypatch):
-  monkeypatch.setattr(writer, '_appends', lambda path: False)
+  monkeypatch.setattr(metric_writer, '_appends', lambda path: False)
   for resume_step, steps in ((None, (1, 2, 3)), (2, (3, 4))):
-    with writer.MetricWriter(tmp_path, resume_step=resume_step) as w:
+    with metric_writer.MetricWriter(tmp_path, resume_step=resume_step) as w:
       before = (tmp_path / 'metrics.jsonl').exists()
       for step in steps:
         w.write(step, {'loss': step / 10})
       assert before == (tmp_path / 'metrics.jsonl').exists()
   assert [x['step'] for x in _lines(tmp_path)] == [1, 2, 3, 4]
-  with writer.MetricWriter(tmp_path) as w:
+  with metric_writer.MetricWriter(tmp_path) as w:
     w.write(4, {})
     w.sync()
     assert len(_lines(tmp_path)) == 5
-  monkeypatch.setattr(writer, '_REWRITE_S', 0.)
-  with writer.MetricWriter(tmp_path) as w:
+  monkeypatch.setattr(metric_writer, '_REWRITE_S', 0.)
+  with metric_writer.MetricWriter(tmp_path) as w:
     w.write(5, {'loss': 0.5})
     assert len(_lines(tmp_path)) == 6
 
@@ -70,8 +71,8 @@ def test_events_get_scalars(tmp_path, monkeypatch):
     def close(self):
       closed.append(True)
 
-  monkeypatch.setattr(writer, '_event_writer', lambda *args: Events())
-  with writer.MetricWriter(tmp_path) as w:
+  monkeypatch.setattr(metric_writer, '_event_writer', lambda *args: Events())
+  with metric_writer.MetricWriter(tmp_path) as w:
     w.write(4, {'loss': 1.5, 'keep': np.array([0., 1.])})
   assert events == [(4, {'loss': 1.5, 'keep/00': 0., 'keep/01': 1.})]
   assert closed == [True]
@@ -95,7 +96,7 @@ class _Clock:
 
 def _progress(tty=False, **kwargs):
   stream, clock = _Stream(tty), _Clock()
-  return writer.Progress(7300, label='dense', stream=stream, clock=clock,
+  return progress_lib.Progress(7300, label='dense', stream=stream, clock=clock,
                          **kwargs), stream, clock
 
 

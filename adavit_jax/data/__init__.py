@@ -3,7 +3,6 @@
 from adavit_jax.data.augment import augment
 from adavit_jax.data.augment import normalize
 from adavit_jax.data.batches import batch_indices
-from adavit_jax.data.batches import eval_batches
 from adavit_jax.data.batches import train_batches
 from adavit_jax.data.data_config import check_augmentation
 from adavit_jax.data.data_config import check_regression
@@ -19,6 +18,5 @@ from adavit_jax.data.splits import fingerprint
 __all__ = [
     'ArraySplit', 'CorruptImageError', 'Dataset', 'Split', 'Target', 'augment',
     'batch_indices', 'check_augmentation', 'check_regression',
-    'default_config', 'eval_batches', 'fingerprint', 'load', 'normalize',
-    'train_batches',
+    'default_config', 'fingerprint', 'load', 'normalize', 'train_batches',
 ]

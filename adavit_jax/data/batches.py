@@ -98,40 +98,6 @@ def train_batches(
   return ahead(batches(), split)
 
 
-def eval_batches(
-    split: splits.Split, batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-  """Yields every example once, in order, in batches of equal size.
-
-  Args:
-    split: n examples.
-    batch_size: B.
-
-  Yields:
-    images uint8 [B, H, W, C], labels int32 [B] (float32 for regression), mask
-    bool [B], indices int64 [B]. The last batch is padded with zero images that
-    have label 0, index -1 and mask False.
-
-  Raises:
-    ValueError: at the call, if batch_size is not positive.
-  """
-  if batch_size < 1:
-    raise ValueError(f'batch_size={batch_size} must be at least 1')
-
-  def batches():
-    for start in range(0, len(split), batch_size):
-      indices = np.arange(start, min(start + batch_size, len(split)))
-      images, labels = split.images(indices), split.labels[indices]
-      pad = batch_size - len(indices)
-      yield (
-          np.pad(images, [(0, pad), (0, 0), (0, 0), (0, 0)]),
-          np.pad(labels, (0, pad)),
-          np.arange(batch_size) < len(indices),
-          np.pad(indices, (0, pad), constant_values=-1))
-
-  return ahead(batches(), split)
-
-
 # A stream uses two permutations at a time; 1.3 million images take 10 MB each.
 @functools.lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:

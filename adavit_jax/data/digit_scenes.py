@@ -71,31 +71,62 @@ def compose(
       rng.integers(10, size=count).astype(np.int32),
       rng.random(count) < 0.5,
       np.full((count, 3), -1, np.int32))
-  for scene in range(count):
-    label = scenes.labels[scene]
-    members = [rng.choice(by_class[label])]
-    levels = rng.uniform(0.85, 1.0, 3)
-    if scenes.hard[scene]:
-      others = rng.integers(1, 3)
-      # In 'max' the other digits may equal the label but not exceed it.
-      highest = 10 if kind == 'mix' else label + 1
-      members += [
-          rng.choice(by_class[c]) for c in rng.integers(highest, size=others)
-      ]
-      if kind == 'mix':
-        levels[1:] = rng.uniform(0.4, 0.7, 2)
-      size, corners = _DIGIT, _corners(len(members), rng)
-    else:
-      size = rng.integers(12, CANVAS + 1)
-      corners = rng.integers(CANVAS - size + 1, size=(1, 2))
-    canvas = np.zeros((CANVAS, CANVAS))
-    for member, level, (top, left) in zip(members, levels, corners):
-      window = canvas[top:top + size, left:left + size]
-      np.maximum(window, level * _resized(images[member], size), out=window)
-    canvas += rng.normal(0, _NOISE * 255, canvas.shape)
-    scenes.images[scene] = np.rint(np.clip(canvas, 0, 255))
-    scenes.members[scene, :len(members)] = members
+  for i, (label, hard) in enumerate(zip(scenes.labels, scenes.hard)):
+    digits = (_hard_digits(by_class, label, kind, rng) if hard
+              else _easy_digit(by_class, label, rng))
+    scenes.images[i] = _draw(images, digits, rng)
+    scenes.members[i, :len(digits.members)] = digits.members
   return scenes
+
+
+class _Digits(NamedTuple):
+  """The digits of a scene, the one that it is named after first.
+
+  Attributes:
+    members: indices of the digits.
+    levels: brightness of each digit; more than there are digits.
+    size: side of every digit in pixels.
+    corners: (top, left) of each digit.
+  """
+  members: list[int]
+  levels: np.ndarray
+  size: int
+  corners: np.ndarray
+
+
+def _easy_digit(by_class, label, rng):
+  """Chooses one large digit: `_Digits`."""
+  members = [rng.choice(by_class[label])]
+  levels = rng.uniform(0.85, 1.0, 3)
+  size = rng.integers(12, CANVAS + 1)
+  corners = rng.integers(CANVAS - size + 1, size=(1, 2))
+  return _Digits(members, levels, size, corners)
+
+
+def _hard_digits(by_class, label, kind, rng):
+  """Chooses two or three small digits: `_Digits`."""
+  members = [rng.choice(by_class[label])]
+  levels = rng.uniform(0.85, 1.0, 3)
+  others = rng.integers(1, 3)
+  # In 'max' the other digits may equal the label but not exceed it.
+  highest = 10 if kind == 'mix' else label + 1
+  members += [
+      rng.choice(by_class[c]) for c in rng.integers(highest, size=others)]
+  if kind == 'mix':
+    levels[1:] = rng.uniform(0.4, 0.7, 2)
+  return _Digits(members, levels, _DIGIT, _corners(len(members), rng))
+
+
+def _draw(images, digits, rng):
+  """Draws a scene with noise: uint8 values as float64 [CANVAS, CANVAS]."""
+  canvas = np.zeros((CANVAS, CANVAS))
+  size = digits.size
+  for member, level, (top, left) in zip(
+      digits.members, digits.levels, digits.corners):
+    window = canvas[top:top + size, left:left + size]
+    np.maximum(window, level * _resized(images[member], size), out=window)
+  canvas += rng.normal(0, _NOISE * 255, canvas.shape)
+  return np.rint(np.clip(canvas, 0, 255))
 
 
 def load(config_data, *, seed: int) -> splits.Dataset:

@@ -1,6 +1,5 @@
 """Outputs of a model on a whole split, image by image."""
 
-import contextlib
 import functools
 from typing import NamedTuple
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adavit_jax.data import batches as batches_lib
+from adavit_jax.evaluation import batched
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
@@ -141,7 +140,7 @@ class Evaluator:
     """
     params = state_lib.model_params(params)
     count, mean, squares = 0, 0., 0.  # squares: sum of squared deviations
-    for valid, (batch_mean, batch_squares) in _run_batches(
+    for valid, (batch_mean, batch_squares) in batched.run_batches(
         split, _evenly(split, num), lambda images, labels, rows, valid: (
             self._moments(params, images, np.arange(len(rows)) < valid)),
         self._mesh, self._batch_size):
@@ -158,11 +157,12 @@ class Evaluator:
     return Outputs(*columns, Actions(msa, mlp))
 
   def _collect(self, split, run, places=None):
-    return collect(split, run, self._mesh, self._batch_size, places)
+    return batched.collect(
+        split, run, self._mesh, self._batch_size, places)
 
   def _run_z1(self, params, images):
     images = self._system.normalize(images)
-    z1 = self._system.fixed(self._system.fold(params), images)
+    z1 = self._system.before_policy(self._system.fold(params), images)
     again = plan.rereads_images(self._system.model)
     return z1, images if again else None
 
@@ -176,12 +176,12 @@ class Evaluator:
 
   def _run_with_actions(self, params, images, labels, actions):
     images, params = self._system.normalize(images), self._system.fold(params)
-    z1 = self._system.fixed(params, images)
+    z1 = self._system.before_policy(params, images)
     return self._classify(params, z1, images, labels, actions)
 
   def _decide(self, params, images, threshold):
     images, params = self._system.normalize(images), self._system.fold(params)
-    z1 = self._system.fixed(params, images)
+    z1 = self._system.before_policy(params, images)
     return params, images, z1, self._system.greedy(
         params, z1, images, threshold)
 
@@ -198,57 +198,3 @@ class Evaluator:
 
 def _evenly(split, num):
   return np.linspace(0, len(split) - 1, min(num, len(split))).astype(int)
-
-
-def collect(split, run, mesh, batch_size, places=None):
-  """Runs a program on images of a split in batches of one size.
-
-  Args:
-    split: `Split`.
-    run: (images uint8 [B, H, W, C], labels [B], rows [B]) -> tree of arrays
-      [B, ...], replicated; rows are the images' indices in the split.
-    mesh: from `mesh.make_mesh`.
-    batch_size: the global batch size B.
-    places: indices of the images to run, [n]; None runs all.
-
-  Returns:
-    The tree of NumPy arrays [n, ...].
-  """
-  if places is None:
-    places = np.arange(len(split))
-  batches = _run_batches(
-      split, places, lambda images, labels, rows, valid: run(
-          images, labels, rows), mesh, batch_size)
-  parts = [jax.tree.map(lambda x: x[:valid], out) for valid, out in batches]
-  return jax.tree.map(lambda *x: np.concatenate(x), *parts)
-
-
-def _run_batches(split, places, run, mesh, batch_size):
-  """Yields (number of valid images, NumPy outputs) of each batch.
-
-  The outputs of a batch are fetched while the devices compute the next batch;
-  images of a lazy split are decoded in parallel. The last argument of `run` is
-  the number of valid images; the others are padding.
-  """
-  running = []
-  with contextlib.closing(batches_lib.ahead(
-      _batches(split, places, batch_size), split)) as batches:
-    for valid, rows, images, labels in batches:
-      images, labels = mesh_lib.shard_batch((images, labels), mesh)
-      running.append((valid, run(images, labels, rows, valid)))
-      if len(running) == 2:
-        valid, out = running.pop(0)
-        yield valid, mesh_lib.fetch(out)
-  for valid, out in running:
-    yield valid, mesh_lib.fetch(out)
-
-
-def _batches(split, places, batch_size):
-  """Yields (number of valid images, rows, this process's images, labels)."""
-  processes, index = jax.process_count(), jax.process_index()
-  for start in range(0, len(places), batch_size):
-    rows = places[start:start + batch_size]
-    valid = len(rows)
-    rows = np.pad(rows, (0, batch_size - valid), mode='edge')
-    mine = np.split(rows, processes)[index]
-    yield valid, rows, split.images(mine), split.labels[mine]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adavit_jax.evaluation import evaluator
+from adavit_jax.evaluation import batched
 from adavit_jax.train import mesh as mesh_lib
 
 
@@ -59,7 +59,7 @@ class ExitEvaluator:
     Returns:
       `ExitOutputs`.
     """
-    parts = evaluator.collect(
+    parts = batched.collect(
         split, lambda images, labels, rows: self._run(
             phase, params, images, labels), self._mesh, self._batch_size)
     outputs = ExitOutputs(*(x.T for x in parts))
@@ -72,15 +72,16 @@ class ExitEvaluator:
 
   def _outputs(self, phase, params, images, labels):
     system, task = self._system, self._system.task
+    after = system.after(phase)
     images, params = system.normalize(images), system.fold(params)
     carry, memory, rows = None, None, []
-    for k, stage in enumerate(system.stages(phase, 'masked')):
+    for k, stage in enumerate(after.stages('masked')):
       carry, outputs = stage(params, images, carry)
       loss = task.loss_of_labels(outputs, labels)
       outputs = task.denormalize(outputs)
       confidence, memory = system.rule(outputs, memory)
       prediction = task.predict(outputs)
-      macs = jnp.broadcast_to(system.stage_macs(phase, k, carry), labels.shape)
+      macs = jnp.broadcast_to(after.stage_macs(k, carry), labels.shape)
       rows.append((prediction, task.score(prediction, labels), loss,
                    confidence, macs))
     # The image axis comes first, as `collect` expects.

@@ -23,13 +23,14 @@ def validate(trainer, state, phase):
 def _last_exit(trainer, params, phase):
   """Validates the last exit; the score is accuracy minus MACs over budget."""
   system, split = trainer.system, trainer.dataset.holdout
-  config, actions = system.config, system.actions(phase)
+  config, after = system.config, system.after(phase)
+  actions = after.actions
   if actions is None:
     out = trainer.evaluator.adaptive(
         params, split, threshold=config.nets.threshold)
   else:
     out = trainer.evaluator.with_actions(params, split, actions)
-  ratio = float(system.stage_cost(phase).ratio(out.actions).mean())
+  ratio = float(after.cost.ratio(out.actions).mean())
   metrics = dict(accuracy=out.accuracy, loss=float(out.loss.mean()),
                  macs_ratio=ratio)
   if phases.PHASES[phase].decides == 'all':  # the budget does not apply

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from adavit_jax.exits import confidence as confidence_lib
+from adavit_jax.exits import held_out
+from adavit_jax.exits import shares as shares_lib
 from adavit_jax.exits import threshold_search
 
 
@@ -45,7 +47,7 @@ def evaluate(confidences, correct, stage_macs, thresholds):
     ValueError: if shapes do not match.
   """
   return _calibration(
-      threshold_search.Images(confidences, correct, stage_macs),
+      held_out.HeldOut(confidences, correct, stage_macs),
       confidence_lib.check_thresholds(thresholds, len(confidences)))
 
 
@@ -74,7 +76,7 @@ def calibrate(confidences, correct, stage_macs, *, max_macs=None,
     ValueError: if not exactly one target is given, the target cannot be met, or
       shapes do not match.
   """
-  images = threshold_search.Images(confidences, correct, stage_macs)
+  images = held_out.HeldOut(confidences, correct, stage_macs)
   targets = [max_macs is not None, min_accuracy is not None, same_accuracy]
   if sum(targets) != 1:
     raise ValueError(
@@ -117,7 +119,7 @@ def curve(confidences, correct, stage_macs, *, num=50):
     List of `Calibration.as_dict()`, the cheapest first, ascending in MACs and
     accuracy; dominated points are left out.
   """
-  images = threshold_search.Images(confidences, correct, stage_macs)
+  images = held_out.HeldOut(confidences, correct, stage_macs)
   frontier = threshold_search.frontier(images)
   points = []
   for budget in np.linspace(_least_macs(images), images.macs[-1].mean(), num):
@@ -127,6 +129,27 @@ def curve(confidences, correct, stage_macs, *, num=50):
     if not points or point.accuracy > points[-1].accuracy:
       points.append(point)
   return [p.as_dict() for p in points]
+
+
+def share_curve(confidences, correct, stage_macs):
+  """Computes the trade-off as DVT's paper draws it, see `shares`.
+
+  Args:
+    confidences: see `evaluate`.
+    correct: see `evaluate`.
+    stage_macs: see `evaluate`.
+
+  Returns:
+    List of 59 `Calibration.as_dict()`, from shares that favour the first exit
+    to shares that favour the last; points may be dominated by others.
+  """
+  images = held_out.HeldOut(confidences, correct, stage_macs)
+  return [
+      _calibration(images, shares_lib.thresholds(images.confidences, row))
+      .as_dict() for row in shares_lib.geometric(images.num_exits)]
+
+
+CURVES = {'best': curve, 'shares': share_curve}
 
 
 def _least_macs(images):

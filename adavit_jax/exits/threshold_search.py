@@ -1,7 +1,9 @@
 """Threshold search: the frontier of MACs and score, then a target.
 
-A sweep tries every useful threshold of one exit with the others fixed. Up to
-three exits are searched exhaustively; more are improved sweep by sweep.
+A sweep tries every useful threshold of one exit with the others fixed, see
+`HeldOut.sweep`. Up to three exits are searched exhaustively; more are improved
+sweep by sweep. Points are tuples (thresholds [p, E - 1], total score [p], total
+MACs [p]).
 """
 
 import numpy as np
@@ -22,89 +24,25 @@ _SPREAD, _ROUNDS = 64, 20
 _MANY = 200_000
 
 
-class Images:
-  """The held-out images, sorted by confidence at each exit.
-
-  Args as in `calibrate.evaluate`.
-  """
-
-  def __init__(self, confidences, correct, stage_macs):
-    self.confidences = np.asarray(confidences, np.float64)
-    self.scores = np.asarray(correct, np.float64)
-    macs = np.asarray(stage_macs, np.float64)
-    shape = self.confidences.shape
-    if (len(shape) != 2 or not self.confidences.size
-        or self.scores.shape != shape or macs.shape not in (shape, shape[:1])):
-      raise ValueError(
-          f'confidences {shape}, correct {self.scores.shape} and stage_macs '
-          f'{macs.shape} must be [E, n], [E, n] and [E] or [E, n], n > 0')
-    macs = macs if macs.ndim == 2 else macs[:, None]
-    # MACs of each image up to each exit.
-    self.macs = np.broadcast_to(np.cumsum(macs, 0), shape)
-    if np.isnan(self.confidences).any() or np.isnan(self.scores).any():
-      raise ValueError('confidences and correct must not be NaN; check that '
-                       'the model has not diverged')
-    self.num_exits, self.num = shape
-    self.order = np.argsort(-self.confidences[:-1], axis=1, kind='stable')
-
-  def totals(self, thresholds):
-    """Total (score, MACs) over the images."""
-    chosen = confidence_lib.choose(self.confidences, thresholds)
-    images = np.arange(self.num)
-    return (self.scores[chosen, images].sum(),
-            self.macs[chosen, images].sum())
-
-  def sweep(self, thresholds, exit_index):
-    """Tries every useful threshold of one exit with the others fixed.
-
-    Returns:
-      (thresholds [c], total score [c], total MACs [c]), with descending
-      thresholds: from no image to every image that reaches the exit.
-    """
-    leaves = self.confidences[:-1] > thresholds[:, None]
-    gone = leaves[:exit_index].any(0)
-    later = np.concatenate([leaves[exit_index + 1:],
-                            np.ones((1, self.num), bool)]).argmax(0)
-    other = np.where(gone, leaves.argmax(0), exit_index + 1 + later)
-    rows = self.order[exit_index]
-    # Images that reach the exit and may leave, the most confident first.
-    rows = rows[~gone[rows]
-                & (self.confidences[exit_index, rows] > confidence_lib.ALWAYS)]
-    images = np.arange(self.num)
-    score, macs = self.scores[other, images], self.macs[other, images]
-    more = self.scores[exit_index, rows] - score[rows]
-    less = self.macs[exit_index, rows] - macs[rows]
-    values = self.confidences[exit_index, rows]
-    # One candidate after each image; images with equal confidence leave
-    # together.
-    last = np.append(values[1:] < values[:-1], [True] * bool(len(rows)))
-    cut = np.flatnonzero(np.append(True, last))
-    bounds = np.concatenate(
-        [[confidence_lib.NEVER], values, [confidence_lib.ALWAYS]])
-    between = bounds[:-1] / 2 + bounds[1:] / 2
-    between[-1] = confidence_lib.ALWAYS
-    between[0] = confidence_lib.NEVER
-    prefix = lambda x: np.append(0., np.cumsum(x))[cut]
-    return (between[cut], score.sum() + prefix(more),
-            macs.sum() + prefix(less))
-
-
 # Objectives map total score and MACs, [] or [c], to keys that are compared
 # lexicographically; larger is better. The first key of `at_most` and `at_least`
 # is 0 if the target is met. Their slack covers rounding errors of the sums.
 
 
 def at_most(macs_limit):
+  """Objective: the best score within a total of MACs."""
   limit = macs_limit * (1 + 1e-12)
   return lambda score, macs: (-np.maximum(macs - limit, 0), score, -macs)
 
 
 def at_least(score_limit):
+  """Objective: the fewest MACs with at least a total score."""
   limit = score_limit - 1e-9 * max(abs(score_limit), 1)
   return lambda score, macs: (-np.maximum(limit - score, 0), -macs, score)
 
 
 def _priced(price):
+  """Objective: score minus price x MACs."""
   return lambda score, macs: (score - price * macs, -macs)
 
 
@@ -138,7 +76,7 @@ def _ascend(images, thresholds, objective):
   return thresholds, best
 
 
-def _priced_points(images):
+def _priced_thresholds(images):
   """List of thresholds [E - 1]: the best by ascent for each price of a MAC."""
   score_range = np.ptp(images.scores) * images.num or 1.
   saved = (images.macs[-1] - images.macs[0]).sum() or 1.
@@ -156,10 +94,10 @@ def _undominated(points):
   """The points that score higher than every cheaper one, ascending in MACs.
 
   Args:
-    points: list of (thresholds [p, E - 1], score [p], MACs [p]).
+    points: list of points.
 
   Returns:
-    One such tuple; only the first of equal points.
+    Points; only the first of equal ones.
   """
   thresholds, score, macs = map(np.concatenate, zip(*points))
   order = np.lexsort((-score, macs))
@@ -177,13 +115,13 @@ def _extend(images, points, starts, exits):
   """Extends points by sweeps.
 
   Args:
-    images: `Images`.
-    points: list, see `_undominated`.
+    images: `HeldOut`.
+    points: list of points.
     starts: list of thresholds [E - 1] to sweep from.
     exits: indices of the exits to sweep.
 
   Returns:
-    The undominated points, see `_undominated`.
+    The undominated points.
   """
   points, num = list(points), 0
   for thresholds in starts:
@@ -203,13 +141,14 @@ def _extend(images, points, starts, exits):
 def frontier(images):
   """Computes the frontier of score and MACs.
 
-  It is exact for two exits, and for three exits up to `_EXHAUSTIVE`. Otherwise
-  the search starts from the best thresholds for each price of a MAC, and sweeps
-  every exit from points spread over the frontier until they no longer change.
+  It is exact for two exits, and for three exits up to `_EXHAUSTIVE`; otherwise
+  from a local search.
+
+  Args:
+    images: `HeldOut`.
 
   Returns:
-    (thresholds [p, E - 1], total score [p], total MACs [p]), ascending in
-    score and in MACs.
+    Points, ascending in score and in MACs.
   """
   exits = range(images.num_exits - 1)
   never = np.full(len(exits), confidence_lib.NEVER)
@@ -219,7 +158,16 @@ def frontier(images):
     starts = np.stack([first, np.full_like(first, confidence_lib.NEVER)], 1)
   if len(exits) <= 2 and len(starts) * images.num <= _EXHAUSTIVE:
     return _extend(images, [_point(images, never)], starts, exits[-1:])
-  points = _undominated([_point(images, t) for t in _priced_points(images)])
+  return _local_frontier(images, exits)
+
+
+def _local_frontier(images, exits):
+  """Searches the frontier from the best thresholds for each price of a MAC.
+
+  Every exit is swept from points spread over the frontier until they no longer
+  change.
+  """
+  points = _undominated([_point(images, t) for t in _priced_thresholds(images)])
   swept = set()
   for _ in range(_ROUNDS):
     thresholds, _, macs = points
@@ -234,12 +182,22 @@ def frontier(images):
 
 
 def _point(images, thresholds):
+  """The one point of thresholds [E - 1]."""
   score, macs = images.totals(thresholds)
   return thresholds[None], np.array([score]), np.array([macs])
 
 
 def search(images, points, objective):
-  """The best thresholds [E - 1] for a target; None if it cannot be met."""
+  """Searches the best thresholds for a target, starting from a frontier.
+
+  Args:
+    images: `HeldOut`.
+    points: from `frontier`.
+    objective: `at_most` or `at_least`.
+
+  Returns:
+    Thresholds [E - 1], or None if the target cannot be met.
+  """
   thresholds, score, macs = points
   keys = objective(score, macs)
   # Start from both sides of the target: the best point that meets it, and the

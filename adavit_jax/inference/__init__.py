@@ -5,4 +5,4 @@ from adavit_jax.inference.cascade_classifier import (
 )
 from adavit_jax.inference.classifier import Classifier as Classifier
 from adavit_jax.inference.classifier import Prediction as Prediction
-from adavit_jax.inference.classifier import load as load
+from adavit_jax.inference.loading import load as load

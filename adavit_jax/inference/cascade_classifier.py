@@ -1,6 +1,5 @@
 """A trained model with exits as a Python function that stops early."""
 
-import functools
 import numbers
 
 import jax
@@ -11,7 +10,6 @@ from adavit_jax import models
 from adavit_jax.data import decode
 from adavit_jax.exits import confidence
 from adavit_jax.runtime import cascade
-from adavit_jax.train import phases
 from adavit_jax.train import state as state_lib
 
 
@@ -52,22 +50,22 @@ class CascadeClassifier:
     params = jax.jit(system.fold)(state_lib.final_params(state))
     sizes = [s for s in cascade.SIZES if s < max_batch_size] + [max_batch_size]
     self._max_batch_size = max_batch_size
-    self._cost = system.stage_cost(phase)
+    after = self._after
+    self._cost = after.cost
     stage_macs = self._cost.stages
     if not self.drops_layers:
-      stage_macs = [int(system.stage_macs(phase, i))
+      stage_macs = [int(after.stage_macs(i))
                     for i in range(system.num_exits)]
     predict = None if system.target is None else lambda outputs: outputs[:, 0]
     self._cascade = cascade.Cascade(
-        system.programs(phase), params, system.rule, thresholds, stage_macs,
-        image_macs=(functools.partial(system.stage_macs, phase)
-                    if self.drops_layers else None),
+        after.programs(), params, system.rule, thresholds, stage_macs,
+        image_macs=after.stage_macs if self.drops_layers else None,
         predict=predict, sizes=sizes)
     self.thresholds = thresholds
 
   def __repr__(self):
     layers = {'all': 'all', 'mask': 'the same for every image',
-              'policy': 'a policy decides'}[self._decider]
+              'policy': 'a policy decides'}[self._after.decider]
     thresholds = ', '.join(map(confidence.format_threshold, self.thresholds))
     return describe.classifier(self, self._max_batch_size, [
         f'layers: {layers}; phase {self.phase}',
@@ -83,11 +81,11 @@ class CascadeClassifier:
   @property
   def drops_layers(self):
     """Whether a policy drops layers, chosen for each image."""
-    return self._decider == 'policy'
+    return self._after.decider == 'policy'
 
   @property
-  def _decider(self):
-    return phases.decider(self.system.config, self.phase)
+  def _after(self):
+    return self._system.after(self.phase)
 
   @property
   def params(self):

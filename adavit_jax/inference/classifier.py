@@ -11,15 +11,11 @@ import numpy as np
 from adavit_jax import describe
 from adavit_jax import models
 from adavit_jax.data import decode
-from adavit_jax.exits import confidence
-from adavit_jax.inference.cascade_classifier import CascadeClassifier
 from adavit_jax.inference.cascade_classifier import check_max_batch_size
 from adavit_jax.models import actions as actions_lib
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
-from adavit_jax.runs import run as run_lib
 from adavit_jax.runtime import modes
-from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import state as state_lib
 
 
@@ -162,74 +158,6 @@ class Classifier:
                       self._cost.adaptive(actions))
 
 
-def load(workdir, *, phase='', best=False, actions=None, rule=None,
-         thresholds=None, max_batch_size=256):
-  """Loads a trained run as a `Classifier` on a device of this process.
-
-  With several processes, any of them may call it independently.
-
-  Args:
-    workdir: directory of the run.
-    phase: the checkpoint at the end of this phase; '' for the newest.
-    best: the best checkpoint of the last phase instead.
-    actions: `Actions` [L1], [L2] for every image, instead of the run's policy
-      or mask.
-    rule: replaces the config's `exits.rule`; for a model with exits.
-    thresholds: for a model with exits, see `CascadeClassifier.thresholds`; None
-      lets no image leave early.
-    max_batch_size: images that run at once; larger batches are split.
-
-  Returns:
-    A `Classifier`. It uses the learned policy after the phases warm_start,
-    policy and joint, the mask after a static phase, else all layers. Its
-    threshold is the config's `nets.threshold`; eval.py prints one calibrated to
-    the config's `mac_target`. For a model with exits or a regression, a
-    `CascadeClassifier`; eval.py prints thresholds for it and writes them to
-    report.json.
-
-  Raises:
-    ValueError: if there is no such run, the rule is unknown, thresholds are
-      invalid for it, rule or thresholds are given for a model without exits or
-      actions for a model with exits, and as `Classifier`.
-  """
-  with run_lib.Run(workdir, alone=True) as run:
-    info, system, state = run_lib.reread(lambda: _read(
-        run, phase, best, actions, rule, thresholds))
-  class_names = info['dataset']['class_names']
-  if system.staged:
-    if thresholds is None:
-      thresholds = confidence.NEVER
-    return CascadeClassifier(
-        system, state, info['phase'], thresholds=thresholds,
-        class_names=class_names, max_batch_size=max_batch_size)
-  if actions is None:
-    actions = system.actions(info['phase'])
-  return Classifier(system, state, actions=actions, class_names=class_names,
-                    max_batch_size=max_batch_size)
-
-
-def _read(run, phase, best, actions, rule, thresholds):
-  """Returns (info, `System`, `State`) of a checkpoint; arguments as in `load`.
-  """
-  saved = run.find(phase=phase, best=best)
-  info = saved.info
-  if not phase:
-    run.warn_of_unfinished()
-  if rule is not None:
-    info['config']['exits']['rule'] = rule
-  system = run_lib.system(info)
-  exits = system.staged
-  unused = dict(actions=actions) if exits else dict(
-      rule=rule, thresholds=thresholds)
-  for name, value in unused.items():
-    if value is not None:
-      needed, actual = (('without', 'with') if exits else ('with', 'without'))
-      raise ValueError(f'{name}={value!r} is for a model {needed} exits, but '
-                       f'{run.workdir} holds a model {actual} exits; leave it '
-                       f'out')
-  return info, system, run.state(saved, system, mesh_lib.local_mesh())
-
-
 def predict(system, actions, params, images, valid, threshold):
   """Classifies images: the whole classifier as a pure function, to be jitted.
 
@@ -246,13 +174,13 @@ def predict(system, actions, params, images, valid, threshold):
     (logits [B, K], `Actions` [B, L1], [B, L2]).
   """
   images = system.normalize(images)
-  z1 = system.fixed(params, images)
+  z1 = system.before_policy(params, images)
   mode = 'static'
   if actions is None:
     actions = system.greedy(params, z1, images, threshold)
     actions = Actions(*(a * valid[:, None] for a in actions))
     mode = 'cond' if images.shape[0] == 1 else 'compact'
-  logits = modes.adaptive(
+  logits = modes.after_policy(
       system.model, params, z1, actions, mode, images=images).total
   return logits, Actions(*(
       jnp.broadcast_to(a, (images.shape[0], a.shape[-1])) for a in actions))

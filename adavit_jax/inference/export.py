@@ -105,7 +105,8 @@ def export_stages(clf, directory, *, batch_size=None, platforms=_DEFAULT):
   _check_platforms(platforms)
   check_mode(clf, 'stages')
   system = clf.system
-  stages, dropping = system.programs(clf.phase), clf.drops_layers
+  after, dropping = system.after(clf.phase), clf.drops_layers
+  stages = after.programs()
   if dropping and batch_size is None:
     raise ValueError('batch_size=None: stages in which a policy drops layers '
                      'need a fixed batch size')
@@ -116,7 +117,7 @@ def export_stages(clf, directory, *, batch_size=None, platforms=_DEFAULT):
       thresholds=[float(x) for x in clf.thresholds],
       # A policy's MACs differ from image to image.
       stage_macs=None if dropping else [
-          int(system.stage_macs(clf.phase, i)) for i in range(len(stages))],
+          int(after.stage_macs(i)) for i in range(len(stages))],
       unit=system.target.unit if system.target else None, **_metadata(clf))
   paths = [epath.Path(directory).expanduser() / f'stage_{i}'
            for i in range(len(stages))]

@@ -111,12 +111,19 @@ class Stack(NamedTuple):
     length: number of encoders.
     branches: branches of one encoder, in order.
     at: `Tokens` after each encoder.
+    each: keys of a dict x that hold one row per encoder of the group, [B, rows,
+      ...]. An encoder sees its own row [B, ...] under this key.
+    out: {key: shape and dtype for one image} of arrays of one encoder. Each
+      starts at zero, and the branches add to it as to x, so that a dropped
+      branch adds nothing. After the stack, x[key] is [B, encoders, ...].
   """
   group: str
   start: int
   length: int
   branches: tuple[Branch, ...]
   at: Tokens
+  each: tuple[str, ...] = ()
+  out: dict[str, jax.ShapeDtypeStruct] = {}
 
 
 class Bridge(NamedTuple):
@@ -130,12 +137,15 @@ class Bridge(NamedTuple):
     reads_images: whether it uses the images [B, S, S, C].
     read: number of leading tokens of x that it reads; None for all, required if
       x is a dict.
+    keys: keys of a dict x that it reads; () for all. Only these are carried
+      from the stage before it.
   """
   run: Callable[..., tuple[X, dict[str, Any]]]
   macs: int
   params: tuple[str, ...] = ()
   reads_images: bool = False
   read: int | None = None
+  keys: tuple[str, ...] = ()
 
 
 class OwnExit(NamedTuple):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from adavit_jax.models import plan
+from adavit_jax.models import stack_rows
 from adavit_jax.models.backbone import Bridge
 from adavit_jax.models.backbone import Context
 from adavit_jax.models.backbone import Delta
@@ -47,9 +48,13 @@ def _check_part(model, params, ctx, when):
       if unknown:
         raise ValueError(f'{where}: params={item.params} contains unknown '
                          f'groups; known: {sorted(params)}')
+      known = set(x) if isinstance(x, dict) else set()
+      if not set(item.keys) <= known:
+        raise ValueError(f'{where}: keys={item.keys} must be keys of a dict x, '
+                         f'which has {sorted(known) or "none"}')
       x = _pair(where, item.run, params, x, images, ctx)
       continue
-    _check_stack(where, item, params, x, ctx)
+    x = _check_stack(where, item, params, x, ctx)
     tokens = _trace(f'tokens after {where}', model.tokens, x, item.at)
     want = (_BATCH, item.at.num, item.at.width)
     if tokens.shape != want:
@@ -64,6 +69,7 @@ def _check_part(model, params, ctx, when):
 
 
 def _check_stack(where, stack, params, x, ctx):
+  """Checks the branches of a stack; returns the activations after it."""
   if stack.group not in params:
     raise ValueError(f'{where}: unknown parameter group {stack.group!r}; '
                      f'known: {sorted(params)}')
@@ -76,6 +82,16 @@ def _check_stack(where, stack, params, x, ctx):
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
   if ctx.stats is not None:
     ctx = ctx._replace(stats=row(ctx.stats.get(stack.group, {})))
+  known = set(x) if isinstance(x, dict) else set()
+  if (stack.each or stack.out) and (
+      not known or not set(stack.each) <= known):
+    raise ValueError(f'{where}: each={stack.each} and out='
+                     f'{tuple(stack.out)} are keys of a dict x, which has '
+                     f'{sorted(known) or "none"}')
+  before, (x, each) = x, _trace(
+      where, lambda x: stack_rows.split(stack, x), x)
+  x = _trace(where, lambda x, rows: stack_rows.enter(stack, x, rows), x,
+             row(each))
   for i, branch in enumerate(stack.branches):
     here = f'{where}, branch {i} ({branch.kind!r})'
     delta = _trace(here, branch.run, row(params[stack.group]), x, None, ctx)
@@ -87,6 +103,11 @@ def _check_stack(where, stack, params, x, ctx):
           have[key].shape, have[key].dtype):
         raise ValueError(f'{here}: adds {y} to {have.get(key)}; shape and '
                          f'dtype must be equal')
+  def join(before, x):
+    x, outputs = stack_rows.leave(stack, x)
+    return stack_rows.join(stack, before, x, jax.tree.map(
+        lambda y: jnp.stack([y] * stack.length), outputs))
+  return _trace(where, join, before, x)
 
 
 def _pair(where, function, *args):

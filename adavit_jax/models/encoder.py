@@ -64,7 +64,7 @@ def columns(dense, y, start, stop):
   """Computes only the outputs start to stop of an `nn.Dense`.
 
   Args:
-    dense: an initialised layer with a bias and a compute dtype.
+    dense: an initialised layer with a compute dtype.
     y: [..., F].
     start: index of the first output.
     stop: one past the index of the last output.
@@ -73,10 +73,11 @@ def columns(dense, y, start, stop):
     [..., stop - start] in the dtype of the layer.
   """
   p = dense.variables['params']
-  kernel, bias = (p[name][..., start:stop].astype(dense.dtype)
-                  for name in ('kernel', 'bias'))
-  y = y.astype(dense.dtype) @ kernel
-  return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+  part = lambda name: p[name][..., start:stop].astype(dense.dtype)
+  y = y.astype(dense.dtype) @ part('kernel')
+  if not dense.use_bias:
+    return y
+  return y + part('bias').reshape((1,) * (y.ndim - 1) + (-1,))
 
 
 class Encoder(nn.Module):
@@ -90,18 +91,23 @@ class Encoder(nn.Module):
     num_heads: H; divides `width`.
     mlp_dim: hidden width of the MLP.
     dtype: compute dtype; parameters are float32.
+    qkv_bias: whether queries, keys and values have a bias.
+    epsilon: added to the variance in LayerNorm.
   """
   width: int
   num_heads: int
   mlp_dim: int
   dtype: jnp.dtype = jnp.float32
+  qkv_bias: bool = True
+  epsilon: float = 1e-6
 
   def setup(self):
     dense = dict(dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
-    self.norm1 = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
-    self.qkv = nn.Dense(3 * self.width, **dense)
+    norm = dict(epsilon=self.epsilon, dtype=self.dtype)
+    self.norm1 = nn.LayerNorm(**norm)
+    self.qkv = nn.Dense(3 * self.width, use_bias=self.qkv_bias, **dense)
     self.proj = nn.Dense(self.width, **dense)
-    self.norm2 = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
+    self.norm2 = nn.LayerNorm(**norm)
     self.fc1 = nn.Dense(self.mlp_dim, **dense)
     self.fc2 = nn.Dense(self.width, **dense)
 
@@ -116,16 +122,39 @@ class Encoder(nn.Module):
     Returns:
       [B, N, D], or [B, read, D].
     """
+    return self._joined(attention(*self._qkv(x, read)))
+
+  def msa_and_logits(self, x, relations=None):
+    """The MSA branch, and its logits.
+
+    Args:
+      x: tokens [B, N, D].
+      relations: [B, H, N, N], added to the logits; None for zeros.
+
+    Returns:
+      (branch [B, N, D], logits before the softmax [B, H, N, N] float32).
+    """
+    q, k, v = self._qkv(x, None)
+    logits = attention_logits(q, k)
+    if relations is not None:
+      logits += relations
+    return self._joined(attend(logits, v)), logits
+
+  def _qkv(self, x, read):
+    """[B, N, D] -> queries [B, H, Q, d], keys and values [B, H, N, d]."""
     b, n, d = x.shape
     # XLA's CPU backend is faster on two-dimensional matmuls.
     y = self.norm1(x).reshape(b * n, d)
     if read is None:
-      q, k, v = self._heads(self.qkv(y), b)
-    else:
-      first = y.reshape(b, n, d)[:, :read].reshape(-1, d)
-      q, = self._heads(columns(self.qkv, first, 0, d), b)
-      k, v = self._heads(columns(self.qkv, y, d, 3 * d), b)
-    y = attention(q, k, v).transpose(0, 2, 1, 3)  # [B, Q, H, d]
+      return self._heads(self.qkv(y), b)
+    first = y.reshape(b, n, d)[:, :read].reshape(-1, d)
+    q, = self._heads(columns(self.qkv, first, 0, d), b)
+    return q, *self._heads(columns(self.qkv, y, d, 3 * d), b)
+
+  def _joined(self, y):
+    """Projects heads [B, H, Q, d] to [B, Q, D]."""
+    b, d = y.shape[0], self.width
+    y = y.transpose(0, 2, 1, 3)  # [B, Q, H, d]
     return self.proj(y.reshape(-1, d)).reshape(b, -1, d)
 
   def _heads(self, y, b):
@@ -135,11 +164,14 @@ class Encoder(nn.Module):
     return y.transpose(2, 0, 3, 1, 4)
 
   def mlp(self, x):
-    """MLP branch with exact GELU, [B, N, D] -> [B, N, D]."""
-    b, n, d = x.shape
-    y = self.fc1(self.norm2(x).reshape(b * n, d))
+    """MLP branch with exact GELU, [B, N, D] -> [B, N, D].
+
+    In a subclass that widens its input, x may be wider than D.
+    """
+    b, n, width = x.shape
+    y = self.fc1(self.norm2(x).reshape(b * n, width))
     y = self.fc2(gelu(y))
-    return y.reshape(b, n, d)
+    return y.reshape(b, n, self.width)
 
   def __call__(self, x, read=None):
     """Both branches with their residuals; shapes and `read` as in `msa`."""

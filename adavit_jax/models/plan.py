@@ -95,6 +95,22 @@ def read_at(model, place):
   return None if None in reads else max(reads)
 
 
+def handed_on(model, x, place):
+  """Returns the part of activations that is read after a place.
+
+  Args:
+    model: a `Backbone`.
+    x: activations at the place, whose exits have read them.
+    place: the place.
+  """
+  if place == num_encoders(model):
+    return x
+  following = segment(model, place, place + 1)[0]
+  if not isinstance(following, Bridge) or not following.keys:
+    return x
+  return {key: x[key] for key in following.keys}
+
+
 def read_last(model):
   """Number of leading tokens that the last own exit reads; None for all."""
   return model.own_exits()[-1].read

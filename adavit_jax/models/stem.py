@@ -15,16 +15,18 @@ class PatchStem(nn.Module):
     width: token width D.
     patch_size: side of a patch in pixels.
     dtype: compute dtype.
+    padding: zeros added on each side of the image.
   """
   width: int
   patch_size: int
   dtype: jnp.dtype = jnp.float32
+  padding: int = 0
 
   @nn.compact
   def __call__(self, images):
-    """[B, S, S, C] -> [B, (S / patch_size)^2, D], row-major."""
-    p = self.patch_size
-    x = nn.Conv(self.width, (p, p), strides=(p, p), padding='VALID',
+    """[B, S, S, C] -> [B, n * n, D], row-major, n patches fit a side."""
+    p, padding = self.patch_size, self.padding
+    x = nn.Conv(self.width, (p, p), strides=(p, p), padding=padding,
                 dtype=self.dtype, name='proj')(images.astype(self.dtype))
     return x.reshape(x.shape[0], -1, self.width)
 

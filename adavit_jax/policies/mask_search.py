@@ -186,7 +186,7 @@ def _entropy(model, mesh, params, batches):
 def _evaluate(model, params, batches, actions):
   def sums(batch):
     z1, images, labels, weights = batch
-    logits = modes.adaptive(
+    logits = modes.after_policy(
         model, params, z1, actions, 'cond', images=images).total
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     correct = (logits.argmax(-1) == labels).astype(jnp.float32)

@@ -10,10 +10,10 @@ from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 from adavit_jax.policies import mask_search
 from adavit_jax.policies import policy_threshold
-from adavit_jax.report import compare
 from adavit_jax.report import masks
+from adavit_jax.report import rows as rows_lib
 from adavit_jax.runs import phase_start
-from adavit_jax.runs import run as run_lib
+from adavit_jax.runs import saved_run
 from adavit_jax.train import state as state_lib
 
 _DRAWS = 3  # random and shuffled rows are means over this many draws
@@ -22,27 +22,27 @@ _DRAWS = 3  # random and shuffled rows are means over this many draws
 class Report:
   """Computes the rows of a run's report."""
 
-  def __init__(self, trainer, run, saved, budget):
-    """Restores the run.
+  def __init__(self, trainer, run, state, budget):
+    """Evaluates the dense model.
 
     Args:
       trainer: `loop.Trainer` made from the config of a run with a trained
         policy.
-      run: the opened `Run`.
-      saved: `Saved`, the checkpoint to report on.
+      run: the opened `Run`, to read its earlier checkpoints.
+      state: `State` of the checkpoint to report on.
       budget: MACs per image over the dense model's, to calibrate the policy to.
     """
     self.trainer, self._run, self._budget = trainer, run, budget
     self._system, self._evaluator = trainer.system, trainer.evaluator
     self._data = trainer.dataset
-    self._state = run.state(saved, trainer.system, trainer.mesh)
+    self._state = state
     self._params = state_lib.final_params(self._state)
     self._rng = np.random.default_rng(trainer.config.seed)
     self.dense = self._evaluator.dense(self._state.teacher, self._data.test)
 
   def _params_after(self, phase, run=None):
     run = run or self._run
-    state = run_lib.reread(lambda: run.state(
+    state = saved_run.reread(lambda: run.state(
         run.find(phase=phase), self._system, self.trainer.mesh))
     return state_lib.final_params(state)
 
@@ -55,7 +55,7 @@ class Report:
     if before:
       return self._params_after(before[-1])
     if config.init.workdir:
-      with run_lib.Run(config.init.workdir) as run:
+      with saved_run.Run(config.init.workdir) as run:
         return self._params_after(config.init.phase, run)
     return self._state.teacher  # the model of init.weights
 
@@ -68,7 +68,7 @@ class Report:
     return masks.known(self.trainer, self._untuned, candidates)
 
   def dense_row(self):
-    return compare.row(self.dense, self._system.plain_cost)
+    return rows_lib.row(self.dense, self._system.plain_cost)
 
   def calibrate(self, params, target):
     """Finds the threshold at which held-out images take `target` mean MACs.
@@ -107,24 +107,24 @@ class Report:
       threshold = self.calibrate(params, self._budget)
     test, cost = self._data.test, self._system.cost
     out = self._evaluator.adaptive(params, test, threshold=threshold)
-    adaptive = compare.adaptive_row(out, self.dense, cost, test.meta)
+    adaptive = rows_lib.adaptive_row(out, self.dense, cost, test.meta)
     adaptive['threshold'] = threshold
-    keep = compare.budget_keep(
+    keep = rows_lib.budget_keep(
         self._system.plain_cost, adaptive['macs_ratio'])
     random, shuffled = [], []
     for i in range(_DRAWS):
       draw = Actions(*map(np.asarray, fixed.uniform(
           jax.random.key(i), len(test), plan.num_layers(self._system.model),
           keep=keep)))
-      random.append(compare.row(
+      random.append(rows_lib.row(
           self._evaluator.with_actions(params, test, draw),
           self._system.plain_cost))
       order = self._rng.permutation(len(test))
       permuted = Actions(*(a[order] for a in out.actions))
-      shuffled.append(compare.row(
+      shuffled.append(rows_lib.row(
           self._evaluator.with_actions(params, test, permuted), cost))
-    return dict(adaptive=adaptive, random=compare.mean_rows(random),
-                shuffled=compare.mean_rows(shuffled)), out
+    return dict(adaptive=adaptive, random=rows_lib.mean_rows(random),
+                shuffled=rows_lib.mean_rows(shuffled)), out
 
   def final(self, threshold=None):
     """Returns `policy_rows` of the checkpoint."""
@@ -148,7 +148,7 @@ class Report:
     threshold = self.calibrate(self._params, macs_ratio)
     out = self._evaluator.adaptive(
         self._params, self._data.test, threshold=threshold)
-    return dict(compare.row(out, self._system.cost), threshold=threshold)
+    return dict(rows_lib.row(out, self._system.cost), threshold=threshold)
 
   def one_set_of_weights(self):
     """Compares adaptive and static choices on the untuned weights.
@@ -165,11 +165,11 @@ class Report:
     rows, _ = self.policy_rows(self._params_after('policy'), None)
     curve = [self._untuned_row(self._masks.mask(i))
              for i in masks.frontier(*self._masks.score)]
-    best = compare.interpolate(curve, rows['adaptive']['macs_ratio'])
+    best = rows_lib.interpolate(curve, rows['adaptive']['macs_ratio'])
     return dict(rows, static=best, frontier=curve, **self._fixed_rows())
 
   def _untuned_row(self, actions):
-    return compare.row(
+    return rows_lib.row(
         self._evaluator.with_actions(self._untuned, self._data.test, actions),
         self._system.plain_cost)
 
@@ -195,7 +195,7 @@ class Report:
     for logit in np.linspace(-4, 4, num):
       out = self._evaluator.adaptive(
           self._params, self._data.test, threshold=_sigmoid(logit))
-      rows.append(dict(compare.row(out, self._system.cost),
+      rows.append(dict(rows_lib.row(out, self._system.cost),
                        threshold=_sigmoid(logit)))
     return rows
 

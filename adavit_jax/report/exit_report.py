@@ -21,7 +21,8 @@ _DROPS = {'all': '', 'mask': ', a mask drops layers',
           'policy': ', a policy drops layers'}
 
 
-def evaluate(trainer, run, saved, metadata, *, threshold=None, budget=None):
+def evaluate(trainer, state, metadata, *, threshold=None, budget=None,
+             curve='best'):
   """Evaluates a run on the test split; prints a table and draws a picture.
 
   Thresholds are calibrated on held-out images for three targets: the accuracy
@@ -31,13 +32,14 @@ def evaluate(trainer, run, saved, metadata, *, threshold=None, budget=None):
 
   Args:
     trainer: `loop.Trainer` of the run.
-    run: the opened `Run`.
-    saved: `Saved`, the checkpoint to report on.
-    metadata: dict of fields that describe the run, including 'workdir'.
+    state: `State` of the checkpoint to report on.
+    metadata: dict of fields that describe the run, including 'workdir' and
+      'phase'.
     budget: MACs to calibrate to, over those of the model without exits; None
       uses the config's `mac_target`.
     threshold: confidence threshold of all exits, or [E - 1] thresholds, instead
       of calibrated ones.
+    curve: how the thresholds of the curve are found, one of `calibrate.CURVES`.
 
   Returns:
     `metadata` with exits (a row for each exit alone), best_heads (see
@@ -54,53 +56,81 @@ def evaluate(trainer, run, saved, metadata, *, threshold=None, budget=None):
       threshold is out of its rule's range or given for a single exit, the
       number of thresholds is wrong, or the run is of another model.
   """
-  system, workdir = trainer.system, metadata['workdir']
+  system, phase = trainer.system, metadata['phase']
+  if curve not in calibrate.CURVES:
+    raise ValueError(f'--curve={curve} is unknown; known: '
+                     f'{sorted(calibrate.CURVES)}')
   num_exits, holdout = system.num_exits, trainer.dataset.holdout
   if threshold is not None:
-    if num_exits == 1:
-      raise ValueError(f'--threshold={threshold} has no effect, since the '
-                       f'model in {workdir} has a single exit; leave it out')
-    confidence.check_range(system.config.exits.rule, threshold)
-    confidence.check_thresholds(threshold, num_exits)
+    _check_threshold(threshold, system, metadata['workdir'])
   # If several heads share a depth, every image would run all of them.
-  places = [e.place for e in system.exits]
-  budget = trainer.config.mac_target if budget is None else budget
-  calibrated = threshold is None and len(set(places)) == num_exits > 1
+  depths = {e.place for e in system.exits}
+  calibrated = threshold is None and len(depths) == num_exits > 1
   if calibrated and not len(holdout):
     raise ValueError('no images were held out to calibrate thresholds on; give '
                      '--threshold, or train with --config.data.holdout=0.1')
-  phase = metadata['phase']
-  params = state_lib.final_params(run.state(saved, system, trainer.mesh))
-  test = trainer.exit_evaluator(phase, params, trainer.dataset.test)
-  rows = _Rows(system, phase, test)
+  params = state_lib.final_params(state)
+  rows = _Rows(system, phase, trainer.exit_evaluator(
+      phase, params, trainer.dataset.test))
   result = dict(metadata, rule=system.config.exits.rule,
                 exits=[rows.exit(i, params) for i in range(num_exits)])
   if threshold is not None:
     result['threshold'] = rows.cascade(threshold)
   if len(holdout):
-    held = trainer.exit_evaluator(phase, params, holdout)
-    result['best_heads'] = best_heads(result['exits'], held.score.mean(1))
+    outputs = trainer.exit_evaluator(phase, params, holdout)
+    result['best_heads'] = best_heads(
+        result['exits'], outputs.score.mean(1))
   if calibrated:
-    images = held.confidence, held.score, held.macs
-    last = held.score[-1].mean(dtype=np.float64)
-    targets = dict(
-        same_accuracy=dict(min_accuracy=last),
-        slack=dict(min_accuracy=last - system.config.exits.slack),
-        mac_target=dict(max_macs=budget * system.plain_cost.dense))
-    for name, target in targets.items():
-      try:
-        point = calibrate.calibrate(*images, **target)
-      except ValueError as error:
-        logging.warning('no row %s: %s', name, error)
-      else:
-        result[name] = rows.cascade(point.thresholds)
-    # Sorted, since the order of MACs on held-out images can differ.
-    result['curve'] = sorted(
-        (rows.cascade(point['thresholds'])
-         for point in calibrate.curve(*images)), key=lambda row: row['macs'])
+    budget = trainer.config.mac_target if budget is None else budget
+    result.update(_calibrated(rows, system, outputs, budget, curve))
   if jax.process_index() == 0:
     _show(result, system)
-    pictures.exits(result, epath.Path(workdir) / 'exits.png')
+    pictures.exits(result, epath.Path(metadata['workdir']) / 'exits.png')
+  return result
+
+
+def _check_threshold(threshold, system, workdir):
+  """Raises a ValueError unless the thresholds fit the exits and their rule."""
+  if system.num_exits == 1:
+    raise ValueError(f'--threshold={threshold} has no effect, since the '
+                     f'model in {workdir} has a single exit; leave it out')
+  confidence.check_range(system.config.exits.rule, threshold)
+  confidence.check_thresholds(threshold, system.num_exits)
+
+
+def _calibrated(rows, system, outputs, budget, curve):
+  """Returns the rows at each target that can be met, and the curve.
+
+  Args:
+    rows: `_Rows` of the test split.
+    system: `System`.
+    outputs: `ExitOutputs` of the held-out images.
+    budget: MACs over those of the model without exits.
+    curve: one of `calibrate.CURVES`.
+
+  Returns:
+    Dict of same_accuracy, slack and mac_target, a row each, and curve, a list
+    of rows.
+  """
+  images = outputs.confidence, outputs.score, outputs.macs
+  last = outputs.score[-1].mean(dtype=np.float64)
+  targets = dict(
+      same_accuracy=dict(min_accuracy=last),
+      slack=dict(min_accuracy=last - system.config.exits.slack),
+      mac_target=dict(max_macs=budget * system.plain_cost.dense))
+  result = {}
+  for name, target in targets.items():
+    try:
+      point = calibrate.calibrate(*images, **target)
+    except ValueError as error:
+      logging.warning('no row %s: %s', name, error)
+    else:
+      result[name] = rows.cascade(point.thresholds)
+  # Sorted, since the order of MACs on held-out images can differ.
+  result['curve'] = sorted(
+      (rows.cascade(point['thresholds'])
+       for point in calibrate.CURVES[curve](*images)),
+      key=lambda row: row['macs'])
   return result
 
 

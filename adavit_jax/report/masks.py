@@ -10,10 +10,10 @@ import numpy as np
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
-from adavit_jax.report import compare
+from adavit_jax.report import rows as rows_lib
 from adavit_jax.runs import loop
 from adavit_jax.runs import phase_start
-from adavit_jax.runs import writer
+from adavit_jax.runs import progress as progress_lib
 from adavit_jax.train import state as state_lib
 
 
@@ -137,11 +137,11 @@ def known(trainer, params, candidates):
                len(trainer.dataset.holdout))
   rows = []
   with contextlib.closing(
-      writer.Progress(len(keep), 'masks', 'static masks')) as progress:
+      progress_lib.Progress(len(keep), 'masks', 'static masks')) as progress:
     for k in keep:
       out = trainer.evaluator.with_actions(
           params, trainer.dataset.holdout, Actions.from_keep(k, num_layers))
-      rows.append(compare.row(out, trainer.system.plain_cost))
+      rows.append(rows_lib.row(out, trainer.system.plain_cost))
       progress.update(len(rows), len(rows), {})
   return Known(Actions.from_keep(keep, num_layers), *(
       np.array([row[key] for row in rows])
@@ -180,4 +180,4 @@ def finetuned(trainer, workdir, actions):
     return None
   out = trainer.evaluator.with_actions(
       state_lib.final_params(state), trainer.dataset.test, actions)
-  return dict(compare.row(out, trainer.system.plain_cost), keep=keep)
+  return dict(rows_lib.row(out, trainer.system.plain_cost), keep=keep)

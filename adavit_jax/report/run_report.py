@@ -9,14 +9,14 @@ import numpy as np
 
 from adavit_jax.models import plan
 from adavit_jax.report import baselines
-from adavit_jax.report import compare
 from adavit_jax.report import exit_report
 from adavit_jax.report import masks
 from adavit_jax.report import pictures
+from adavit_jax.report import rows as rows_lib
 from adavit_jax.report import table
 from adavit_jax.runs import checks
 from adavit_jax.runs import loop
-from adavit_jax.runs import run as run_lib
+from adavit_jax.runs import saved_run
 from adavit_jax.train import state as state_lib
 
 _LABELS = (
@@ -28,7 +28,7 @@ _LABELS = (
 
 
 def evaluate(workdir, *, threshold=None, best=False, static=True,
-             data_dir=None, rule=None, mac_target=None):
+             data_dir=None, rule=None, mac_target=None, curve=None):
   """Evaluates a run on the test split; prints tables and draws pictures.
 
   Args:
@@ -42,6 +42,8 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
     data_dir: replaces the config's `data.data_dir`.
     rule: replaces the config's `exits.rule`.
     mac_target: replaces the config's `mac_target`.
+    curve: for a model with exits, one of `exits.calibrate.CURVES`; None for
+      'best'.
 
   Returns:
     The report as a JSON-serialisable dict, or None if a signal stopped it. Its
@@ -49,16 +51,15 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
 
   Raises:
     ValueError: if there is no such run; its data is missing or has other
-      classes or images; a policy's threshold is outside (0, 1); a rule is
-      unknown or given for a policy; threshold and mac_target are given
+      classes or images; a policy's threshold is outside (0, 1); a rule or curve
+      is unknown or given for a policy; threshold and mac_target are given
       together, cannot be met or are given without a policy; or static
       sub-networks cannot be tuned on this number of devices.
   """
-  options = _Options(threshold, best, static, data_dir, rule, mac_target)
-  def read():
-    with run_lib.Run(workdir) as run:
-      return _evaluate(run, workdir, options)
-  return run_lib.reread(read)
+  options = _Options(threshold, best, static, data_dir, rule, mac_target,
+                     curve)
+  with saved_run.Run(workdir) as run:
+    return _evaluate(run, workdir, options)
 
 
 class _Options(NamedTuple):
@@ -69,11 +70,17 @@ class _Options(NamedTuple):
   data_dir: str | None
   rule: str | None
   mac_target: float | None
+  curve: str | None
 
 
 def _evaluate(run, workdir, options):
-  saved = run.find(best=options.best)
-  trainer = _trainer(run, saved, workdir, options)
+  trainer = _trainer(run, run.find(best=options.best), workdir, options)
+
+  def read():  # again, since the data may have taken minutes to load
+    saved = run.find(best=options.best)
+    return saved, run.state(saved, trainer.system, trainer.mesh)
+
+  saved, state = saved_run.reread(read)
   budget = options.mac_target or trainer.config.mac_target
   metadata = dict(
       workdir=str(workdir), phase=saved.info['phase'], step=saved.step,
@@ -82,14 +89,15 @@ def _evaluate(run, workdir, options):
       device=f'{jax.device_count()} x {jax.devices()[0].device_kind}',
       budget=budget, num_test=len(trainer.dataset.test))
   if trainer.system.staged:
-    return exit_report.evaluate(trainer, run, saved, metadata, budget=budget,
-                                threshold=options.threshold)
+    return exit_report.evaluate(trainer, state, metadata, budget=budget,
+                                threshold=options.threshold,
+                                curve=options.curve or 'best')
   _check_without_exits(trainer, saved, workdir, options)
-  if trainer.system.actions(saved.info['phase']) is not None:
-    result = dict(metadata, **_without_policy(trainer, run, saved))
+  if trainer.system.after(saved.info['phase']).actions is not None:
+    result = dict(metadata, **_without_policy(trainer, state, saved))
     _show_rows(result, [(key, key) for key in ('dense', 'static')])
     return result
-  return _with_policy(trainer, run, saved, metadata, options)
+  return _with_policy(trainer, run, state, metadata, options)
 
 
 def _trainer(run, saved, workdir, options):
@@ -115,26 +123,28 @@ def _trainer(run, saved, workdir, options):
   return trainer
 
 
-def _tunes_static(saved, options):
-  return options.static and saved.info['phase'] == 'joint'
+def _tunes_static(phase, options):
+  return options.static and phase == 'joint'
 
 
 def _check_without_exits(trainer, saved, workdir, options):
   """Raises a ValueError for options that do not fit a model without exits."""
   size, threshold = trainer.config.joint.batch_size, options.threshold
-  if _tunes_static(saved, options) and size % trainer.mesh.size:
+  if (_tunes_static(saved.info['phase'], options)
+      and size % trainer.mesh.size):
     raise ValueError(f'joint.batch_size={size}, with which static sub-networks '
                      f'are tuned, is not a multiple of the {trainer.mesh.size} '
                      f'devices; use a number of devices that divides it, or '
                      f'give --nostatic')
-  if options.rule is not None:
-    raise ValueError(f'--rule={options.rule} is for a model with exits, but '
-                     f'{workdir} holds one without; leave it out')
+  for name in ('rule', 'curve'):
+    if (value := getattr(options, name)) is not None:
+      raise ValueError(f'--{name}={value} is for a model with exits, but '
+                       f'{workdir} holds one without; leave it out')
   if threshold is not None and not (np.ndim(threshold) == 0
                                     and 0 < threshold < 1):
     raise ValueError(f'--threshold={threshold} must be a number in (0, 1) for '
                      f'a policy')
-  if trainer.system.actions(saved.info['phase']) is None:
+  if trainer.system.after(saved.info['phase']).actions is None:
     return
   for name in ('threshold', 'mac_target'):
     if (value := getattr(options, name)) is not None:
@@ -143,14 +153,14 @@ def _check_without_exits(trainer, saved, workdir, options):
                        f'none; leave it out')
 
 
-def _with_policy(trainer, run, saved, metadata, options):
+def _with_policy(trainer, run, state, metadata, options):
   """Reports on a run whose policy decides; None if a signal stopped it."""
-  report = baselines.Report(trainer, run, saved, metadata['budget'])
+  report = baselines.Report(trainer, run, state, metadata['budget'])
   result = dict(metadata, dense=report.dense_row())
   rows, outputs = report.final(options.threshold)
   result.update(rows)
   one = report.one_set_of_weights()
-  if _tunes_static(saved, options):
+  if _tunes_static(metadata['phase'], options):
     chosen = report.static_masks(result['adaptive']['macs_ratio'])
     for name, actions in chosen.items():
       result[name] = masks.finetuned(trainer, workdir=metadata['workdir'],
@@ -167,13 +177,12 @@ def _with_policy(trainer, run, saved, metadata, options):
   return result
 
 
-def _without_policy(trainer, run, saved):
+def _without_policy(trainer, state, saved):
   """Returns rows of a run that ends without a policy."""
   system, test = trainer.system, trainer.dataset.test
-  state = run.state(saved, system, trainer.mesh)
   params = state_lib.final_params(state)
-  row = lambda out: compare.row(out, system.plain_cost)
-  mask = system.actions(saved.info['phase'])
+  row = lambda out: rows_lib.row(out, system.plain_cost)
+  mask = system.after(saved.info['phase']).actions
   if state.teacher is None:
     return dict(dense=row(trainer.evaluator.dense(params, test)))
   return dict(dense=row(trainer.evaluator.dense(state.teacher, test)),

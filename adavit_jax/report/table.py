@@ -14,7 +14,7 @@ def format_rows(rows, columns=_COLUMNS):
   """Formats a table, one line for each (label, row).
 
   Args:
-    rows: pairs of a label and a dict; for the default columns a `compare.row`.
+    rows: pairs of a label and a dict; for the default columns a `rows_lib.row`.
     columns: pairs of a name and a function from such a dict to the cell's text.
 
   Returns:
@@ -35,7 +35,7 @@ def format_policy(row, num_layers):
   """Formats a few lines on how adaptive a policy is.
 
   Args:
-    row: a `compare.adaptive_row` with its threshold.
+    row: a `rows_lib.adaptive_row` with its threshold.
     num_layers: (L1, L2).
 
   Returns:

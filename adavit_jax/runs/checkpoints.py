@@ -1,47 +1,21 @@
 """Checkpoints: the last ones, the best one, and pinned ones.
 
 They are stored in workdir/checkpoints/{last,best,phases}/STEP. Each contains
-the exact state and a JSON dict that describes it. Only this module uses Orbax.
+the exact state and a JSON dict that describes it. Only this module and
+`orbax_manager` use Orbax.
 """
 
-import contextlib
 import json
 import math
 
-from absl import logging
 from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
+from adavit_jax.runs import orbax_manager
+
 # If two kinds hold the same step, the earlier one here is preferred.
 KINDS = ('last', 'phases', 'best')
-
-
-def quiet_orbax():
-  """Hides the dozens of lines that Orbax logs per checkpoint, but no warnings.
-
-  For programs that log at level INFO. Importing hides nothing, because absl's
-  logger belongs to the application.
-  """
-  logging.get_absl_logger().addFilter(
-      lambda record: not _of_orbax(record) or record.levelno > 20)
-
-
-def _of_orbax(record):
-  return 'orbax' in record.pathname
-
-
-@contextlib.contextmanager
-def _unwarned_of_read_only():
-  """Hides Orbax's warning about a read-only directory, which is intended."""
-  logger = logging.get_absl_logger()
-  hide = lambda record: not (
-      _of_orbax(record) and 'read only' in str(record.msg))
-  logger.addFilter(hide)
-  try:
-    yield
-  finally:
-    logger.removeFilter(hide)
 
 
 class Checkpoints:
@@ -78,8 +52,9 @@ class Checkpoints:
     self._read_only = read_only
     counts = {'last': keep, 'best': 1, 'phases': None}
     self._managers = {
-        kind: _manager(self.directory / kind, counts[kind], kind, read_only,
-                       alone)
+        kind: orbax_manager.create(
+            self.directory / kind, counts[kind], kind, read_only=read_only,
+            alone=alone)
         for kind in KINDS}
     # Steps this object has saved or restored.
     self._known = {kind: set() for kind in KINDS}
@@ -274,27 +249,6 @@ def _absolute(workdir):
   # `absolute` would turn a gs:// address into a local path.
   path = epath.Path(workdir)
   return path if '://' in str(path) else path.absolute()
-
-
-def _manager(directory, max_to_keep, kind, read_only, alone):
-  me = jax.process_index()
-  # A separate barrier for each kind, since two kinds may save at the same time.
-  processes = ocp.options.MultiprocessingOptions(
-      primary_host=me if alone else 0, active_processes={me} if alone else None,
-      barrier_sync_key_prefix=kind)
-  if read_only:
-    # read_only implies the interval and create, but Orbax warns if they are not
-    # set.
-    options = ocp.CheckpointManagerOptions(
-        read_only=True, save_interval_steps=0, create=False,
-        multiprocessing_options=processes)
-    with _unwarned_of_read_only():
-      return ocp.CheckpointManager(directory, options=options)
-  directory.mkdir(parents=True, exist_ok=True)
-  options = ocp.CheckpointManagerOptions(
-      max_to_keep=max_to_keep, create=False, cleanup_tmp_directories=True,
-      multiprocessing_options=processes)
-  return ocp.CheckpointManager(directory, options=options)
 
 
 def _describe(tree):

@@ -82,7 +82,7 @@ def mask_goes_on(info, config):
   """Checks that a run keeps the mask of the run that it starts from.
 
   Args:
-    info: the info of a checkpoint of that run, see `run.Saved`.
+    info: the info of a checkpoint of that run, see `saved_run.Saved`.
     config: see `train.config.default_config`.
 
   Raises:
@@ -147,7 +147,7 @@ def same_holdout(info, config, dataset):
   """Checks that a run holds out the same images as the run it starts from.
 
   Args:
-    info: the info of a checkpoint of that run, see `run.Saved`.
+    info: the info of a checkpoint of that run, see `saved_run.Saved`.
     config: see `train.config.default_config`.
     dataset: `Dataset` of the config.
 
@@ -190,7 +190,7 @@ def same_run(info, config, workdir, *, nets=True):
   """Checks that a run is resumed with the config that it started with.
 
   Args:
-    info: the info of the checkpoint, see `run.Saved`.
+    info: the info of the checkpoint, see `saved_run.Saved`.
     config: see `train.config.default_config`.
     workdir: directory of the run.
     nets: False if there are no policy networks, so that their config does not

@@ -1,7 +1,9 @@
 """The training loop: runs the phases of a config, resumable at any step."""
 
+import contextlib
+from typing import NamedTuple
+
 from absl import logging
-from clu import parameter_overview
 import jax
 import numpy as np
 
@@ -11,17 +13,18 @@ from adavit_jax.evaluation import exit_evaluator
 from adavit_jax.evaluation import validate
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import checks
+from adavit_jax.runs import first_state
 from adavit_jax.runs import history
+from adavit_jax.runs import metric_writer
 from adavit_jax.runs import phase_start
 from adavit_jax.runs import preemption
 from adavit_jax.runs import pretrained
-from adavit_jax.runs import run as run_lib
-from adavit_jax.runs import writer
+from adavit_jax.runs import progress as progress_lib
+from adavit_jax.runs import saved_run
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import guards
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
-from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
 
@@ -47,14 +50,12 @@ class Trainer:
     if run is not None:
       saved = run.newest()
     else:
-      with run_lib.Run(workdir) as opened:
+      with saved_run.Run(workdir) as opened:
         saved = opened.newest()
     config = pretrained.with_preprocessing(config, saved)
     self.config, self.workdir = config, workdir
     self.stopped_by = None
-    self._began_from = ''  # phase of the run in init.workdir
-    self._had_price = False  # whether that run set the price of MACs
-    self._policy_learned = False  # whether that run trained the policy
+    self._origin = first_state.Origin()
     self.mesh = mesh_lib.make_mesh()
     if run is not None:
       config = self.config = config.copy_and_resolve_references()
@@ -82,9 +83,7 @@ class Trainer:
     d = self.dataset
     return dict(
         phase=phase, start=start, finished=finished,
-        began_from=self._began_from, had_price=self._had_price,
-        policy_learned=self._policy_learned,
-        config=self.config.to_dict(),
+        **self._origin._asdict(), config=self.config.to_dict(),
         dataset=dict(num_classes=d.num_classes, channels=d.channels,
                      mean=list(map(float, d.mean)), std=list(map(float, d.std)),
                      class_names=list(d.class_names), target=d.target,
@@ -104,13 +103,13 @@ class Trainer:
     config = self.config
     with (checkpoints.Checkpoints(self.workdir) as ckpts,
           preemption.GracefulStop(check_every=20) as stop):
-      state, index, start = self._restore(ckpts)
-      metrics = writer.MetricWriter(self.workdir, resume_step=int(state.step))
-      with metrics:
+      state, index, start, origin = self._restore(ckpts)
+      with metric_writer.MetricWriter(
+          self.workdir, resume_step=int(state.step)) as metrics:
         while index < len(config.phases):
           phase = config.phases[index]
           if int(state.step) == start:
-            state = phase_start.enter(self, state, phase, self._had_price)
+            state = phase_start.enter(self, state, phase, origin.had_price)
           state = self._run_phase(state, phase, start, ckpts, metrics, stop)
           if state is None:
             self.stopped_by = stop.signum
@@ -119,137 +118,85 @@ class Trainer:
       return state
 
   def _restore(self, ckpts):
-    """Returns (state, index of its phase, step at which that phase began)."""
-    config = self.config
-    latest = ckpts.latest()
-    if latest is None:
-      if config.init.workdir:
-        state = self._restore_params()
-      else:
-        state = state_lib.init_state(self.system, config.seed)
-        if self._weights is not None:
-          state = state.replace(params={**state.params, **self._weights})
-          self._weights = None
-          logging.info('initialised from %s', config.init.weights)
-        state = self._replicate(state)
-        logging.info('%s', parameter_overview.get_parameter_overview(
-            {group: tree for group, tree in state.params.items()
-             if not group.endswith('stats')}, include_stats=False))
-      return state, 0, 0
-    kind, step = latest
-    info = ckpts.info(step, kind)
-    info = {**info, 'config': run_lib.with_defaults(info['config'])}
-    checks.same_run(info, config, self.workdir,
-                    nets=self.system.nets is not None)
-    checks.same_classes(info, self.dataset, self.workdir)
-    checks.same_images(info, self.dataset, self.workdir)
-    shapes = step_lib.abstract_state(
-        self.system, info['phase'],
-        teacher='teacher' in ckpts.groups(step, kind))
-    state = ckpts.restore(
-        mesh_lib.put_shapes(shapes, self.mesh), step, kind)
-    logging.info('resumed from step %d, phase %s', step, info['phase'])
-    self._began_from = info['began_from']
-    self._had_price = info['had_price']
-    self._policy_learned = info['policy_learned']
-    index = list(config.phases).index(info['phase'])
-    if info['finished']:
-      # Only missing if the run was killed right after the best checkpoint.
-      ckpts.save(step, state, info, pin=True)
-      return state, index + 1, step
-    return state, index, info['start']
-
-  def _restore_params(self):
-    """Returns the first state of a run that starts from another run."""
-    init = self.config.init
-    with run_lib.Run(init.workdir) as run:
-      info, state = run_lib.reread(lambda: self._read(run))
-    self._began_from = info['phase']
-    self._had_price = history.has_price(info)
-    logging.info('initialised from %s, step %d', init.workdir, state.step)
-    self._policy_learned = history.policy_has_learned(info)
-    state = state_lib.restart(state, self.config.seed)
-    return state.replace(key=self._replicate(state.key))
-
-  def _read(self, run):
-    """Returns (info, `State`) of another run's checkpoint to start from."""
-    init = self.config.init
-    saved = run.find(phase=init.phase)
-    info = saved.info
-    if not init.phase:
-      run.warn_of_unfinished()
-    if not phases.PHASES[self.config.phases[0]].from_scratch:
-      checks.same_classes(info, self.dataset, init.workdir)
-    checks.same_holdout(info, self.config, self.dataset)
-    self._check_order(info)
-    checks.mask_goes_on(info, self.config)
-    return info, run.state(saved, self.system, self.mesh)
+    """Returns the `FirstState`: resumed if there is a checkpoint, else new."""
+    if ckpts.latest() is not None:
+      first = first_state.resume(self, ckpts)
+    else:
+      weights, self._weights = self._weights, None
+      first = first_state.begin(self, weights)
+    self._origin = first.origin
+    return first
 
   def policy_has_learned(self, phase):
     """Returns whether the policy is trained on the model at a phase's start."""
     names = list(self.config.phases)
     return history.learned_policy(
-        names[:names.index(phase)], self._policy_learned)
-
-  def _check_order(self, info):
-    """Checks that another run's heads are not kept if the backbone changes."""
-    exits = tuple(map(tuple, info['config']['model']['exits'] or ()))
-    if self.system.model.exits and exits == self.system.model.exits:
-      phases.check_order(
-          self.system, [*history.so_far(info), *self.config.phases],
-          f' of {self.config.init.workdir}')
-
-  def _replicate(self, tree):
-    return mesh_lib.replicate(tree, self.mesh)
+        names[:names.index(phase)], self._origin.policy_learned)
 
   def _run_phase(self, state, phase, start, ckpts, metrics, stop):
-    config, c = self.config, self.config[phase]
-    end = start + c.steps
-    first = int(state.step)
+    """Trains until the end of a phase.
+
+    Args:
+      state: `State` during the phase.
+      phase: its name.
+      start: step at which it began.
+      ckpts: `Checkpoints`.
+      metrics: `MetricWriter`.
+      stop: `GracefulStop`.
+
+    Returns:
+      `State`, or None if a signal stopped the run.
+    """
+    end, first = start + self.config[phase].steps, int(state.step)
     step_fn = jax.jit(step_lib.make_step(self.system, phase, start),
                       donate_argnums=0,
                       out_shardings=mesh_lib.replicated(self.mesh))
-    batches = data.train_batches(
-        self.dataset.train, seed=config.seed + start, start_step=first - start,
-        stop_step=c.steps, batch_size=c.batch_size,
-        process_index=jax.process_index(), process_count=jax.process_count())
-    progress = writer.Progress(end, label=phase)
-    recent = []
-    try:
+    recent = []  # metrics of the steps since the last line
+    with (contextlib.closing(self._batches(phase, start, first)) as batches,
+          contextlib.closing(
+              progress_lib.Progress(end, label=phase)) as progress):
       for step, batch in enumerate(batches, first + 1):
-        arrays = mesh_lib.shard_batch(
-            (batch['image'], batch['label']), self.mesh)
-        state, m = step_fn(state, *arrays)
-        recent.append(m)
-        last, stopping = step == end, stop.should_stop()
-        validating = last or (step - start) % config.eval_every == 0
-        scored = validating and phase == config.phases[-1]
-        saving = (last or stopping or scored
-                  or (step - start) % config.checkpoint_every == 0)
-        if step % config.log_every == 0 or saving:
-          rows = mesh_lib.fetch(recent)
+        state, step_metrics = step_fn(state, *mesh_lib.shard_batch(
+            (batch['image'], batch['label']), self.mesh))
+        recent.append(step_metrics)
+        due = _due(self.config, phase, step - start, stop.should_stop())
+        if due.line:
+          self._write_line(recent, step, phase, metrics, progress)
           recent = []
-          for i, row in enumerate(rows, step - len(rows) + 1):
-            guards.check_finite(i, row)
-          values = _mean(rows)
-          metrics.write(step, {f'{phase}/{k}': v for k, v in values.items()})
-          progress.update(step, step * c.batch_size, values)
         score = None
-        if validating:
+        if due.validation:
           score = self._validate(state, phase, step, metrics)
-        if saving:
+        if due.checkpoint:
           metrics.sync()
-          ckpts.save(step, state, self.info(phase, start, last), pin=last,
-                     metric=score if scored else None)
-        if stopping and not (last and phase == config.phases[-1]):
+          ckpts.save(step, state, self.info(phase, start, due.end), pin=due.end,
+                     metric=score if due.scored else None)
+        if due.stop:
           ckpts.wait()
           logging.warning('stopped by a signal at step %d; the same command '
                           'resumes', step)
           return None
-    finally:
-      progress.close()
-      batches.close()
     return state
+
+  def _batches(self, phase, start, first):
+    """Yields this process's batches of a phase from step `first` on."""
+    c = self.config[phase]
+    return data.train_batches(
+        self.dataset.train, seed=self.config.seed + start,
+        start_step=first - start, stop_step=c.steps, batch_size=c.batch_size,
+        process_index=jax.process_index(), process_count=jax.process_count())
+
+  def _write_line(self, recent, step, phase, metrics, progress):
+    """Checks the metrics of the last steps and writes their mean.
+
+    Raises:
+      NonFiniteError: if one is NaN or infinite.
+    """
+    rows = mesh_lib.fetch(recent)
+    for i, row in enumerate(rows, step - len(rows) + 1):
+      guards.check_finite(i, row)
+    values = _mean(rows)
+    metrics.write(step, {f'{phase}/{k}': v for k, v in values.items()})
+    progress.update(step, step * self.config[phase].batch_size, values)
 
   def _validate(self, state, phase, step, metrics):
     """Evaluates on held-out images; returns the score, None without any."""
@@ -261,6 +208,46 @@ class Trainer:
     logging.info('%s, step %d, held out: %s', phase, step, ', '.join(
         f'{k} {np.round(v, 4)}' for k, v in values.items()))
     return score
+
+
+class _Due(NamedTuple):
+  """What is due after a step, in this order.
+
+  Attributes:
+    line: write metrics.
+    validation: measure the held-out images.
+    checkpoint: save.
+    stop: end the run before its last step.
+    scored: whether the checkpoint may be the best one.
+    end: whether the phase is finished.
+  """
+  line: bool
+  validation: bool
+  checkpoint: bool
+  stop: bool
+  scored: bool
+  end: bool
+
+
+def _due(config, phase, done, stopping):
+  """Returns what is `_Due` after `done` steps of a phase.
+
+  Args:
+    config: see `train.config.default_config`.
+    phase: name of the phase.
+    done: steps of the phase so far.
+    stopping: whether a signal asked the run to stop.
+  """
+  end, last_phase = done == config[phase].steps, phase == config.phases[-1]
+  validation = end or done % config.eval_every == 0
+  scored = validation and last_phase
+  checkpoint = (
+      end or stopping or scored or done % config.checkpoint_every == 0)
+  return _Due(
+      # Metrics are checked before a checkpoint is saved.
+      line=checkpoint or done % config.log_every == 0, validation=validation,
+      checkpoint=checkpoint, stop=stopping and not (end and last_phase),
+      scored=scored, end=end)
 
 
 def _mean(rows):

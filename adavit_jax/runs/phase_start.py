@@ -12,7 +12,7 @@ from adavit_jax.models import plan
 from adavit_jax.policies import mask_search
 from adavit_jax.policies import observation
 from adavit_jax.runs import history
-from adavit_jax.runs import writer
+from adavit_jax.runs import progress as progress_lib
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases as phases_lib
 from adavit_jax.train import state as state_lib
@@ -92,7 +92,7 @@ def static_masks(trainer, params, *, forward=False):
   args = (system.model, system.fold(state_lib.model_params(params)),
           system.plain_cost, z1, labels)
   with contextlib.closing(
-      writer.Progress(total, 'masks', 'mask search')) as progress:
+      progress_lib.Progress(total, 'masks', 'mask search')) as progress:
     options = dict(images=images, batch_size=trainer.config.eval_batch_size,
                    mesh=trainer.mesh,
                    progress=lambda done: progress.update(done, done, {}))

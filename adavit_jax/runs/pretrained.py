@@ -11,7 +11,7 @@ from absl import logging
 
 from adavit_jax import weights
 from adavit_jax.data import data_config as data_config
-from adavit_jax.runs import run as run_lib
+from adavit_jax.runs import saved_run
 from adavit_jax.train import phases
 from adavit_jax.train import state as state_lib
 
@@ -24,7 +24,7 @@ def with_preprocessing(config, saved):
 
   Args:
     config: see `train.config.default_config`.
-    saved: `run.Saved` of the work directory, or None.
+    saved: `saved_run.Saved` of the work directory, or None.
 
   Returns:
     The config, a copy if anything changes.
@@ -66,7 +66,7 @@ def with_preprocessing(config, saved):
 
 
 def _newest_info(workdir):
-  with run_lib.Run(workdir) as run:
+  with saved_run.Run(workdir) as run:
     saved = run.newest()
   return None if saved is None else saved.info
 

@@ -4,18 +4,16 @@ Each stage is compiled once for each of a few batch sizes. Thresholds are
 compared on the host and are not compiled in: they can change at any time.
 """
 
-import collections
-import itertools
 import threading
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from adavit_jax import describe
 from adavit_jax.exits import confidence as confidence_lib
-from adavit_jax.runtime import slots as slots_lib
+from adavit_jax.runtime import cascade_stream
+from adavit_jax.runtime import image_buffer
 from adavit_jax.runtime import stage_program
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -40,6 +38,10 @@ class Prediction(NamedTuple):
     return describe.record(self, labels=describe.values, exit=describe.values,
                            macs=describe.mean_macs)
 
+  def unstack(self):
+    """Returns a list with the `Prediction` of each image."""
+    return [Prediction(*values) for values in zip(*self)]
+
 
 class Cascade:
   """Runs each stage on the images that no earlier exit was confident about.
@@ -48,6 +50,9 @@ class Cascade:
 
   Attributes:
     params: parameters of the model, on the device.
+    num_stages: E.
+    batch_size: the largest batch size.
+    macs_dtype: dtype of `Prediction.macs`.
   """
 
   def __init__(self, stages, params, rule, thresholds, stage_macs, *,
@@ -84,15 +89,17 @@ class Cascade:
     self.params = jax.device_put(jax.tree.map(np.asarray, params))
     self._programs = [
         stage_program.StageProgram(
-            _program(stage, rule, image_macs, k), self.params)
+            stage_program.with_exit(stage, rule, image_macs, k), self.params)
         for k, stage in enumerate(stages)]
-    self._plans = [slots_lib.plans(sizes, macs) for macs in stage_macs]
+    self._batches = [
+        image_buffer.fastest_batches(sizes, macs) for macs in stage_macs]
     self._stage_macs = np.asarray(stage_macs)
-    self._macs_dtype = (
+    self.macs_dtype = (
         self._stage_macs.dtype if image_macs is None else np.float64)
     self._label = predict or (lambda logits: logits.argmax(-1))
-    self._sizes, self._batch_size = sizes, sizes[-1]
-    self._slots, self._lock = None, threading.Lock()
+    self.num_stages = len(stages)
+    self._sizes, self.batch_size = sizes, sizes[-1]
+    self._buffer, self._lock = None, threading.Lock()
     self.thresholds = thresholds
 
   @property
@@ -107,7 +114,7 @@ class Cascade:
   @thresholds.setter
   def thresholds(self, value):
     self._thresholds = confidence_lib.check_thresholds(
-        value, len(self._programs))
+        value, self.num_stages)
 
   def __call__(self, images):
     """Classifies a batch.
@@ -127,18 +134,18 @@ class Cascade:
     if images.ndim != 4 or not len(images):
       raise ValueError(f'images have shape {np.shape(images)}; give [n, S, S, '
                        f'C] with n >= 1, a single image as image[None]')
-    num, size = len(images), self._batch_size
+    num, size = len(images), self.batch_size
     if num == 1:
       return self._one(images)
     images = np.asarray(images)
     with self._lock:
-      if self._slots is None or not self._slots.fits(images):
-        self._slots = self._make_slots(images, streams=False)
-      # An exception may leave slots whose arrays were donated.
-      slots, self._slots = self._slots, None
-      parts = [self._batch(slots, images[i:i + size])
+      if self._buffer is None or not self._buffer.fits(images):
+        self._buffer = self.make_buffer(images, stream=False)
+      # An exception may leave a buffer whose arrays were donated.
+      buffer, self._buffer = self._buffer, None
+      parts = [self._batch(buffer, images[i:i + size])
                for i in range(0, num, size)]
-      self._slots = slots
+      self._buffer = buffer
     return Prediction(*map(np.concatenate, zip(*parts)))
 
   def _one(self, images):
@@ -148,26 +155,24 @@ class Cascade:
       state, logits, confidence, *computed = program(images, state)
       macs += self._macs(k, 1, computed)
       if self._leave(k, np.asarray(confidence))[0]:
-        return self._predict(np.asarray(logits), np.array([k]), macs)
+        return self.predict(np.asarray(logits), np.array([k]), macs)
 
-  def _batch(self, slots, images):
-    rows = np.arange(len(images))
-    slots.admit(images, rows, self._plans[0][len(rows)])
-    exits = np.zeros(len(images), int)
-    logits, macs = None, 0
-    for k in range(len(self._programs)):
-      y, confidence, *computed = slots.run(k, rows, self._plans[k][len(rows)])
-      stage_macs = self._macs(k, len(rows), computed)
+  def _batch(self, buffer, images):
+    """Classifies up to `batch_size` images; image i is in slot i."""
+    slots = np.arange(len(images))
+    self.admit(buffer, images, slots)
+    logits, exits = None, np.zeros(len(images), int)
+    macs = np.zeros(len(images), self.macs_dtype)
+    for k in range(self.num_stages):
+      y, stage_macs, leave = self.run_stage(buffer, k, slots)
       if logits is None:
-        logits, macs = y, stage_macs
-      else:
-        macs[rows] += stage_macs
-      leave = self._leave(k, confidence)
-      logits[rows[leave]], exits[rows[leave]] = y[leave], k
-      rows = rows[~leave]
-      if not len(rows):
+        logits = y
+      macs[slots] += stage_macs
+      logits[slots[leave]], exits[slots[leave]] = y[leave], k
+      slots = slots[~leave]
+      if not len(slots):
         break
-    return self._predict(logits, exits, macs)
+    return self.predict(logits, exits, macs)
 
   def stream(self, images, *, window=None):
     """Classifies a stream of images; each stage runs full batches.
@@ -189,58 +194,12 @@ class Cascade:
       ValueError: if window is smaller than the largest batch size, or images
         differ in shape or dtype or do not have the model's size.
     """
-    size = self._batch_size
+    size = self.batch_size
     window = 16 * size if window is None else window
     if window < size:
       raise ValueError(f'window={window} must be at least the largest batch '
                        f'size, {size}')
-    source = _Source(images)
-    queues = [collections.deque() for _ in self._programs]
-    slots, free, numbers, done = None, [], {}, {}
-    macs = np.zeros(0)  # per slot: MACs of the image in it so far
-    first = 0  # index of the oldest image that has not been yielded
-    while True:
-      k = max((k for k, queue in enumerate(queues) if len(queue) >= size),
-              default=None)
-      if k is None and source.read - first + size <= window:
-        if batch := source.take(size):
-          batch = np.stack(batch)
-          start = source.read - len(batch)
-          if slots is None:
-            slots = self._make_slots(batch, streams=True)
-            free = list(range(slots.capacity))
-            macs = np.zeros(slots.capacity, self._macs_dtype)
-          taken = [free.pop() for _ in batch]
-          numbers.update(zip(taken, range(start, source.read)))
-          slots.admit(batch, np.array(taken), self._plans[0][len(taken)])
-          queues[0].extend(taken)
-          continue
-        # The source is exhausted. The first stage goes first, so that late
-        # batches are large.
-        k = next((k for k, queue in enumerate(queues) if queue), None)
-        if k is None:
-          return
-      elif k is None:
-        # Each queue is in order: the oldest image is at the head of one.
-        k = min((k for k, queue in enumerate(queues) if queue),
-                key=lambda k: numbers[queues[k][0]])
-      queue = queues[k]
-      rows = np.array([queue.popleft() for _ in range(min(size, len(queue)))])
-      logits, confidence, *computed = slots.run(
-          k, rows, self._plans[k][len(rows)])
-      macs[rows] = (macs[rows] if k else 0) + self._macs(
-          k, len(rows), computed)
-      leave = self._leave(k, confidence)
-      freed = rows[leave].tolist()
-      free.extend(freed)
-      predictions = self._predict(
-          logits[leave], np.full(len(freed), k), macs[rows[leave]])
-      done.update(zip((numbers.pop(i) for i in freed), zip(*predictions)))
-      if k + 1 < len(queues):
-        queues[k + 1].extend(rows[~leave].tolist())
-      while first in done:
-        yield Prediction(*done.pop(first))
-        first += 1
+    yield from cascade_stream.Stream(self, images, window)
 
   def warm_up(self, images):
     """Compiles every stage for every batch size.
@@ -252,21 +211,41 @@ class Cascade:
       ValueError: if the images do not have the model's size.
     """
     images = np.asarray(images[:1])
-    no_rows = np.array([], int)
-    for streams in (True, False):
-      slots = self._make_slots(images, streams)
+    no_slots = np.array([], int)
+    for stream in (True, False):
+      buffer = self.make_buffer(images, stream=stream)
       for size in self._sizes:
-        slots.admit(images[:0], no_rows, [size])
-        for k in range(len(self._programs)):
-          slots.run(k, no_rows, [size])
+        buffer.admit(images[:0], no_slots, [size])
+        for k in range(self.num_stages):
+          buffer.run(k, no_slots, [size])
     with self._lock:
-      self._slots = slots
+      self._buffer = buffer
 
-  def _make_slots(self, images, streams):
+  def make_buffer(self, images, *, stream):
+    """Makes an `ImageBuffer` for a stream, or for one batch at a time."""
     # In a stream, less than a full batch waits at each stage that is not
     # running.
-    capacity = self._batch_size * (len(self._programs) if streams else 1)
-    return slots_lib.Slots(self._programs, images, capacity)
+    capacity = self.batch_size * (self.num_stages if stream else 1)
+    return image_buffer.ImageBuffer(self._programs, images, capacity)
+
+  def admit(self, buffer, images, slots):
+    """Puts images [m, S, S, C] into slots [m] of a buffer."""
+    buffer.admit(images, slots, self._batches[0][len(slots)])
+
+  def run_stage(self, buffer, k, slots):
+    """Runs stage k on the images in slots [m] of a buffer.
+
+    Returns:
+      (logits [m, K], MACs of the stage [m], whether each image leaves [m]).
+    """
+    logits, confidence, *computed = buffer.run(
+        k, slots, self._batches[k][len(slots)])
+    return (logits, self._macs(k, len(slots), computed),
+            self._leave(k, confidence))
+
+  def predict(self, logits, exits, macs):
+    """Makes the `Prediction` of images that left."""
+    return Prediction(logits, self._label(logits), exits, macs)
 
   def _leave(self, k, confidence):
     if k == len(self._thresholds):
@@ -276,46 +255,5 @@ class Cascade:
   def _macs(self, k, num, computed):
     """MACs of stage k, [num]; `computed` holds those of its program, if any."""
     if computed:
-      return np.asarray(computed[0], self._macs_dtype)
+      return np.asarray(computed[0], self.macs_dtype)
     return np.full(num, self._stage_macs[k])
-
-  def _predict(self, logits, exits, macs):
-    return Prediction(logits, self._label(logits), exits, macs)
-
-
-class _Source:
-  """Reads images in groups, checks that they are alike and counts them."""
-
-  def __init__(self, images):
-    self._images = iter(images)
-    self._like = None  # shape and dtype of the first image
-    self.read = 0
-
-  def take(self, num):
-    group = [np.asarray(x) for x in itertools.islice(self._images, num)]
-    for image in group:
-      like = image.shape, str(image.dtype)
-      self._like = self._like or like
-      if like != self._like:
-        raise ValueError(
-            'image {} has shape {} and dtype {}, but the first image has {} '
-            'and {}; give all images one shape and dtype'.format(
-                self.read, *like, *self._like))
-      self.read += 1
-    return group
-
-
-def _program(stage, rule, image_macs, k):
-  """Joins a stage and its exit: (params, images, state) -> outputs.
-
-  The outputs are the new state, logits [B, K], the confidence [B] and, with
-  `image_macs`, MACs [B].
-  """
-  def run(params, images, state):
-    carry, memory = state or (None, None)
-    carry, logits = stage(params, images, carry)
-    confidence, memory = rule(logits, memory)
-    macs = () if image_macs is None else (
-        jnp.broadcast_to(image_macs(k, carry), confidence.shape),)
-    return ((carry, memory), logits, confidence, *macs)
-  return run

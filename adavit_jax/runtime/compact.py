@@ -68,59 +68,70 @@ def residual(run, x, keep, chunk, most=_SIZES):
   Returns:
     x with the kept rows updated.
   """
-  size = len(keep)
-  chunk = min(chunk, size)
-  wanted = keep.astype(bool)
-  num = wanted.sum(dtype=jnp.int32)
-  # Kept rows come first, in order. The places after them hold out-of-range
-  # rows: reads are clipped and writes are dropped.
-  places = jnp.arange(size + chunk)
-  order = jnp.argsort(~wanted, stable=True)
-  order = jnp.concatenate([order, jnp.zeros(chunk, order.dtype)])
-  order = jnp.where(places < num, order, size + places)
-  known = dict(indices_are_sorted=True, unique_indices=True)
+  chunk = min(chunk, len(keep))
+  num = keep.astype(bool).sum(dtype=jnp.int32)
+  order = _kept_first(keep, num, chunk)
+  rows_of = lambda start, length: jax.lax.dynamic_slice(
+      order, (start,), (length,))
 
-  def rows_of(start, length):
-    return jax.lax.dynamic_slice(order, (start,), (length,))
-
-  def passed(x, start, length):
-    rows = rows_of(start, length)
-    taken = jax.tree.map(lambda a: a.at[rows].get(mode='clip', **known), x)
-    return _sum(taken, run(taken))
-
-  def written(x, start, y):
-    rows = rows_of(start, len(jax.tree.leaves(y)[0]))
-    put = lambda a, y: a.at[rows, *_first(y)].set(y, mode='drop', **known)
-    if isinstance(x, dict):
-      return {**x, **{key: put(x[key], part) for key, part in y.items()}}
-    return put(x, y)
-
-  def whole(i, x):
-    # A pass of all rows needs no gather.
-    if chunk == size:
+  def full_pass(i, x):
+    if chunk == len(keep):  # a pass of all rows needs no gather
       return branches.add(x, run(x))
-    return written(x, i * chunk, passed(x, i * chunk, chunk))
+    rows = rows_of(i * chunk, chunk)
+    return _put(x, rows, _updated(run, x, rows))
 
-  full = num // chunk
-  x = jax.lax.fori_loop(0, full, whole, x)
-  sizes, done = pass_sizes(chunk, most), full * chunk
+  num_full, sizes = num // chunk, pass_sizes(chunk, most)
+  x = jax.lax.fori_loop(0, num_full, full_pass, x)
   if not sizes:
     return x
 
-  def last(_, x):
-    def padded(length):
-      def branch(x):
-        return jax.tree.map(
-            lambda y: jnp.pad(y, ((0, sizes[-1] - length),
-                                  *((0, 0),) * (y.ndim - 1))),
-            passed(x, done, length))
-      return branch
-    which = (num - done > jnp.asarray(sizes)).sum()
-    return written(x, done, jax.lax.switch(which, list(map(padded, sizes)), x))
+  done = num_full * chunk
+  def last_pass(_, x):
+    of_size = lambda size: lambda x: _padded(
+        _updated(run, x, rows_of(done, size)), sizes[-1])
+    smallest = (num - done > jnp.asarray(sizes)).sum()
+    y = jax.lax.switch(smallest, [of_size(size) for size in sizes], x)
+    return _put(x, rows_of(done, sizes[-1]), y)
 
   # A loop of at most one iteration works in place; `lax.cond` would copy x
   # (observed on CPU).
-  return jax.lax.fori_loop(0, (num > done).astype(jnp.int32), last, x)
+  return jax.lax.fori_loop(0, (num > done).astype(jnp.int32), last_pass, x)
+
+
+# The rows of a pass are sorted and distinct.
+_ROWS = dict(indices_are_sorted=True, unique_indices=True)
+
+
+def _kept_first(keep, num, extra):
+  """Row indices [B + extra]: the `num` kept rows, in order, then padding.
+
+  Padding is out of range: reads of it are clipped and writes are dropped.
+  """
+  size = len(keep)
+  places = jnp.arange(size + extra)
+  order = jnp.argsort(~keep.astype(bool), stable=True)
+  order = jnp.concatenate([order, jnp.zeros(extra, order.dtype)])
+  return jnp.where(places < num, order, size + places)
+
+
+def _updated(run, x, rows):
+  """The tokens that `run` updates in the given rows, x + run(x): [C, n, ...].
+  """
+  taken = jax.tree.map(lambda a: a.at[rows].get(mode='clip', **_ROWS), x)
+  return _sum(taken, run(taken))
+
+
+def _put(x, rows, y):
+  """Writes updated tokens y into the given rows of x."""
+  if isinstance(x, dict):
+    return {**x, **{key: _put(x[key], rows, part) for key, part in y.items()}}
+  return x.at[rows, *_first(y)].set(y, mode='drop', **_ROWS)
+
+
+def _padded(y, size):
+  """Pads the leading axis of each array to `size`, with zeros."""
+  return jax.tree.map(lambda a: jnp.pad(
+      a, ((0, size - len(a)), *((0, 0),) * (a.ndim - 1))), y)
 
 
 def _sum(x, y):

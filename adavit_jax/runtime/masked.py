@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adavit_jax.models import plan
+from adavit_jax.models import stack_rows
 from adavit_jax.models.backbone import Bridge
 from adavit_jax.models.backbone import EVAL
 from adavit_jax.models.backbone import X
@@ -93,19 +94,21 @@ def _stack(stack, params, x, gates, ctx, *, read, unroll, remat, inference,
   encoder = _encoder(stack, ctx, firsts)
   rows = jnp.arange(stack.start, stack.start + stack.length)
   stats = None if ctx.stats is None else ctx.stats.get(stack.group)
-  layers = _layers(stack, x, rows, stats, gates, ctx.key)
+  before = x
+  x, each = stack_rows.split(stack, x)
+  layers = (*_layers(stack, x, rows, stats, gates, ctx.key), each)
   take = lambda i: jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], params)
   one = lambda i: jax.tree.map(lambda leaf: leaf[i], layers)
   end = stack.length - (read is not None)
-  outputs = None, None
+  outputs, per_encoder = (None, None), {}
   if end and inference:
     step = lambda x, layer: encoder(x, take(layer[0]), *layer[1])
-    x, outputs = jax.lax.scan(
+    x, (outputs, per_encoder) = jax.lax.scan(
         step, x, (rows[:end], one(slice(0, end))), unroll=unroll)
   elif end:
     step = lambda x, layer: encoder(x, *layer)
     step = jax.checkpoint(step) if remat else step
-    x, outputs = jax.lax.scan(
+    x, (outputs, per_encoder) = jax.lax.scan(
         step, x, (take(slice(stack.start, stack.start + end)),
                   *one(slice(0, end))), unroll=unroll)
   if read is not None:
@@ -117,7 +120,7 @@ def _stack(stack, params, x, gates, ctx, *, read, unroll, remat, inference,
       y = branches.delta(branch, p, x, this)
       x = branches.add(x[:, :this], y)
     x = x[:, :read]
-  return x, *outputs
+  return stack_rows.join(stack, before, x, per_encoder), *outputs
 
 
 def _layers(stack, x, rows, stats, gates, key):
@@ -138,10 +141,11 @@ def _layers(stack, x, rows, stats, gates, key):
 def _encoder(stack, ctx, firsts):
   """Returns the function of one encoder.
 
-  It maps (x, params, stats, key, gates) to (x, (new stats, firsts)).
+  It maps (x, params, stats, key, gates, each) to (x, ((new stats, firsts),
+  outputs)); see `stack_rows` for each and outputs.
   """
-  def encoder(x, params, stats, key, gates):
-    new = stats
+  def encoder(x, params, stats, key, gates, each):
+    x, new = stack_rows.enter(stack, x, each), stats
     for i, branch in enumerate(stack.branches):
       here = ctx._replace(
           stats={} if stats is None and ctx.stats is not None else stats,
@@ -152,7 +156,9 @@ def _encoder(stack, ctx, firsts):
       if gates is not None and gates[i] is not None:
         y = jax.tree.map(lambda a, i=i: _gate(gates[i], a) * a, y)
       x = branches.add(x, y)
-    return x, (new, None if firsts is None else x[:, :firsts])
+    x, outputs = stack_rows.leave(stack, x)
+    seen = None if firsts is None else x[:, :firsts]
+    return x, ((new, seen), outputs)
   return encoder
 
 

@@ -42,7 +42,7 @@ def embed(model, params, images, ctx=EVAL):
   return masked.Result(x, masked.merged(ctx.stats, changed), None)
 
 
-def fixed(model, params, images):
+def before_policy(model, params, images):
   """Runs the embedding and the M fixed encoders (equation 1).
 
   Args:
@@ -58,13 +58,13 @@ def fixed(model, params, images):
                     inference=True).x
 
 
-def adaptive(model, params, x, actions, mode, *, images=None, chunk=None):
+def after_policy(model, params, x, actions, mode, *, images=None, chunk=None):
   """Runs the encoders after the policy and the last exit (equation 2).
 
   Args:
     model: a `Backbone`.
     params: groups, folded.
-    x: z1, see `fixed`.
+    x: z1, see `before_policy`.
     actions: `Actions` of 0 and 1, [L1], [L2] or [B, L1], [B, L2], depending on
       the mode; array-likes are accepted.
     mode: 'masked', 'static', 'cond' or 'compact'.
@@ -102,7 +102,7 @@ def batch_of(x):
 def without_layers(model, params, x, images=None):
   """Returns `Logits` of z1 with every layer dropped that may be dropped."""
   none = Actions(*map(np.zeros, plan.num_layers(model)))
-  return adaptive(model, params, x, none, 'static', images=images)
+  return after_policy(model, params, x, none, 'static', images=images)
 
 
 def classify(model, params, x):
@@ -121,7 +121,7 @@ def dense(model, params, images):
 
 
 def forward(model, params, images, actions=None, *, mode='masked'):
-  """Classifies images under given actions; see `fixed` and `adaptive`.
+  """Classifies images under given actions, in any of the modes.
 
   Args:
     model: from `adavit_jax.create`; its added exits are not run.
@@ -129,16 +129,17 @@ def forward(model, params, images, actions=None, *, mode='masked'):
     images: [B, S, S, C], normalised.
     actions: `Actions`; None runs all layers, with the same program in every
       mode.
-    mode: see `adaptive`.
+    mode: see `after_policy`.
 
   Returns:
     `Logits`.
 
   Raises:
-    ValueError: if the images do not have the model's shape, or as `adaptive`.
+    ValueError: if the images do not have the model's shape, or as
+      `after_policy`.
   """
   params = fold(model, params)
   if actions is None:
     return dense(model, params, images)
-  z1 = fixed(model, params, images)
-  return adaptive(model, params, z1, actions, mode, images=images)
+  z1 = before_policy(model, params, images)
+  return after_policy(model, params, z1, actions, mode, images=images)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adavit_jax.models import plan
+from adavit_jax.models import stack_rows
 from adavit_jax.models.actions import Actions
 from adavit_jax.models.backbone import Bridge
 from adavit_jax.models.backbone import EVAL
@@ -101,13 +102,20 @@ def _compact_actions(actions, size, chunk):
 def _static(stack, params, x, actions, read):
   kept = branches.per_branch(stack, actions, np.ones(stack.length))
   later = branches.read_later(stack, [a > 0 for a in kept], read)
+  before, outputs = x, []
+  x, each = stack_rows.split(stack, x)
   for i in range(stack.length):
     p = jax.tree.map(lambda leaf: leaf[stack.start + i], params)
+    x = stack_rows.enter(stack, x, jax.tree.map(lambda a: a[i], each))
     for branch, keep, all_read in zip(stack.branches, kept, later):
       if keep[i]:
         this = read if branch.unread and not all_read[i] else None
         y = branches.delta(branch, p, x, this)
         x = branches.add(x if this is None else x[:, :this], y)
+    x, output = stack_rows.leave(stack, x)
+    outputs.append(output)
+  outputs = jax.tree.map(lambda *rows: jnp.stack(rows), *outputs)
+  x = stack_rows.join(stack, before, x, outputs)
   return x if read is None else x[:, :read]
 
 
@@ -120,7 +128,8 @@ def _cond(stack, params, x, actions, read):
 
   skip = lambda params, x, i: x
   def step(x, layer):
-    i, keeps, later = layer
+    i, keeps, later, row = layer
+    x = stack_rows.enter(stack, x, row)
     for branch, keep, all_read in zip(stack.branches, keeps, later):
       options = [skip, option(branch, None)]
       which = jnp.asarray(keep, np.int32)
@@ -131,13 +140,15 @@ def _cond(stack, params, x, actions, read):
         x = jax.lax.switch(which, options, params, x, i)
       else:
         x = options[1](params, x, i)
-    return x, None
+    return stack_rows.leave(stack, x)
 
   always = jnp.ones(stack.length, bool)
   kept = branches.per_branch(stack, actions, always)
   later = branches.read_later(stack, kept, read, jnp)
   rows = stack.start + jnp.arange(stack.length)
-  return jax.lax.scan(step, x, (rows, kept, later))[0]
+  shared, each = stack_rows.split(stack, x)
+  return stack_rows.join(stack, x, *jax.lax.scan(
+      step, shared, (rows, kept, later, each)))
 
 
 def _compact(stack, params, x, actions, read, chunk):
@@ -147,7 +158,8 @@ def _compact(stack, params, x, actions, read, chunk):
   packed = compact_lib.residual
 
   def step(x, layer):
-    i, keeps, later = layer  # keeps, later: [B] for each branch
+    i, keeps, later, row = layer  # keeps, later: [B] for each branch
+    x = stack_rows.enter(stack, x, row)
     p = jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], params)
     for branch, keep, all_read in zip(stack.branches, keeps, later):
       run_all = functools.partial(branches.delta, branch, p)
@@ -167,14 +179,16 @@ def _compact(stack, params, x, actions, read, chunk):
         x = packed(run_all, x, keep & for_all, chunk)
         x = packed(functools.partial(run_all, read=read), x, keep & ~for_all,
                    chunk, most=_PREFIX_SIZES)
-    return x, None
+    return stack_rows.leave(stack, x)
 
   kept = branches.per_branch(
       stack, actions, jnp.ones((size, stack.length), bool))
   later = branches.read_later(stack, kept, read, jnp)
   rows = stack.start + jnp.arange(stack.length)
   columns = [[a.T for a in kept], [a.T for a in later]]
-  return jax.lax.scan(step, x, (rows, *columns))[0]
+  shared, each = stack_rows.split(stack, x)
+  return stack_rows.join(stack, x, *jax.lax.scan(
+      step, shared, (rows, *columns, each)))
 
 
 _CHECKS = {'static': _static_actions, 'cond': _cond_actions,

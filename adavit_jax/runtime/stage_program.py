@@ -2,6 +2,30 @@
 
 import jax
 from jax.extend import core
+import jax.numpy as jnp
+
+
+def with_exit(stage, rule, image_macs, k):
+  """Joins a stage and its exit: (params, images, state) -> outputs.
+
+  Args:
+    stage: (params, images, carry) -> (carry, logits).
+    rule: a `Rule`, which computes the confidence.
+    image_macs: (k, carry) -> MACs of the stage, [B] or [], or None.
+    k: index of the stage.
+
+  Returns:
+    A function. Its outputs are the new state, logits [B, K], the confidence [B]
+    and, with `image_macs`, MACs [B].
+  """
+  def run(params, images, state):
+    carry, memory = state or (None, None)
+    carry, logits = stage(params, images, carry)
+    confidence, memory = rule(logits, memory)
+    macs = () if image_macs is None else (
+        jnp.broadcast_to(image_macs(k, carry), confidence.shape),)
+    return ((carry, memory), logits, confidence, *macs)
+  return run
 
 
 class StageProgram:

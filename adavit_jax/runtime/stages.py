@@ -76,7 +76,8 @@ def _static_stage(model, actions, options, e, start, stop, params, images, x):
     else:
       x = masked.run(model, params, x, images, here, start=middle, stop=stop,
                      **options).x
-  return x, params_lib.exit_logits(model, params, x, e)[0]
+  logits, _ = params_lib.exit_logits(model, params, x, e)
+  return plan.handed_on(model, x, stop), logits
 
 
 def _stage(model, decide, mode, options, e, start, stop, params, images, carry):
@@ -101,12 +102,15 @@ def _stage(model, decide, mode, options, e, start, stop, params, images, carry):
       x = masked.run(model, params, x, images, start=start,
                      stop=model.num_fixed, inference=True).x
       actions, start = decide(params, x, images), model.num_fixed
-    x = _behind(model, mode, options, params, x, images, actions, start, stop)
+    x = _after_policy(
+        model, mode, options, params, x, images, actions, start, stop)
   logits, _ = params_lib.exit_logits(model, params, x, e)
+  x = plan.handed_on(model, x, stop)
   return ((x, tuple(actions)) if decides else x), logits
 
 
-def _behind(model, mode, options, params, x, images, actions, start, stop):
+def _after_policy(
+    model, mode, options, params, x, images, actions, start, stop):
   here = plan.cut(model, actions, start, stop)
   if mode == 'masked':
     return masked.run(model, params, x, images, here, start=start, stop=stop,

@@ -97,12 +97,10 @@ def make_step(system, phase, start):
 
     grads, (metrics, updates) = jax.grad(loss, has_aux=True)(trained)
     grad_norm = optax.tree.norm(grads)
-    since = done - length * jnp.minimum(done // length, num_rounds - 1)
+    in_round = done - length * jnp.minimum(done // length, num_rounds - 1)
     opt_state = state.opt_state
     if num_rounds > 1:
-      opt_state = jax.tree.map(
-          lambda fresh, old: jnp.where(since == 0, fresh, old),
-          tx.init(trained), opt_state)
+      opt_state = _fresh_at(in_round == 0, tx, trained, opt_state)
     changes, opt_state = tx.update(grads, opt_state, trained)
     changes = rules.adjust(system, changes, done)
     params = {**state.params, **optax.apply_updates(trained, changes),
@@ -111,13 +109,20 @@ def make_step(system, phase, start):
     if c.ema:
       ema = optimizer.ema_update(
           ema, _averaged(params, phase), c.ema, step=done)
-    metrics = {**metrics, 'learning_rate': schedule(since),
+    metrics = {**metrics, 'learning_rate': schedule(in_round),
                'grad_norm': grad_norm}
     state = state.replace(step=state.step + 1, params=params,
                           opt_state=opt_state, ema=ema, **updates)
     return state, metrics
 
   return step
+
+
+def _fresh_at(begins, tx, trained, opt_state):
+  """Returns a new optimizer state where a round begins, [] bool, else the old.
+  """
+  return jax.tree.map(lambda new, old: jnp.where(begins, new, old),
+                      tx.init(trained), opt_state)
 
 
 def _optimizer(system, phase, steps):

@@ -1,8 +1,11 @@
-"""Model, policy networks and cost of a run, made once from its config."""
+"""Model, policy networks and cost of a run, made once from its config.
+
+`after_phase` says how the model runs after a phase, `training_pass` how it runs
+in training.
+"""
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
 
 from absl import logging
 import jax
@@ -15,47 +18,12 @@ from adavit_jax import data
 from adavit_jax import models
 from adavit_jax.exits import confidence
 from adavit_jax.models import plan
-from adavit_jax.models.actions import Actions
-from adavit_jax.models.backbone import Context
-from adavit_jax.models.backbone import X
-from adavit_jax.policies import fixed
 from adavit_jax.policies import learned
 from adavit_jax.runtime import masked
 from adavit_jax.runtime import modes
-from adavit_jax.runtime import stages
+from adavit_jax.train import after_phase
 from adavit_jax.train import config as config_lib
-from adavit_jax.train import phases
 from adavit_jax.train import tasks
-from adavit_jax.train.phases import static
-
-
-class Start(NamedTuple):
-  """A batch at the place where the policy decides, in training.
-
-  Attributes:
-    x: activations z1.
-    ctx: `Context` for the remaining encoders, with the statistics so far.
-    early: list of logits [B, K] of the backbone's own exits up to this place.
-  """
-  x: X
-  ctx: Context
-  early: list[jax.Array]
-
-
-class Finish(NamedTuple):
-  """A batch at the last exit, in training.
-
-  Attributes:
-    logits: `Logits` [B, K].
-    early: list of logits [B, K] of the backbone's own earlier exits.
-    nested: `Logits` [R, B, K] of the last exit applied to the tokens at the
-      place of the policy and after each encoder except the last, or None.
-    stats: batch statistics of the backbone; {} if it has none.
-  """
-  logits: models.Logits
-  early: list[jax.Array]
-  nested: models.Logits | None
-  stats: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +104,6 @@ class System:
     return data.normalize(images, self.mean, self.std,
                           image_size=self.model.image_size)
 
-  # For inference; params are groups, folded.
-
   def fold(self, params):
     """Returns groups for inference, see `models.fold`."""
     return models.fold(self.model, params)
@@ -146,12 +112,15 @@ class System:
     """Returns folded groups without gradient."""
     return self.fold(jax.lax.stop_gradient(params))
 
-  def fixed(self, params, images):
-    """Returns z1 of normalised images, see `modes.fixed`."""
-    return modes.fixed(self.model, params, images)
+  def before_policy(self, params, images):
+    """Returns z1 of normalised images, see `modes.before_policy`."""
+    return modes.before_policy(self.model, params, images)
 
   def classify(self, params, z1, images, actions):
-    """Returns `Logits` of z1 under gates [B, ...] or [...], mode 'masked'."""
+    """Returns `Logits` of z1 under gates [B, ...] or [...], mode 'masked'.
+
+    params are groups, folded.
+    """
     x = masked.run(self.model, params, z1, images, actions,
                    start=self.model.num_fixed, **self.scan).x
     return modes.classify(self.model, params, x)
@@ -222,138 +191,9 @@ class System:
     return self.model.tokens(
         x, plan.tokens_at(self.model, self.model.num_fixed))
 
-  def actions(self, phase):
-    """Returns `Actions` [L1], [L2] of every image after a phase.
-
-    None if the policy decides.
-    """
-    decider = phases.decider(self.config, phase)
-    if decider == 'policy':
-      return None
-    if decider == 'mask':
-      return static.at_inference(self)
-    return fixed.all_layers(plan.num_layers(self.model))
-
-  def stages(self, phase, mode=None):
-    """Returns E functions (params, images, carry) -> (carry, outputs).
-
-    Args:
-      phase: the layers are chosen as at the end of this phase.
-      mode: see `stages.stages`; 'masked' for training, None for inference.
-
-    Returns:
-      As `stages.stages`; images and outputs [B, K] are normalised.
-    """
-    decider = phases.decider(self.config, phase)
-    return stages.stages(
-        self.model, decide=self.greedy if decider == 'policy' else None,
-        actions=self.actions(phase) if decider == 'mask' else None, mode=mode,
-        inference=mode is None, **self.scan)
-
-  def programs(self, phase, mode=None):
-    """Returns `stages` from uint8 images to outputs in the target's unit."""
-    return [functools.partial(_program, self, stage)
-            for stage in self.stages(phase, mode)]
-
-  def stage_cost(self, phase):
-    """Returns the `Cost` of `stages(phase)` with all layers."""
-    learned_policy = phases.decider(self.config, phase) == 'policy'
-    return self.cost if learned_policy else self.plain_cost
-
-  def stage_macs(self, phase, index, carry=None):
-    """Returns the MACs of a stage: [], or [B] if a policy decides per image.
-
-    Args:
-      phase: as in `stages`.
-      index: index of the stage.
-      carry: the stage's new carry; only the policy's actions are read from it.
-    """
-    decider, actions = phases.decider(self.config, phase), None
-    if decider == 'mask':
-      actions = self.actions(phase)
-    elif (decider == 'policy'
-          and plan.spans(self.model)[index][1] > self.model.num_fixed):
-      actions = Actions(*carry[1])
-    return self.stage_cost(phase).stage(index, actions)
-
-  # For training; params are groups, not folded.
-
-  def context(self, params, key=None):
-    """Returns the `Context` of training."""
-    return Context(True, key, params.get('batch_stats', {}))
-
-  def begin(self, params, images, key=None):
-    """Runs the embedding and the fixed encoders in training: `Start`."""
-    ctx = self.context(params, key)
-    x, stats, _ = modes.embed(self.model, params, images, ctx)
-    stop = self.model.num_fixed
-    # A scan over few encoders saves no memory, so up to three are unrolled.
-    x, ctx, early, _ = self._run(
-        params, x, images, ctx._replace(stats=stats), None, 0, stop,
-        unroll=min(3, max(stop, 1)))
-    return Start(x, ctx, early)
-
-  def finish(self, params, start, images, gates, *, nested=False):
-    """Runs the encoders after the policy and the last exit in training.
-
-    Args:
-      params: groups.
-      start: `Start` of B images.
-      images: [B, S, S, C], normalised; may be None unless
-        `plan.rereads_images`.
-      gates: `Actions` of floats [B, ...] or [...].
-      nested: whether to classify after every encoder, see `Finish`.
-
-    Returns:
-      `Finish`.
-    """
-    model, last = self.model, len(self.model.own_exits()) - 1
-    read = plan.read_last(model) if nested else None
-    x, ctx, early, firsts = self._run(
-        params, start.x, images, start.ctx, gates, model.num_fixed,
-        plan.num_encoders(model), firsts=read, **self.scan)
-    ctx = masked.fold_key(ctx, f'exit_{last}')
-    classify = lambda x: model.classify(params['backbone'], x, last, ctx)
-    inner = None
-    if nested:
-      firsts = jnp.concatenate([start.x[None, :, :read], firsts[:-1]])
-      inner = jax.vmap(lambda x: classify(x)[0])(firsts)
-    logits, changed = classify(x)
-    return Finish(logits, start.early + early, inner,
-                  masked.merged(ctx.stats, changed))
-
-  def _run(self, params, x, images, ctx, gates, start, stop, **options):
-    """Runs the encoders from start to stop, and the early exits between them.
-
-    Returns:
-      (activations, `Context`, list of logits [B, K], `firsts` of the last part
-      as in `masked.run`).
-    """
-    model, early, firsts = self.model, [], None
-    ends = [(i, e.place) for i, e in enumerate(model.own_exits()[:-1])
-            if start < e.place <= stop]
-    for i, end in [*ends, (None, stop)]:
-      here = None if gates is None else plan.cut(model, gates, start, end)
-      x, stats, firsts = masked.run(
-          model, params, x, images, here, start=start, stop=end, ctx=ctx,
-          **options)
-      start, ctx = end, ctx._replace(stats=stats)
-      if i is not None:
-        logits, changed = model.classify(
-            params['backbone'], x, i, masked.fold_key(ctx, f'exit_{i}'))
-        ctx = ctx._replace(stats=masked.merged(stats, changed))
-        early.append(logits.total)
-    return x, ctx, early, firsts
-
-  def updates(self, stats):
-    """Returns new batch statistics as the updates of a loss."""
-    return {'params': {'batch_stats': stats}} if stats else {}
-
-
-def _program(system, stage, params, images, carry):
-  # Each stage normalises: uint8 pixels take a quarter of the memory of floats.
-  carry, y = stage(params, system.normalize(images), carry)
-  return carry, system.task.denormalize(y)
+  def after(self, phase):
+    """Returns how the model runs after a phase: `AfterPhase`."""
+    return after_phase.AfterPhase(self, phase)
 
 
 def create(config, dataset):

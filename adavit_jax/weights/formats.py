@@ -3,10 +3,12 @@
 from typing import Any, NamedTuple
 
 from adavit_jax.models.crossvit import CrossViT
+from adavit_jax.models.dvt import DVT
 from adavit_jax.models.levit import LeViT
 from adavit_jax.models.vit import ViT
 from adavit_jax.weights import augreg
 from adavit_jax.weights import crossvit
+from adavit_jax.weights import dvt_reference
 from adavit_jax.weights import hugging_face
 from adavit_jax.weights import layout
 from adavit_jax.weights import levit
@@ -30,13 +32,16 @@ def register(family, formats, *, where=None):
       separately, since their parameters may differ.
     formats: tuple of `layout.Format`. `save` writes the first one, in which
       every tensor must be one leaf of the parameters or one row of a leaf.
-    where: {attribute: value} that a model must have to use these layouts.
+    where: {attribute: value, or a tuple of several} that a model must have to
+      use these layouts.
   """
   _FAMILIES[family] = _Entry(tuple(formats), where or {})
 
 
 register(ViT, (timm.FORMAT, hugging_face.FORMAT, augreg.FORMAT),
          where={'stem': 'patch'})
+register(DVT, (dvt_reference.FORMAT,),
+         where={'stem': ('patch', 't2t'), 'num_transformers': 3})
 register(LeViT, (levit.TIMM, levit.AUTHORS))
 register(CrossViT, (crossvit.FORMAT,))
 
@@ -48,9 +53,11 @@ def of(model):
 
 
 def _unfit(model):
-  """{attribute: value} that the model would need for its family's layouts."""
+  """{attribute: values} that the model would need for its family's layouts."""
   _, where = _FAMILIES.get(type(model), _Entry((), {}))
-  return {k: v for k, v in where.items() if getattr(model, k) != v}
+  several = lambda v: v if isinstance(v, tuple) else (v,)
+  return {k: several(v) for k, v in where.items()
+          if getattr(model, k) not in several(v)}
 
 
 def recognise(checkpoint, model=None):
@@ -76,8 +83,9 @@ def recognise(checkpoint, model=None):
         f'{checkpoint.path} holds no model in a known layout ('
         f'{"; ".join(fmt.title for fmt in known)}); its first tensors: {first}')
   if model is not None and fmt not in supported:
-    needs = ', '.join(f'{k}={getattr(model, k)!r} instead of {v!r}'
-                      for k, v in _unfit(model).items())
+    needs = ', '.join(
+        f'{k}={getattr(model, k)!r} instead of {" or ".join(map(repr, v))}'
+        for k, v in _unfit(model).items())
     raise ValueError(
         f'{checkpoint.path} is in the {fmt.title} layout, which a '
         f'{type(model).__name__}{needs and f" with {needs}"} does not have: '

@@ -41,7 +41,8 @@ class Tensor(NamedTuple):
     return x.reshape(self.shape_here or x.shape)
 
   def from_leaf(self, x):
-    """The inverse of `to_leaf` if `shape_here` is None."""
+    """The inverse of `to_leaf`."""
+    x = np.reshape(x, [self.shape[i] for i in self.order])
     x = np.transpose(x, np.argsort(self.order))
     # safetensors writes the raw memory and ignores strides.
     return np.ascontiguousarray(x, np.float32)

@@ -13,7 +13,8 @@ def loss(system, params, state, batch, key, done):
   """Returns the sum of the added exits' losses; see `Phase.loss`."""
   del state, key, done
   folded, carry, outputs = system.fold(params), None, []
-  for e, stage in zip(system.exits, system.stages('classifier_wise', 'masked')):
+  stages = system.after('classifier_wise').stages('masked')
+  for e, stage in zip(system.exits, stages):
     carry, y = stage(folded, batch.images, carry)
     if e.head:
       outputs.append(y)

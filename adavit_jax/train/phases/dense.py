@@ -18,6 +18,7 @@ from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 from adavit_jax.train import losses
 from adavit_jax.train import ranges
+from adavit_jax.train import training_pass
 from adavit_jax.train.phases import exit_losses
 from adavit_jax.train.phases.phase import OPTIMIZER
 from adavit_jax.train.phases.phase import Phase
@@ -72,7 +73,7 @@ def loss(system, params, state, batch, key, done):
   size, num_layers = batch.labels.shape[0], plan.num_layers(model)
   drop_key, mask_key, rate_key, key = jax.random.split(key, 4)
 
-  start = system.begin(params, batch.images, key)
+  start = training_pass.begin(system, params, batch.images, key)
   gates = drop_path(drop_key, size, num_layers, c.drop_path)
   num_masked = int(c.random_masks * size) if c.mask_weight else 0
   rows = Rows(size, num_masked)
@@ -85,8 +86,8 @@ def loss(system, params, state, batch, key, done):
     gates = Actions(*map(rows.join, gates, masks))
   nested = c.nested and can_nest(model)
   x, early = jax.tree.map(more, (start.x, start.early))
-  out = system.finish(
-      params, start._replace(x=x, early=early),
+  out = training_pass.finish(
+      system, params, start._replace(x=x, early=early),
       more(batch.images) if plan.rereads_images(model) else None, gates,
       nested=nested)
   first = lambda x: rows.split(x)[0]
@@ -106,7 +107,7 @@ def loss(system, params, state, batch, key, done):
     total += c.mask_weight * masked
     metrics['masked_loss'] = masked
   total += exit_losses.early(system, list(map(first, out.early)), batch)
-  return total, (metrics, system.updates(out.stats))
+  return total, (metrics, training_pass.updates(out.stats))
 
 
 def can_nest(model):

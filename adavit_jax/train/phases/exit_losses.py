@@ -1,6 +1,7 @@
 """Losses and metrics shared by the phases that train exits."""
 
 from adavit_jax.runtime import stages
+from adavit_jax.train import training_pass
 
 
 def each(system, outputs, batch):
@@ -46,5 +47,5 @@ def early(system, logits, batch):
 def outputs(system, params, batch, key, **options):
   """Returns the outputs of all exits in training, see `stages.training`."""
   return stages.training(
-      system.model, params, batch.images, system.context(params, key),
+      system.model, params, batch.images, training_pass.context(params, key),
       **options, **system.scan)

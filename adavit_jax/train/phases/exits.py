@@ -1,6 +1,7 @@
 """End-to-end training of the backbone and all exits."""
 
 from adavit_jax.train import ranges
+from adavit_jax.train import training_pass
 from adavit_jax.train.phases import exit_losses
 from adavit_jax.train.phases.phase import OPTIMIZER
 from adavit_jax.train.phases.phase import Phase
@@ -16,7 +17,7 @@ def loss(system, params, state, batch, key, done):
   each = exit_losses.each(system, outputs, batch)
   total = sum(w * x for w, x in zip(system.weights, each))
   return total, (exit_losses.metrics(system, total, outputs, each, batch),
-                 system.updates(stats))
+                 training_pass.updates(stats))
 
 
 PHASE = Phase(

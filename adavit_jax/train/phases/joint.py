@@ -9,6 +9,7 @@ from adavit_jax.policies import fixed
 from adavit_jax.policies import learned
 from adavit_jax.train import losses
 from adavit_jax.train import ranges
+from adavit_jax.train import training_pass
 from adavit_jax.train.phases import dense
 from adavit_jax.train.phases import exit_losses
 from adavit_jax.train.phases import policy as policy_phase
@@ -26,11 +27,11 @@ def loss(system, params, state, batch, key, done):
   del done
   c, nets = system.config.joint, system.nets
   rl_key, sample_key, coin_key, key = jax.random.split(key, 4)
-  start = system.begin(params, batch.images, key)
+  start = training_pass.begin(system, params, batch.images, key)
   frozen = system.frozen(params)
   # Without batch statistics, z1 in training equals z1 at inference.
   z1 = (start.x if not start.ctx.stats
-        else system.fixed(frozen, batch.images))
+        else system.before_policy(frozen, batch.images))
   features = system.features({**frozen, 'policy': params['policy']}, z1,
                              batch.images)
   rl, (metrics, updates) = policy_phase.policy_gradient(
@@ -55,7 +56,7 @@ def path_loss(system, c, params, start, teacher, batch, actions):
     system: `System`.
     c: config of the phase: distill, temperature, hard_distill, representation.
     params: groups of parameters.
-    start: `system.begin` of the batch.
+    start: `training_pass.begin` of the batch.
     teacher: groups of the dense teacher model.
     batch: `Batch`.
     actions: `Actions` [B, L1], [B, L2] or [L1], [L2].
@@ -63,7 +64,7 @@ def path_loss(system, c, params, start, teacher, batch, actions):
   Returns:
     (loss [], (metrics, updates)).
   """
-  out = system.finish(params, start, batch.images, actions)
+  out = training_pass.finish(system, params, start, batch.images, actions)
   logits = out.logits
   # Without distillation, a distillation head learns from the labels.
   ce = (losses.cross_entropy(logits.cls, batch.targets) if c.distill else
@@ -72,7 +73,7 @@ def path_loss(system, c, params, start, teacher, batch, actions):
   total = ce
   if c.distill or c.representation:
     teacher = system.fold(teacher)
-    teacher_z1 = system.fixed(teacher, batch.images)
+    teacher_z1 = system.before_policy(teacher, batch.images)
   if c.distill:
     every = fixed.all_layers(plan.num_layers(system.model))
     dense_logits = system.classify(teacher, teacher_z1, batch.images, every)
@@ -90,7 +91,7 @@ def path_loss(system, c, params, start, teacher, batch, actions):
     total += c.representation * distance
     metrics['representation_loss'] = distance
   total += exit_losses.early(system, out.early, batch)
-  return total, (metrics, system.updates(out.stats))
+  return total, (metrics, training_pass.updates(out.stats))
 
 
 def scale_policy(system, changes, done):

@@ -1,5 +1,6 @@
 """Trains the backbone through its last exit alone; early exits do not learn."""
 
+from adavit_jax.train import training_pass
 from adavit_jax.train.phases import exit_losses
 from adavit_jax.train.phases.phase import OPTIMIZER
 from adavit_jax.train.phases.phase import Phase
@@ -13,7 +14,7 @@ def loss(system, params, state, batch, key, done):
   return each[0], (
       exit_losses.metrics(system, each[0], outputs[-1:], each, batch,
                           first=system.num_exits - 1),
-      system.updates(stats))
+      training_pass.updates(stats))
 
 
 PHASE = Phase(loss, trains=('backbone',), from_scratch=True, exits=True,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from adavit_jax.models import plan
+from adavit_jax.train import training_pass
 from adavit_jax.train.phases import exit_losses
 from adavit_jax.train.phases.phase import OPTIMIZER
 from adavit_jax.train.phases.phase import Phase
@@ -32,7 +33,7 @@ def loss(system, params, state, batch, key, done):
     value = exit_losses.each(system, outputs[-1:], batch)[0]
     metrics = exit_losses.metrics(
         system, value, outputs[-1:], [value], batch)
-    return value, metrics, system.updates(stats)
+    return value, metrics, training_pass.updates(stats)
 
   stage = stage_of(system, done)
   total, metrics, updates = jax.lax.switch(

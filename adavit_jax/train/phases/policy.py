@@ -1,5 +1,7 @@
 """Phase 3: REINFORCE on both policy networks with a frozen model (figure 6)."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -18,7 +20,7 @@ def loss(system, params, state, batch, key, done):
   """Returns the loss of the policy phase; see `Phase.loss`."""
   c = system.config.policy
   frozen = {**system.frozen(params), 'policy': params['policy']}
-  z1 = system.fixed(frozen, batch.images)
+  z1 = system.before_policy(frozen, batch.images)
   free = reinforce.curriculum(
       done / c.steps, plan.num_layers(system.model), c.curriculum)
   features = system.features(frozen, z1, batch.images)
@@ -29,6 +31,13 @@ def loss(system, params, state, batch, key, done):
 def policy_gradient(system, c, params, z1, features, log_price, batch, key,
                     free=None):
   """Returns the REINFORCE loss with entropy bonus and auxiliary classifier.
+
+  -mean(advantage x log π(actions)) - c.entropy x entropy(π) + c.aux x (the
+  cross-entropy of the auxiliary classifier), where advantage is the reward of
+  the actions minus a baseline (equations 12 to 16).
+
+  S actions are sampled per image, and R are tried: with the greedy baseline
+  R = S + 1, the greedy ones last, else R = S.
 
   Args:
     system: `System`.
@@ -46,85 +55,146 @@ def policy_gradient(system, c, params, z1, features, log_price, batch, key,
   Returns:
     (loss [], (metrics, updates of state fields)).
   """
-  nets, cost, policy = system.nets, system.cost, params['policy']
+  nets, policy = system.nets, params['policy']
   if free is None:
     free = Actions(*map(jnp.ones, nets.num_layers))
   z1, params = jax.lax.stop_gradient((z1, params))
-  keys = jax.random.split(key, c.samples)
-  draw = lambda key: learned.sample(
-      nets, policy, features, key, bound=c.bound, free=free)
-  actions = jax.lax.stop_gradient(jax.vmap(draw)(keys))  # [S, B, ...]
+  sampled = sample(nets, c, policy, features, key, free)  # [S, B, ...]
   greedy = system.decide(policy, features, free=free)  # [B, ...]
-
-  def reward(actions):  # [R, B, ...] -> each network's reward, parts: [R, B]
-    num = actions.msa.shape[0]
-    rows = Actions(*(a.swapaxes(0, 1).reshape(-1, a.shape[-1])
-                     for a in actions))
-    p = jax.nn.softmax(system.repeated(params, z1, batch.images, rows, num))
-    p = p.swapaxes(0, 1)  # [R, B, K]
-    correct = (p.argmax(-1) == batch.labels).astype(jnp.float32)
-    success = jnp.take_along_axis(p, batch.labels[None, :, None], 2)[..., 0]
-    if c.reward == 'macs':
-      r = reinforce.mac_reward(cost.ratio(actions), success, jnp.exp(log_price))
-      return r, r, correct, success
-    if c.reward == 'layers':
-      r = reinforce.layer_reward(actions, correct, c.alpha)
-      return r, r, correct, success
-    rewards = reinforce.split_rewards(actions, correct, c.alpha)
-    return *rewards, correct, success
-
+  tried = sampled
   if c.baseline == 'greedy':
-    both = Actions(*(jnp.concatenate([a, g[None]])
-                     for a, g in zip(actions, greedy)))
-    *rewards, correct, success = reward(both)
-    advantages = [reinforce.self_critical(r[:-1], r[-1]) for r in rewards]
-    rewards = [r[:-1] for r in rewards]
-    correct, success = correct[:-1], success[:-1]
-  else:
-    *rewards, correct, success = reward(actions)
-    advantages = [reinforce.leave_one_out(r) for r in rewards]
+    tried = Actions(*(jnp.concatenate([a, g[None]])
+                      for a, g in zip(sampled, greedy)))  # [R, B, ...]
 
-  logits = jax.vmap(
-      lambda a: learned.action_logits(nets, policy, features, a))(actions)
-  s = Actions(*(learned.bounded(x, c.bound) for x in logits))
-  total = 0.
-  entropy = 0.
-  for net_s, net_actions, net_free, advantage in zip(
-      s, actions, free, advantages):
-    log_p = (learned.log_likelihood(net_s, net_actions) * net_free).sum(-1)
-    entropy += (learned.entropy(net_s) * net_free).sum(-1).mean()
-    if c.normalize:
-      advantage = advantage / jnp.maximum(advantage.std(), 1e-3)
-    total += reinforce.policy_gradient_loss(log_p, advantage)
-  total -= c.entropy * entropy
+  results = run_tried(system, params, z1, batch, tried)
+  rewards = reward(c, tried, results, system.cost, jnp.exp(log_price))
+  advantages = [advantage(c, r) for r in rewards]
+  reinforce_loss, entropy = log_likelihood_loss(
+      nets, c, policy, features, sampled, advantages, free)
+  total = reinforce_loss - c.entropy * entropy
 
-  macs_ratio = cost.ratio(greedy).mean()
+  results, rewards = jax.tree.map(lambda x: x[:c.samples], (results, rewards))
   metrics = {
       'reward': (rewards[0] + rewards[1]).mean() / 2,
       'reward_std': rewards[0].std(),
-      'sample_accuracy': correct.mean(),
-      'macs_ratio': macs_ratio,
-      'sample_macs_ratio': cost.ratio(actions).mean(),
+      'sample_accuracy': results.correct.mean(),
+      'sample_macs_ratio': system.cost.ratio(sampled).mean(),
       'policy_entropy': entropy / free.num_kept,
-      'dropped_msa': 1 - actions.msa.mean(),
-      'dropped_mlp': 1 - actions.mlp.mean(),
-      'success': success.mean(),
-      'unique_actions': num_unique(greedy.keep),
-      'keep_msa': greedy.msa.mean(0),
-      'keep_mlp': greedy.mlp.mean(0),
+      'dropped_msa': 1 - sampled.msa.mean(),
+      'dropped_mlp': 1 - sampled.mlp.mean(),
+      'success': results.success.mean(),
+      **greedy_metrics(greedy, system.cost),
   }
   updates = {}
   if c.reward == 'macs':
     metrics['price'] = jnp.exp(log_price)
     # The price is fixed while the curriculum keeps some layers on.
     updates['log_price'] = reinforce.update_price(
-        log_price, macs_ratio, system.config.mac_target,
+        log_price, metrics['macs_ratio'], system.config.mac_target,
         c.price_rate * free.keep.min())
   if nets.aux:
     aux = losses.cross_entropy(features.aux_logits, batch.targets)
     total += c.aux * aux
     metrics['aux_loss'] = aux
   return total, (metrics, updates)
+
+
+def sample(nets, c, policy, features, key, free):
+  """Samples S action vectors per image: `Actions` [S, B, L1], [S, B, L2]."""
+  draw = lambda key: learned.sample(
+      nets, policy, features, key, bound=c.bound, free=free)
+  keys = jax.random.split(key, c.samples)
+  return jax.lax.stop_gradient(jax.vmap(draw)(keys))
+
+
+class Results(NamedTuple):
+  """Results of the model on B images under R action vectors each.
+
+  Attributes:
+    correct: 1 if the class of the largest logit is correct, else 0, [R, B].
+    success: probability of the true class, [R, B].
+  """
+  correct: jax.Array
+  success: jax.Array
+
+
+def run_tried(system, params, z1, batch, actions):
+  """Runs the model under `Actions` [R, B, L1], [R, B, L2]: `Results`."""
+  num = actions.msa.shape[0]
+  rows = Actions(*(a.swapaxes(0, 1).reshape(-1, a.shape[-1])
+                   for a in actions))  # [B R, ...]
+  logits = system.repeated(params, z1, batch.images, rows, num)  # [B, R, K]
+  p = jax.nn.softmax(logits).swapaxes(0, 1)  # [R, B, K]
+  correct = (p.argmax(-1) == batch.labels).astype(jnp.float32)
+  success = jnp.take_along_axis(p, batch.labels[None, :, None], 2)[..., 0]
+  return Results(correct, success)
+
+
+def reward(c, actions, results, cost, price):
+  """Returns the rewards of the MSA and the MLP network, each [R, B].
+
+  Args:
+    c: config of the phase.
+    actions: `Actions` [R, B, L1], [R, B, L2].
+    results: `Results` under these actions.
+    cost: `Cost` with the policy networks.
+    price: μ, [].
+  """
+  if c.reward == 'split':
+    return reinforce.split_rewards(actions, results.correct, c.alpha)
+  if c.reward == 'layers':
+    shared = reinforce.layer_reward(actions, results.correct, c.alpha)
+  else:
+    shared = reinforce.mac_reward(cost.ratio(actions), results.success, price)
+  return shared, shared
+
+
+def advantage(c, rewards):
+  """Returns rewards [R, B] minus their baseline: [S, B]."""
+  if c.baseline == 'greedy':
+    result = reinforce.self_critical(rewards[:-1], rewards[-1])
+  else:
+    result = reinforce.leave_one_out(rewards)
+  if c.normalize:
+    result = result / jnp.maximum(result.std(), 1e-3)
+  return result
+
+
+def log_likelihood_loss(nets, c, policy, features, actions, advantages, free):
+  """Returns the loss of equation 13, summed over both networks.
+
+  -mean(advantage x log π(actions)), where π is the product over the free layers
+  of the bounded probabilities.
+
+  Args:
+    nets: `PolicyNets`.
+    c: config of the phase.
+    policy: parameters of the networks.
+    features: `observation.Features` of B images.
+    actions: sampled `Actions` [S, B, L1], [S, B, L2].
+    advantages: [S, B] for each network.
+    free: `Actions` [L1], [L2].
+
+  Returns:
+    (loss [], entropy of π in nats [], a mean over samples and images).
+  """
+  logits = jax.vmap(lambda a: learned.action_logits(
+      nets, policy, features, a))(actions)
+  total = entropy = 0.
+  for x, a, f, adv in zip(logits, actions, free, advantages):
+    s = learned.bounded(x, c.bound)  # [S, B, L]
+    log_p = (learned.log_likelihood(s, a) * f).sum(-1)
+    total += reinforce.policy_gradient_loss(log_p, adv)
+    entropy += (learned.entropy(s) * f).sum(-1).mean()
+  return total, entropy
+
+
+def greedy_metrics(actions, cost):
+  """Returns metrics of the policy's greedy `Actions` [B, L1], [B, L2]."""
+  return {'macs_ratio': cost.ratio(actions).mean(),
+          'unique_actions': num_unique(actions.keep),
+          'keep_msa': actions.msa.mean(0),
+          'keep_mlp': actions.mlp.mean(0)}
 
 
 def num_unique(keep):

@@ -10,6 +10,7 @@ import jax
 from adavit_jax.models import plan
 from adavit_jax.policies import fixed
 from adavit_jax.train import ranges
+from adavit_jax.train import training_pass
 from adavit_jax.train.phases import joint
 from adavit_jax.train.phases.phase import OPTIMIZER
 from adavit_jax.train.phases.phase import Phase
@@ -23,7 +24,7 @@ def loss(system, params, state, batch, key, done):
   action_key, key = jax.random.split(key)
   chosen = actions(
       c, plan.num_layers(system.model), len(batch.labels), action_key)
-  start = system.begin(params, batch.images, key)
+  start = training_pass.begin(system, params, batch.images, key)
   total, (metrics, updates) = joint.path_loss(
       system, c, params, start, state.teacher, batch, chosen)
   metrics['macs_ratio'] = system.plain_cost.ratio(chosen).mean()

@@ -24,7 +24,7 @@ def loss(system, params, state, batch, key, done):
   del done
   c, nets = system.config.warm_start, system.nets
   frozen = system.frozen(params)
-  z1 = system.fixed(frozen, batch.images)
+  z1 = system.before_policy(frozen, batch.images)
   features = system.features({**frozen, 'policy': params['policy']}, z1,
                              batch.images)
   policy = {'params': params['policy']}

@@ -1,4 +1,4 @@
-"""Device memory of a cascade's images, and how they are packed into batches."""
+"""Images of a cascade on the device, and how they are split into batches."""
 
 import functools
 
@@ -12,7 +12,7 @@ import numpy as np
 _MACS_PER_CALL = {'cpu': 1e7, 'gpu': 1e10, 'tpu': 5e9}
 
 
-def plans(sizes, macs_per_image, backend=None):
+def fastest_batches(sizes, macs_per_image, backend=None):
   """Plans the fastest split of m images into batches of the given sizes.
 
   A small remainder gets a separate batch if that takes less time than the empty
@@ -39,8 +39,8 @@ def plans(sizes, macs_per_image, backend=None):
   return [tuple(sorted(plan, reverse=True)) for _, plan in best]
 
 
-class Slots:
-  """A fixed number of images on the device, each with the state of its stage.
+class ImageBuffer:
+  """Slots for images on the device, each with the state of its last stage.
 
   Rows are gathered from and scattered into arrays of fixed shapes, in place, so
   that the number of images that continue never causes a compilation. Use it

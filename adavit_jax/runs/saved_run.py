@@ -1,4 +1,4 @@
-"""Reads checkpoints from a run's work directory."""
+"""A run on disk: opens it, finds its checkpoints and restores their states."""
 
 import contextlib
 import json
@@ -10,8 +10,8 @@ import jax
 from ml_collections import config_dict
 
 from adavit_jax import data
-from adavit_jax.models import plan
 from adavit_jax.runs import checkpoints
+from adavit_jax.runs import common_groups
 from adavit_jax.runs import history
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import mesh as mesh_lib
@@ -176,8 +176,8 @@ class Run:
       Replaced: if a running training replaced the checkpoint.
       ValueError: if the checkpoint is of another model.
     """
-    groups = _common_groups(system(saved.info), wanted, saved.info,
-                            self.workdir)
+    groups = common_groups.common_groups(
+        system(saved.info), wanted, saved.info, self.workdir)
     init = lambda: state_lib.init_state(wanted, wanted.config.seed)
     fresh = mesh_lib.put_shapes(jax.eval_shape(init), mesh)
     model = state_lib.model_params(fresh.params)
@@ -226,50 +226,3 @@ def system(info):
     dataset['target'] = data.Target(*dataset['target'])
   return system_lib.create(config_dict.ConfigDict(info['config']),
                            types.SimpleNamespace(**dataset))
-
-
-def _common_groups(saved, wanted, info, workdir):
-  """Returns the groups of parameters that a run provides for a system."""
-  _check_heads(saved.model, wanted.model, workdir)
-  groups = {'backbone'}
-  if wanted.model.exits and saved.model.exits == wanted.model.exits:
-    groups.add('heads')
-  # A policy that was not trained may be replaced by a different one.
-  learned = saved.nets and history.policy_has_learned(info)
-  if wanted.nets and learned:
-    _check_nets(saved, wanted, workdir)
-    groups |= {'policy', 'policy_stats'}
-  elif wanted.config.exits.policy and not config_lib.trains_policy(
-      wanted.config):
-    raise ValueError(f"{workdir!r} has no trained policy at the end of its "
-                     f"phase {info['phase']!r}, but exits.policy=True needs "
-                     f'one; set --config.init.phase=joint, or another '
-                     f'init.workdir')
-  return groups
-
-
-def _check_heads(saved, wanted, workdir):
-  """Checks num_heads, on which the shapes of parameters do not depend."""
-  then, now = ([plan.tokens_at(model, i).num_heads
-                for i in range(plan.num_encoders(model))]
-               for model in (saved, wanted))
-  for i, (a, b) in enumerate(zip(then, now)):
-    if a != b:
-      raise ValueError(f'{workdir!r} holds a model with num_heads={a} in '
-                       f'encoder {i}, but this one has {b}; set '
-                       f'--config.model.num_heads={a}')
-
-
-def _check_nets(saved, wanted, workdir):
-  """Checks the inputs of the policy networks, which may differ in equal shapes.
-  """
-  fields = {f'nets.{field}': (saved.config.nets[field],
-                              wanted.config.nets[field])
-            for field in ('tokens', 'aux', 'head', 'hidden')}
-  fields['model.num_fixed'] = saved.model.num_fixed, wanted.model.num_fixed
-  differ = [f'--config.{field}={then}' for field, (then, now) in fields.items()
-            if then != now]
-  if differ:
-    raise ValueError(f'{workdir!r} holds policy networks with other inputs '
-                     f'than the config; set {" ".join(differ)}, or, for new '
-                     f'networks, --config.init.phase=dense')

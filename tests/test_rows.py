@@ -5,7 +5,7 @@ import dataclasses
 from adavit_jax import cost
 from adavit_jax.evaluation import evaluator
 from adavit_jax.models.actions import Actions
-from adavit_jax.report import compare
+from adavit_jax.report import rows as rows_lib
 from adavit_jax.report import table
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_adaptive_row_by_hand():
   out = _outputs([[1, 1], [0, 0], [1, 0]], [[1, 1], [0, 0], [0, 0]], [0, 1, 0],
                  [.1, .2, .3])
   dense = _outputs(*[np.ones((3, 2))] * 2, [0, 0, 0], [.9, .1, .5])
-  row = compare.adaptive_row(out, dense, SPEND, {'hard': [True, False, False]})
+  row = rows_lib.adaptive_row(out, dense, SPEND, {'hard': [True, False, False]})
   assert row['accuracy'] == pytest.approx(2 / 3)
   assert row['loss'] == pytest.approx(.2)
   macs = [10 + 6 + 12 + 6 + 1, 10 + 6 + 6 + 1, 10 + 6 + 4 + 6 + 1]
@@ -53,7 +53,7 @@ def test_rows_of_layers_that_differ_in_number_and_macs():
   spend = dataclasses.replace(SPEND, msa=(4,), mlp=(2, 3, 5))
   assert spend.dense == 22 + 14
   out = _outputs([[1], [0]], [[0, 1, 1], [0, 0, 1]], [0, 0], [.1, .2])
-  row = compare.adaptive_row(
+  row = rows_lib.adaptive_row(
       out, _outputs([[1]] * 2, np.ones((2, 3)), [0, 0], [.1, .2]), spend)
   assert row['macs'] == pytest.approx(22 + 1 + (4 + 3 + 5 + 5) / 2)
   assert (row['kept_msa_mean'], row['kept_mlp_mean']) == (.5, 1.5)
@@ -64,19 +64,19 @@ def test_rows_of_layers_that_differ_in_number_and_macs():
 @pytest.mark.parametrize('msa, mlp', [((4, 4), (2, 2)), ((4,), (2, 3, 5))])
 def test_random_actions_meet_the_budget_in_the_mean(msa, mlp):
   spend = dataclasses.replace(SPEND, msa=msa, mlp=mlp, policy=0)
-  keep = compare.budget_keep(spend, 0.8)
+  keep = rows_lib.budget_keep(spend, 0.8)
   expected = 10 + 6 + 6 + keep * (sum(msa) + sum(mlp))
   assert expected / spend.dense == pytest.approx(0.8)
 
 
 def test_draws_are_averaged():
-  assert compare.mean_rows([dict(a=1., b=0.), dict(a=4., b=1.)]) == dict(
+  assert rows_lib.mean_rows([dict(a=1., b=0.), dict(a=4., b=1.)]) == dict(
       a=2.5, b=.5)
 
 
 def test_interpolation_reads_between_two_masks():
   rows = [dict(macs_ratio=1., accuracy=.9), dict(macs_ratio=.5, accuracy=.7)]
-  assert compare.interpolate(rows, .6)['accuracy'] == pytest.approx(.74)
+  assert rows_lib.interpolate(rows, .6)['accuracy'] == pytest.approx(.74)
 
 
 def test_a_table_to_the_letter():

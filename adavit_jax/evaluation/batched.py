@@ -1,0 +1,73 @@
+"""Runs a program on the images of a split, in batches of one size."""
+
+import contextlib
+
+import jax
+import numpy as np
+
+from adavit_jax.data import batches as batches_lib
+from adavit_jax.train import mesh as mesh_lib
+
+
+def collect(split, run, mesh, batch_size, places=None):
+  """Runs a program on images of a split in batches of one size.
+
+  Args:
+    split: `Split`.
+    run: (images uint8 [B, H, W, C], labels [B], rows [B]) -> tree of arrays
+      [B, ...], replicated; rows are the images' indices in the split.
+    mesh: from `mesh.make_mesh`.
+    batch_size: the global batch size B.
+    places: indices of the images to run, [n]; None runs all.
+
+  Returns:
+    The tree of NumPy arrays [n, ...].
+  """
+  if places is None:
+    places = np.arange(len(split))
+  batches = run_batches(
+      split, places, lambda images, labels, rows, valid: run(
+          images, labels, rows), mesh, batch_size)
+  parts = [jax.tree.map(lambda x: x[:valid], out) for valid, out in batches]
+  return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+def run_batches(split, places, run, mesh, batch_size):
+  """Runs a program on batches and yields their outputs.
+
+  The outputs of a batch are fetched while the devices compute the next batch;
+  images of a lazy split are decoded in parallel.
+
+  Args:
+    split: `Split`.
+    places: indices of the images to run, [n].
+    run: as in `collect`, with one more argument: the number of valid images.
+      The others are padding, copies of the last one.
+    mesh: from `mesh.make_mesh`.
+    batch_size: the global batch size B.
+
+  Yields:
+    (number of valid images, tree of NumPy arrays [B, ...]).
+  """
+  running = []
+  with contextlib.closing(batches_lib.ahead(
+      _batches(split, places, batch_size), split)) as batches:
+    for valid, rows, images, labels in batches:
+      images, labels = mesh_lib.shard_batch((images, labels), mesh)
+      running.append((valid, run(images, labels, rows, valid)))
+      if len(running) == 2:
+        valid, out = running.pop(0)
+        yield valid, mesh_lib.fetch(out)
+  for valid, out in running:
+    yield valid, mesh_lib.fetch(out)
+
+
+def _batches(split, places, batch_size):
+  """Yields (number of valid images, rows, this process's images, labels)."""
+  processes, index = jax.process_count(), jax.process_index()
+  for start in range(0, len(places), batch_size):
+    rows = places[start:start + batch_size]
+    valid = len(rows)
+    rows = np.pad(rows, (0, batch_size - valid), mode='edge')
+    mine = np.split(rows, processes)[index]
+    yield valid, rows, split.images(mine), split.labels[mine]

@@ -1,0 +1,71 @@
+"""Activations that belong to one encoder of a stack: `Stack.each` and `out`.
+
+A run over the encoders of a stack calls `split` before it, `enter` and `leave`
+around each encoder, and `join` after it.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def split(stack, x):
+  """Separates the rows of the encoders from the other activations.
+
+  Args:
+    stack: `Stack` of R encoders.
+    x: activations before it.
+
+  Returns:
+    (activations of all encoders, {key: rows [R, B, ...]} for the keys `each`).
+  """
+  if not (stack.each or stack.out):
+    return x, {}
+  stop = stack.start + stack.length
+  rows = {key: jnp.moveaxis(x[key][:, stack.start:stop], 1, 0)
+          for key in stack.each}
+  return {key: y for key, y in x.items()
+          if key not in stack.each and key not in stack.out}, rows
+
+
+def enter(stack, x, row):
+  """Adds the arrays of one encoder to the activations of all encoders.
+
+  Args:
+    stack: `Stack`.
+    x: activations from `split` or `leave`.
+    row: {key: [B, ...]}, one row of each of the rows from `split`.
+  """
+  if not (stack.each or stack.out):
+    return x
+  size = jax.tree.leaves(x)[0].shape[0]
+  zeros = {key: jnp.zeros((size, *like.shape), like.dtype)
+           for key, like in stack.out.items()}
+  return {**x, **row, **zeros}
+
+
+def leave(stack, x):
+  """The inverse of `enter`: (activations of all encoders, {key: output})."""
+  if not (stack.each or stack.out):
+    return x, {}
+  outputs = {key: x[key] for key in stack.out}
+  return {key: y for key, y in x.items()
+          if key not in stack.each and key not in stack.out}, outputs
+
+
+def join(stack, before, x, outputs):
+  """Returns the activations after a stack.
+
+  Args:
+    stack: `Stack` of R encoders.
+    before: activations before it. If these include outputs, the stack continues
+      one that another stage began, and its outputs are appended.
+    x: activations from the last `leave`.
+    outputs: {key: [R, B, ...]}, the stacked outputs of `leave`.
+  """
+  if not (stack.each or stack.out):
+    return x
+  rows = {key: before[key] for key in stack.each}
+  for key, y in outputs.items():
+    y = jnp.moveaxis(y, 0, 1)
+    rows[key] = jnp.concatenate([before[key], y], 1) if key in before else y
+  return {**x, **rows}

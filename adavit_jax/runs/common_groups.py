@@ -1,0 +1,63 @@
+"""Which parameters of a run another system can use."""
+
+from adavit_jax.models import plan
+from adavit_jax.runs import history
+from adavit_jax.train import config as config_lib
+
+
+def common_groups(saved, wanted, info, workdir):
+  """Returns the names of the groups that a run provides for a system, a set.
+
+  Args:
+    saved: `System` of the run.
+    wanted: `System` that is to use its parameters.
+    info: the info of a checkpoint of the run, see `saved_run.Saved`.
+    workdir: directory of the run.
+
+  Raises:
+    ValueError: if the run has other attention heads, policy networks with other
+      inputs, or no trained policy where one is needed.
+  """
+  _check_heads(saved.model, wanted.model, workdir)
+  groups = {'backbone'}
+  if wanted.model.exits and saved.model.exits == wanted.model.exits:
+    groups.add('heads')
+  # A policy that was not trained may be replaced by a different one.
+  learned = saved.nets and history.policy_has_learned(info)
+  if wanted.nets and learned:
+    _check_nets(saved, wanted, workdir)
+    groups |= {'policy', 'policy_stats'}
+  elif wanted.config.exits.policy and not config_lib.trains_policy(
+      wanted.config):
+    raise ValueError(f"{workdir!r} has no trained policy at the end of its "
+                     f"phase {info['phase']!r}, but exits.policy=True needs "
+                     f'one; set --config.init.phase=joint, or another '
+                     f'init.workdir')
+  return groups
+
+
+def _check_heads(saved, wanted, workdir):
+  """Checks num_heads, on which the shapes of parameters do not depend."""
+  then, now = ([plan.tokens_at(model, i).num_heads
+                for i in range(plan.num_encoders(model))]
+               for model in (saved, wanted))
+  for i, (a, b) in enumerate(zip(then, now)):
+    if a != b:
+      raise ValueError(f'{workdir!r} holds a model with num_heads={a} in '
+                       f'encoder {i}, but this one has {b}; set '
+                       f'--config.model.num_heads={a}')
+
+
+def _check_nets(saved, wanted, workdir):
+  """Checks the inputs of the policy networks, which may differ in equal shapes.
+  """
+  fields = {f'nets.{field}': (saved.config.nets[field],
+                              wanted.config.nets[field])
+            for field in ('tokens', 'aux', 'head', 'hidden')}
+  fields['model.num_fixed'] = saved.model.num_fixed, wanted.model.num_fixed
+  differ = [f'--config.{field}={then}' for field, (then, now) in fields.items()
+            if then != now]
+  if differ:
+    raise ValueError(f'{workdir!r} holds policy networks with other inputs '
+                     f'than the config; set {" ".join(differ)}, or, for new '
+                     f'networks, --config.init.phase=dense')
