@@ -7,7 +7,9 @@ import typing
 import jax.numpy as jnp
 
 from adavit_jax.models import backbone
+from adavit_jax.models import crossvit
 from adavit_jax.models import dvt
+from adavit_jax.models import levit
 from adavit_jax.models import plan
 from adavit_jax.models import ravit
 from adavit_jax.models import vit
@@ -70,6 +72,8 @@ def _fields(family):
 register(vit.ViT, vit.MODELS)
 register(ravit.RAViT, ravit.MODELS)
 register(dvt.DVT, dvt.MODELS)
+register(levit.LeViT, levit.MODELS)
+register(crossvit.CrossViT, crossvit.MODELS)
 
 
 def create(name, **overrides):

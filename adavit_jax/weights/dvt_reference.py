@@ -107,4 +107,6 @@ FORMAT = layout.Format(
     clean=dict,
     tensors=_tensors,
     block=r'\w+\.blocks\.(\d+)\.',
-    heads=tuple(f'head_{k}' for k in range(len(_PREFIXES))))
+    heads=tuple(f'head_{k}' for k in range(len(_PREFIXES))),
+    images=lambda arrays: dict(
+        layout.IMAGENET, interpolation='bicubic', crop=0.9))

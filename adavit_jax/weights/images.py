@@ -6,10 +6,10 @@ from typing import NamedTuple
 from absl import logging
 
 from adavit_jax.weights import augreg
-from adavit_jax.weights import dvt_reference
 from adavit_jax.weights import files
 from adavit_jax.weights import formats
 from adavit_jax.weights import hugging_face
+from adavit_jax.weights import layout
 from adavit_jax.weights import timm
 
 METADATA = 'preprocessing'  # key in the metadata of a safetensors file
@@ -31,7 +31,6 @@ class Preprocessing(NamedTuple):
   crop: float
 
 
-_IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 _HALF = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 # ViT and DeiT layouts of libraries whose default preprocessing is known.
@@ -49,12 +48,11 @@ def preprocessing(source, name=''):
 
   1. the metadata that `save` wrote into the file,
   2. config.json (timm) or preprocessor_config.json (Hugging Face) beside it,
-  3. for ViT and DeiT, the tensors: mean and standard deviation are ImageNet's
-     for every distilled model, 0.5 for any other AugReg or big_vision .npz,
-  4. `name`, else the names of the file and its folder: ImageNet's if they
-     contain 'deit', otherwise 0.5 as for the ViTs of timm and Hugging Face. The
-     tensors do not tell the two apart. Files of DVT's code always have
-     ImageNet's.
+  3. the tensors: ImageNet's mean and standard deviation for LeViT, CrossViT,
+     DVT and every distilled DeiT, 0.5 for any other AugReg or big_vision .npz,
+  4. for ViT and DeiT, `name`, else the names of the file and its folder:
+     ImageNet's if they contain 'deit', otherwise 0.5 as for the ViTs of timm
+     and Hugging Face. The tensors do not tell the two apart.
 
   Without metadata or config file, crop and interpolation are timm's defaults,
   or Hugging Face's for its layout (its ViT resizes the image to a square, we
@@ -80,8 +78,8 @@ def preprocessing(source, name=''):
       parsed = _parse(config_file.read_bytes(), parse, config_file)
       if parsed:
         return parsed
-  if fmt is dvt_reference.FORMAT:
-    return Preprocessing(**_IMAGENET, interpolation='bicubic', crop=0.9)
+  if fmt.images is not None:
+    return Preprocessing(**fmt.images(fmt.clean(checkpoint.tensors)))
   if fmt not in _KNOWN:
     raise ValueError(
         f'{checkpoint.path} does not include the preprocessing of its images: '
@@ -96,7 +94,7 @@ def preprocessing(source, name=''):
     interpolation, crop = ('bicubic', 0.875) if deit else ('bilinear', 1.)
   elif _image_size(fmt, arrays) >= 384:
     crop = 1.
-  values = _IMAGENET if deit else _HALF
+  values = layout.IMAGENET if deit else _HALF
   return Preprocessing(**values, interpolation=interpolation, crop=crop)
 
 

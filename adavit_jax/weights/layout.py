@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+# Of the channels of ImageNet's images in [0, 1].
+IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
 
 class Tensor(NamedTuple):
   """One tensor of a file and the leaf of the parameter groups that it fills.
@@ -63,6 +66,7 @@ class Format(NamedTuple):
       arrays to the model in place; None for no adaptation.
     sizes: (format, tensors, arrays) -> {model attribute: value} implied by the
       arrays, for messages; None for no such hints.
+    images: (arrays) -> fields of `Preprocessing`; None if a file tells nothing.
   """
   title: str
   recognises: Callable[..., bool]
@@ -73,6 +77,7 @@ class Format(NamedTuple):
   dist: str = ''
   adapt: Callable[..., None] | None = None
   sizes: Callable[..., dict] | None = None
+  images: Callable[..., dict] | None = None
 
 
 def torch_dense(name, leaf, num_in, num_out):

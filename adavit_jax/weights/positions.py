@@ -2,14 +2,13 @@
 
 import numpy as np
 
-_A = -0.75
+from adavit_jax.models import bicubic
 
 
 def resize(positions, num_prefix, side):
   """Resamples the grid of a position embedding.
 
-  Bicubic with a = -0.75, without antialiasing, corners not aligned, borders
-  replicated, as in DeiT's fine-tuning (torch's `interpolate`).
+  Bicubic as in DeiT's fine-tuning, see `models.bicubic`.
 
   Args:
     positions: [1, num_prefix + n * n, D].
@@ -30,18 +29,7 @@ def resize(positions, num_prefix, side):
 
 def interpolation(num_in, num_out):
   """The matrix of `resize` for one axis, float64 [num_out, num_in]."""
-  centre = (np.arange(num_out) + 0.5) * num_in / num_out - 0.5
-  first = np.floor(centre).astype(int)
+  index, weights = bicubic.taps(num_in, num_out)
   matrix = np.zeros((num_out, num_in))
-  for tap in (-1, 0, 1, 2):
-    column = np.clip(first + tap, 0, num_in - 1)
-    weight = _cubic(np.abs(centre - first - tap))
-    np.add.at(matrix, (np.arange(num_out), column), weight)
+  np.add.at(matrix, (np.arange(num_out)[:, None], index), weights)
   return matrix
-
-
-def _cubic(x):
-  """Cubic convolution kernel at distances x in [0, 2]."""
-  near = ((_A + 2) * x - (_A + 3)) * x * x + 1
-  far = ((_A * x - 5 * _A) * x + 8 * _A) * x - 4 * _A
-  return np.where(x <= 1, near, far)

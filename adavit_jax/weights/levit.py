@@ -1,0 +1,169 @@
+"""LeViT of timm and of the paper's authors (facebookresearch/LeViT).
+
+Both hold the same tensors in the same order under different names.
+"""
+
+import math
+
+from absl import logging
+import numpy as np
+
+from adavit_jax.weights import layout
+
+# Indices of attention biases, which follow from the grid, and counters.
+_UNUSED = ('attention_bias_idxs', 'num_batches_tracked')
+
+
+def _clean(tensors):
+  return {name: x for name, x in tensors.items()
+          if not name.endswith(_UNUSED)}
+
+
+def _norm(name, leaf, width):
+  """A torch BatchNorm; `leaf` is the path of its scale without the last key."""
+  return [
+      *layout.torch_norm(name, leaf, width),
+      layout.Tensor(f'{name}.running_mean', (*leaf, 'mean'), (width,),
+                    group='batch_stats'),
+      layout.Tensor(f'{name}.running_var', (*leaf, 'var'), (width,),
+                    group='batch_stats')]
+
+
+def _layer(name, norm, leaf, shape):
+  """A kernel and its BatchNorm, named `name` and `norm`."""
+  axes = (1, 0) if len(shape) == 2 else (2, 3, 1, 0)
+  there = tuple(shape[axes.index(i)] for i in range(len(axes)))
+  return [layout.Tensor(f'{name}.weight', (*leaf, 'kernel'), there, axes),
+          *_norm(norm, leaf, shape[-1])]
+
+
+def _tensors(model, places, linear, head):
+  """`layout.Tensor`s of a file.
+
+  Args:
+    model: `LeViT`.
+    places: {(group, row): {layer or 'table': name in the file}}; the row is
+      None if the group is no stack.
+    linear: name of the kernel in a layer.
+    head: name of the linear layer in a head.
+  """
+  tensors, groups = [], model.groups()
+  for (group, row), names in places.items():
+    leaf = (group,) if row is None else (group, row)
+    for layer, name in names.items():
+      if layer == 'table':
+        tensors.append(
+            layout.Tensor(name, (*leaf, 'table'), groups[group].table))
+      else:
+        tensors += _layer(f'{name}.{linear}', f'{name}.bn', (*leaf, layer),
+                          groups[group].kernels[layer])
+  for name in model.head_names:
+    tensors += _norm(f'{name}.bn', (f'{name}_norm',), model.widths[-1])
+    tensors += layout.torch_dense(
+        f'{name}.{head}', (name,), model.widths[-1], model.num_classes)
+  return tensors
+
+
+def _timm(model, names=()):
+  """One `layout.Tensor` per tensor of a file of timm."""
+  del names
+  places = {('stem', None): {
+      layer: f'stem.conv{i + 1}'
+      for i, layer in enumerate(model.groups()['stem'].kernels)}}
+  for i, depth in enumerate(model.depths):
+    if i:
+      down = f'stages.{i}.downsample'
+      places[f'subsample_{i}', None] = dict(
+          table=f'{down}.attn_downsample.attention_biases',
+          kv=f'{down}.attn_downsample.kv', q=f'{down}.attn_downsample.q.ln',
+          proj=f'{down}.attn_downsample.proj.ln')
+      places[f'mlp_{i}', 0] = dict(
+          fc1=f'{down}.mlp.ln1', fc2=f'{down}.mlp.ln2')
+    for row in range(depth):
+      block = f'stages.{i}.blocks.{row}'
+      places[f'encoders_{i}', row] = dict(
+          table=f'{block}.attn.attention_biases', qkv=f'{block}.attn.qkv',
+          proj=f'{block}.attn.proj.ln', fc1=f'{block}.mlp.ln1',
+          fc2=f'{block}.mlp.ln2')
+  return _tensors(model, places, 'linear', 'linear')
+
+
+def _authors(model, names=()):
+  """One `layout.Tensor` per tensor of a file of the authors."""
+  del names
+  # The activations between the convolutions have numbers too, and the residual
+  # branches and subsamplings of all stages are numbered in one sequence.
+  places = {('stem', None): {
+      layer: f'patch_embed.{2 * i}'
+      for i, layer in enumerate(model.groups()['stem'].kernels)}}
+  number = 0
+  for i, depth in enumerate(model.depths):
+    if i:
+      block = f'blocks.{number}'
+      places[f'subsample_{i}', None] = dict(
+          table=f'{block}.attention_biases', kv=f'{block}.kv',
+          q=f'{block}.q.1', proj=f'{block}.proj.1')
+      block = f'blocks.{number + 1}.m'
+      places[f'mlp_{i}', 0] = dict(fc1=f'{block}.0', fc2=f'{block}.2')
+      number += 2
+    for row in range(depth):
+      msa, mlp = (f'blocks.{number + j}.m' for j in range(2))
+      places[f'encoders_{i}', row] = dict(
+          table=f'{msa}.attention_biases', qkv=f'{msa}.qkv',
+          proj=f'{msa}.proj.1', fc1=f'{mlp}.0', fc2=f'{mlp}.2')
+      number += 2
+  return _tensors(model, places, 'c', 'l')
+
+
+def _adapt(model, path, fmt, wanted, arrays):
+  """Adds a missing second head, as zeros; see `layout.Format`.
+
+  Raises:
+    ValueError: if the file has two heads and the model has one.
+  """
+  del fmt
+  two = any(name.startswith('head_dist.') for name in arrays)
+  if two and not model.distillation:
+    raise ValueError(f'{path} has two heads and this model has one: set '
+                     f'distillation=True')
+  if model.distillation and not two:
+    logging.warning('%s has no distillation head: it is set to zero.', path)
+    ones = ('scale', 'var')  # of its BatchNorm
+    arrays.update(
+        (t.name, np.full(t.shape, float(t.leaf[-1] in ones), np.float32))
+        for t in wanted if t.leaf[0].startswith('head_dist'))
+
+
+def _sizes(fmt, wanted, arrays):
+  """{model attribute: value} implied by a file, see `layout.Format`."""
+  del fmt
+  first = {t.leaf: arrays[t.name] for t in wanted if t.name in arrays}
+  table = first.get(('encoders_0', 0, 'table'))
+  convs = [x for leaf, x in first.items() if leaf[0] == 'stem' and x.ndim == 4]
+  if table is None or not convs:
+    return {}
+  patch_size = 2**len(convs)
+  return dict(patch_size=patch_size, channels=convs[0].shape[1],
+              image_size=math.isqrt(table.shape[-1]) * patch_size)
+
+
+def _images(crop):
+  """How the images are prepared, see `layout.Format`."""
+  return lambda arrays: dict(layout.IMAGENET, interpolation='bicubic',
+                             crop=crop)
+
+
+_SHARED = dict(clean=_clean, heads=('head', 'head_dist'), adapt=_adapt,
+               sizes=_sizes)
+
+TIMM = layout.Format(
+    title='timm LeViT',
+    recognises=lambda names: 'stem.conv1.linear.weight' in names,
+    tensors=_timm, block=r'stages\.\d+\.blocks\.(\d+)\.',
+    images=_images(0.9), **_SHARED)
+
+AUTHORS = layout.Format(
+    title='LeViT',
+    recognises=lambda names: 'patch_embed.0.c.weight' in names,
+    tensors=_authors, block=r'blocks\.(\d+)\.', images=_images(0.875),
+    **_SHARED)

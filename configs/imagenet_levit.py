@@ -1,0 +1,61 @@
+"""Layer dropping with LeViT on ImageNet: `:128s`, `:128`, `:192`, ... `:384`.
+
+On every host of a TPU slice, or without --distributed on a machine with GPUs:
+
+  python train.py --config=configs/imagenet_levit.py:256 --distributed \\
+      --config.data.data_dir=DIR --workdir=gs://BUCKET/RUN
+
+DIR contains train/CLASS/*.jpg and val/CLASS/*.jpg. For a data set that tfds
+prepared as array_record add --config.data.name=tfds:imagenet2012; DIR is then
+its data_dir. From a trained LeViT, leave out the first phase:
+
+  --config.phases="('warm_start','policy','joint')" --config.init.weights=FILE
+
+The dense phase has the paper's float32, epochs, batch size, learning rate,
+weight decay, averaging, mixing and label smoothing. Of the paper's recipe are
+missing: the teacher (hard distillation from RegNetY-160), repeated
+augmentation, RandAugment, random erasing, and clipping relative to the norm of
+the weights, for which the norm of the whole gradient stands. Drop path of
+LeViT-384 rises with depth; the paper's is constant. This phase also trains for
+dropped layers, which the paper's does not; set --config.dense.mask_weight=0 for
+the model alone. It has not been run: time and accuracy are unknown, and steps
+and learning rates of the other phases are first guesses.
+"""
+
+from adavit_jax.train import config as base
+
+# 1 % of the 1,281,167 training images is held out.
+_BATCH = 2048
+_STEPS_PER_EPOCH = 1_268_355 // _BATCH
+_SIZES = ('128s', '128', '192', '256', '384')
+
+
+def get_config(variant='256'):
+  """Returns the schedule for one of the five models."""
+  if variant not in _SIZES:
+    raise ValueError(f'variant {variant!r} of imagenet_levit is unknown; give '
+                     f'one of {_SIZES}')
+  config = base.default_config()
+  config.mac_target = 0.65
+  config.model.name = f'levit_{variant}'
+  config.model.num_fixed = 2
+  config.nets.tokens = 'pooled'
+  config.nets.hidden = 256
+  config.data.update(
+      name='folder', on_corrupt='skip', image_size=224, load_size=256,
+      holdout=0.01, flip=True, resized_crop=0.08, mixup=0.8, cutmix=1.0,
+      label_smoothing=0.1)
+  config.log_every = 100
+  config.eval_every = 5 * _STEPS_PER_EPOCH
+  config.checkpoint_every = _STEPS_PER_EPOCH
+  config.num_search = 1024
+  config.eval_batch_size = 1024
+  epochs = dict(dense=1000, warm_start=5, policy=5, joint=30)
+  for phase, num in epochs.items():
+    config[phase].update(steps=num * _STEPS_PER_EPOCH, batch_size=_BATCH)
+  config.dense.update(
+      learning_rate=5e-4 * _BATCH / 512, end_lr_factor=1e-5 / 2e-3,
+      warmup=5 / 1000, weight_decay=0.025, ema=0.99996,
+      drop_path=0.1 if variant == '384' else 0.)
+  config.joint.update(learning_rate=1e-4, policy_lr_factor=10.0, ema=0.9999)
+  return config

@@ -1,0 +1,83 @@
+"""The smallest LeViT and CrossViT that have everything, and what both pass."""
+
+from adavit_jax import cost
+from adavit_jax import models
+from adavit_jax.models import plan
+from adavit_jax.models.actions import Actions
+from adavit_jax.policies import fixed
+from adavit_jax.runtime import modes
+import jax
+import jax.numpy as jnp
+import numpy as np
+import products
+
+B = 3
+CLOSE = dict(rtol=2e-5, atol=2e-5)
+_TINY = dict(image_size=8, channels=1, num_classes=4)
+
+
+def levit(**overrides):
+  """Grids of 3 x 3 and 2 x 2 tokens; 4 heads for a width of 6 in the last."""
+  return models.create('levit_128s', **{
+      **_TINY, **dict(image_size=12, patch_size=4, widths=(8, 6), depths=(1, 2),
+                      heads=(2, 4), key_dim=4), **overrides})
+
+
+def crossvit(**overrides):
+  """4 x 4 small patches, and 2 x 2 large ones of an image of 6 x 6 pixels."""
+  return models.create('crossvit_9_240', **{
+      **_TINY, **dict(patch_sizes=(2, 3), scales=(1., 0.75), widths=(4, 8),
+                      depth=2, num_heads=2, mlp_ratio=2., num_stages=2),
+      **overrides})
+
+
+def params(model, seed=0):
+  """Random groups of parameters, statistics too; every part matters."""
+  shapes = jax.eval_shape(lambda: models.init_params(model, jax.random.key(0)))
+  rng = np.random.default_rng(seed)
+  random = lambda x: np.float32(rng.normal(size=x.shape) * 0.4)
+  positive = lambda x: np.float32(rng.uniform(0.5, 2, x.shape))
+  groups = jax.tree.map(random, shapes)
+  for group in shapes.get('batch_stats', {}):
+    groups['batch_stats'][group] = jax.tree.map_with_path(
+        lambda path, x: (positive if path[-1].key == 'var' else random)(x),
+        shapes['batch_stats'][group])
+  return groups
+
+
+def images(model, size=B):
+  rng = np.random.default_rng(1)
+  s, c = model.image_size, model.channels
+  return rng.normal(size=(size, s, s, c)).astype(np.float32)
+
+
+def check_modes(model):
+  """All modes agree on random actions, which change the logits."""
+  num_layers = plan.num_layers(model)
+  groups, x = params(model), images(model)
+  run = jax.jit(lambda p, x, a, mode: modes.forward(
+      model, p, x, a, mode=mode).total, static_argnames='mode')
+  rng = np.random.default_rng(2)
+  each = Actions(*(rng.integers(0, 2, (B, num)) for num in num_layers))
+  want = run(groups, x, each, 'masked')
+  every = Actions(*map(np.ones_like, each))
+  assert np.abs(want - run(groups, x, every, 'masked')).max() > 0.01
+  np.testing.assert_allclose(run(groups, x, each, 'compact'), want, **CLOSE)
+  shared = Actions(*(a[0] for a in each))
+  static = jax.jit(lambda p, x: modes.forward(
+      model, p, x, shared, mode='static').total)
+  for got in (run(groups, x[:1], shared, 'cond'), static(groups, x[:1])):
+    np.testing.assert_allclose(got, want[:1], **CLOSE)
+
+
+def check_macs(model):
+  """The closed form is what the program multiplies, under any actions."""
+  groups = jax.eval_shape(lambda: models.fold(
+      model, models.init_params(model, jax.random.key(0))))
+  s, c = model.image_size, model.channels
+  image = jax.ShapeDtypeStruct((1, s, s, c), jnp.float32)
+  every = fixed.all_layers(plan.num_layers(model))
+  for keep in (every, Actions(*(1 - np.arange(len(a)) % 2 for a in every))):
+    program = jax.make_jaxpr(lambda p, x, keep=keep: modes.forward(
+        model, p, x, keep, mode='static').total)(groups, image)
+    assert products.macs(program.jaxpr) == cost.of(model).adaptive(keep)

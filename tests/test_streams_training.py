@@ -1,0 +1,94 @@
+"""LeViT and CrossViT take steps of every phase, on one device and on eight."""
+
+from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import step as step_lib
+from adavit_jax.train import system as system_lib
+import jax
+import numpy as np
+import pytest
+import tiny
+
+LEVIT = dict(name='levit_128s', patch_size=2, widths=(8, 6), depths=(1, 1),
+             heads=(2, 4), key_dim=4)
+CROSSVIT = dict(name='crossvit_9_240', patch_sizes=(2, 3), scales=(1., 0.75),
+                widths=(4, 8), depth=1, num_heads=2, mlp_ratio=2., num_stages=2)
+# What a step of the phase leaves as it is.
+FROZEN = dict(dense=('policy',), policy=('backbone', 'batch_stats'),
+              warm_start=('backbone', 'batch_stats'), joint=(),
+              exits=('policy',))
+_NIGHTLY = pytest.mark.nightly
+
+
+def _system(model, phase):
+  config = tiny.get_config()
+  config.model.update(patch_size=None, width=None, depth=None)
+  config.model.update(num_fixed=0, image_size=8, **model)
+  if phase == 'exits':
+    config.model.exits = ((1, 'vit'), (2, 'cnn_add'))
+  config.phases = tiny.PHASES if phase != 'exits' else (phase,)
+  config.nets.tokens = 'pooled'
+  config.dense.ema = 0.
+  config[phase].update(batch_size=8, warmup=0.)
+  return system_lib.create(config, tiny.dataset())
+
+
+def _state(system, phase):
+  """A random state, that no program computes; every part matters."""
+  rng = np.random.default_rng(0)
+
+  def fill(path, x):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+      return jax.random.key(0)
+    if name.startswith('opt_state') or not x.shape:
+      return np.zeros(x.shape, x.dtype)
+    if name.startswith('candidates'):
+      return np.float32(rng.integers(0, 2, x.shape))
+    if name.endswith(('var', 'std')):
+      return np.float32(rng.uniform(0.5, 2, x.shape))
+    return np.float32(rng.normal(size=x.shape) * 0.3)
+
+  return jax.tree_util.tree_map_with_path(
+      fill, step_lib.abstract_state(system, phase))
+
+
+def _batch():
+  train = tiny.dataset().train
+  return train.images(np.arange(8)), np.int32(train.labels[:8])
+
+
+@pytest.mark.parametrize('model, phase', [
+    *((LEVIT, phase) for phase in FROZEN), (CROSSVIT, 'dense'),
+    (CROSSVIT, 'exits'), *(pytest.param(CROSSVIT, phase, marks=_NIGHTLY)
+                           for phase in ('warm_start', 'policy', 'joint'))])
+def test_a_step_of_every_phase(model, phase):
+  system = _system(model, phase)
+  old = _state(system, phase)
+  new, metrics = jax.jit(step_lib.make_step(system, phase, 0))(old, *_batch())
+  losses = [x for name, x in metrics.items() if name.endswith('loss')]
+  assert losses and np.isfinite(losses).all() and metrics['grad_norm'] > 0
+  for name, group in old.params.items():
+    moved = [np.abs(a - b).max() for a, b in zip(
+        jax.tree.leaves(group), jax.tree.leaves(new.params[name]))]
+    if name in FROZEN[phase]:
+      assert not np.any(moved)
+    elif name in ('backbone', 'heads', 'batch_stats'):
+      # In the joint phase, the policy may drop a layer of all images.
+      assert np.any(moved) if phase == 'joint' else np.all(moved), name
+
+
+def test_statistics_of_eight_devices_are_those_of_one():
+  system = _system(LEVIT, 'dense')
+  old = _state(system, 'dense')
+  step = jax.jit(step_lib.make_step(system, 'dense', 0))
+
+  def run(num):
+    mesh = mesh_lib.make_mesh(num)
+    state = jax.device_put(old, mesh_lib.replicated(mesh))
+    batch = jax.device_put(_batch(), mesh_lib.batch_sharding(mesh))
+    state, metrics = step(state, *batch)
+    return state.params['batch_stats'], metrics
+
+  one, eight = run(1), run(8)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=1e-5, atol=1e-5), eight, one)
