@@ -15,7 +15,10 @@ from adavit_jax.train import system as system_lib
 import jax
 import numpy as np
 import pytest
+import states
 import tiny
+
+one_device = states.devices(1)
 
 
 def _config(**fields):
@@ -25,7 +28,7 @@ def _config(**fields):
   config.model.patch_size = None  # the field of a ViT
   config.model.update(image_size=8, width=16, depth=1, num_heads=2,
                       grids=(2, 4))
-  config.exits.update(steps=60, batch_size=16, learning_rate=2e-2,
+  config.exits.update(steps=30, batch_size=16, learning_rate=2e-2,
                       optimizer='muon', rule='max_probability')
   config.checkpoint_every = 1000
   config.mac_target = 0.6

@@ -108,8 +108,8 @@ class Checkpoints:
         manager.delete(step)
       # Without force, Orbax skips steps below the latest one.
       manager.save(step, force=True, args=ocp.args.Composite(
-          state=ocp.args.PyTreeSave(state), info=ocp.args.JsonSave(info),
-          about=ocp.args.JsonSave(summary)))
+          state=ocp.args.PyTreeSave(orbax_manager.one_copy(state)),
+          info=ocp.args.JsonSave(info), about=ocp.args.JsonSave(summary)))
       self._known[kind].add(step)
       if kind == 'best':
         # A kill after the other kind was saved must not lose the best one.

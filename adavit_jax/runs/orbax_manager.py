@@ -62,3 +62,17 @@ def create(directory, max_to_keep, kind, *, read_only, alone):
       max_to_keep=max_to_keep, create=False, cleanup_tmp_directories=True,
       multiprocessing_options=processes)
   return ocp.CheckpointManager(directory, options=options)
+
+
+def one_copy(tree):
+  """Replaces arrays that every device holds by the copy of one device.
+
+  Orbax writes a part of them from each device, and compiles a slice for every
+  shape to do so, which takes longer than writing them. On several hosts each
+  has its share to write, so the arrays stay as they are.
+  """
+  if jax.process_count() > 1:
+    return tree
+  return jax.tree.map(
+      lambda x: x.addressable_data(0)
+      if isinstance(x, jax.Array) and x.is_fully_replicated else x, tree)

@@ -7,11 +7,11 @@ from adavit_jax.models.dvt import DVT
 from adavit_jax.models.levit import LeViT
 from adavit_jax.models.vit import ViT
 from adavit_jax.weights import augreg
-from adavit_jax.weights import crossvit
+from adavit_jax.weights import crossvit_tensors
 from adavit_jax.weights import dvt_reference
 from adavit_jax.weights import hugging_face
 from adavit_jax.weights import layout
-from adavit_jax.weights import levit
+from adavit_jax.weights import levit_tensors
 from adavit_jax.weights import native
 from adavit_jax.weights import timm
 
@@ -42,8 +42,8 @@ register(ViT, (timm.FORMAT, hugging_face.FORMAT, augreg.FORMAT),
          where={'stem': 'patch'})
 register(DVT, (dvt_reference.FORMAT,),
          where={'stem': ('patch', 't2t'), 'num_transformers': 3})
-register(LeViT, (levit.TIMM, levit.AUTHORS))
-register(CrossViT, (crossvit.FORMAT,))
+register(LeViT, (levit_tensors.TIMM, levit_tensors.AUTHORS))
+register(CrossViT, (crossvit_tensors.FORMAT,))
 
 
 def of(model):
