@@ -220,7 +220,7 @@ def test_another_budget_than_the_configs(
   def again(trainer, workdir, actions):
     assert trainer.config.mac_target == 0.55
     return tuned(trainer, workdir, actions)
-  monkeypatch.setattr(masks, 'finetuned', again)
+  monkeypatch.setattr(static_masks, 'finetuned', again)
   given.append(Actions.from_keep(np.array(
       [*map(float, want['static']['keep'])]), (3, 3)))
   result = report.evaluate(run[0], mac_target=0.45)
