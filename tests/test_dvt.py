@@ -226,6 +226,16 @@ def test_added_exits_split_a_transformer(params, plain):
   np.testing.assert_allclose(logits[jnp.array([1, 3, 4])], plain, **CLOSE)
 
 
+def test_an_added_exit_behind_a_transformer_has_its_tokens():
+  """The own exit of the same place still reads what no transformer reuses."""
+  m = model(grids=(2, 3), depth=1, reuse_features=False, exits=((1, 'mlp'),))
+  params = tiny.params(m)
+  logits, want = jax.jit(lambda p, x: (
+      stages_lib.exit_logits(m, p, x), m.apply({'params': p['backbone']}, x)))(
+          params, images())
+  np.testing.assert_allclose(logits[1:], want, **CLOSE)
+
+
 def test_gradients_flow_through_both_kinds_of_reuse():
   """From the last exit into every parameter but those of the earlier one."""
   x, both = images(), model(grids=(2, 3))

@@ -77,7 +77,7 @@ def _static_stage(model, actions, options, e, start, stop, params, images, x):
       x = masked.run(model, params, x, images, here, start=middle, stop=stop,
                      **options).x
   logits, _ = params_lib.exit_logits(model, params, x, e)
-  return plan.handed_on(model, x, stop), logits
+  return plan.handed_on(model, x, e), logits
 
 
 def _stage(model, decide, mode, options, e, start, stop, params, images, carry):
@@ -105,7 +105,7 @@ def _stage(model, decide, mode, options, e, start, stop, params, images, carry):
     x = _after_policy(
         model, mode, options, params, x, images, actions, start, stop)
   logits, _ = params_lib.exit_logits(model, params, x, e)
-  x = plan.handed_on(model, x, stop)
+  x = plan.handed_on(model, x, e)
   return ((x, tuple(actions)) if decides else x), logits
 
 
