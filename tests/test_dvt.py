@@ -236,6 +236,33 @@ def test_an_added_exit_behind_a_transformer_has_its_tokens():
   np.testing.assert_allclose(logits[1:], want, **CLOSE)
 
 
+@pytest.mark.parametrize('num_fixed, overrides', [
+    (2, dict(reuse_features=False)),  # decides where a transformer ends
+    pytest.param(3, dict(exits=((1, 'mlp'), (3, 'mlp'))),
+                 marks=pytest.mark.nightly)])
+def test_stages_with_a_policy(num_fixed, overrides):
+  """It reads all tokens; layers of one later transformer are dropped."""
+  m = model(grids=(2, 3), num_fixed=num_fixed, **overrides)
+  params, x = tiny.params(m), images()
+  keep = np.ones((2, 3, 4))
+  keep[:, :, num_fixed:] = np.random.default_rng(1).integers(
+      0, 2, (2, 3, 4 - num_fixed))
+  def decide(params, z1, images):
+    del params, images
+    at = plan.tokens_at(m, num_fixed)
+    assert m.tokens(z1, at).shape == (3, at.num, at.width)
+    return Actions(*jnp.float32(keep[:, :, num_fixed:]))
+  @jax.jit
+  def run(params):
+    carry, exits = None, []
+    for e, stage in zip(plan.exits(m), stages_lib.stages(m, decide=decide)):
+      carry, y = stage(params, x, carry)
+      exits += [] if e.head else [y]
+    return jnp.stack(exits)
+  np.testing.assert_allclose(
+      run(params), numpy_dvt.logits(m, params, np.float64(x), keep), **CLOSE)
+
+
 def test_gradients_flow_through_both_kinds_of_reuse():
   """From the last exit into every parameter but those of the earlier one."""
   x, both = images(), model(grids=(2, 3))
