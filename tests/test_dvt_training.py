@@ -122,3 +122,6 @@ def test_the_first_transformer_starts_from_a_vit(dataset, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, got, joined)
   with pytest.raises(ValueError, match='^vit_params: .*encoders'):
     dvt.with_vit(params, tiny.params(vit.clone(depth=2)))
+  del vit_params['backbone']['norm']
+  with pytest.raises(ValueError, match=r"^vit_params: \['norm'\]"):
+    dvt.with_vit(params, vit_params)

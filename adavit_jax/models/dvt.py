@@ -322,8 +322,8 @@ class DVT(backbone.Backbone):
 def with_vit(params, vit_params):
   """Starts the first transformer of a DVT from a trained ViT.
 
-  The ViT has the stem 'patch' or 'conv', the width, depth and heads of the DVT,
-  and patches of the size that makes its first grid.
+  The ViT has the stem 'patch' or 'conv', the width, depth, heads and classes of
+  the DVT, and patches of the size that makes its first grid.
 
   Args:
     params: groups of the DVT.
@@ -334,12 +334,13 @@ def with_vit(params, vit_params):
     `weights.save` makes a file of them that `config.init.weights` reads.
 
   Raises:
-    ValueError: if a parameter of the ViT does not fit.
+    ValueError: if a parameter of the ViT is missing or does not fit.
   """
   own, given = params['backbone'], vit_params['backbone']
   shapes = lambda tree: jax.tree.map(jnp.shape, tree)
-  wrong = [name for name in given
-           if shapes(given[name]) != shapes(own.get(f'{name}_0'))]
+  names = {name.removesuffix('_0') for name in own if name.endswith('_0')}
+  wrong = [name for name in names.union(given)
+           if shapes(given.get(name)) != shapes(own.get(f'{name}_0'))]
   if wrong:
     raise ValueError(f'vit_params: {sorted(wrong)} do not fit the first '
                      f'transformer of the DVT')
