@@ -45,11 +45,16 @@ NUM_PARAMS = {
         + (52_368 + 96 + 6_240 + 299_136 + 192 + 970)
         + 75_200 + 37_248 + 912,
 }
-# Cumulative, in G: section 4 and the figures of the paper's code.
+# Cumulative, in G, from the shapes in the paper's code.
 PAPER_MACS = {
     'dvt_t2t_vit_12_224': (0.468, 1.446, 3.455),
     'dvt_t2t_vit_14_224': (1.201, 3.818, 9.264),
     'dvt_deit_small_224': (1.143, 3.643, 8.801),
+}
+UPSAMPLING = {
+    'dvt_t2t_vit_12_224': (0, 0.6, 1.7),
+    'dvt_t2t_vit_14_224': (0, 0.4, 1.1),
+    'dvt_deit_small_224': (0, 0.4, 1.0),
 }
 
 
@@ -74,13 +79,14 @@ def test_every_name_has_a_known_size():
 
 
 @pytest.mark.parametrize('name', sorted(PAPER_MACS))
-def test_macs_are_the_papers_to_the_last_digit(name):
+def test_macs_are_those_of_the_papers_code(name):
   m = models.create(name)
   want = PAPER_MACS[name]
   found = np.cumsum(m.paper_macs()) / 1e9
   assert tuple(np.round(found, 3)) == want
-  # Ours include the upsampling.
-  np.testing.assert_allclose(cost.of(m).exits / 1e9, found, rtol=0.02)
+  # Ours include the upsampling: percent more, as in docs/results/dvt.md.
+  more = 100 * (np.array(cost.of(m).exits) / 1e9 / found - 1)
+  assert tuple(np.round(more, 1)) == UPSAMPLING[name]
 
 
 @pytest.mark.parametrize('name', ['dvt_t2t_vit_12_224', 'dvt_deit_small_224'])

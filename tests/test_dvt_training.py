@@ -101,6 +101,11 @@ def test_rows_of_the_table_are_overrides():
   added = lambda row: row[1] - without[1]
   assert added(both) == added(features) + added(relations)
   assert 0 < added(relations) < added(features)
+  # docs/results/dvt.md
+  printed = lambda row: [round(float(n) / 1e6, 2) for n in np.cumsum(row)]
+  assert printed(macs(grids=(8,))) == [25.99]
+  assert [printed(row) for row in (without, features, relations, both)] == [
+      [6.88, exit_2] for exit_2 in (32.87, 36.59, 33.5, 37.22)]
 
 
 def test_the_first_transformer_starts_from_a_vit(dataset, tmp_path):

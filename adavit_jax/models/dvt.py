@@ -23,7 +23,11 @@ class DVT(backbone.Backbone):
   """Dynamic Transformer: a cascade of ViTs on one image, an exit after each.
 
   From "Not All Images are Worth 16x16 Words: Dynamic Transformers for Efficient
-  Image Recognition" (NeurIPS 2021); details are those of its code.
+  Image Recognition" (NeurIPS 2021). The function is that of its code. Initial
+  values are not: linear layers of encoders begin as in this library's ViT, by
+  Xavier's rule, and patches by LeCun's, where its code draws linear layers from
+  a normal distribution of deviation 0.02 and patches from a uniform one. Its
+  drop path, and the dropout of its stems, are left out.
 
   Every transformer has its own stem, class token, positions, encoders and head,
   and sees the whole image in its own number of tokens, the fewest first. From
@@ -43,7 +47,8 @@ class DVT(backbone.Backbone):
   the second transformer on 'features' [B, N', D] and 'relations' [B, L, H, N',
   N'], those to reuse, with N' tokens of the previous grid. Relations are
   upsampled in the encoder that adds them, and nowhere stored at the new grid.
-  Between two stages only 'x' and 'logits' are carried.
+  From one transformer to the next, only what it reuses is carried: 'x' and
+  'logits'. A stage that ends inside a transformer carries the whole dict.
 
   Attributes:
     grids: tokens per side of the image of each transformer, increasing; with
@@ -286,11 +291,11 @@ class DVT(backbone.Backbone):
     return dvt_stem.macs(self, 0)
 
   def paper_macs(self):
-    """MACs of each transformer as the paper counts them, which it calls FLOPs.
+    """MACs of each transformer without the upsampling; the paper says FLOPs.
 
-    The sum over exits gives its tables: 0.468, 1.446 and 3.455 G for DVT with
-    T2T-ViT-12. Our own count adds the upsampling, as products with the matrix
-    of each axis: 1.0 and 2.5 % of the second and third transformer there.
+    Summed up to each exit, the shapes of its code give 0.468, 1.446 and 3.455 G
+    with T2T-ViT-12. Our own count adds the upsampling, as products with the
+    matrix of each axis: 1.0 and 2.5 % of the second and third transformer.
     """
     stages = []
     for i in range(len(self.grids)):
