@@ -1,5 +1,7 @@
 """DVT as a backbone: sizes, MACs, modes, stages, the cascade, gradients."""
 
+import re
+
 from adavit_jax import cost
 from adavit_jax import models
 from adavit_jax.exits import confidence as confidence_lib
@@ -384,3 +386,15 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
   carry, _ = jax.eval_shape(second, params, _image(m), carry)
   assert jax.eval_shape(third, params, _image(m), carry)[1].dtype == (
       logits.dtype) == jnp.float32
+
+
+def test_bfloat16_is_close_and_its_softmax_is_in_float32():
+  m, x = model(grids=(2, 3), depth=1), images()
+  half, params = m.clone(dtype='bfloat16'), tiny.params(m)
+  exits = lambda n: lambda p: stages_lib.exit_logits(n, p, x)
+  want, got = jax.jit(lambda p: (exits(m)(p), exits(half)(p)))(params)
+  assert np.abs(want).max() > 0.5
+  np.testing.assert_allclose(got, want, rtol=0, atol=0.02)
+  program = str(jax.make_jaxpr(exits(half))(params))
+  found = re.findall(r':(\w+)\[3,2,(\d+),\d+\] = exp ', program)
+  assert found == [('f32', '5'), ('f32', '10')]
