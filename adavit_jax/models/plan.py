@@ -107,7 +107,7 @@ def handed_on(model, x, e):
   if e != at_place[-1]:
     return x
   if e.place == num_encoders(model):
-    # What a program returns takes memory, so a dict does not hand on its rows.
+    # Nothing reads it, and the rows of a dict would take memory as results.
     return {} if isinstance(x, dict) else x
   following = segment(model, e.place, e.place + 1)[0]
   if not isinstance(following, Bridge) or not following.keys:
