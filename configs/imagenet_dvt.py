@@ -14,9 +14,10 @@ Epochs, batch size, learning rates, weight decay, warm-up, averaging of the
 parameters and equal weights of the three losses are those of the authors' code,
 and so are crops, flips, mixup, CutMix and label smoothing. Its RandAugment,
 colour jitter, random erasing, drop path, dropout in the stem and 10 epochs at
-the last learning rate are left out. It has not been run; time and accuracy are
-unknown (paper: about 80.0 % at 2.8 G MACs for T2T-ViT-12, 82.8 % at 5.3 G for
-T2T-ViT-14).
+the last learning rate are left out, and linear layers of encoders begin with
+Xavier's distribution in place of its own. It has not been run; time and
+accuracy are unknown (paper: about 80.0 % at 2.8 G MACs for T2T-ViT-12, 82.8 %
+at 5.3 G for T2T-ViT-14).
 """
 
 from adavit_jax.train import config as base

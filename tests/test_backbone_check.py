@@ -2,6 +2,7 @@
 
 from adavit_jax import models
 from adavit_jax.models import backbone
+from adavit_jax.models.dvt import DVT
 from adavit_jax.models.vit import ViT
 import jax.numpy as jnp
 import pytest
@@ -51,5 +52,29 @@ def _branch(**changes):
 ])
 def test_what_does_not_fit_is_named(method, function, field):
   broken = type('Broken', (ViT,), {method: function})(**_VIT)
+  with pytest.raises(ValueError, match=field):
+    models.check_backbone(broken)
+
+
+def _missing_key(self):
+  """The bridge reads logits too, which a stage would not carry to it."""
+  first, bridge, second = DVT.plan(self)
+  return first, bridge._replace(keys=('x',)), second
+
+
+def _missing_row(self):
+  first, bridge, second = DVT.plan(self)
+  def run(*args):
+    x, stats = bridge.run(*args)
+    return {**x, 'relations': x['relations'][:, :1]}, stats
+  return first, bridge._replace(run=run), second
+
+
+@pytest.mark.parametrize('plan, field', [
+    (_missing_key, r"plan\(\)\[1\].*'logits'"),
+    (_missing_row, r"plan\(\)\[2\].*each=\('relations',\)")])
+def test_what_does_not_fit_a_dict_is_named(plan, field):
+  broken = type('Broken', (DVT,), {'plan': plan})(
+      image_size=4, num_classes=3, grids=(1, 2), width=4, depth=2, num_heads=1)
   with pytest.raises(ValueError, match=field):
     models.check_backbone(broken)

@@ -105,6 +105,16 @@ def test_a_performer_is_its_formula():
   assert all(np.any(g) for g in jax.tree.leaves(grads))
 
 
+def test_exponents_of_a_performer_have_full_precision():
+  """Products in float32 are rounded on accelerators otherwise."""
+  x, w = jnp.ones((1, 6, t2t.WIDTH), jnp.bfloat16), jnp.ones((2, t2t.WIDTH))
+  program = jax.jit(t2t.linear_attention).lower(x, x, x, w).as_text()
+  exact = [line for line in program.splitlines()
+           if 'precision = [HIGHEST, HIGHEST]' in line]
+  assert len(exact) == 2  # queries and keys
+  assert all('bf16' not in line for line in exact)
+
+
 def test_sinusoids_by_hand():
   got = t2t.sinusoids(4, 6)
   want = [[f(p / 10000 ** (2 * i / 6)) for i in range(3)

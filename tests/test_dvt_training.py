@@ -8,7 +8,7 @@ from adavit_jax import models
 from adavit_jax import report
 from adavit_jax import weights
 from adavit_jax.exits import confidence
-from adavit_jax.models import dvt
+from adavit_jax.models import dvt_from_vit
 from adavit_jax.runs import loop
 from adavit_jax.runtime import stages
 from adavit_jax.train import system as system_lib
@@ -101,6 +101,11 @@ def test_rows_of_the_table_are_overrides():
   added = lambda row: row[1] - without[1]
   assert added(both) == added(features) + added(relations)
   assert 0 < added(relations) < added(features)
+  # docs/results/dvt.md
+  printed = lambda row: [round(float(n) / 1e6, 2) for n in np.cumsum(row)]
+  assert printed(macs(grids=(8,))) == [25.99]
+  assert [printed(row) for row in (without, features, relations, both)] == [
+      [6.88, exit_2] for exit_2 in (32.87, 36.59, 33.5, 37.22)]
 
 
 def test_the_first_transformer_starts_from_a_vit(dataset, tmp_path):
@@ -110,7 +115,7 @@ def test_the_first_transformer_starts_from_a_vit(dataset, tmp_path):
       'vit_digits_patch2_8', patch_size=4, width=16, depth=1, num_heads=2,
       mlp_ratio=2., num_classes=4, stem='conv', num_fixed=0)
   vit_params, params = tiny.params(vit), tiny.params(system.model)
-  joined = dvt.with_vit(params, vit_params)
+  joined = dvt_from_vit.with_vit(params, vit_params)
   x = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
   logits, want = jax.jit(lambda p, q: (
       system.model.apply({'params': p['backbone']}, x),
@@ -121,4 +126,7 @@ def test_the_first_transformer_starts_from_a_vit(dataset, tmp_path):
                      jax.random.key(0))
   jax.tree.map(np.testing.assert_array_equal, got, joined)
   with pytest.raises(ValueError, match='^vit_params: .*encoders'):
-    dvt.with_vit(params, tiny.params(vit.clone(depth=2)))
+    dvt_from_vit.with_vit(params, tiny.params(vit.clone(depth=2)))
+  del vit_params['backbone']['norm']
+  with pytest.raises(ValueError, match=r"^vit_params: \['norm'\]"):
+    dvt_from_vit.with_vit(params, vit_params)

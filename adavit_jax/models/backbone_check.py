@@ -52,7 +52,9 @@ def _check_part(model, params, ctx, when):
       if not set(item.keys) <= known:
         raise ValueError(f'{where}: keys={item.keys} must be keys of a dict x, '
                          f'which has {sorted(known) or "none"}')
-      x = _pair(where, item.run, params, x, images, ctx)
+      # A stage before the bridge carries these alone.
+      carried = {key: x[key] for key in item.keys} if item.keys else x
+      x = _pair(where, item.run, params, carried, images, ctx)
       continue
     x = _check_stack(where, item, params, x, ctx)
     tokens = _trace(f'tokens after {where}', model.tokens, x, item.at)
@@ -60,12 +62,12 @@ def _check_part(model, params, ctx, when):
     if tokens.shape != want:
       raise ValueError(f'{where}: the tokens are {tokens.shape}, but `at` says '
                        f'[B, {item.at.num}, {item.at.width}]')
-  for k in range(len(model.own_exits()[:-1]), len(model.own_exits())):
-    logits = _pair(f'classify, {when}', model.classify, params, x, k, ctx)
-    if not isinstance(logits, Logits) or logits.cls.shape != (
-        _BATCH, model.num_classes):
-      raise ValueError(f'classify, {when}: returns {logits}, not `Logits` of '
-                       f'[B, {model.num_classes}]')
+  last = len(model.own_exits()) - 1
+  logits = _pair(f'classify, {when}', model.classify, params, x, last, ctx)
+  if not isinstance(logits, Logits) or logits.cls.shape != (
+      _BATCH, model.num_classes):
+    raise ValueError(f'classify, {when}: returns {logits}, not `Logits` of '
+                     f'[B, {model.num_classes}]')
 
 
 def _check_stack(where, stack, params, x, ctx):
@@ -74,10 +76,10 @@ def _check_stack(where, stack, params, x, ctx):
     raise ValueError(f'{where}: unknown parameter group {stack.group!r}; '
                      f'known: {sorted(params)}')
   rows = {leaf.shape[:1] for leaf in jax.tree.leaves(params[stack.group])}
-  if len(rows) > 1 or min(rows)[0] < stack.start + stack.length:
-    raise ValueError(f'{where}: encoders {stack.start} to '
-                     f'{stack.start + stack.length} exceed the leading axes of '
-                     f'{stack.group!r}, {sorted(rows)}')
+  stop = stack.start + stack.length
+  if len(rows) > 1 or min(rows)[0] < stop:
+    raise ValueError(f'{where}: encoders {stack.start} to {stop} exceed the '
+                     f'leading axes of {stack.group!r}, {sorted(rows)}')
   row = lambda tree: jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
   if ctx.stats is not None:
@@ -88,6 +90,11 @@ def _check_stack(where, stack, params, x, ctx):
     raise ValueError(f'{where}: each={stack.each} and out='
                      f'{tuple(stack.out)} are keys of a dict x, which has '
                      f'{sorted(known) or "none"}')
+  for key in stack.each:
+    if x[key].ndim < 2 or x[key].shape[1] < stop:
+      raise ValueError(f'{where}: each={stack.each} needs [B, rows, ...] with '
+                       f'rows for encoders up to {stop}, but x[{key!r}] is '
+                       f'{x[key].shape}')
   before, (x, each) = x, _trace(
       where, lambda x: stack_rows.split(stack, x), x)
   x = _trace(where, lambda x, rows: stack_rows.enter(stack, x, rows), x,

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from adavit_jax.models import backbone
+from adavit_jax.models import dvt_plan
 from adavit_jax.models import dvt_reuse
 from adavit_jax.models import dvt_stem
 from adavit_jax.models import encoder as encoder_lib
 from adavit_jax.models import inputs
 from adavit_jax.models import stack_rows
 from adavit_jax.models import t2t
-from adavit_jax.models import upsample
 from adavit_jax.models.encoder import Encoder
 from adavit_jax.models.vit import check_encoder
 
@@ -23,7 +23,11 @@ class DVT(backbone.Backbone):
   """Dynamic Transformer: a cascade of ViTs on one image, an exit after each.
 
   From "Not All Images are Worth 16x16 Words: Dynamic Transformers for Efficient
-  Image Recognition" (NeurIPS 2021); details are those of its code.
+  Image Recognition" (NeurIPS 2021). The function is that of its code. Initial
+  values are not: linear layers of encoders begin as in this library's ViT, by
+  Xavier's rule, and patches by LeCun's, where its code draws linear layers from
+  a normal distribution of deviation 0.02 and patches from a uniform one. Its
+  drop path, and the dropout of its stems, are left out.
 
   Every transformer has its own stem, class token, positions, encoders and head,
   and sees the whole image in its own number of tokens, the fewest first. From
@@ -43,7 +47,8 @@ class DVT(backbone.Backbone):
   the second transformer on 'features' [B, N', D] and 'relations' [B, L, H, N',
   N'], those to reuse, with N' tokens of the previous grid. Relations are
   upsampled in the encoder that adds them, and nowhere stored at the new grid.
-  Between two stages only 'x' and 'logits' are carried.
+  From one transformer to the next, only what it reuses is carried: 'x' and
+  'logits'. A stage that ends inside a transformer carries the whole dict.
 
   Attributes:
     grids: tokens per side of the image of each transformer, increasing; with
@@ -165,7 +170,7 @@ class DVT(backbone.Backbone):
     return jnp.stack(logits)
 
   def _scan(self, index, params, x):
-    stack = self._stack(index)
+    stack = dvt_plan.stack(self, index)
     def step(x, layer):
       p, row = layer
       x = stack_rows.enter(stack, x, row)
@@ -183,89 +188,10 @@ class DVT(backbone.Backbone):
         {'params': params}, images, None, 0, method='tokenize'), {}
 
   def plan(self):
-    items = [self._stack(0)]
+    items = [dvt_plan.stack(self, 0)]
     for i in range(1, len(self.grids)):
-      items += [self._bridge(i), self._stack(i)]
+      items += [dvt_plan.bridge(self, i), dvt_plan.stack(self, i)]
     return tuple(items)
-
-  def _bridge(self, index):
-    def run(params, x, images, ctx):
-      del ctx
-      return self.apply({'params': params}, images, x, index,
-                        method='tokenize'), {}
-    groups = [f'{name}_{index}' for name in (
-        'patch_embed', 'cls', 'pos_embedding')]
-    macs, keys = dvt_stem.macs(self, index), []
-    if self.reuse_features:
-      keys.append('x')
-    if self.reuse_relations:
-      groups.append(f'relations_{index}')
-      keys.append('logits')
-      macs += dvt_reuse.relations_macs(
-          self.grids[index - 1], self.depth * self.num_heads)
-    # Without reuse, the class token is carried and not read.
-    read = None if self.has_reuse else 1
-    return backbone.Bridge(run, macs, tuple(groups), reads_images=True,
-                           read=read, keys=tuple(keys))
-
-  def _stack(self, index):
-    if not self.has_reuse:
-      branches, out, each = encoder_lib.branches(
-          self.encoder(index), self.at(index)), {}, ()
-    else:
-      branches = (self._msa(index), self._mlp(index))
-      out, each = {}, ()
-      n = self.at(index).num
-      if self._writes(index):
-        out = {'logits': jax.ShapeDtypeStruct(
-            (self.num_heads, n, n), jnp.dtype(self.dtype))}
-      if index and self.reuse_relations:
-        each = 'relations',
-    return backbone.Stack(f'encoders_{index}', 0, self.depth, branches,
-                          self.at(index), each, out)
-
-  def _writes(self, index):
-    """Whether the next transformer reuses the relations of this one."""
-    return self.reuse_relations and index + 1 < len(self.grids)
-
-  def _msa(self, index):
-    encoder = self.encoder(index)
-    def run(params, x, read, ctx):
-      del read, ctx
-      relations = None
-      if index and self.reuse_relations:
-        relations = upsample.relations(x['relations'], *self._sides(index))
-      y, logits = encoder.apply({'params': params}, x['x'], relations,
-                                method='msa_and_logits')
-      if not self._writes(index):
-        return backbone.Delta({'x': y})
-      return backbone.Delta({'x': y, 'logits': logits.astype(y.dtype)})
-    return backbone.Branch('msa', run, self._macs(index)[0])
-
-  def _mlp(self, index):
-    encoder = self.encoder(index)
-    def run(params, x, read, ctx):
-      del read, ctx
-      apply = functools.partial(encoder.apply, {'params': params}, x['x'])
-      if not (index and self.reuse_features):
-        return backbone.Delta({'x': apply(method='mlp')})
-      y = apply(x['features'], *self._sides(index), method='reusing_mlp')
-      return backbone.Delta({'x': y})
-    return backbone.Branch('mlp', run, self._macs(index)[1])
-
-  def _sides(self, index):
-    return self.grids[index - 1], self.grids[index]
-
-  def _macs(self, index, upsampling=True):
-    """MACs of one encoder of a transformer, (MSA, MLP)."""
-    msa, mlp = encoder_lib.macs(self.at(index).num, self.width, self.mlp_dim)
-    if index and self.reuse_relations and upsampling:
-      msa += upsample.relations_macs(*self._sides(index), self.num_heads)
-    if index and self.reuse_features:
-      prepared, upsampled = dvt_reuse.features_macs(
-          *self._sides(index), self.width, self.mlp_dim)
-      mlp += prepared + upsampled * upsampling
-    return msa, mlp
 
   def own_exits(self):
     read = None if self.has_reuse else 1
@@ -286,18 +212,7 @@ class DVT(backbone.Backbone):
     return dvt_stem.macs(self, 0)
 
   def paper_macs(self):
-    """MACs of each transformer as the paper counts them, which it calls FLOPs.
-
-    The sum over exits gives its tables: 0.468, 1.446 and 3.455 G for DVT with
-    T2T-ViT-12. Our own count adds the upsampling, as products with the matrix
-    of each axis: 1.0 and 2.5 % of the second and third transformer there.
-    """
-    stages = []
-    for i in range(len(self.grids)):
-      bridge = self._bridge(i).macs if i else self.embed_macs
-      stages.append(bridge + self.depth * sum(self._macs(i, upsampling=False))
-                    + self.width * self.num_classes)
-    return tuple(stages)
+    return dvt_plan.paper_macs(self)
 
   def check(self):
     super().check()
@@ -317,34 +232,6 @@ class DVT(backbone.Backbone):
         raise ValueError(f'{name}={getattr(self, name)!r} must be True or '
                          f'False')
     dvt_stem.check(self)
-
-
-def with_vit(params, vit_params):
-  """Starts the first transformer of a DVT from a trained ViT.
-
-  The ViT has the stem 'patch' or 'conv', the width, depth and heads of the DVT,
-  and patches of the size that makes its first grid.
-
-  Args:
-    params: groups of the DVT.
-    vit_params: groups of the ViT.
-
-  Returns:
-    The groups of the DVT with the ViT's parameters in the first transformer;
-    `weights.save` makes a file of them that `config.init.weights` reads.
-
-  Raises:
-    ValueError: if a parameter of the ViT does not fit.
-  """
-  own, given = params['backbone'], vit_params['backbone']
-  shapes = lambda tree: jax.tree.map(jnp.shape, tree)
-  wrong = [name for name in given
-           if shapes(given[name]) != shapes(own.get(f'{name}_0'))]
-  if wrong:
-    raise ValueError(f'vit_params: {sorted(wrong)} do not fit the first '
-                     f'transformer of the DVT')
-  return {**params, 'backbone': {
-      **own, **{f'{name}_0': leaf for name, leaf in given.items()}}}
 
 
 _T2T = dict(image_size=224, num_classes=1000, grids=(7, 10, 14), stem='t2t',

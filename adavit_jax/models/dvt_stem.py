@@ -1,5 +1,7 @@
 """The stems of DVT's transformers, which cut one image into different grids."""
 
+import numbers
+
 from adavit_jax.models import t2t
 from adavit_jax.models.stem import ConvStem
 from adavit_jax.models.stem import PatchStem
@@ -51,9 +53,11 @@ def check(m):
   if m.stem not in STEMS:
     raise ValueError(f'stem={m.stem!r} must be one of {STEMS}')
   if m.stem == 't2t':
-    if len(m.windows) != len(grids):
-      raise ValueError(f"windows={m.windows} must have one (size, stride, "
-                       f"padding) for each of grids={grids} with stem='t2t'")
+    one_each = isinstance(m.windows, tuple) and len(m.windows) == len(grids)
+    if not one_each or not all(map(_is_window, m.windows)):
+      raise ValueError(f"windows={m.windows!r} must have one (size, stride, "
+                       f"padding) for each of grids={grids} with stem='t2t': "
+                       f'integers, with stride >= 1 and size > padding >= 0')
     for n, window in zip(grids, m.windows):
       sides = t2t.sides(s, window)
       if sides[-1] != n:
@@ -71,3 +75,12 @@ def check(m):
     if m.stem == 'conv' and (padding or side < 2 or side & (side - 1)):
       raise ValueError(f"grids={grids}: stem='conv' needs patches whose side "
                        f'is a power of two, not image_size={s} over {n}')
+
+
+def _is_window(window):
+  """Whether it is (size, stride, padding); without windows of padding alone."""
+  if not isinstance(window, tuple) or len(window) != 3 or not all(
+      isinstance(n, numbers.Integral) for n in window):
+    return False
+  size, stride, padding = window
+  return stride >= 1 and size > padding >= 0

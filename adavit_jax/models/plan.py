@@ -95,17 +95,21 @@ def read_at(model, place):
   return None if None in reads else max(reads)
 
 
-def handed_on(model, x, place):
-  """Returns the part of activations that is read after a place.
+def handed_on(model, x, e):
+  """Returns the part of activations that is read after an exit.
 
   Args:
     model: a `Backbone`.
-    x: activations at the place, whose exits have read them.
-    place: the place.
+    x: activations at the place of the exit.
+    e: `Exit`, which has read them.
   """
-  if place == num_encoders(model):
+  at_place = [other for other in exits(model) if other.place == e.place]
+  if e != at_place[-1]:
     return x
-  following = segment(model, place, place + 1)[0]
+  if e.place == num_encoders(model):
+    # Nothing reads it, and the rows of a dict would take memory as results.
+    return {} if isinstance(x, dict) else x
+  following = segment(model, e.place, e.place + 1)[0]
   if not isinstance(following, Bridge) or not following.keys:
     return x
   return {key: x[key] for key in following.keys}

@@ -68,13 +68,16 @@ def linear_attention(q, k, v, w):
     w: random directions [m, e].
 
   Returns:
-    [B, N, e] float32; computed in float32.
+    [B, N, e] float32; computed in float32, the exponents at full precision.
   """
   q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
 
   def features(x):
     norm = (x * x).sum(-1, keepdims=True) / 2
-    return jnp.exp(x @ w.T - norm) / math.sqrt(len(w))  # [B, N, m]
+    # Accelerators round the factors of a float32 product by default, and exp
+    # would turn the error of a large exponent into one of the feature's size.
+    y = jnp.matmul(x, w.T, precision=jax.lax.Precision.HIGHEST)
+    return jnp.exp(y - norm) / math.sqrt(len(w))  # [B, N, m]
 
   q, k = features(q), features(k)
   values = jnp.einsum('bnm,bne->bme', k, v)

@@ -77,7 +77,7 @@ def _static_stage(model, actions, options, e, start, stop, params, images, x):
       x = masked.run(model, params, x, images, here, start=middle, stop=stop,
                      **options).x
   logits, _ = params_lib.exit_logits(model, params, x, e)
-  return plan.handed_on(model, x, stop), logits
+  return plan.handed_on(model, x, e), logits
 
 
 def _stage(model, decide, mode, options, e, start, stop, params, images, carry):
@@ -90,10 +90,10 @@ def _stage(model, decide, mode, options, e, start, stop, params, images, carry):
   else:
     x = carry
   decides = decide is not None and stop > model.num_fixed
+  # The policy reads all tokens, even if it only decides in the next stage.
+  decides_next = decide is not None and stop == model.num_fixed
   if not decides:
-    # The policy reads all tokens, even if it only decides in the next stage.
-    skips_tokens = options['inference'] and (
-        decide is None or stop != model.num_fixed)
+    skips_tokens = options['inference'] and not decides_next
     x = masked.run(
         model, params, x, images, start=start, stop=stop, **options,
         read=plan.read_at(model, stop) if skips_tokens else None).x
@@ -105,7 +105,8 @@ def _stage(model, decide, mode, options, e, start, stop, params, images, carry):
     x = _after_policy(
         model, mode, options, params, x, images, actions, start, stop)
   logits, _ = params_lib.exit_logits(model, params, x, e)
-  x = plan.handed_on(model, x, stop)
+  if not decides_next:
+    x = plan.handed_on(model, x, e)
   return ((x, tuple(actions)) if decides else x), logits
 
 
