@@ -1,4 +1,4 @@
-"""Writes parameters to a file, in timm's layout if timm has the model."""
+"""Writes parameters to a file, in another library's layout if one has it."""
 
 import pathlib
 
@@ -16,9 +16,10 @@ from adavit_jax.weights import native
 def save(path, model, params, *, preprocessing=None):
   """Writes the parameters of a backbone; `load` restores them exactly.
 
-  A ViT or DeiT with the patch stem is written with timm's names. Other models
-  are written in our own layout, whose names are paths of parameters, e.g.
-  'backbone/encoders_0/qkv/kernel' (see `native`).
+  A ViT or DeiT with the patch stem, a LeViT and a CrossViT are written with
+  timm's names, a DVT of three transformers with those of its authors. Other
+  models are written in our own layout, whose names are paths of parameters,
+  e.g. 'backbone/encoders/qkv/kernel' (see `native`).
 
   Integer attributes that tensor shapes do not determine, e.g. num_heads, are
   stored in the metadata, and `load` checks them. `num_fixed` is not stored: any
