@@ -193,7 +193,6 @@ def test_another_image_size():
 
 
 def test_what_does_not_fit_is_named():
-  # Of a stem with fewer convolutions than the file's.
   with pytest.raises(ValueError, match=(
       r'patch_size=16 \(not 4\), image_size=48 \(not 96\)')):
     weights.load(MODELS[LEVIT](patch_size=4, image_size=96), path(LEVIT), KEY)
