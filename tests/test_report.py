@@ -12,8 +12,8 @@ import adavit_jax
 from adavit_jax import data
 from adavit_jax import report
 from adavit_jax.models.actions import Actions
-from adavit_jax.report import baselines
-from adavit_jax.report import masks
+from adavit_jax.report import policy_report
+from adavit_jax.report import static_masks
 from adavit_jax.report import rows as rows_lib
 from adavit_jax.report import run_report
 from adavit_jax.runs import checkpoints
@@ -55,7 +55,7 @@ def opened(run):
 def _make(trainer, opened):
   run, saved = opened
   state = run.state(saved, trainer.system, trainer.mesh)
-  return baselines.Report(trainer, run, state, 0.55)
+  return policy_report.Report(trainer, run, state, 0.55)
 
 
 @pytest.fixture
@@ -214,13 +214,13 @@ def test_a_run_is_evaluated_on_other_devices(run, reported, monkeypatch):
 def test_another_budget_than_the_configs(
     run, reported, tiny_data, opens, monkeypatch):
   want, _ = reported
-  given, tuned = [], masks.finetuned
+  given, tuned = [], static_masks.finetuned
   monkeypatch.setattr(
-      baselines.Report, 'static_masks', lambda *args: dict(static=given[0]))
+      policy_report.Report, 'static_masks', lambda *args: dict(static=given[0]))
   def again(trainer, workdir, actions):
     assert trainer.config.mac_target == 0.55
     return tuned(trainer, workdir, actions)
-  monkeypatch.setattr(masks, 'finetuned', again)
+  monkeypatch.setattr(static_masks, 'finetuned', again)
   given.append(Actions.from_keep(np.array(
       [*map(float, want['static']['keep'])]), (3, 3)))
   result = report.evaluate(run[0], mac_target=0.45)
@@ -301,7 +301,7 @@ def test_static_baselines_begin_from_the_dense_model(
 
   monkeypatch.setattr(loop, 'Trainer', Stopped)
   actions = Actions(np.float32([1, 0, 1]), np.float32([0, 1, 1]))
-  assert masks.finetuned(trainer, workdir, actions) is None
+  assert static_masks.finetuned(trainer, workdir, actions) is None
   (config, directory, got), = made
   assert (config.init.workdir, config.init.phase) == (
       begins[0] or workdir, begins[1])
@@ -326,7 +326,7 @@ def test_without_held_out_images_what_needs_them_is_left_out(
 def test_a_static_mask_pays_for_no_policy(maker, monkeypatch):
   """So a budget just above its own MACs is met by the next one up alone."""
   monkeypatch.setattr(maker, '_data', types.SimpleNamespace(holdout=()))
-  last = masks.last_k((3, 3))
+  last = static_masks.last_k((3, 3))
   for i, ratio in enumerate(maker.trainer.system.plain_cost.ratio(last)):
     for budget, want in ((ratio, i), (ratio + 1e-3, max(i - 1, 0))):
       found, = maker.static_masks(budget).values()
@@ -359,7 +359,7 @@ def test_one_set_of_weights_is_compared_at_the_same_macs(run, opened, maker):
   cost = trainer.system.plain_cost
   keep = np.array([[1] * 6, [1, 0, 1, 1, 1, 0], [0] * 6])
   actions = Actions.from_keep(keep, (3, 3))
-  maker._masks = masks.Known(
+  maker._masks = static_masks.Known(
       actions, cost.ratio(actions), np.array([.9, .8, .1]), np.zeros(3))
   one = maker.one_set_of_weights()
   params = found.state(

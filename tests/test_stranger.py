@@ -28,7 +28,6 @@ import numpy as np
 import products
 import pytest
 from states import trace_once  # a fixture
-from states import two_devices  # a fixture
 import stranger
 import tiny
 
@@ -204,15 +203,24 @@ def dataset():
 
 
 @pytest.fixture(scope='module')
-def trained(phases, dataset, tmp_path_factory):
-  """(work directory, final state) of a run on two devices."""
+def devices(phases):
+  """Two, which compile faster, and in `nightly` all eight."""
+  make_mesh, count = mesh_lib.make_mesh, 8 if len(phases) > 2 else 2
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(mesh_lib, 'make_mesh', lambda num=count: make_mesh(num))
+    yield
+
+
+@pytest.fixture(scope='module')
+def trained(phases, devices, dataset, tmp_path_factory):
+  """(work directory, final state) of a run on several devices."""
   workdir = str(tmp_path_factory.mktemp('stranger'))
   return workdir, loop.Trainer(_config(phases), workdir, dataset).train()
 
 
 @pytest.mark.parametrize('num', [
     1, pytest.param(4, marks=pytest.mark.nightly)])
-def test_one_device_and_two_learn_the_same(
+def test_one_device_and_several_learn_the_same(
     phases, trained, dataset, tmp_path, monkeypatch, num):
   """In the first phases; the later ones compile for long."""
   one, phases = mesh_lib.make_mesh(1), phases[:num]

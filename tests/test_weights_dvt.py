@@ -109,7 +109,7 @@ def test_every_name_of_the_paper_has_the_layout():
   for name in ('dvt_t2t_vit_12_224', 'dvt_t2t_vit_14_224',
                'dvt_deit_small_224'):
     m = models.create(name)
-    fmt = weights.formats.of(m)[0]
+    fmt = weights.families.of(m)[0]
     params = jax.eval_shape(lambda m=m: models.init_params(m, KEY))
     count = sum(int(np.prod(t.shape)) for t in fmt.tensors(m))
     assert count == sum(x.size for x in jax.tree.leaves(params))

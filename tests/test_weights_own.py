@@ -4,7 +4,7 @@ import adavit_jax
 from adavit_jax import models
 from adavit_jax import weights
 from adavit_jax.models.ravit import RAViT
-from adavit_jax.weights import formats
+from adavit_jax.weights import families
 from adavit_jax.weights import layout
 import jax
 import jax.numpy as jnp
@@ -122,7 +122,7 @@ def test_preprocessing(file):
 def _theirs(model, names):
   """A layout that takes the encoders apart, as another library may."""
   del names
-  like = formats.native.FORMAT.tensors(model)
+  like = families.native.FORMAT.tensors(model)
   found = [t._replace(name=f'theirs.{t.name}') for t in like
            if not t.leaf[0].startswith('encoders_1')]
   for t in like:
@@ -140,7 +140,7 @@ THEIRS = layout.Format(
 
 
 def test_a_users_layout(file, monkeypatch):
-  monkeypatch.setattr(formats, '_FAMILIES', {**formats._FAMILIES})
+  monkeypatch.setattr(families, '_FAMILIES', {**families._FAMILIES})
   weights.register(Counted, (THEIRS,), where={'patch_size': 4})
   model = ravit(Counted)
   params = save(file, model)
@@ -158,7 +158,7 @@ def test_a_users_layout(file, monkeypatch):
 
 
 def test_a_layout_that_loses_parameters_is_not_written(file, monkeypatch):
-  monkeypatch.setattr(formats, '_FAMILIES', {})
+  monkeypatch.setattr(families, '_FAMILIES', {})
   weights.register(Counted, (THEIRS._replace(
       tensors=lambda *args: _theirs(*args)[1:]),))
   with pytest.raises(ValueError, match='theirs.*Counted'):

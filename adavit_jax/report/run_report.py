@@ -8,11 +8,11 @@ from ml_collections import config_dict
 import numpy as np
 
 from adavit_jax.models import plan
-from adavit_jax.report import baselines
 from adavit_jax.report import exit_report
-from adavit_jax.report import masks
 from adavit_jax.report import pictures
+from adavit_jax.report import policy_report
 from adavit_jax.report import rows as rows_lib
+from adavit_jax.report import static_masks
 from adavit_jax.report import table
 from adavit_jax.runs import checks
 from adavit_jax.runs import loop
@@ -155,7 +155,7 @@ def _check_without_exits(trainer, saved, workdir, options):
 
 def _with_policy(trainer, run, state, metadata, options):
   """Reports on a run whose policy decides; None if a signal stopped it."""
-  report = baselines.Report(trainer, run, state, metadata['budget'])
+  report = policy_report.Report(trainer, run, state, metadata['budget'])
   result = dict(metadata, dense=report.dense_row())
   rows, outputs = report.final(options.threshold)
   result.update(rows)
@@ -163,8 +163,8 @@ def _with_policy(trainer, run, state, metadata, options):
   if _tunes_static(metadata['phase'], options):
     chosen = report.static_masks(result['adaptive']['macs_ratio'])
     for name, actions in chosen.items():
-      result[name] = masks.finetuned(trainer, workdir=metadata['workdir'],
-                                     actions=actions)
+      result[name] = static_masks.finetuned(
+          trainer, workdir=metadata['workdir'], actions=actions)
       if result[name] is None:
         return None
     if len(trainer.dataset.holdout):

@@ -35,7 +35,7 @@ def has_price(info):
 
 
 def policy_has_learned(info):
-  """Returns whether the policy was trained since the model was last replaced.
+  """Returns whether the policy of a checkpoint was trained, for its model.
 
   False if the run has no policy: it does not keep that of an earlier run.
   """

@@ -11,8 +11,8 @@ import numpy as np
 from adavit_jax import models
 from adavit_jax.models import params as params_lib
 from adavit_jax.weights import attributes
+from adavit_jax.weights import families
 from adavit_jax.weights import files
-from adavit_jax.weights import formats
 from adavit_jax.weights import mismatch
 
 # The layer before the head in files pretrained on ImageNet-21k.
@@ -57,7 +57,7 @@ def load(model, path, key, *, new_head=True):
   No layout contains added exits: they are initialised.
 
   Args:
-    model: a `Backbone`; `formats.register` adds layouts of other libraries.
+    model: a `Backbone`; `families.register` adds layouts of other libraries.
     path: a file, 'hf://owner/name' or a `Checkpoint`; see `files.read`.
     key: PRNG key for added exits and a new head.
     new_head: whether the backbone's head may be initialised; if False, a head
@@ -73,7 +73,7 @@ def load(model, path, key, *, new_head=True):
   """
   params_lib.check_key(key)
   checkpoint = files.read(path)
-  fmt = formats.recognise(checkpoint, model)
+  fmt = families.recognise(checkpoint, model)
   arrays = fmt.clean(checkpoint.tensors)
   wanted = fmt.tensors(model, arrays.keys())
   why = _other_head(model, fmt, wanted, arrays)

@@ -6,11 +6,11 @@ from typing import NamedTuple
 from absl import logging
 
 from adavit_jax.weights import augreg
+from adavit_jax.weights import families
 from adavit_jax.weights import files
-from adavit_jax.weights import formats
 from adavit_jax.weights import hugging_face
 from adavit_jax.weights import layout
-from adavit_jax.weights import timm
+from adavit_jax.weights import vit_timm
 
 METADATA = 'preprocessing'  # key in the metadata of a safetensors file
 
@@ -34,9 +34,9 @@ class Preprocessing(NamedTuple):
 _HALF = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 # ViT and DeiT layouts of libraries whose default preprocessing is known.
-_KNOWN = (timm.FORMAT, hugging_face.FORMAT, augreg.FORMAT)
+_KNOWN = (vit_timm.FORMAT, hugging_face.FORMAT, augreg.FORMAT)
 # The tensor and axis that give the patch size in a layout.
-_PATCHES = {timm.FORMAT.title: ('patch_embed.proj.weight', -1),
+_PATCHES = {vit_timm.FORMAT.title: ('patch_embed.proj.weight', -1),
             augreg.FORMAT.title: ('embedding/kernel', 0)}
 _PIL = {2: 'bilinear', 3: 'bicubic'}  # Pillow's constants
 
@@ -70,7 +70,7 @@ def preprocessing(source, name=''):
   checkpoint = files.read(source)
   if METADATA in checkpoint.metadata:
     return _parse(checkpoint.metadata[METADATA], _from_ours, checkpoint.path)
-  fmt = formats.recognise(checkpoint)
+  fmt = families.recognise(checkpoint)
   for file, parse in (('config.json', _from_timm),
                       ('preprocessor_config.json', _from_hugging_face)):
     config_file = checkpoint.path.parent / file

@@ -1,4 +1,4 @@
-"""Writes parameters to a file, in another library's layout if one has it."""
+"""Writes parameters to a file, in another library's layout if there is one."""
 
 import pathlib
 
@@ -7,7 +7,7 @@ import numpy as np
 from safetensors import numpy as safetensors_numpy
 
 from adavit_jax.weights import attributes
-from adavit_jax.weights import formats
+from adavit_jax.weights import families
 from adavit_jax.weights import images
 from adavit_jax.weights import mismatch
 from adavit_jax.weights import native
@@ -16,10 +16,10 @@ from adavit_jax.weights import native
 def save(path, model, params, *, preprocessing=None):
   """Writes the parameters of a backbone; `load` restores them exactly.
 
-  A ViT or DeiT with the patch stem, a LeViT and a CrossViT are written with
-  timm's names, a DVT of three transformers with those of its authors. Other
-  models are written in our own layout, whose names are paths of parameters,
-  e.g. 'backbone/encoders/qkv/kernel' (see `native`).
+  The layout is the first one that `families` has for the model, e.g. timm's for
+  ViT, DeiT and LeViT. A model without one is written in our own layout, whose
+  names are paths of parameters, e.g. 'backbone/encoders/qkv/kernel' (see
+  `native`).
 
   Integer attributes that tensor shapes do not determine, e.g. num_heads, are
   stored in the metadata, and `load` checks them. `num_fixed` is not stored: any
@@ -40,7 +40,7 @@ def save(path, model, params, *, preprocessing=None):
   if path.suffix != '.safetensors':
     raise ValueError(f'{path} must end in .safetensors')
   mismatch.check_params(model, params)
-  fmt = formats.of(model)[0]
+  fmt = families.of(model)[0]
   arrays = {group: jax.tree.map(np.asarray, params[group])
             for group in native.GROUPS if group in params}
   tensors = {t.name: t.from_leaf(_leaf(arrays, t))

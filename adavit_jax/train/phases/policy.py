@@ -69,9 +69,9 @@ def policy_gradient(system, c, params, z1, features, log_price, batch, key,
   results = run_tried(system, params, z1, batch, tried)
   rewards = reward(c, tried, results, system.cost, jnp.exp(log_price))
   advantages = [advantage(c, r) for r in rewards]
-  reinforce_loss, entropy = log_likelihood_loss(
+  rl_loss, entropy = reinforce_loss(
       nets, c, policy, features, sampled, advantages, free)
-  total = reinforce_loss - c.entropy * entropy
+  total = rl_loss - c.entropy * entropy
 
   results, rewards = jax.tree.map(lambda x: x[:c.samples], (results, rewards))
   metrics = {
@@ -160,11 +160,11 @@ def advantage(c, rewards):
   return result
 
 
-def log_likelihood_loss(nets, c, policy, features, actions, advantages, free):
+def reinforce_loss(nets, c, policy, features, actions, advantages, free):
   """Returns the loss of equation 13, summed over both networks.
 
-  -mean(advantage x log π(actions)), where π is the product over the free layers
-  of the bounded probabilities.
+  -mean(advantage x log π(actions)), where π is the product of the bounded
+  probabilities of the free layers.
 
   Args:
     nets: `PolicyNets`.

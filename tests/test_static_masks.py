@@ -6,7 +6,7 @@ import types
 from adavit_jax import cost
 from adavit_jax.evaluation import evaluator
 from adavit_jax.models.actions import Actions
-from adavit_jax.report import masks
+from adavit_jax.report import static_masks
 from adavit_jax.runs import loop
 from adavit_jax.runs import phase_start
 import numpy as np
@@ -41,7 +41,7 @@ def test_frontier_beats_every_mask_and_mixture(seed):
   rng = np.random.default_rng(seed)
   macs = rng.integers(1, 9, 14).astype(float)  # some cost the same
   accuracy = rng.integers(0, 20, 14) / 20
-  corners = masks.frontier(macs, accuracy, rng.normal(size=14))
+  corners = static_masks.frontier(macs, accuracy, rng.normal(size=14))
   x, y = macs[corners][::-1], accuracy[corners][::-1]
   assert (np.diff(x) > 0).all() and (np.diff(y) > 0).all()
   assert (np.diff(np.diff(y) / np.diff(x)) < 0).all()
@@ -51,7 +51,7 @@ def test_frontier_beats_every_mask_and_mixture(seed):
 
 
 def test_the_loss_decides_between_equals():
-  assert masks.frontier([1, 1, 1], [.5, .5, .5], [.3, .1, .2]) == [1]
+  assert static_masks.frontier([1, 1, 1], [.5, .5, .5], [.3, .1, .2]) == [1]
 
 
 @pytest.mark.parametrize('num_layers, want', [
@@ -61,7 +61,7 @@ def test_the_loss_decides_between_equals():
     ((3, 1), ['111 1', '110 1', '110 0', '100 0', '000 0']),
     ((0, 2), [' 11', ' 10', ' 00']), ((2, 0), ['11 ', '10 ', '00 '])])
 def test_last_k_by_hand(num_layers, want):
-  got = masks.last_k(num_layers)
+  got = static_masks.last_k(num_layers)
   halves = zip(*(row.split(' ') for row in want))
   for a, rows in zip(got, halves, strict=True):
     np.testing.assert_array_equal(a, [[*map(int, row)] for row in rows])
@@ -93,9 +93,9 @@ def test_known_masks_come_from_every_source(monkeypatch):
       dataset=types.SimpleNamespace(holdout=Split('held out')),
       evaluator=Evaluator())
   monkeypatch.setattr(phase_start, 'static_masks', added)
-  found = masks.known(trainer, 'params', Actions.from_keep(
+  found = static_masks.known(trainer, 'params', Actions.from_keep(
       np.array([[0., 1, 0, 1], [0, 1, 0, 0]]), (2, 2)))
-  corners = masks.frontier(*found.score)
+  corners = static_masks.frontier(*found.score)
   np.testing.assert_array_equal(found.actions.keep[corners], [
       [1, 1, 1, 1], [1, 0, 1, 1], [0, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]])
   for i in corners:
@@ -120,7 +120,7 @@ def test_a_tuned_mask_is_judged_by_test_images(monkeypatch):
       system=types.SimpleNamespace(plain_cost=SPEND),
       dataset=types.SimpleNamespace(holdout='held out', test='test'),
       evaluator=types.SimpleNamespace(with_actions=given))
-  row = masks.finetuned(
+  row = static_masks.finetuned(
       trainer, 'workdir', Actions(np.float32([1, 0]), np.float32([0, 1])))
   assert (row['keep'], row['accuracy'], row['macs']) == ('1001', .75, 28)
 
@@ -133,9 +133,9 @@ def test_a_tuned_mask_is_judged_by_test_images(monkeypatch):
 def test_mask_for_a_budget(budget, want):
   macs = np.array([.2, .25, .4, .5])
   accuracy = np.array([.6, .7, .8, .9])
-  assert masks.at_budget(macs, accuracy, np.ones(4), budget, .06) == want
+  assert static_masks.at_budget(macs, accuracy, np.ones(4), budget, .06) == want
 
 
 def test_masks_for_a_budget_that_are_as_accurate():
   ties = [.3, .3], [.5, .5], [.2, .1]
-  assert masks.at_budget(*map(np.array, ties), .29, .05) == 1
+  assert static_masks.at_budget(*map(np.array, ties), .29, .05) == 1

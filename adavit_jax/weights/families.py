@@ -13,7 +13,7 @@ from adavit_jax.weights import hugging_face
 from adavit_jax.weights import layout
 from adavit_jax.weights import levit_tensors
 from adavit_jax.weights import native
-from adavit_jax.weights import timm
+from adavit_jax.weights import vit_timm
 
 
 class _Entry(NamedTuple):
@@ -38,7 +38,7 @@ def register(family, formats, *, where=None):
   _FAMILIES[family] = _Entry(tuple(formats), where or {})
 
 
-register(ViT, (timm.FORMAT, hugging_face.FORMAT, augreg.FORMAT),
+register(ViT, (vit_timm.FORMAT, hugging_face.FORMAT, augreg.FORMAT),
          where={'stem': 'patch'})
 register(DVT, (dvt_reference.FORMAT,),
          where={'stem': ('patch', 't2t'), 'num_transformers': 3})

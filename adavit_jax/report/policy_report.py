@@ -10,8 +10,8 @@ from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 from adavit_jax.policies import mask_search
 from adavit_jax.policies import policy_threshold
-from adavit_jax.report import masks
 from adavit_jax.report import rows as rows_lib
+from adavit_jax.report import static_masks
 from adavit_jax.runs import phase_start
 from adavit_jax.runs import saved_run
 from adavit_jax.train import state as state_lib
@@ -61,11 +61,11 @@ class Report:
 
   @functools.cached_property
   def _masks(self):
-    """Static masks of the untuned model, `masks.Known`."""
+    """Static masks of the untuned model, `static_masks.Known`."""
     candidates = self._state.candidates
     if 'warm_start' not in self.trainer.config.phases:
       candidates = phase_start.static_masks(self.trainer, self._untuned)
-    return masks.known(self.trainer, self._untuned, candidates)
+    return static_masks.known(self.trainer, self._untuned, candidates)
 
   def dense_row(self):
     return rows_lib.row(self.dense, self._system.plain_cost)
@@ -164,7 +164,7 @@ class Report:
       return {}
     rows, _ = self.policy_rows(self._params_after('policy'), None)
     curve = [self._untuned_row(self._masks.mask(i))
-             for i in masks.frontier(*self._masks.score)]
+             for i in static_masks.frontier(*self._masks.score)]
     best = rows_lib.interpolate(curve, rows['adaptive']['macs_ratio'])
     return dict(rows, static=best, frontier=curve, **self._fixed_rows())
 
@@ -212,11 +212,11 @@ class Report:
       `macs_ratio`.
     """
     cost = self._system.plain_cost
-    last = masks.last_k(plan.num_layers(self._system.model))
+    last = static_masks.last_k(plan.num_layers(self._system.model))
     chosen = {'static_last': mask_search.nearest(last, cost, macs_ratio)}
     if len(self._data.holdout):
       half = max(cost.msa + cost.mlp) / cost.dense / 2
-      i = masks.at_budget(*self._masks.score, macs_ratio, half)
+      i = static_masks.at_budget(*self._masks.score, macs_ratio, half)
       chosen['static'] = self._masks.mask(i)
     return chosen
 
