@@ -11,13 +11,14 @@ its data_dir. From a trained CrossViT, leave out the first phase:
 
   --config.phases="('warm_start','policy','joint')" --config.init.weights=FILE
 
-The dense phase has the epochs, batch size, learning rate, weight decay, drop
-path, mixing and label smoothing of the paper. Of the paper's recipe are
-missing: repeated augmentation, RandAugment and random erasing. This phase also
-trains for dropped layers, which the paper's does not; set
---config.dense.mask_weight=0 for the model alone. It has not been run: time and
-accuracy are unknown, and steps and learning rates of the other phases are first
-guesses.
+The dense phase has the epochs, batch size, learning rate, weight decay, mixing
+and label smoothing of the paper. Missing are repeated augmentation, RandAugment
+and random erasing. Drop path has the paper's rate, but it rises over the layers
+behind the policy, in the order in which they run; in the paper it rises in both
+streams alike, and drops cross-attentions too. This phase also trains for
+dropped layers, which the paper's does not; set --config.dense.mask_weight=0 for
+the model alone. It has not been run: time and accuracy are unknown, and steps
+and learning rates of the other phases are first guesses.
 """
 
 from adavit_jax.models import crossvit

@@ -2,10 +2,13 @@
 
 from adavit_jax import cost
 from adavit_jax import models
+from adavit_jax.models import params as params_lib
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
+from adavit_jax.runtime import masked
 from adavit_jax.runtime import modes
+from adavit_jax.runtime import stages
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +71,60 @@ def check_modes(model):
       model, p, x, shared, mode='static').total)
   for got in (run(groups, x[:1], shared, 'cond'), static(groups, x[:1])):
     np.testing.assert_allclose(got, want[:1], **CLOSE)
+
+
+def check_exits(model):
+  """All stages agree, in every mode, on actions that differ by image."""
+  groups, x = models.fold(model, params(model)), images(model)
+  rng = np.random.default_rng(2)
+  actions = Actions(*(rng.integers(0, 2, (B, num))
+                      for num in plan.num_layers(model)))
+
+  def want(groups, x):
+    logits, y, start = [], modes.embed(model, groups, x).x, 0
+    gates = lambda stop: (  # the fixed encoders have none
+        plan.cut(model, actions, start, stop))
+    for e in plan.exits(model):
+      for stop in sorted({min(max(model.num_fixed, start), e.place), e.place}):
+        here = None if stop <= model.num_fixed else gates(stop)
+        y = masked.run(model, groups, y, x, here, start=start, stop=stop).x
+        start = stop
+      logits.append(params_lib.exit_logits(model, groups, y, e)[0])
+    return logits
+
+  def got(groups, x, actions, mode):
+    logits, carry = [], None
+    for stage in stages.stages(
+        model, decide=lambda params, z1, images: actions, mode=mode):
+      carry, y = stage(groups, x, carry)
+      logits.append(y)
+    return logits
+
+  want = jax.jit(want)(groups, x)
+  assert len({a.tobytes() for a in map(np.asarray, want)}) == len(want)
+  for mode in ('masked', 'compact'):
+    for a, b in zip(jax.jit(got, static_argnums=3)(groups, x, actions, mode),
+                    want):
+      np.testing.assert_allclose(a, b, **CLOSE)
+  one = Actions(*(a[:1] for a in actions))
+  for a, b in zip(jax.jit(got, static_argnums=3)(groups, x[:1], one, 'cond'),
+                  want):
+    np.testing.assert_allclose(a, b[:1], **CLOSE)
+
+
+def check_bfloat16(model):
+  """Computes in bfloat16; returns the shapes of (parameters, images)."""
+  groups = jax.eval_shape(
+      lambda: models.init_params(model, jax.random.key(0)))
+  assert {x.dtype for x in jax.tree.leaves(groups)} == {jnp.dtype('float32')}
+  s, c = model.image_size, model.channels
+  x = jax.ShapeDtypeStruct((2, s, s, c), jnp.float32)
+  run = lambda p, x: (modes.before_policy(model, models.fold(model, p), x),
+                      modes.forward(model, p, x))
+  z1, logits = jax.eval_shape(run, groups, x)
+  assert {y.dtype for y in jax.tree.leaves(z1)} == {jnp.dtype('bfloat16')}
+  assert {y.dtype for y in jax.tree.leaves(logits)} == {jnp.dtype('float32')}
+  return groups, x
 
 
 def check_macs(model):

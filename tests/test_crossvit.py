@@ -40,6 +40,17 @@ def test_modes_agree(num_fixed):
   efficient.check_modes(model)
 
 
+@pytest.mark.nightly
+def test_exits_agree_in_every_mode():
+  """In both streams, before and after the policy, and after a bridge."""
+  efficient.check_exits(efficient.crossvit(
+      num_fixed=2, exits=((1, 'mlp'), (3, 'cnn_add'), (4, 'mlp'))))
+
+
+def test_bfloat16_keeps_parameters_and_logits_in_float32():
+  efficient.check_bfloat16(efficient.crossvit(dtype='bfloat16'))
+
+
 def test_macs_are_those_of_the_program():
   efficient.check_macs(efficient.crossvit(num_fixed=1))
 
@@ -75,6 +86,7 @@ def test_resizing_is_the_product_with_torchs_matrix(num_in, num_out):
     (dict(patch_sizes=4), 'patch_sizes=4'),
     (dict(patch_sizes=(2, 4)), r'6 pixels of image_size=8 at scales'),
     (dict(scales=(1., 0.)), r'scales=\(1.0, 0.0\)'),
+    (dict(scales=(1., float('inf'))), r'scales=\(1.0, inf\)'),
     (dict(widths=(4,)), r'widths=\(4,\)'),
     (dict(widths=(4, 9)), r'num_heads=2.*9 of widths'),
     (dict(num_heads=3), 'num_heads=3'),

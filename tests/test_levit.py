@@ -1,6 +1,7 @@
 """LeViT: its numbers, its BatchNorm, its biases, and every mode."""
 
 import itertools
+import types
 
 from adavit_jax import cost
 from adavit_jax import models
@@ -8,6 +9,7 @@ from adavit_jax.models import batch_norm
 from adavit_jax.models import levit_layers
 from adavit_jax.models import plan
 from adavit_jax.models.backbone import Context
+from adavit_jax.runs import common_groups
 from adavit_jax.runtime import masked
 from adavit_jax.runtime import modes
 import efficient
@@ -48,12 +50,18 @@ def test_the_contract_is_kept():
 
 # The residual MLP behind the bridge is the second of the plan's encoders.
 @pytest.mark.parametrize('num_fixed', [
-    0, pytest.param(1, marks=pytest.mark.nightly), 2])
+    0, pytest.param(1, marks=pytest.mark.nightly),
+    pytest.param(2, marks=pytest.mark.nightly)])
 def test_modes_agree(num_fixed):
   model = efficient.levit(num_fixed=num_fixed)
   assert plan.num_encoders(model) == 4
   assert plan.num_layers(model) == {0: (3, 4), 1: (2, 3), 2: (2, 2)}[num_fixed]
   efficient.check_modes(model)
+
+
+@pytest.mark.nightly
+def test_exits_agree_in_every_mode():
+  efficient.check_exits(efficient.levit(exits=((1, 'cnn_add'), (2, 'mlp'))))
 
 
 def test_macs_are_those_of_the_program():
@@ -125,18 +133,19 @@ def test_folded_equals_unfolded_and_training_updates_all():
 
 def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32():
   model = efficient.levit(dtype='bfloat16')
-  params = jax.eval_shape(
-      lambda: models.init_params(model, jax.random.key(0)))
-  assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype('float32')}
-  images = jax.ShapeDtypeStruct((2, 12, 12, 1), jnp.float32)
-  run = lambda p, x: modes.forward(model, p, x)
-  assert {x.dtype for x in jax.eval_shape(run, params, images)} == {
-      jnp.dtype('float32')}
+  params, images = efficient.check_bfloat16(model)
   ctx = lambda stats: Context(True, stats=stats)
   x, stats = jax.eval_shape(lambda p, x: modes.embed(
       model, p, x, ctx(p['batch_stats'])), params, images)[:2]
   assert x.dtype == jnp.bfloat16
   assert {s.dtype for s in jax.tree.leaves(stats)} == {jnp.dtype('float32')}
+
+
+def test_other_heads_are_refused_with_the_attribute_of_levit():
+  saved, wanted = (types.SimpleNamespace(model=efficient.levit(heads=heads))
+                   for heads in ((2, 2), (1, 2)))
+  with pytest.raises(ValueError, match=r'config.model.heads=\(2, 2\)'):
+    common_groups.common_groups(saved, wanted, {}, 'DIR')
 
 
 def test_an_encoder_begins_as_the_identity():

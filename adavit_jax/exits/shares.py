@@ -32,8 +32,8 @@ def thresholds(confidences, shares):
   """Greedy quantiles: the most confident images left leave at each exit.
 
   Exit k lets floor(n * share) images leave, and more if several have the
-  confidence of the last of them. If fewer than that are left, no image leaves at
-  this exit, as in DVT's code.
+  confidence of the last of them. If fewer than that are left, no image leaves
+  at this exit, as in DVT's code.
 
   Args:
     confidences: [E, n] of held-out images, higher is more confident.

@@ -210,9 +210,10 @@ class CrossViT(backbone.Backbone):
                            scales=(int, float)).items():
       value = getattr(self, key)
       if not isinstance(value, tuple) or len(value) != 2 or not all(
-          isinstance(n, kinds) and n > 0 for n in value):
+          isinstance(n, kinds) and 0 < n < math.inf for n in value):
+        kind = 'integers' if kinds is int else 'numbers'
         raise ValueError(f'{key}={value!r} must be a tuple of two positive '
-                         f'numbers, for the small and the large patches')
+                         f'{kind}, for the small and the large patches')
     for i, width in enumerate(self.widths):
       self._check_stream(i, width)
     if self.at(0) == self.at(1):

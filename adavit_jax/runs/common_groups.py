@@ -43,9 +43,12 @@ def _check_heads(saved, wanted, workdir):
                for model in (saved, wanted))
   for i, (a, b) in enumerate(zip(then, now)):
     if a != b:
+      # LeViT has a number for each stage.
+      fields = saved.__dataclass_fields__
+      name = 'heads' if 'heads' in fields else 'num_heads'
       raise ValueError(f'{workdir!r} holds a model with num_heads={a} in '
                        f'encoder {i}, but this one has {b}; set '
-                       f'--config.model.num_heads={a}')
+                       f'--config.model.{name}={getattr(saved, name, a)}')
 
 
 def _check_nets(saved, wanted, workdir):

@@ -49,16 +49,6 @@ def _stem(model, stream):
                     (1, model.at(stream).num, d))]
 
 
-def _encoder(name, leaf, d, hidden):
-  return [
-      *layout.torch_norm(f'{name}.norm1', (*leaf, 'norm1'), d),
-      *layout.torch_dense(f'{name}.attn.qkv', (*leaf, 'qkv'), d, 3 * d),
-      *layout.torch_dense(f'{name}.attn.proj', (*leaf, 'proj'), d, d),
-      *layout.torch_norm(f'{name}.norm2', (*leaf, 'norm2'), d),
-      *layout.torch_dense(f'{name}.mlp.fc1', (*leaf, 'fc1'), d, hidden),
-      *layout.torch_dense(f'{name}.mlp.fc2', (*leaf, 'fc2'), hidden, d)]
-
-
 def _cross(name, stream, leaf, width, other):
   """The cross-attention of the class token of a stream."""
   attention = f'{name}.fusion.{stream}.attn'
@@ -88,9 +78,10 @@ def _tensors(model, names=()):
     for stage in range(model.num_stages):
       block = f'blocks.{stage}'
       for i in range(length):
-        tensors += _encoder(f'{block}.blocks.{stream}.{i}',
-                            (f'encoders_{name}', stage * length + i), d,
-                            model.at(stream).mlp_dim)
+        tensors += layout.torch_encoder(
+            f'{block}.blocks.{stream}.{i}',
+            (f'encoders_{name}', stage * length + i), d,
+            model.at(stream).mlp_dim)
       tensors += _cross(block, stream, f'cross_{stage}_{name}', d, other)
     tensors += layout.torch_norm(f'norm.{stream}', (f'norm_{name}',), d)
     tensors += layout.torch_dense(

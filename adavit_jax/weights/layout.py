@@ -91,3 +91,16 @@ def torch_norm(name, leaf, width):
   """A torch LayerNorm."""
   return [Tensor(f'{name}.weight', (*leaf, 'scale'), (width,)),
           Tensor(f'{name}.bias', (*leaf, 'bias'), (width,))]
+
+
+def torch_encoder(name, leaf, width, hidden):
+  """An encoder of timm's ViT: norms, attention and an MLP of width `hidden`."""
+  dense = lambda there, here, num_in, num_out: torch_dense(
+      f'{name}.{there}', (*leaf, here), num_in, num_out)
+  return [
+      *torch_norm(f'{name}.norm1', (*leaf, 'norm1'), width),
+      *dense('attn.qkv', 'qkv', width, 3 * width),
+      *dense('attn.proj', 'proj', width, width),
+      *torch_norm(f'{name}.norm2', (*leaf, 'norm2'), width),
+      *dense('mlp.fc1', 'fc1', width, hidden),
+      *dense('mlp.fc2', 'fc2', hidden, width)]

@@ -12,6 +12,7 @@ from adavit_jax.weights import layout
 
 # Indices of attention biases, which follow from the grid, and counters.
 _UNUSED = ('attention_bias_idxs', 'num_batches_tracked')
+_STEMS = ('stem.', 'patch_embed.')  # of timm and of the authors
 
 
 def _clean(tensors):
@@ -127,7 +128,8 @@ def _adapt(model, path, fmt, wanted, arrays):
     raise ValueError(f'{path} has two heads and this model has one: set '
                      f'distillation=True')
   if model.distillation and not two:
-    logging.warning('%s has no distillation head: it is set to zero.', path)
+    if any(t.leaf[0] == 'head_dist' for t in wanted):  # not if it is new
+      logging.warning('%s has no distillation head: it is set to zero.', path)
     ones = ('scale', 'var')  # of its BatchNorm
     arrays.update(
         (t.name, np.full(t.shape, float(t.leaf[-1] in ones), np.float32))
@@ -139,12 +141,14 @@ def _sizes(fmt, wanted, arrays):
   del fmt
   first = {t.leaf: arrays[t.name] for t in wanted if t.name in arrays}
   table = first.get(('encoders_0', 0, 'table'))
-  convs = [x for leaf, x in first.items() if leaf[0] == 'stem' and x.ndim == 4]
-  if table is None or not convs:
+  conv = first.get(('stem', 'conv_0', 'kernel'))
+  if table is None or conv is None:
     return {}
-  patch_size = 2**len(convs)
-  return dict(patch_size=patch_size, channels=convs[0].shape[1],
-              image_size=math.isqrt(table.shape[-1]) * patch_size)
+  # The file may have more convolutions than the model.
+  num = sum(name.startswith(_STEMS) and x.ndim == 4
+            for name, x in arrays.items())
+  return dict(patch_size=2**num, channels=conv.shape[1],
+              image_size=math.isqrt(table.shape[-1]) * 2**num)
 
 
 def _images(crop):
