@@ -262,7 +262,8 @@ def _apart(values):
   return ranked[i:i + 2].mean()
 
 
-@pytest.mark.parametrize('decider', ['policy', 'mask'])
+@pytest.mark.parametrize('decider', [
+    pytest.param('policy', marks=pytest.mark.nightly), 'mask'])
 def test_stages_that_drop_layers_behind_an_exit(images, decider):
   system, state = _with_exits(decider)
   logits, actions = jax.device_get(jax.jit(functools.partial(

@@ -122,6 +122,7 @@ def test_the_last_exit_meets_its_own_accuracy(regression, monkeypatch):
   assert row['shares'] == [0, 0, 1]
 
 
+@pytest.mark.nightly
 def test_a_regression_without_early_exits(tmp_path, monkeypatch):
   """Whatever the rule, which it has no use for."""
   trainer = loop.Trainer(

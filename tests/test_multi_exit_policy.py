@@ -202,6 +202,7 @@ def test_exits_may_lie_before_the_policy(images, num_fixed, asked, mode, size):
 
 
 @pytest.mark.parametrize('mode, size', RUNS)
+@pytest.mark.nightly
 def test_a_ravit_under_a_policy(mode, size):
   """Which decides between the branches."""
   model = _ravit(exits=BRANCHES, num_fixed=2)

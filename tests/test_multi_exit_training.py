@@ -99,6 +99,7 @@ def _restored(workdir, system, phase=''):
     return run.state(run.find(phase=phase), system, mesh_lib.make_mesh())
 
 
+@pytest.mark.nightly
 def test_other_exits_on_the_backbone_of_a_run(layers, dataset):
   workdir, trainer, state = layers
   config = _config('classifier_wise', **{'model.exits': ((2, 'mlp'),)})
@@ -135,6 +136,7 @@ def test_another_number_of_heads_is_another_model(layers, dataset):
     _restored(workdir, other)
 
 
+@pytest.mark.nightly
 def test_exits_on_the_backbone_of_a_plain_run(policies, train, monkeypatch):
   workdir, plain, _ = policies
   monkeypatch.setattr(step_lib, 'make_step', states.noise)

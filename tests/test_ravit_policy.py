@@ -175,6 +175,7 @@ def by_hand(run, clf):
       trainer.dataset.test.images(np.arange(16))))
 
 
+@pytest.mark.nightly
 def test_exported_stages_are_the_same_model(
     run, decided, clf, by_hand, tmp_path):
   workdir, trainer, _ = run

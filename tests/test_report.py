@@ -196,6 +196,7 @@ def test_a_best_checkpoint_that_is_replaced_meanwhile(
   assert len(made) == 1  # only the reading is tried again
 
 
+@pytest.mark.nightly
 def test_a_run_is_evaluated_on_other_devices(run, reported, monkeypatch):
   """Three do not divide the batches of 8 and 16."""
   make_mesh = mesh_lib.make_mesh

@@ -84,6 +84,7 @@ def test_a_step_of_every_phase(model, phase):
       step_lib.make_step(system, phase, 0))(old, *_batch()))
 
 
+@pytest.mark.nightly
 def test_statistics_of_eight_devices_are_those_of_one():
   system = _system(LEVIT, 'dense')
   old = _state(system, 'dense')

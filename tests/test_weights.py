@@ -129,6 +129,7 @@ def test_round_trip_is_exact(tmp_path, distillation):
   same(weights.load(model, tmp_path / 'new' / 'a.safetensors', KEY), params)
 
 
+@pytest.mark.nightly
 def test_one_file_for_any_number_of_fixed_encoders(tmp_path):
   model = tiny.model(num_fixed=2)
   params = tiny.params(model)
