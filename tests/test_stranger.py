@@ -168,9 +168,9 @@ class _Killed(Exception):
 def _config(phases):
   config = config_lib.default_config()
   config.data.update(name='digits', image_size=8, crop_padding=1)
-  # Under 0 and jax 0.7.2, rounding turns the sign before a ReLU, and with it a
-  # gradient.
-  config.seed = 1
+  # Under 0 (with jax 0.7.2), 1 and 2, the number of devices changes the sign of a
+  # gradient near zero by rounding, and Adam's first step scales it up.
+  config.seed = 3
   config.model.name, config.model.remat = 'stranger_8', False
   config.phases = phases
   config.log_every, config.checkpoint_every = 1, 3
