@@ -39,6 +39,7 @@ from adavit_jax import models
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
+from adavit_jax.runs import orbax_manager
 from adavit_jax.runtime import modes
 from adavit_jax.train import guards
 import cascades
@@ -274,4 +275,5 @@ def _draws(model, batch, keep, mode):
 
 
 if __name__ == '__main__':
+  orbax_manager.quiet_orbax()
   app.run(main)
