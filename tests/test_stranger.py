@@ -168,8 +168,8 @@ class _Killed(Exception):
 def _config(phases):
   config = config_lib.default_config()
   config.data.update(name='digits', image_size=8, crop_padding=1)
-  # Under 0 (with jax 0.7.2), 1 and 2, one device and eight differ by more than
-  # `CLOSE`: Adam's first step scales up gradients near zero, and their rounding.
+  # Under 0 (with jax 0.7.2), 1 and 2, one device and eight differ by more
+  # than `CLOSE`: Adam's first step scales up the rounding of small gradients.
   config.seed = 3
   config.model.name, config.model.remat = 'stranger_8', False
   config.phases = phases
