@@ -202,7 +202,7 @@ def test_one_transformer_skips_tokens_that_nobody_reads():
 @pytest.mark.parametrize('grids, num_fixed', [
     ((2, 3), 1), pytest.param((2, 3, 4), 4, marks=pytest.mark.nightly)])
 def test_modes_agree(grids, num_fixed):
-  """With the dropped layers' logits at zero, as NumPy has them."""
+  """The logits of dropped layers are zero, as in the NumPy reference."""
   m, x = model(grids=grids, num_fixed=num_fixed), images()
   params, num = tiny.params(m), 2 * len(grids)
   keep = np.ones((2, 3, num), np.float32)

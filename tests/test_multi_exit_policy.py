@@ -163,7 +163,7 @@ def test_an_unknown_mode(steered):
       stages_lib.stages(steered, decide=_decide, mode=mode)
 
 
-# Mode of the stages, and images at once, of which one is run by 'cond'.
+# (mode, batch size); a batch of one image runs in 'cond'.
 RUNS = [(None, N), pytest.param('masked', N, marks=pytest.mark.nightly),
         pytest.param(None, 1, marks=pytest.mark.nightly)]
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from adavit_jax.models.encoder import attention
 from adavit_jax.models.encoder import gelu
+from adavit_jax.models.encoder import split_heads
 
 
 class CrossAttention(nn.Module):
@@ -43,17 +44,11 @@ class CrossAttention(nn.Module):
     """
     token = self.dense_in(gelu(self.norm_in(token)))
     y = self.norm(jnp.concatenate([token, patches], axis=1))
-    q, k, v = (self._heads(dense(x)) for dense, x in (
+    q, k, v = (split_heads(dense(x), self.num_heads) for dense, x in (
         (self.q, y[:, :1]), (self.k, y), (self.v, y)))
     y = attention(q, k, v)  # [B, H, 1, d]
     token = token + self.proj(y.reshape(-1, 1, self.other))
     return self.dense_out(gelu(self.norm_out(token)))
-
-  def _heads(self, y):
-    """[B, N, D] -> [B, H, N, d]."""
-    b, n, d = y.shape
-    y = y.reshape(b, n, self.num_heads, d // self.num_heads)
-    return y.transpose(0, 2, 1, 3)
 
 
 def cross_attention_macs(n, width, other):

@@ -54,6 +54,12 @@ def attend(logits, v):
   return (y / weights.sum(-1, keepdims=True)).astype(v.dtype)
 
 
+def split_heads(y, num_heads):
+  """[B, N, H * d] -> [B, H, N, d]."""
+  b, n, _ = y.shape
+  return y.reshape(b, n, num_heads, -1).transpose(0, 2, 1, 3)
+
+
 def gelu(x):
   """Exact GELU by erf, as in torch; faster on CPU than JAX's, which uses erfc.
   """

@@ -12,6 +12,7 @@ from adavit_jax.models import batch_norm
 from adavit_jax.models.backbone import Delta
 from adavit_jax.models.encoder import attend
 from adavit_jax.models.encoder import attention_logits
+from adavit_jax.models.encoder import split_heads
 
 STRIDE = 2  # of the subsampling
 VALUES = 2  # width of a value over that of a key
@@ -38,7 +39,7 @@ def attention(side, num_heads, key_dim, p, x, read, ctx):
   del read
   y, stats = batch_norm.dense(p, 'qkv', x, ctx)
   # The columns of a head lie together: its query, key and value.
-  q, k, v = jnp.split(_heads(y, num_heads), (key_dim, 2 * key_dim), -1)
+  q, k, v = jnp.split(split_heads(y, num_heads), (key_dim, 2 * key_dim), -1)
   y = attend(attention_logits(q, k) + _biases(p, side), v)
   y, more = batch_norm.dense(p, 'proj', jax.nn.hard_swish(_joined(y)), ctx)
   return Delta(y, {**stats, **more})
@@ -69,19 +70,13 @@ def subsample(side, num_heads, key_dim, p, x, ctx):
   """
   b, _, d = x.shape
   y, stats = batch_norm.dense(p, 'kv', x, ctx)
-  k, v = jnp.split(_heads(y, num_heads), (key_dim,), -1)
+  k, v = jnp.split(split_heads(y, num_heads), (key_dim,), -1)
   first = x.reshape(b, side, side, d)[:, ::STRIDE, ::STRIDE]
   q, more = batch_norm.dense(p, 'q', first.reshape(b, -1, d), ctx)
-  logits = attention_logits(_heads(q, num_heads), k)
+  logits = attention_logits(split_heads(q, num_heads), k)
   y = attend(logits + _biases(p, side, STRIDE), v)
   y, last = batch_norm.dense(p, 'proj', jax.nn.hard_swish(_joined(y)), ctx)
   return y, {**stats, **more, **last}
-
-
-def _heads(y, num_heads):
-  """[B, N, H * d] -> [B, H, N, d]."""
-  b, n, _ = y.shape
-  return y.reshape(b, n, num_heads, -1).transpose(0, 2, 1, 3)
 
 
 def _joined(y):

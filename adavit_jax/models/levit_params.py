@@ -20,7 +20,7 @@ class Group(NamedTuple):
 
   Attributes:
     kernels: {name of a layer: shape of the kernel, without the leading axis}.
-    num: length of the leading axis of encoders, or None if there is none.
+    num: L, number of stacked encoders, the leading axis; None for no such axis.
     table: shape of the table of attention biases [H, side^2], or None.
     stride: of the queries, see `levit_layers.gather`.
     zero: names of the layers whose BatchNorm begins with scale 0, so that a
