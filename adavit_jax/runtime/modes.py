@@ -7,6 +7,7 @@ runs each branch on the images that keep it.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from adavit_jax.models import actions as actions_lib
@@ -141,5 +142,22 @@ def forward(model, params, images, actions=None, *, mode='masked'):
   params = fold(model, params)
   if actions is None:
     return dense(model, params, images)
-  z1 = before_policy(model, params, images)
-  return after_policy(model, params, z1, actions, mode, images=images)
+  part = model
+  if mode == 'cond':
+    # One loop over all encoders holds the weights of one branch at a time; one
+    # over those that always run would hold the weights of a whole encoder.
+    part = model.clone(num_fixed=0)
+  z1 = before_policy(part, params, images)
+  if mode == 'cond':
+    actions = _with_fixed(model, actions, batch_of(z1))
+  return after_policy(part, params, z1, actions, mode, images=images)
+
+
+def _with_fixed(model, actions, batch_size):
+  """Actions of all layers, ones for those before the policy."""
+  actions = actions_lib.checked(actions, batch_size, plan.num_layers(model),
+                                gates=False)
+  fixed = plan.num_layers(model, 0, model.num_fixed)
+  return Actions(*(
+      jnp.concatenate([jnp.ones((*a.shape[:-1], num), a.dtype), a], axis=-1)
+      for a, num in zip(actions, fixed)))
