@@ -37,10 +37,24 @@ def grid(x, old, new):
   """
   *batch, _, width = x.shape
   u = jnp.asarray(matrix(old, new), x.dtype)
-  x = x.reshape(*batch, old, old, width)
-  x = jnp.einsum('ai,...ijw->...ajw', u, x)
-  x = jnp.einsum('bj,...ajw->...abw', u, x)
+  x = _first_axis(u, x.reshape(-1, old, old * width))
+  x = _first_axis(u, x.reshape(-1, old, width))
   return x.reshape(*batch, new * new, width)
+
+
+def _first_axis(u, x):
+  """[new, old] times [M, old, W] to [M, new, W]."""
+  # A batched product keeps the order of the axes. Without a batch axis, XLA
+  # moves the new axis to the front, and transposes the result.
+  return jnp.broadcast_to(u, (len(x), *u.shape)) @ x
+
+
+def _last_axis(x, old, new):
+  """As `grid`, for the last axis alone, [..., old * old] to [..., new * new]."""
+  u = jnp.asarray(matrix(old, new), x.dtype)
+  y = (x.reshape(-1, old) @ u.T).reshape(-1, old, new)
+  y = jnp.einsum('ai,mib->mab', u, y)
+  return y.reshape(*x.shape[:-1], new * new)
 
 
 def macs(old, new, width):
@@ -75,10 +89,8 @@ def relations(x, old, new):
   Returns:
     [B, H, 1 + new * new, 1 + new * new].
   """
-  def rows(x):
-    return jnp.concatenate([x[..., :1, :], grid(x[..., 1:, :], old, new)], -2)
-  keys = rows(x.swapaxes(-1, -2))
-  return rows(keys.swapaxes(-1, -2))
+  x = jnp.concatenate([x[..., :1], _last_axis(x[..., 1:], old, new)], -1)
+  return jnp.concatenate([x[..., :1, :], grid(x[..., 1:, :], old, new)], -2)
 
 
 def relations_macs(old, new, heads):
