@@ -77,12 +77,10 @@ def path_loss(system, c, params, start, teacher, batch, actions):
   if c.distill:
     every = fixed.all_layers(plan.num_layers(system.model))
     dense_logits = system.classify(teacher, teacher_z1, batch.images, every)
-    if logits.dist is None:
-      student, taught = logits.total, dense_logits.total
-    else:  # The total sums two heads; one head learns their mean.
-      student, taught = logits.dist, dense_logits.total / 2
-    distill = losses.distillation(student, taught, hard=c.hard_distill,
-                                  temperature=c.temperature)
+    student = logits.cls if logits.dist is None else logits.dist
+    distill = losses.distillation(
+        student, dense_logits.total, hard=c.hard_distill,
+        temperature=c.temperature)
     total = (1 - c.distill) * ce + c.distill * distill
     metrics['distill_loss'] = distill
   if c.representation:
