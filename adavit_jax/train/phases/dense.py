@@ -2,10 +2,10 @@
 
 The loss covers the full model, every nested depth and random masks, so that one
 set of weights serves every budget. With `nested` and `mask_weight` at 0 this is
-plain supervised training of a backbone. With a teacher that is another model,
-`losses.supervised` takes the place of each cross-entropy. `nested` has an effect only if the last
-exit can be applied after every encoder (`can_nest`). Batch statistics cover all
-rows, including those with random masks.
+plain supervised training of a backbone. Labels and, if there is one, another
+model teach all of these (`losses.supervised`). `nested` has an effect only if
+the last exit can be applied after every encoder (`can_nest`). Batch statistics
+cover all rows, including those with random masks.
 """
 
 import math
