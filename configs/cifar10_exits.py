@@ -10,6 +10,17 @@ backbone. Both commands take 2 minutes on one core of an AMD EPYC (`:cpu_heads`:
 10). Test accuracy, seed 0: last exit 83.3 %; cascade 82.5 % at 39 % of the
 MACs.
 
+A small LeViT or CrossViT gets exits behind its first two stages by
+
+  --config.model.name=levit_cifar_32 \\
+      --config.model.exits="((4,'vit'),(9,'vit'))"
+  --config.model.name=crossvit_cifar_32 \\
+      --config.model.exits="((3,'vit'),(6,'vit'))"
+
+With `:cpu`, runs/cifar10 is then a run of cifar10_levit.py:cpu or
+cifar10_crossvit.py:cpu. These have not been trained to the end; their accuracy
+is unknown.
+
 With layer dropping: --config.exits.policy=True --config.init.phase=joint.
 
 Without a variant: trains backbone and exits from scratch on one GPU. It has not

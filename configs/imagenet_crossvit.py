@@ -11,9 +11,10 @@ its data_dir. From a trained CrossViT, leave out the first phase:
 
   --config.phases="('warm_start','policy','joint')" --config.init.weights=FILE
 
-The dense phase has the epochs, batch size, learning rate, weight decay, mixing
-and label smoothing of the paper. Missing are repeated augmentation, RandAugment
-and random erasing. Drop path has the paper's rate, but it rises over the layers
+The dense phase has the epochs, learning rate, weight decay, mixing, label
+smoothing and repeated augmentation of the paper. A batch has 4608 images, not
+4096, since it holds each of them three times. Missing are RandAugment and
+random erasing. Drop path has the paper's rate, but it rises over the layers
 behind the policy, in the order in which they run; in the paper it rises in both
 streams alike, and drops cross-attentions too. This phase also trains for
 dropped layers, which the paper's does not; set --config.dense.mask_weight=0 for
@@ -25,7 +26,7 @@ from adavit_jax.models import crossvit
 from adavit_jax.train import config as base
 
 # 1 % of the 1,281,167 training images is held out.
-_BATCH = 4096
+_BATCH = 4608
 _STEPS_PER_EPOCH = 1_268_355 // _BATCH
 _MODELS = sorted(name.removeprefix('crossvit_') for name, model in
                  crossvit.MODELS.items() if model['num_classes'] == 1000)
@@ -49,7 +50,8 @@ def get_config(variant='small_240'):
   config.data.update(
       name='folder', on_corrupt='skip', image_size=size,
       load_size=size if size > 384 else 274, holdout=0.01, flip=True,
-      resized_crop=0.08, mixup=0.8, cutmix=1.0, label_smoothing=0.1)
+      resized_crop=0.08, repeats=3, mixup=0.8, cutmix=1.0,
+      label_smoothing=0.1)
   config.log_every = 100
   config.eval_every = 5 * _STEPS_PER_EPOCH
   config.checkpoint_every = _STEPS_PER_EPOCH
@@ -59,7 +61,8 @@ def get_config(variant='small_240'):
   for phase, num in epochs.items():
     config[phase].update(steps=num * _STEPS_PER_EPOCH, batch_size=_BATCH)
   config.dense.update(
-      learning_rate=5e-4 * _BATCH / 512, end_lr_factor=1e-5 / 4e-3,
+      learning_rate=5e-4 * _BATCH / 512,
+      end_lr_factor=1e-5 / (5e-4 * _BATCH / 512),
       warmup=30 / 300, weight_decay=0.05, drop_path=0.1, clip_norm=0.)
   config.joint.update(learning_rate=1e-4, policy_lr_factor=10.0, ema=0.9999)
   return config

@@ -23,6 +23,17 @@ was not measured):
 No step gathers the batch, and none has a conditional, because training uses the
 `masked` mode.
 
+With a teacher, the distillation token learns from its classes, as in DeiT. Any
+run of this library can be the teacher, or a file of weights for one of its
+models; without one, both tokens learn from the labels:
+
+  --config.teacher.workdir=RUN
+  --config.teacher.weights=FILE --config.teacher.model=NAME
+
+DeiT's repeated augmentation needs batches that hold whole repeats:
+
+  --config.data.repeats=3 --config.dense.batch_size=1152
+
 `:tiny` runs 10 steps of every phase at 64 x 64 pixels; with 300 images it takes
 about 2 minutes of CPU time on 2 cores:
 

@@ -219,6 +219,24 @@ def test_a_coin_chooses_between_mixup_and_cutmix_for_the_batch():
   assert kinds == {'mixup', 'cutmix'}
 
 
+def test_no_image_is_mixed_with_its_repeats():
+  """Adjacent rows are one image under crops and weights of their own."""
+  images, labels = (np.repeat(x[:4], 3, axis=0) for x in (IMAGES, LABELS))
+  config = data.default_config()
+  config.update(dict(mixup=1.0, repeats=3, crop_padding=2))
+  out, targets = data.augment(
+      jax.random.key(0), images, labels, config_data=config, num_classes=K,
+      mean=MEAN, std=STD, image_size=S)
+  out, targets = np.asarray(out), np.asarray(targets)
+  assert len(np.unique(out, axis=0)) == 12
+  others = np.eye(K)[np.roll(labels, 3)]
+  weight = ((targets - others) / (np.eye(K)[labels] - others + 1e-9)).max(1)
+  assert len(set(np.round(weight, 6))) == 12
+  np.testing.assert_allclose(
+      targets, weight[:, None] * np.eye(K)[labels]
+      + (1 - weight[:, None]) * others, atol=1e-6)
+
+
 def test_label_smoothing():
   _, targets = augment(label_smoothing=0.1)
   np.testing.assert_allclose(

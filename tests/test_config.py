@@ -52,6 +52,9 @@ def test_mistaken_flags_end_in_one_sentence(command, named, tmp_path):
     ({'init.workdir': 'a', 'init.weights': 'b'},
      "init.workdir='a' and init.weights='b'"),
     ({'init.weights': 'nowhere.npz'}, 'nowhere.npz'),
+    ({'data.repeats': 3},
+     r'dense.batch_size=8 .* data.repeats=3.* \b6 or 9\b'),
+    ({'data.repeats': 0}, 'data.repeats=0'),
     ({'data.mean': (0.5, 0.5, 0.5)}, r'data.mean=\(0.5, 0.5, 0.5\)'),
     ({'dense.steps': 0}, 'dense.steps=0'),
     ({'dense.ema': 1.}, 'dense.ema=1.0'),
@@ -97,6 +100,7 @@ def test_wrong_configs(tmp_path, fields, message):
      'static.keep': '1'},
     {'phases': ('dense', 'static'), 'static.number': 6},
     {'data.label_smoothing': 2.},
+    {'joint.batch_size': 80, 'data.repeats': 2},  # not repeated there
 ])
 def test_no_phase_is_trained_before_a_later_one_fails(tmp_path, fields):
   config = tiny.get_config()

@@ -23,7 +23,7 @@ VARIANTS = dict(
     digits_exits=('', 'end_to_end', 'layer_wise'),
     digits_policy=('', 'patent'), folder_policy=('small', 'tiny'),
     imagenet_crossvit=('small_240', '15_dagger_408'),
-    imagenet_levit=('256', '384'),
+    imagenet_levit=('128s', '256', '384'),
     imagenet_dvt=('t2t_12', 't2t_14', 'deit_small'),
     imagenet_policy=('small', 'base', 'tiny'))
 

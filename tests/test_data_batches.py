@@ -38,6 +38,15 @@ def test_stream_is_numpys_permutation_of_seed_and_epoch():
   )
 
 
+def test_repeats_are_adjacent_rows_of_a_batch_of_fewer_images():
+  kwargs = dict(size=10, batch_size=12, repeats=3)
+  for step in range(5):  # Two epochs, whose border falls into a batch.
+    got = data.batch_indices(3, step, **kwargs)
+    distinct = data.batch_indices(3, step, size=10, batch_size=4)
+    np.testing.assert_array_equal(
+        got.reshape(4, 3), np.tile(distinct[:, None], 3))
+
+
 def test_any_step_reproduces_and_callers_cannot_spoil_it():
   first = data.batch_indices(0, 5, size=9, batch_size=3)
   kept = first.copy()
@@ -53,6 +62,9 @@ def test_any_step_reproduces_and_callers_cannot_spoil_it():
     dict(seed=0, step=0, size=3, batch_size=0),
     dict(seed=-1, step=0, size=3, batch_size=2),
     dict(seed=0, step=-1, size=3, batch_size=2),
+    dict(seed=0, step=0, size=3, batch_size=4, repeats=3),
+    dict(seed=0, step=0, size=3, batch_size=12, repeats=3),
+    dict(seed=0, step=0, size=3, batch_size=2, repeats=0),
 ])
 def test_bad_stream_is_refused(kwargs):
   with pytest.raises(ValueError, match='=-?[0-9]'):
@@ -60,8 +72,11 @@ def test_bad_stream_is_refused(kwargs):
 
 
 @pytest.mark.parametrize('lazy', [False, True])
-def test_train_batches_of_all_processes_make_the_global_batch(lazy):
-  kwargs = dict(seed=1, start_step=2, stop_step=7, batch_size=6)
+@pytest.mark.parametrize('repeats', [1, 2])
+def test_train_batches_of_all_processes_make_the_global_batch(lazy, repeats):
+  """A share of 3 rows of a process may begin or end amid the repeats."""
+  kwargs = dict(seed=1, start_step=2, stop_step=7, batch_size=6,
+                repeats=repeats)
   parts = [
       list(data.train_batches(
           toy_split(lazy=lazy), process_index=i, process_count=2, **kwargs
@@ -69,7 +84,8 @@ def test_train_batches_of_all_processes_make_the_global_batch(lazy):
   ]
   assert len(parts[0]) == len(parts[1]) == 5
   for step, pair in enumerate(zip(*parts), start=2):
-    expected = data.batch_indices(1, step, size=10, batch_size=6)
+    expected = data.batch_indices(
+        1, step, size=10, batch_size=6, repeats=repeats)
     image = np.concatenate([part['image'] for part in pair])
     label = np.concatenate([part['label'] for part in pair])
     assert image.shape == (6, 2, 2, 1) and label.dtype == np.int32
@@ -77,8 +93,20 @@ def test_train_batches_of_all_processes_make_the_global_batch(lazy):
     np.testing.assert_array_equal(label, expected % 3)
 
 
+def test_repeats_are_read_once():
+  split, read = toy_split(), []
+  images = split.images
+  split.images = lambda indices: read.append(len(indices)) or images(indices)
+  for i in range(2):
+    next(data.train_batches(
+        split, seed=0, start_step=0, stop_step=1, batch_size=12, repeats=3,
+        process_index=i, process_count=2))
+  assert read == [2, 2]
+
+
 @pytest.mark.parametrize('kwargs', [
     dict(batch_size=11), dict(batch_size=5, process_count=2),
+    dict(batch_size=4, repeats=3),
     dict(batch_size=4, process_index=2, process_count=2),
 ])
 def test_train_batches_refuse_at_the_call(kwargs):

@@ -171,7 +171,7 @@ def test_model_equals_numpy():
   cls, dist = _dense(x[:, 0], p['head']), _dense(x[:, 1], p['head_dist'])
   np.testing.assert_allclose(got.cls, cls, rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(got.dist, dist, rtol=1e-4, atol=1e-5)
-  np.testing.assert_allclose(got.total, cls + dist, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(got.total, (cls + dist) / 2, rtol=1e-4, atol=1e-5)
 
 
 def test_total_without_distillation_is_the_class_head():

@@ -172,11 +172,12 @@ def test_one_and_two_heads(caplog):
   params = weights.load(two, file, KEY)
   logits = jax.jit(modes.forward, static_argnums=0)(two, params, want['images'])
   np.testing.assert_array_equal(logits.total, logits.cls)
+  np.testing.assert_array_equal(logits.dist, logits.cls)
   assert error(logits.cls, want['cls']) < 1e-4
   params = weights.load(one, file, KEY)
   assert not any('dist' in name for name in params['backbone'])
   weights.load(two.copy(num_classes=7), file, KEY)  # both heads are new
-  assert caplog.text.count('set to zero') == 1
+  assert caplog.text.count('copy of the class head') == 1
 
 
 def test_another_image_size():

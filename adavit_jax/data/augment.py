@@ -32,7 +32,7 @@ def augment(
     images: uint8 [B, H, W, C].
     labels: int [B] in 0..K-1; numbers [B] for regression.
     config_data: `config.data`; uses crop_padding, flip, resized_crop, mixup,
-      cutmix and label_smoothing.
+      cutmix, repeats and label_smoothing.
     num_classes: K; not used for regression.
     mean: C floats in 0..1 units.
     std: C floats in 0..1 units.
@@ -68,7 +68,8 @@ def augment(
   if config_data.mixup or config_data.cutmix:
     images, targets = mixing.mix(
         mix_key, images, targets,
-        mixup=config_data.mixup, cutmix=config_data.cutmix)
+        mixup=config_data.mixup, cutmix=config_data.cutmix,
+        shift=config_data.repeats)
   return images, targets
 
 

@@ -13,27 +13,36 @@ _PREFETCH = 2
 
 
 def batch_indices(
-    seed: int, step: int, *, size: int, batch_size: int
+    seed: int, step: int, *, size: int, batch_size: int, repeats: int = 1
 ) -> np.ndarray:
   """Returns the indices of the training examples of one step.
 
   The stream concatenates one permutation of the dataset per epoch. Step s takes
-  B positions from s * batch_size on, so a batch may span two epochs and no
-  example is left out.
+  B / r positions from s * B / r on, so a batch may span two epochs and no
+  example is left out. Each example fills r adjacent rows of the batch (repeated
+  augmentation; Hoffer et al., 2020).
 
   Args:
     seed: seed of the stream, at least 0.
     step: training step, at least 0.
     size: n, number of examples.
-    batch_size: B, at most n.
+    batch_size: B, a multiple of r; B / r is at most n.
+    repeats: r, at least 1.
 
   Returns:
     int64 [B] in 0..n-1.
 
   Raises:
-    ValueError: if the batch is empty or larger than the dataset, or seed or
-      step is negative.
+    ValueError: if the batch is empty, not divisible by the repeats, or has more
+      examples than the dataset, or seed or step is negative.
   """
+  if repeats < 1 or batch_size % repeats:
+    raise ValueError(
+        f'batch_size={batch_size} must be a multiple of repeats={repeats},'
+        ' which must be at least 1')
+  if repeats > 1:
+    return np.repeat(batch_indices(
+        seed, step, size=size, batch_size=batch_size // repeats), repeats)
   if not 1 <= batch_size <= size:
     raise ValueError(
         f'batch_size={batch_size} must be in 1..{size}, the number of images'
@@ -55,6 +64,7 @@ def train_batches(
     start_step: int,
     stop_step: int,
     batch_size: int,
+    repeats: int = 1,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -68,6 +78,7 @@ def train_batches(
     start_step: first step.
     stop_step: one past the last step.
     batch_size: B, over all processes.
+    repeats: how often each image is in a batch, see `batch_indices`.
     process_index: which contiguous slice of the batch to yield.
     process_count: P, number of slices.
 
@@ -75,8 +86,8 @@ def train_batches(
     image: uint8 [B / P, H, W, C]; label: int32 [B / P], float32 for regression.
 
   Raises:
-    ValueError: at the call, if the batch is larger than the split or not
-      divisible by the number of processes.
+    ValueError: at the call, if the batch is not divisible by the number of
+      processes, or as `batch_indices`.
   """
   if not 0 <= process_index < process_count:
     raise ValueError(
@@ -86,14 +97,21 @@ def train_batches(
         f'batch_size={batch_size} must be a multiple of the'
         f' {process_count} processes')
   n = len(split)
-  batch_indices(seed, start_step, size=n, batch_size=batch_size)
+  indices_of = functools.partial(
+      batch_indices, seed, size=n, batch_size=batch_size, repeats=repeats)
+  indices_of(start_step)
   share = batch_size // process_count
   local = slice(process_index * share, (process_index + 1) * share)
 
   def batches():
     for step in range(start_step, stop_step):
-      indices = batch_indices(seed, step, size=n, batch_size=batch_size)[local]
-      yield dict(image=split.images(indices), label=split.labels[indices])
+      indices = indices_of(step)[local]
+      if repeats == 1:
+        images = split.images(indices)
+      else:  # Read once, copied for its repeats.
+        distinct, rows = np.unique(indices, return_inverse=True)
+        images = split.images(distinct)[rows]
+      yield dict(image=images, label=split.labels[indices])
 
   return ahead(batches(), split)
 

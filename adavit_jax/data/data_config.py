@@ -38,6 +38,7 @@ def default_config() -> ml_collections.ConfigDict:
       policy_crop_padding=config_dict.placeholder(int),
       flip=False,  # flip half of the images left to right
       resized_crop=0.0,  # smallest area fraction that is kept; 0 = off
+      repeats=1,  # times that an image is in a batch, augmented anew
       mixup=0.0,  # alpha of Beta(alpha, alpha); 0 = off
       cutmix=0.0,  # alpha of Beta(alpha, alpha); 0 = off
       label_smoothing=0.0,
@@ -115,6 +116,10 @@ def check_augmentation(config_data) -> None:
           f'config.data.{field}={config_data[field]} and'
           f' resized_crop={config_data.resized_crop} are alternative crops: set'
           ' one of them to 0')
+  if config_data.repeats < 1:
+    raise ValueError(
+        f'config.data.repeats={config_data.repeats} must be at least 1:'
+        ' set it to 1 for batches of distinct images')
   for field, low, high in (
       ('resized_crop', 0, 1), ('label_smoothing', 0, 1),
       # Beta(1e6, 1e6) is already nearly constant at 1/2; sampling overflows

@@ -28,14 +28,15 @@ def mix(
     *,
     mixup: float,
     cutmix: float,
+    shift: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
-  """Blends each image and its target with those before it in the batch.
+  """Blends each image and its target with others of the batch.
 
   The weights of the blend are a map: constant for mixup (Zhang et al., 2018); 0
   inside a rectangle and 1 outside for cutmix (Yun et al., 2019). The weight of
   the target is the mean of the map. If both are on, one of them is drawn per
-  batch. Batches are shuffled, so the previous image is a random partner, and
-  with a sharded batch each device receives only one image.
+  batch. Batches are shuffled, so the image `shift` rows before is a random
+  partner, and with a sharded batch each device receives only `shift` images.
 
   Args:
     key: PRNG key.
@@ -44,6 +45,9 @@ def mix(
     mixup: alpha of Beta(alpha, alpha) for the weight of each image; 0 = off.
     cutmix: alpha of Beta(alpha, alpha) for the area that each image keeps; 0 =
       off.
+    shift: rows from each image to its partner. If images are repeated in
+      adjacent rows, their number of repeats, so that no image is blended with
+      itself.
 
   Returns:
     Images [B, H, W, C] and targets [B, K].
@@ -62,8 +66,8 @@ def mix(
   share = maps.mean((1, 2))[:, None]  # [B, 1]
   maps = maps[..., None]  # [B, H, W, 1]
   return (
-      maps * images + (1 - maps) * jnp.roll(images, 1, axis=0),
-      share * targets + (1 - share) * jnp.roll(targets, 1, axis=0))
+      maps * images + (1 - maps) * jnp.roll(images, shift, axis=0),
+      share * targets + (1 - share) * jnp.roll(targets, shift, axis=0))
 
 
 def cutmix_maps(

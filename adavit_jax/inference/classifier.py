@@ -23,7 +23,7 @@ class Prediction(NamedTuple):
   """Results of a `Classifier` on B images, in their order; NumPy arrays.
 
   Attributes:
-    logits: [B, K] float32; for a distilled model the sum of both heads.
+    logits: [B, K] float32; for a distilled model the mean of both heads.
     labels: [B] int, the class of the largest logit.
     actions: `Actions` [B, L1], [B, L2], the layers that ran.
     macs: [B], multiply-accumulates of the layers that ran, over all tokens.

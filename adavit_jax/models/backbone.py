@@ -176,12 +176,12 @@ class Logits(NamedTuple):
 
   @property
   def total(self):
-    """Logits for inference: the sum of the heads (US 12,394,190, figure 3B).
+    """Logits for inference, the mean of the heads: [B, K] float32.
 
-    Returns:
-      [B, K] float32.
+    DeiT and LeViT average them. US 12,394,190 (figure 3B) sums them, for the
+    same classes.
     """
-    return self.cls if self.dist is None else self.cls + self.dist
+    return self.cls if self.dist is None else (self.cls + self.dist) / 2
 
 
 class Backbone(nn.Module, kw_only=True):

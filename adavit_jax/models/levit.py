@@ -20,9 +20,6 @@ class LeViT(backbone.Backbone):
   encoder that has no MSA. Each head reads the mean over the tokens, through a
   BatchNorm of its own.
 
-  As in DeiT, `Logits.total` is the sum of both heads, which is twice timm's
-  mean.
-
   Attributes:
     patch_size: total stride of the stem, a power of two; divides `image_size`.
     widths: D of each stage.

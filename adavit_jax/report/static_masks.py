@@ -168,6 +168,10 @@ def finetuned(trainer, workdir, actions):
   if before:  # Otherwise both start from the run in init.workdir, or weights.
     config.init.update(workdir=workdir, phase=before[-1], weights='')
   config.phases = ('static',)
+  if 'joint' in config.teacher.phases:
+    config.teacher.phases = ('static',)
+  else:
+    config.teacher.update(workdir='', weights='', model='')
   for field in config.static:
     if field in config.joint:
       config.static[field] = config.joint[field]

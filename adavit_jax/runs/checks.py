@@ -12,13 +12,15 @@ from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import phases
+from adavit_jax.train import step as step_lib
 from adavit_jax.train.phases import joint
 
 # Fields that may change when a run is resumed: they affect results by no more
 # than rounding.
 _FREE_FIELDS = ('log_every', 'eval_every', 'checkpoint_every',
                 'eval_batch_size', 'data.data_dir', 'data.cache_dir',
-                'init.workdir', 'init.weights', 'model.remat', 'model.unroll')
+                'init.workdir', 'init.weights', 'teacher.workdir',
+                'teacher.weights', 'model.remat', 'model.unroll')
 
 
 def sizes(config, dataset):
@@ -29,12 +31,21 @@ def sizes(config, dataset):
     dataset: `Dataset`.
 
   Raises:
-    ValueError: if a batch is larger than the training split, or there are too
-      few held-out images for the warm start.
+    ValueError: if a batch is larger than the training split or not divisible by
+      the repeats of its images, or there are too few held-out images for the
+      warm start.
   """
   for phase in config.phases:
     size, available = config[phase].batch_size, len(dataset.train)
-    if size > available:
+    repeats = step_lib.augmentation(config, phase).repeats
+    if size % repeats:
+      below = size // repeats * repeats
+      choices = f'{below} or {below + repeats}' if below else f'{repeats}'
+      raise ValueError(
+          f'{phase}.batch_size={size} must be a multiple of data.repeats='
+          f'{repeats}: every image is that often in a batch; set '
+          f'{phase}.batch_size to {choices}, or another data.repeats')
+    if size // repeats > available:
       raise ValueError(f'{phase}.batch_size={size} is more than the '
                        f'{available} training images; set it lower')
   num = min(len(dataset.holdout), config.num_search)
@@ -64,7 +75,7 @@ def budget(config, system):
 
 
 def both_heads(config, system):
-  """Checks that a phase with a teacher trains both heads of a model.
+  """Checks that phases with a teacher train both heads of a model.
 
   Args:
     config: see `train.config.default_config`.
@@ -73,7 +84,10 @@ def both_heads(config, system):
   Raises:
     ValueError: if it would not train the class head.
   """
-  for phase in ('joint', 'static'):
+  distilled = ['joint', 'static']
+  if config_lib.has_teacher(config):
+    distilled += config.teacher.phases
+  for phase in distilled:
     if phase in config.phases:
       joint.check_heads(phase, system)
 

@@ -21,6 +21,7 @@ from adavit_jax.runs import preemption
 from adavit_jax.runs import pretrained
 from adavit_jax.runs import progress as progress_lib
 from adavit_jax.runs import saved_run
+from adavit_jax.runs import teacher as teacher_lib
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import guards
 from adavit_jax.train import mesh as mesh_lib
@@ -74,6 +75,10 @@ class Trainer:
     self._weights = None  # of init.weights, until the run starts
     if saved is None and config.init.weights:
       self._weights = pretrained.load(self.system)
+    self._teacher = None
+    if run is None:
+      self._teacher = teacher_lib.needed(self, saved)
+    self._taught_by = teacher_lib.digest(self._teacher, saved)
     self.evaluator, self.exit_evaluator = (
         kind(self.system, self.mesh, config.eval_batch_size)
         for kind in (evaluator.Evaluator, exit_evaluator.ExitEvaluator))
@@ -83,7 +88,8 @@ class Trainer:
     d = self.dataset
     return dict(
         phase=phase, start=start, finished=finished,
-        **self._origin._asdict(), config=self.config.to_dict(),
+        **self._origin._asdict(), taught_by=self._taught_by,
+        config=self.config.to_dict(),
         dataset=dict(num_classes=d.num_classes, channels=d.channels,
                      mean=list(map(float, d.mean)), std=list(map(float, d.std)),
                      class_names=list(d.class_names), target=d.target,
@@ -148,16 +154,20 @@ class Trainer:
       `State`, or None if a signal stopped the run.
     """
     end, first = start + self.config[phase].steps, int(state.step)
-    step_fn = jax.jit(step_lib.make_step(self.system, phase, start),
-                      donate_argnums=0,
-                      out_shardings=mesh_lib.replicated(self.mesh))
+    taught = self._teacher and phase in self.config.teacher.phases
+    options = dict(teacher=self._teacher.teacher) if taught else {}
+    taught_by = (self._teacher.params,) if taught else ()
+    step_fn = jax.jit(
+        step_lib.make_step(self.system, phase, start, **options),
+        donate_argnums=0, out_shardings=mesh_lib.replicated(self.mesh))
     recent = []  # metrics of the steps since the last line
     with (contextlib.closing(self._batches(phase, start, first)) as batches,
           contextlib.closing(
               progress_lib.Progress(end, label=phase)) as progress):
       for step, batch in enumerate(batches, first + 1):
-        state, step_metrics = step_fn(state, *mesh_lib.shard_batch(
-            (batch['image'], batch['label']), self.mesh))
+        images, labels = mesh_lib.shard_batch(
+            (batch['image'], batch['label']), self.mesh)
+        state, step_metrics = step_fn(state, images, labels, *taught_by)
         recent.append(step_metrics)
         due = _due(self.config, phase, step - start, stop.should_stop())
         if due.line:
@@ -183,6 +193,7 @@ class Trainer:
     return data.train_batches(
         self.dataset.train, seed=self.config.seed + start,
         start_step=first - start, stop_step=c.steps, batch_size=c.batch_size,
+        repeats=step_lib.augmentation(self.config, phase).repeats,
         process_index=jax.process_index(), process_count=jax.process_count())
 
   def _write_line(self, recent, step, phase, metrics, progress):

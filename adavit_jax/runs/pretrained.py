@@ -48,7 +48,7 @@ def with_preprocessing(config, saved):
     source = {**source, **{k: v for k, v in used.items() if source[k] is None}}
   elif init.weights and any(
       config.data[field] is None for field in data_config.PREPROCESSING):
-    source = _of_weights(init.weights, config.model.name)
+    source = preprocessing_of(init.weights, config.model.name)._asdict()
   else:
     return config
   fields = {field: source[field] for field in data_config.PREPROCESSING
@@ -71,13 +71,22 @@ def _newest_info(workdir):
   return None if saved is None else saved.info
 
 
-def _of_weights(path, name):
-  checkpoint = weights.read(path)
+def preprocessing_of(source, name):
+  """Returns the `Preprocessing` that a file of weights expects.
+
+  Args:
+    source: path of the file, or a `weights.Checkpoint`.
+    name: name of the model in the config.
+
+  Raises:
+    ValueError: as `weights.preprocessing`.
+  """
+  checkpoint = weights.read(source)
   # vit_* and deit_* have one architecture but different preprocessing. The
   # config's model name decides only if the file name contains neither.
   file_name = '/'.join(checkpoint.path.parts[-2:]).lower()
   named = re.search(r'(?<![a-z])(vit|deit)(?![a-z])', file_name)
-  return weights.preprocessing(checkpoint, '' if named else name)._asdict()
+  return weights.preprocessing(checkpoint, '' if named else name)
 
 
 def load(system):

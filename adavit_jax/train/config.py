@@ -37,6 +37,10 @@ def default_config():
   config.init = config_dict.ConfigDict(dict(
       workdir='', phase='',  # another run to start from; '': newest checkpoint
       weights=''))  # pretrained file to start from, see weights.load
+  config.teacher = config_dict.ConfigDict(dict(
+      workdir='', phase='',  # a run to learn from; '': newest checkpoint
+      weights='', model='',  # or a file of weights and the name of its model
+      phases=('dense',)))  # that learn from it; known: dense, joint, static
   config.log_every = 50
   config.eval_every = 500
   config.checkpoint_every = 500
@@ -94,6 +98,37 @@ def policy_nets(config, model):
       num_candidates=mask_search.NUM_CHAINS * (sum(num_layers) + 1))
 
 
+def has_teacher(config):
+  """Returns whether a phase of the config learns from another model."""
+  return bool(config.teacher.workdir or config.teacher.weights)
+
+
+def _check_teacher(config):
+  c, known = config.teacher, phases.having('taught')
+  for name in c.phases:
+    choice('teacher.phases', name, known)
+  if not has_teacher(config):
+    return
+  if c.workdir and c.weights:
+    raise ValueError(f'teacher.workdir={c.workdir!r} and teacher.weights='
+                     f'{c.weights!r} are both set, but there is only one '
+                     f'teacher; unset one of them')
+  if bool(c.weights) != bool(c.model):
+    raise ValueError(f'teacher.weights={c.weights!r} and teacher.model='
+                     f'{c.model!r} go together: a file and the name of the '
+                     f'model in it; set both or none')
+  taught = set(c.phases).intersection(config.phases)
+  if not taught:
+    raise ValueError(f'teacher.phases={tuple(c.phases)} has none of the phases '
+                     f'of this run, {tuple(config.phases)}; add one of '
+                     f'{known}, or leave the teacher out')
+  for name in sorted(taught):
+    if not config[name].distill:
+      raise ValueError(f'{name}.distill=0 leaves the teacher unused in this '
+                       f'phase; set it to 0.5, or leave {name!r} out of '
+                       f'teacher.phases')
+
+
 def check(config):
   """Raises a ValueError that names the field if a value is invalid."""
   known = tuple(phases.PHASES)
@@ -121,6 +156,7 @@ def check(config):
     raise ValueError(f'init.workdir={init.workdir!r} and init.weights='
                      f'{init.weights!r} are both set, but parameters come from '
                      f'only one of them; unset the other')
+  _check_teacher(config)
   if (config.exits.policy and not init.workdir
       and not trains_policy(config)):
     raise ValueError('exits.policy=True needs a run that trained a policy; set '

@@ -21,7 +21,7 @@ def head_cross_entropy(logits, targets):
 
 
 def distillation(logits, teacher_logits, *, temperature=1.0, hard=False):
-  """Distillation loss of a student, [B, K] and [B, K] to [].
+  """Distillation loss of a student, [..., B, K] and [B, K] to [].
 
   Args:
     logits: the student's.
@@ -36,6 +36,29 @@ def distillation(logits, teacher_logits, *, temperature=1.0, hard=False):
   log_p = jax.nn.log_softmax(teacher_logits / temperature)
   log_q = jax.nn.log_softmax(logits / temperature)
   return temperature**2 * (jnp.exp(log_p) * (log_p - log_q)).sum(-1).mean()
+
+
+def supervised(logits, targets, taught, c):
+  """Loss of the labels and, with a teacher, of its answers; [].
+
+  Of two heads, the first learns from the labels and the second from the teacher
+  (DeiT). A single head learns from both.
+
+  Args:
+    logits: `Logits` [..., B, K].
+    targets: class distributions [B, K].
+    taught: logits of the teacher [B, K]; None without one: every head then
+      learns from the labels.
+    c: config with distill, the weight of the teacher's part in [0, 1], and
+      temperature and hard_distill, see `distillation`.
+  """
+  if taught is None:
+    return head_cross_entropy(logits, targets)
+  student = logits.cls if logits.dist is None else logits.dist
+  return ((1 - c.distill) * cross_entropy(logits.cls, targets)
+          + c.distill * distillation(
+              student, taught, hard=c.hard_distill,
+              temperature=c.temperature))
 
 
 def representation(z1, teacher_z1):

@@ -23,10 +23,13 @@ class Batch(NamedTuple):
       labels [B, 1].
     labels: [B] int32, before mixing; for regression float32, in the target's
       unit.
+    taught: logits [B, K] of another model, of the same images, to learn from;
+      None without such a teacher.
   """
   images: jax.Array
   targets: jax.Array
   labels: jax.Array
+  taught: jax.Array | None = None
 
 
 def begin_phase(system, state, phase):
@@ -62,32 +65,37 @@ def abstract_state(system, phase, *, teacher=None):
   return jax.eval_shape(build)
 
 
-def make_step(system, phase, start):
+def make_step(system, phase, start, teacher=None):
   """Makes the training step of a phase.
 
   Args:
     system: `System`.
     phase: a name in `phases.PHASES`.
     start: global step at which the phase began.
+    teacher: `distillation.Teacher`, another model to learn from, or None.
 
   Returns:
     A pure function (state, images uint8 [B, H, W, C], labels [B]) ->
-    (state, metrics), to be jitted with the state donated. All randomness
-    comes from the state's key and step.
+    (state, metrics), to be jitted with the state donated. With a teacher, its
+    groups, folded, are a fourth argument. All randomness comes from the state's
+    key and step.
   """
   c, rules = system.config[phase], phases.PHASES[phase]
   num_rounds = rules.rounds(system)
   length = c.steps // num_rounds
   tx, schedule = _optimizer(system, phase, length)
   prepare = functools.partial(
-      data.augment, config_data=_augmentation(system.config, phase),
+      data.augment, config_data=augmentation(system.config, phase),
       num_classes=system.model.num_classes, target=system.target,
       mean=system.mean, std=system.std, image_size=system.model.image_size)
 
-  def step(state, images, labels):
+  def step(state, images, labels, taught_by=None):
     augment_key, loss_key = jax.random.split(
         jax.random.fold_in(state.key, state.step))
     batch = Batch(*prepare(augment_key, images, labels), labels)
+    if teacher is not None:
+      batch = batch._replace(taught=teacher.logits(
+          taught_by, batch.images, system.mean, system.std))
     done = state.step - start
     trained = _trained(state.params, phase)
 
@@ -111,6 +119,9 @@ def make_step(system, phase, start):
           ema, _averaged(params, phase), c.ema, step=done)
     metrics = {**metrics, 'learning_rate': schedule(in_round),
                'grad_norm': grad_norm}
+    if teacher is not None:
+      metrics['teacher_accuracy'] = (
+          batch.taught.argmax(-1) == batch.labels).mean()
     state = state.replace(step=state.step + 1, params=params,
                           opt_state=opt_state, ema=ema, **updates)
     return state, metrics
@@ -131,16 +142,17 @@ def _optimizer(system, phase, steps):
       undecayed=phases.PHASES[phase].undecayed)
 
 
-def _augmentation(config, phase):
+def augmentation(config, phase):
   """Returns `config.data` with the augmentation of a phase.
 
-  Images are not mixed if a reward or a teacher needs one true class, or a
-  policy decides for each image.
+  Images are neither mixed nor repeated if a reward or the dense teacher needs
+  one true class, or a policy decides for each image.
   """
   config_data = config.data.copy_and_resolve_references()
   if (phases.PHASES[phase].teacher
       or phases.decider(config, phase) == 'policy'):
     config_data.mixup = config_data.cutmix = 0.
+    config_data.repeats = 1
     if config_data.policy_crop_padding is not None:
       config_data.crop_padding = config_data.policy_crop_padding
   return config_data

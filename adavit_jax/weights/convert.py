@@ -48,11 +48,8 @@ def load(model, path, key, *, new_head=True):
   * The position embedding is resampled to the model's image size, see
     `positions.resize`.
   * A missing head, or one with another number of classes, is initialised.
-  * A missing distillation head is set to zero if the class head is present, so
-    that the sum of both heads equals the class head of the file.
-
-  If both heads are in the file, `Logits.total` is twice the output of the other
-  library: it averages the heads, we sum them.
+  * If the file has a class head and no distillation head, both heads are set
+    such that their mean, `Logits.total`, equals the class head of the file.
 
   No layout contains added exits: they are initialised.
 

@@ -6,8 +6,6 @@ Both hold the same tensors in the same order under different names.
 import math
 
 from absl import logging
-import numpy as np
-
 from adavit_jax.weights import layout
 
 # Indices of attention biases, which follow from the grid, and counters.
@@ -117,7 +115,7 @@ def _authors(model, names=()):
 
 
 def _adapt(model, path, fmt, wanted, arrays):
-  """Adds a missing second head, as zeros; see `layout.Format`.
+  """Copies the class head for a missing second head; see `layout.Format`.
 
   Raises:
     ValueError: if the file has two heads and the model has one.
@@ -129,11 +127,13 @@ def _adapt(model, path, fmt, wanted, arrays):
                      f'distillation=True')
   if model.distillation and not two:
     if any(t.leaf[0] == 'head_dist' for t in wanted):  # not if it is new
-      logging.warning('%s has no distillation head: it is set to zero.', path)
-    ones = ('scale', 'var')  # of its BatchNorm
-    arrays.update(
-        (t.name, np.full(t.shape, float(t.leaf[-1] in ones), np.float32))
-        for t in wanted if t.leaf[0].startswith('head_dist'))
+      logging.warning('%s has no distillation head: it becomes a copy of the '
+                      'class head.', path)
+    names = [t.name for t in wanted if t.name.startswith('head_dist.')]
+    for name in names:
+      of_class = name.replace('head_dist', 'head')
+      if of_class in arrays:
+        arrays[name] = arrays[of_class]
 
 
 def _sizes(fmt, wanted, arrays):

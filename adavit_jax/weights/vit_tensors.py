@@ -49,8 +49,11 @@ def adapt(model, path, fmt, wanted, arrays):
   _resize_positions(model, wanted, arrays)
   dist = [t for t in wanted if t.leaf[0] == 'head_dist']
   if dist and not any(t.name in arrays for t in dist):
-    logging.warning('%s has no distillation head: it is set to zero.', path)
+    logging.warning('%s has no distillation head: it is set to zero, and the '
+                    'class head doubled, whose mean is the class head.', path)
     arrays.update((t.name, np.zeros(t.shape, np.float32)) for t in dist)
+    arrays.update((t.name, 2 * arrays[t.name]) for t in wanted
+                  if t.leaf[0] == 'head' and t.name in arrays)
 
 
 def _check_tokens(model, path, dist):

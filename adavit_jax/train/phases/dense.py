@@ -2,9 +2,10 @@
 
 The loss covers the full model, every nested depth and random masks, so that one
 set of weights serves every budget. With `nested` and `mask_weight` at 0 this is
-plain supervised training of a backbone. `nested` has an effect only if the last
-exit can be applied after every encoder (`can_nest`). Batch statistics cover all
-rows, including those with random masks.
+plain supervised training of a backbone. Labels and, if there is one, another
+model teach all of these (`losses.supervised`). `nested` has an effect only if
+the last exit can be applied after every encoder (`can_nest`). Batch statistics
+cover all rows, including those with random masks.
 """
 
 import math
@@ -92,18 +93,20 @@ def loss(system, params, state, batch, key, done):
       nested=nested)
   first = lambda x: rows.split(x)[0]
   full = jax.tree.map(first, out.logits)
-  ce = losses.head_cross_entropy(full, batch.targets)
-  total, metrics = ce, {'loss': ce, 'accuracy': accuracy(full, batch)}
+  value = losses.supervised(full, batch.targets, batch.taught, c)
+  total, metrics = value, {'loss': value, 'accuracy': accuracy(full, batch)}
   if nested:
-    value = losses.head_cross_entropy(
-        jax.tree.map(jax.vmap(first), out.nested), batch.targets)
+    value = losses.supervised(
+        jax.tree.map(jax.vmap(first), out.nested), batch.targets, batch.taught,
+        c)
     total += c.nested * value
     metrics['nested_loss'] = value
   if num_masked:
     logits = jax.tree.map(lambda x: rows.split(x)[1], out.logits)
-    targets, taught = map(rows.chosen, (batch.targets, full.total))
-    masked = (losses.head_cross_entropy(logits, targets)
-              + losses.distillation(logits.total, taught)) / 2
+    targets, taught, whole = jax.tree.map(
+        rows.chosen, (batch.targets, batch.taught, full.total))
+    masked = (losses.supervised(logits, targets, taught, c)
+              + losses.distillation(logits.total, whole)) / 2
     total += c.mask_weight * masked
     metrics['masked_loss'] = masked
   total += exit_losses.early(system, list(map(first, out.early)), batch)
@@ -147,8 +150,10 @@ def accuracy(logits, batch):
 
 
 PHASE = Phase(
-    loss, trains=('backbone',), from_scratch=True, decides='all',
+    loss, trains=('backbone',), taught=True, from_scratch=True, decides='all',
     defaults=dict(OPTIMIZER, drop_path=0.1, nested=0.5, random_masks=0.5,
-                  mask_weight=0.5),
+                  mask_weight=0.5, distill=0.5, temperature=1.0,
+                  hard_distill=True),
     ranges=dict(drop_path=ranges.BELOW_1, nested=ranges.WEIGHT,
-                random_masks=ranges.SHARE, mask_weight=ranges.WEIGHT))
+                random_masks=ranges.SHARE, mask_weight=ranges.WEIGHT,
+                distill=ranges.SHARE, temperature=ranges.POSITIVE))

@@ -52,6 +52,9 @@ def loss(system, params, state, batch, key, done):
 def path_loss(system, c, params, start, teacher, batch, actions):
   """Returns cross-entropy and distillation loss under actions (figure 3B).
 
+  The logits to learn from are those of the dense teacher, unless the batch has
+  those of another model.
+
   Args:
     system: `System`.
     c: config of the phase: distill, temperature, hard_distill, representation.
@@ -70,19 +73,17 @@ def path_loss(system, c, params, start, teacher, batch, actions):
   ce = (losses.cross_entropy(logits.cls, batch.targets) if c.distill else
         losses.head_cross_entropy(logits, batch.targets))
   metrics = {'loss': ce, 'accuracy': dense.accuracy(logits, batch)}
-  total = ce
-  if c.distill or c.representation:
+  total, taught = ce, batch.taught
+  if c.representation or c.distill and taught is None:
     teacher = system.fold(teacher)
     teacher_z1 = system.before_policy(teacher, batch.images)
   if c.distill:
-    every = fixed.all_layers(plan.num_layers(system.model))
-    dense_logits = system.classify(teacher, teacher_z1, batch.images, every)
-    if logits.dist is None:
-      student, taught = logits.total, dense_logits.total
-    else:  # The total sums two heads; one head learns their mean.
-      student, taught = logits.dist, dense_logits.total / 2
-    distill = losses.distillation(student, taught, hard=c.hard_distill,
-                                  temperature=c.temperature)
+    if taught is None:
+      every = fixed.all_layers(plan.num_layers(system.model))
+      taught = system.classify(teacher, teacher_z1, batch.images, every).total
+    student = logits.cls if logits.dist is None else logits.dist
+    distill = losses.distillation(
+        student, taught, hard=c.hard_distill, temperature=c.temperature)
     total = (1 - c.distill) * ce + c.distill * distill
     metrics['distill_loss'] = distill
   if c.representation:
@@ -117,8 +118,8 @@ def check_heads(name, system):
 
 
 PHASE = Phase(
-    loss, trains=('backbone', 'policy'), teacher=True, decides='policy',
-    check=lambda system: policy_phase.check('joint', system),
+    loss, trains=('backbone', 'policy'), teacher=True, taught=True,
+    decides='policy', check=lambda system: policy_phase.check('joint', system),
     # No weight decay, as in the policy phase; `policy_lr_factor` would multiply
     # it too.
     adjust=scale_policy, undecayed=('policy',),

@@ -26,6 +26,8 @@ class Phase:
     ranges: ranges of these fields, see `ranges`.
     teacher: whether the phase also uses the dense model and one true class per
       image; images are not mixed then.
+    taught: whether the phase can learn from `Batch.taught`, the logits of
+      `config.teacher`; its config has the fields of `losses.supervised`.
     from_scratch: whether the phase can start from new parameters.
     exits: whether validation measures all exits, not the last exit under
       actions.
@@ -42,6 +44,7 @@ class Phase:
   defaults: dict[str, Any]
   ranges: dict[str, Any] = dataclasses.field(default_factory=dict)
   teacher: bool = False
+  taught: bool = False
   from_scratch: bool = False
   exits: bool = False
   decides: str = ''
