@@ -7,6 +7,8 @@ from adavit_jax.weights import layout
 
 # Indices of relative positions, which follow from the window, and counters.
 _UNUSED = ('relative_position_index', 'num_batches_tracked')
+_TABLE = re.compile(
+    r'stage(\d+)\.layers\.(\d+)\.0\.attn\.relative_position_bias_table')
 
 
 def _clean(tensors):
@@ -81,19 +83,18 @@ def _tensors(model, names=()):
 def _sizes(fmt, wanted, arrays):
   """{model attribute: value} implied by a file, see `layout.Format`."""
   del fmt, wanted
-  tables, depths = {}, {}
+  depths, heads, widths = {}, {}, {}
   for name, x in arrays.items():
-    m = re.match(r'stage(\d+)\.layers\.(\d+)\.0\.attn\.(relative|proj\.b)',
-                 name)
+    m = _TABLE.fullmatch(name)
     if m:
-      stage, row, kind = m.groups()
-      depths[int(stage)] = max(depths.get(int(stage), 0), 2 * int(row) + 2)
-      tables[int(stage), kind] = x.shape[-1]
-  stages = sorted(depths)
-  return dict(
-      widths=tuple(tables.get((i, 'proj.b')) for i in stages),
-      depths=tuple(depths[i] for i in stages),
-      heads=tuple(tables.get((i, 'relative')) for i in stages))
+      stage, row = map(int, m.groups())
+      depths[stage] = max(depths.get(stage, 0), 2 * (row + 1))
+      heads[stage] = x.shape[-1]
+      bias = arrays.get(f'stage{stage}.layers.{row}.0.attn.proj.bias')
+      widths[stage] = 0 if bias is None else bias.size
+  return {name: tuple(values[stage] for stage in sorted(values))
+          for name, values in dict(
+              widths=widths, depths=depths, heads=heads).items()}
 
 
 def _images(arrays):
