@@ -1,5 +1,4 @@
-"""The smallest efficient models that have everything, and what all of them pass.
-"""
+"""The smallest efficient models that have everything, and what all pass."""
 
 from adavit_jax import cost
 from adavit_jax import models

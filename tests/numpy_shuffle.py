@@ -1,7 +1,6 @@
 """The Shuffle Transformer by loops over windows and pixels, in float64.
 
-BatchNorm is not folded; parameters are those of one image's program, as the
-library names them.
+BatchNorm is not folded, and parameters are named as in the library.
 """
 
 import itertools
@@ -82,7 +81,7 @@ def forward(model, params, image):
   p, stats = params['backbone'], params['batch_stats']
   x, features = image, []
   for i in range(2):
-    layer, stride = p['stem'][f'conv_{i}'], 1 if model.patch_size == i + 1 else 2
+    layer, stride = p['stem'][f'conv_{i}'], min(2, model.patch_size >> i)
     x = conv(x, layer['kernel'], stride, 1) + layer['bias']
     x = relu6(norm(x, p['stem'][f'norm_{i}'], stats['stem'][f'norm_{i}']))
   x = x @ p['stem']['proj']['kernel'] + p['stem']['proj']['bias']

@@ -136,7 +136,8 @@ def test_depthwise_convolution_and_its_gradients(side, size):
 
   @functools.partial(jax.jit, static_argnums=2)
   def run(x, kernel, backend):
-    y, vjp = jax.vjp(lambda *args: depthwise.convolve(*args, backend), x, kernel)
+    y, vjp = jax.vjp(
+        lambda *args: depthwise.convolve(*args, backend), x, kernel)
     return y, *vjp(jnp.float32(weights)), depthwise.tap_sums(kernel, side)
 
   by_taps, by_xla = (run(*map(jnp.float32, (x, kernel)), backend)

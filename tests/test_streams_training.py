@@ -1,4 +1,4 @@
-"""The efficient models take steps of every phase, on one device and on eight."""
+"""The efficient models take steps of every phase, on one device and eight."""
 
 from adavit_jax.runs import loop
 from adavit_jax.train import mesh as mesh_lib

@@ -4,6 +4,8 @@ An encoder is two blocks, with plain and with shuffled windows. Each has three
 layers of `shuffle_layers`, named BLOCK_msa, BLOCK_local and BLOCK_mlp.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -88,28 +90,25 @@ def fold_encoder(side, window_size, params, stats):
     the table, and the bias of the convolution is [S, S, D]: BatchNorm does not
     shift the padding.
   """
+  fold = dict(msa=batch_norm.fold_before, mlp=batch_norm.fold_before,
+              local=functools.partial(_fold_local, side))
   folded = {}
   for block in BLOCKS:
-    msa, local, mlp = (
-        (params[name], (params[name]['norm'], stats[name]['norm']))
-        for name in (f'{block}_{layer}' for layer in ('msa', 'local', 'mlp')))
-    folded |= {
-        f'{block}_msa': dict(
-            qkv=batch_norm.fold_before(msa[0]['qkv'], *msa[1]),
-            proj=msa[0]['proj'],
-            biases=windows.gather(msa[0]['table'], window_size)),
-        f'{block}_local': dict(conv=_fold_local(
-            side, local[0]['conv'], *local[1])),
-        f'{block}_mlp': dict(
-            fc1=batch_norm.fold_before(mlp[0]['fc1'], *mlp[1]),
-            fc2=mlp[0]['fc2'])}
+    for layer, first in dict(msa='qkv', local='conv', mlp='fc1').items():
+      name = f'{block}_{layer}'
+      p = dict(params[name])
+      p[first] = fold[layer](p[first], p.pop('norm'), stats[name]['norm'])
+      if layer == 'msa':
+        p['biases'] = windows.gather(p.pop('table'), window_size)
+      folded[name] = p
   return folded
 
 
 def _fold_local(side, conv, norm, stats):
+  """Folds BatchNorm into the depthwise convolution behind it."""
   scale, bias = batch_norm.affine(norm, stats)
-  return dict(kernel=conv['kernel'] * scale,
-              bias=conv['bias'] + bias * depthwise.tap_sums(conv['kernel'], side))
+  shifts = bias * depthwise.tap_sums(conv['kernel'], side)
+  return dict(kernel=conv['kernel'] * scale, bias=conv['bias'] + shifts)
 
 
 def fold_merge(params, stats):

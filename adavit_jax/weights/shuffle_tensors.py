@@ -1,4 +1,4 @@
-"""Shuffle Transformer of the paper's authors (mulinmeng/Shuffle-Transformer)."""
+"""Shuffle Transformer of its authors (mulinmeng/Shuffle-Transformer)."""
 
 import re
 
