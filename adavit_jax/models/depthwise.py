@@ -8,7 +8,7 @@ import numpy as np
 def convolve(x, kernel, backend=None):
   """Convolves each channel with its own filter, padded by zeros to equal size.
 
-  XLA's own convolution takes 3 to 170 times as long on CPU as a loop over the
+  On CPU, XLA's own convolution takes several times as long as a loop over the
   taps of the filter, so that only other backends get it.
 
   Args:
