@@ -15,7 +15,7 @@ LEVIT = dict(name='levit_128s', patch_size=2, widths=(8, 6), depths=(1, 1),
 CROSSVIT = dict(name='crossvit_9_240', patch_sizes=(2, 3), scales=(1., 0.75),
                 widths=(4, 8), depth=1, num_heads=2, mlp_ratio=2., num_stages=2)
 SHUFFLE = dict(name='shuffle_tiny_224', patch_size=2, widths=(8, 6),
-               depths=(2, 2), heads=(2, 3), window_size=2, kernel_size=3,
+               depths=(4, 2), heads=(2, 3), window_size=2, kernel_size=3,
                stem_width=4)
 # What a step of the phase leaves as it is.
 FROZEN = dict(dense=('policy',), policy=('backbone', 'batch_stats'),
