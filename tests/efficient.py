@@ -1,4 +1,4 @@
-"""The smallest LeViT and CrossViT that have everything, and what both pass."""
+"""The smallest efficient models that have everything, and what all pass."""
 
 from adavit_jax import cost
 from adavit_jax import models
@@ -24,6 +24,13 @@ def levit(**overrides):
   return models.create('levit_128s', **{
       **_TINY, **dict(image_size=12, patch_size=4, widths=(8, 6), depths=(1, 2),
                       heads=(2, 4), key_dim=4), **overrides})
+
+
+def shuffle(**overrides):
+  """4 windows of 2 x 2 tokens, then one, with as many heads as a width has."""
+  return models.create('shuffle_tiny_224', **{
+      **_TINY, **dict(image_size=16, widths=(4, 6), depths=(2, 2), heads=(2, 3),
+                      window_size=2, kernel_size=3, stem_width=3), **overrides})
 
 
 def crossvit(**overrides):

@@ -25,7 +25,8 @@ VARIANTS = dict(
     imagenet_crossvit=('small_240', '15_dagger_408'),
     imagenet_levit=('128s', '256', '384'),
     imagenet_dvt=('t2t_12', 't2t_14', 'deit_small'),
-    imagenet_policy=('small', 'base', 'tiny'))
+    imagenet_policy=('small', 'base', 'tiny'),
+    cifar10_shuffle=('', 'cpu'), imagenet_shuffle=('tiny', 'base'))
 
 
 @pytest.mark.parametrize('name, variant', [

@@ -1,17 +1,22 @@
-"""LeViT and CrossViT take steps of every phase, on one device and on eight."""
+"""The efficient models take steps of every phase, on one device and eight."""
 
+from adavit_jax.runs import loop
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
 import jax
 import numpy as np
 import pytest
+import states
 import tiny
 
 LEVIT = dict(name='levit_128s', patch_size=2, widths=(8, 6), depths=(1, 1),
              heads=(2, 4), key_dim=4)
 CROSSVIT = dict(name='crossvit_9_240', patch_sizes=(2, 3), scales=(1., 0.75),
                 widths=(4, 8), depth=1, num_heads=2, mlp_ratio=2., num_stages=2)
+SHUFFLE = dict(name='shuffle_tiny_224', patch_size=2, widths=(8, 6),
+               depths=(4, 2), heads=(2, 3), window_size=2, kernel_size=3,
+               stem_width=4)
 # What a step of the phase leaves as it is.
 FROZEN = dict(dense=('policy',), policy=('backbone', 'batch_stats'),
               warm_start=('backbone', 'batch_stats'), joint=(),
@@ -73,9 +78,10 @@ def _check(phase, old, new, metrics):
 # LeViT's step of the dense phase is in the next test.
 @pytest.mark.parametrize('model, phase', [
     (dict(CROSSVIT, num_stages=1), 'dense'),
-    pytest.param(CROSSVIT, 'dense', marks=pytest.mark.nightly),
+    *(pytest.param(model, 'dense', marks=pytest.mark.nightly)
+      for model in (CROSSVIT, SHUFFLE)),
     *(pytest.param(model, phase, marks=pytest.mark.nightly)
-      for model in (LEVIT, CROSSVIT)
+      for model in (LEVIT, CROSSVIT, SHUFFLE)
       for phase in ('warm_start', 'policy', 'joint', 'exits'))])
 def test_a_step_of_every_phase(model, phase):
   system = _system(model, phase)
@@ -85,8 +91,9 @@ def test_a_step_of_every_phase(model, phase):
 
 
 @pytest.mark.nightly
-def test_statistics_of_eight_devices_are_those_of_one():
-  system = _system(LEVIT, 'dense')
+@pytest.mark.parametrize('model', [LEVIT, SHUFFLE])
+def test_statistics_of_eight_devices_are_those_of_one(model):
+  system = _system(model, 'dense')
   old = _state(system, 'dense')
   step = jax.jit(step_lib.make_step(system, 'dense', 0))
 
@@ -101,3 +108,29 @@ def test_statistics_of_eight_devices_are_those_of_one():
   one, eight = run(1), run(8)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(
       a, b, rtol=1e-5, atol=1e-5), eight, one)
+
+
+@pytest.mark.nightly
+def test_a_killed_run_of_shuffle_resumes_exactly(tmp_path, monkeypatch):
+  system = _system(SHUFFLE, 'dense')
+  config = system.config.copy_and_resolve_references()
+  config.phases = ('dense', 'joint')
+  config.joint.batch_size = 8
+  train = lambda name: loop.Trainer(
+      config, str(tmp_path / name), tiny.dataset()).train()
+  want = train('whole')
+  shard, left = mesh_lib.shard_batch, [tiny.STEPS + 5]
+
+  def kill(batch, mesh):
+    left[0] -= len(batch[0]) == 8
+    if not left[0]:
+      raise KeyboardInterrupt
+    return shard(batch, mesh)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(mesh_lib, 'shard_batch', kill)
+    with pytest.raises(KeyboardInterrupt):
+      train('killed')
+  got = train('killed')
+  assert got.step == want.step
+  assert not states.differ(got, want)

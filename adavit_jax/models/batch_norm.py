@@ -1,8 +1,9 @@
 """BatchNorm as pure functions, for backbones that own their parameters.
 
-A layer is a dict: `kernel` of a matrix product or a convolution without bias,
-and `scale` and `bias` of the BatchNorm behind it. Folding the running
-statistics into it leaves a `kernel` and a `bias`.
+A layer with BatchNorm behind it is a dict: `kernel` of a matrix product or a
+convolution without bias, and `scale` and `bias` of the BatchNorm. Folding the
+running statistics into it leaves a `kernel` and a `bias`. BatchNorm in front of
+a layer has parameters of its own, and is folded into that layer.
 """
 
 import jax
@@ -40,6 +41,33 @@ def norm(p, x, stats, train):
              for name in now}
   y = (y - now['mean']) * (p['scale'] * jax.lax.rsqrt(now['var'] + EPSILON))
   return (y + p['bias']).astype(x.dtype), stats
+
+
+def before(params, x, ctx):
+  """Normalises what a layer reads, unless this is folded into the layer.
+
+  Args:
+    params: dict of layers and of the BatchNorm before them, `norm`.
+    x: [..., D].
+    ctx: `Context` with the statistics of these layers.
+
+  Returns:
+    ([..., D], {'norm': new statistics}; {} unless in training).
+  """
+  if ctx.stats is None:
+    return x, {}
+  y, stats = norm(params['norm'], x, ctx.stats['norm'], ctx.train)
+  return y, changed('norm', stats if ctx.train else {})
+
+
+def within(ctx, name):
+  """Returns the context with the statistics under one name alone."""
+  return ctx if ctx.stats is None else ctx._replace(stats=ctx.stats[name])
+
+
+def changed(name, stats):
+  """Returns new statistics under a name, {} if there are none."""
+  return {name: stats} if stats else {}
 
 
 def dense(params, name, x, ctx):
@@ -83,7 +111,7 @@ def _after(params, name, y, ctx):
   if ctx.stats is None:
     return y + params[name]['bias'].astype(y.dtype), {}
   y, stats = norm(params[name], y, ctx.stats[name], ctx.train)
-  return y, {name: stats} if ctx.train else {}
+  return y, changed(name, stats if ctx.train else {})
 
 
 def fold(params, stats):
@@ -100,28 +128,47 @@ def fold(params, stats):
   folded = dict(params)
   for name, s in stats.items():
     p = params[name]
-    scale, bias = _affine(p, s)
-    folded[name] = dict(kernel=p['kernel'] * scale[..., None, :], bias=bias)
+    folded[name] = fold_behind(dict(kernel=p['kernel']), p, s)
   return folded
 
 
-def fold_before(dense, p, stats):
-  """Folds BatchNorm into the linear layer behind it.
+def fold_behind(layer, p, stats):
+  """Folds BatchNorm into the layer before it.
 
   Args:
-    dense: dict of `kernel` [D, K] and `bias` [K].
+    layer: dict of `kernel` [..., K] and, if it has one, `bias` [K].
+    p: dict of `scale` [K] and `bias` [K].
+    stats: dict of `mean` [K] and `var` [K].
+
+  Returns:
+    dict of `kernel` and `bias`.
+  """
+  scale, bias = affine(p, stats)
+  return dict(kernel=layer['kernel'] * scale[..., None, :],
+              bias=bias + scale * layer.get('bias', 0))
+
+
+def fold_before(layer, p, stats):
+  """Folds BatchNorm into the layer behind it.
+
+  Args:
+    layer: dict of `kernel`, [D, K], or [h, w, D, K] of a convolution without
+      padding, and, if it has one, `bias` [K].
     p: dict of `scale` [D] and `bias` [D].
     stats: dict of `mean` [D] and `var` [D].
 
   Returns:
-    A dict like `dense`.
+    dict of `kernel` and `bias`.
   """
-  scale, bias = _affine(p, stats)
-  return dict(kernel=dense['kernel'] * scale[:, None],
-              bias=dense['bias'] + bias @ dense['kernel'])
+  scale, bias = affine(p, stats)
+  kernel = layer['kernel']
+  taps = kernel.reshape(-1, *kernel.shape[-2:]).sum(0)
+  added = jnp.matmul(bias, taps, precision='highest')
+  return dict(kernel=kernel * scale[:, None],
+              bias=added + layer.get('bias', 0))
 
 
-def _affine(p, stats):
+def affine(p, stats):
   """The map x * scale + bias that BatchNorm is at inference."""
   scale = p['scale'] * jax.lax.rsqrt(stats['var'] + EPSILON)
   return scale, p['bias'] - stats['mean'] * scale

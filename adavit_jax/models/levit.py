@@ -104,13 +104,15 @@ class LeViT(backbone.Backbone):
     return folded
 
   def embed(self, params, images, ctx):
-    x, stats, ctx = images.astype(self.dtype), {}, _within(ctx, 'stem')
+    x, stats = images.astype(self.dtype), {}
+    ctx = batch_norm.within(ctx, 'stem')
     for i, name in enumerate(self.groups()['stem'].kernels):
       if i:
         x = jax.nn.hard_swish(x)
       x, changed = batch_norm.conv(params['stem'], name, x, ctx)
       stats.update(changed)
-    return x.reshape(x.shape[0], -1, x.shape[-1]), _changed('stem', stats)
+    x = x.reshape(x.shape[0], -1, x.shape[-1])
+    return x, batch_norm.changed('stem', stats)
 
   def plan(self):
     k, items = self.key_dim, []
@@ -134,8 +136,9 @@ class LeViT(backbone.Backbone):
     def run(params, x, images, ctx):
       del images
       x, stats = layers.subsample(
-          side, heads, self.key_dim, params[group], x, _within(ctx, group))
-      return x, _changed(group, stats)
+          side, heads, self.key_dim, params[group], x,
+          batch_norm.within(ctx, group))
+      return x, batch_norm.changed(group, stats)
     macs = layers.subsample_macs(
         side, *self.widths[stage - 1:stage + 1], heads, self.key_dim)
     return backbone.Bridge(run, macs, (group,))
@@ -196,16 +199,6 @@ class LeViT(backbone.Backbone):
     if not isinstance(self.distillation, bool):
       raise ValueError(f'distillation={self.distillation!r} must be True or '
                        f'False')
-
-
-def _within(ctx, group):
-  """The context of a bridge with the statistics of one group alone."""
-  return ctx if ctx.stats is None else ctx._replace(stats=ctx.stats[group])
-
-
-def _changed(group, stats):
-  """The statistics of one group as those of the whole backbone."""
-  return {group: stats} if stats else {}
 
 
 def _imagenet(key_dim, widths, depths, heads):

@@ -12,6 +12,7 @@ from adavit_jax.models import dvt
 from adavit_jax.models import levit
 from adavit_jax.models import plan
 from adavit_jax.models import ravit
+from adavit_jax.models import shuffle_transformer
 from adavit_jax.models import vit
 
 _DTYPES = ('float32', 'bfloat16', 'float16')
@@ -74,6 +75,7 @@ register(ravit.RAViT, ravit.MODELS)
 register(dvt.DVT, dvt.MODELS)
 register(levit.LeViT, levit.MODELS)
 register(crossvit.CrossViT, crossvit.MODELS)
+register(shuffle_transformer.ShuffleTransformer, shuffle_transformer.MODELS)
 
 
 def create(name, **overrides):

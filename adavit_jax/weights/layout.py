@@ -88,9 +88,19 @@ def torch_dense(name, leaf, num_in, num_out):
 
 
 def torch_norm(name, leaf, width):
-  """A torch LayerNorm."""
+  """A torch LayerNorm, or the parameters of a BatchNorm."""
   return [Tensor(f'{name}.weight', (*leaf, 'scale'), (width,)),
           Tensor(f'{name}.bias', (*leaf, 'bias'), (width,))]
+
+
+def torch_batch_norm(name, leaf, width):
+  """A torch BatchNorm; its statistics have the path of its parameters."""
+  return [
+      *torch_norm(name, leaf, width),
+      Tensor(f'{name}.running_mean', (*leaf, 'mean'), (width,),
+             group='batch_stats'),
+      Tensor(f'{name}.running_var', (*leaf, 'var'), (width,),
+             group='batch_stats')]
 
 
 def torch_encoder(name, leaf, width, hidden):

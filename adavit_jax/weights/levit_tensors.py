@@ -18,22 +18,12 @@ def _clean(tensors):
           if not name.endswith(_UNUSED)}
 
 
-def _norm(name, leaf, width):
-  """A torch BatchNorm; `leaf` is the path of its scale without the last key."""
-  return [
-      *layout.torch_norm(name, leaf, width),
-      layout.Tensor(f'{name}.running_mean', (*leaf, 'mean'), (width,),
-                    group='batch_stats'),
-      layout.Tensor(f'{name}.running_var', (*leaf, 'var'), (width,),
-                    group='batch_stats')]
-
-
 def _layer(name, norm, leaf, shape):
   """A kernel and its BatchNorm, named `name` and `norm`."""
   axes = (1, 0) if len(shape) == 2 else (2, 3, 1, 0)
   there = tuple(shape[axes.index(i)] for i in range(len(axes)))
   return [layout.Tensor(f'{name}.weight', (*leaf, 'kernel'), there, axes),
-          *_norm(norm, leaf, shape[-1])]
+          *layout.torch_batch_norm(norm, leaf, shape[-1])]
 
 
 def _tensors(model, places, linear, head):
@@ -57,7 +47,8 @@ def _tensors(model, places, linear, head):
         tensors += _layer(f'{name}.{linear}', f'{name}.bn', (*leaf, layer),
                           groups[group].kernels[layer])
   for name in model.head_names:
-    tensors += _norm(f'{name}.bn', (f'{name}_norm',), model.widths[-1])
+    tensors += layout.torch_batch_norm(
+        f'{name}.bn', (f'{name}_norm',), model.widths[-1])
     tensors += layout.torch_dense(
         f'{name}.{head}', (name,), model.widths[-1], model.num_classes)
   return tensors
