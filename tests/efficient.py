@@ -1,4 +1,4 @@
-"""The smallest LeViT and CrossViT that have everything, and what both pass."""
+"""The smallest LeViT, CrossViT and ViL that have everything; what they pass."""
 
 from adavit_jax import cost
 from adavit_jax import models
@@ -32,6 +32,14 @@ def crossvit(**overrides):
       **_TINY, **dict(patch_sizes=(2, 3), scales=(1., 0.75), widths=(4, 8),
                       depth=2, num_heads=2, mlp_ratio=2., num_stages=2),
       **overrides})
+
+
+def vil(**overrides):
+  """A padded grid of 5 x 5 with relative biases, then a full one of 5 x 5."""
+  return models.create('vil_tiny_224', **{
+      **_TINY, **dict(image_size=10, patch_sizes=(2, 1), widths=(8, 12),
+                      depths=(1, 2), heads=(2, 3), windows=(2, 0),
+                      num_globals=(2, 0), relative=(True, False)), **overrides})
 
 
 def params(model, seed=0):

@@ -12,6 +12,8 @@ from adavit_jax.models import dvt
 from adavit_jax.models import levit
 from adavit_jax.models import plan
 from adavit_jax.models import ravit
+from adavit_jax.models import vil
+from adavit_jax.models import vil_arch
 from adavit_jax.models import vit
 
 _DTYPES = ('float32', 'bfloat16', 'float16')
@@ -74,6 +76,7 @@ register(ravit.RAViT, ravit.MODELS)
 register(dvt.DVT, dvt.MODELS)
 register(levit.LeViT, levit.MODELS)
 register(crossvit.CrossViT, crossvit.MODELS)
+register(vil.ViL, vil_arch.MODELS)
 
 
 def create(name, **overrides):

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from adavit_jax.models.crossvit import CrossViT
 from adavit_jax.models.dvt import DVT
 from adavit_jax.models.levit import LeViT
+from adavit_jax.models.vil import ViL
 from adavit_jax.models.vit import ViT
 from adavit_jax.weights import augreg
 from adavit_jax.weights import crossvit_tensors
@@ -13,6 +14,7 @@ from adavit_jax.weights import hugging_face
 from adavit_jax.weights import layout
 from adavit_jax.weights import levit_tensors
 from adavit_jax.weights import native
+from adavit_jax.weights import vil_tensors
 from adavit_jax.weights import vit_timm
 
 
@@ -44,6 +46,7 @@ register(DVT, (dvt_reference.FORMAT,),
          where={'stem': ('patch', 't2t'), 'num_transformers': 3})
 register(LeViT, (levit_tensors.TIMM, levit_tensors.AUTHORS))
 register(CrossViT, (crossvit_tensors.FORMAT,))
+register(ViL, (vil_tensors.FORMAT,))
 
 
 def of(model):

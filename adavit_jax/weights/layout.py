@@ -67,6 +67,8 @@ class Format(NamedTuple):
     sizes: (format, tensors, arrays) -> {model attribute: value} implied by the
       arrays, for messages; None for no such hints.
     images: (arrays) -> fields of `Preprocessing`; None if a file tells nothing.
+    further: (model, tensors by name) -> dict of tensors that `save` adds and
+      `clean` removes, such as copies; None for none.
   """
   title: str
   recognises: Callable[..., bool]
@@ -78,6 +80,7 @@ class Format(NamedTuple):
   adapt: Callable[..., None] | None = None
   sizes: Callable[..., dict] | None = None
   images: Callable[..., dict] | None = None
+  further: Callable[..., dict] | None = None
 
 
 def torch_dense(name, leaf, num_in, num_out):

@@ -49,6 +49,8 @@ def save(path, model, params, *, preprocessing=None):
   if size(tensors) != size(arrays):
     raise ValueError(f'the {fmt.title} layout of {type(model).__name__} holds '
                      f'{size(tensors)} of its {size(arrays)} parameters')
+  if fmt.further is not None:
+    tensors |= fmt.further(model, tensors)
   metadata = attributes.of(model)
   if fmt is not native.FORMAT:
     metadata['format'] = 'pt'  # required by transformers

@@ -1,0 +1,191 @@
+"""Vision Longformer (Zhang et al., 2021, arXiv:2103.15358): ViL."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from adavit_jax.models import backbone
+from adavit_jax.models import inputs
+from adavit_jax.models import vil_stage
+
+
+class ViL(backbone.Backbone):
+  """Stages of encoders on smaller and smaller grids, with local attention.
+
+  Each stage embeds the grid of the one before it again, in patches, and adds
+  its own global tokens; those of the stage before are dropped. A stage with a
+  window attends within neighbouring chunks of the grid, see `sliding_chunks`.
+  The head reads the first global token of the last stage, or the mean over the
+  tokens if there is none.
+
+  `vil_arch.parse` gives the attributes of an architecture of the authors.
+
+  Attributes:
+    widths: D of each stage.
+    depths: number of encoders of each stage.
+    heads: H of each stage.
+    patch_sizes: side of the patches that each stage embeds.
+    windows: W of each stage, the side of a chunk; 0 for full attention.
+    num_globals: g, number of global tokens of each stage.
+    relative: whether each stage has relative biases in its attention instead of
+      absolute positions.
+    exact_windows: whether tokens only attend to W rows and columns to each side
+      instead of whole chunks.
+    random_shift: share of the steps of a phase that trains from scratch in
+      which each chunk sees one of its eight neighbours, drawn anew in each
+      encoder and step, instead of all.
+  """
+  linen = ('tokenize', 'answer')
+  unsaved = ('windows',)  # they grow with the image
+  widths: tuple[int, ...]
+  depths: tuple[int, ...]
+  heads: tuple[int, ...]
+  patch_sizes: tuple[int, ...]
+  windows: tuple[int, ...]
+  num_globals: tuple[int, ...]
+  relative: tuple[bool, ...]
+  exact_windows: bool = False
+  random_shift: float = 0.
+
+  @property
+  def num_stages(self):
+    return len(self.widths)
+
+  def side(self, index):
+    """Side of the grid of tokens in a stage."""
+    side = self.image_size
+    for size in self.patch_sizes[:index + 1]:
+      side //= size
+    return side
+
+  def stage(self, index):
+    """`vil_stage.Stage`."""
+    return vil_stage.Stage(
+        self.side(index), self.widths[index], self.heads[index],
+        self.patch_sizes[index], self.windows[index], self.num_globals[index],
+        self.relative[index], self.exact_windows)
+
+  def stages(self):
+    """List of `vil_stage.Stage`s."""
+    return [self.stage(i) for i in range(self.num_stages)]
+
+  def setup(self):
+    self.embeds = [vil_stage.Embed(stage, self.dtype, name=f'embed_{i}')
+                   for i, stage in enumerate(self.stages())]
+    self.encoders = [
+        self.param(f'encoders_{i}', vil_stage.init_encoders, stage, depth)
+        for i, (stage, depth) in enumerate(zip(self.stages(), self.depths))]
+    self.norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
+    self.head = nn.Dense(
+        self.num_classes, kernel_init=nn.initializers.truncated_normal(0.02))
+
+  def tokenize(self, x, index):
+    """Embeds images [B, S, S, C], or the tokens before a stage, [B, N, D]."""
+    if index:
+      before = self.stage(index - 1)
+      x = x[:, before.num_global:].reshape(
+          -1, before.side, before.side, before.width)
+    return self.embeds[index](x)
+
+  def answer(self, x):
+    """Tokens [B, N, D] of the last stage to `Logits`."""
+    x = self.norm(x)
+    x = x[:, 0] if self.num_globals[-1] else x.mean(1)
+    return backbone.Logits(self.head(x.astype(jnp.float32)))
+
+  def __call__(self, images):
+    """Runs all layers: normalised images [B, S, S, C] to `Logits`."""
+    inputs.check_normalized(self, images)
+    x = images
+    for i, rows in enumerate(self.encoders):
+      def step(x, p, i=i):
+        for branch in self._branches(i):
+          x = x + branch.run(p, x, None, backbone.EVAL).x
+        return x, None
+      x, _ = jax.lax.scan(step, self.tokenize(x, i), rows)
+    return self.answer(x)
+
+  def embed(self, params, images, ctx):
+    return self.apply({'params': params}, images, 0, method='tokenize'), {}
+
+  def plan(self):
+    items = []
+    for i, (stage, depth) in enumerate(zip(self.stages(), self.depths)):
+      if i:
+        items.append(self._bridge(i))
+      items.append(backbone.Stack(
+          f'encoders_{i}', 0, depth, self._branches(i), stage.tokens()))
+    return tuple(items)
+
+  def _branches(self, index):
+    return vil_stage.branches(
+        self.stage(index), self.dtype, self.random_shift)
+
+  def _bridge(self, index):
+    """The embedding before a stage."""
+    def run(params, x, images, ctx):
+      del images, ctx
+      return self.apply({'params': params}, x, index, method='tokenize'), {}
+    macs = vil_stage.embed_macs(self.stage(index), self.widths[index - 1])
+    return backbone.Bridge(run, macs, (f'embed_{index}',))
+
+  def own_exits(self):
+    return backbone.OwnExit(
+        sum(self.depths), self.widths[-1] * self.num_classes,
+        ('norm', 'head')),
+
+  def classify(self, params, x, index, ctx):
+    return self.apply({'params': params}, x, method='answer'), {}
+
+  def fold(self, params, stats):
+    del stats
+    return {**params, **{
+        f'encoders_{i}': vil_stage.fold(stage, params[f'encoders_{i}'])
+        for i, stage in enumerate(self.stages())}}
+
+  @property
+  def embed_macs(self):
+    return vil_stage.embed_macs(self.stage(0), self.channels)
+
+  def check(self):
+    super().check()
+    for name, least in dict(widths=1, depths=1, heads=1, patch_sizes=1,
+                            windows=0, num_globals=0, relative=None).items():
+      self._check_stages(name, least)
+    for name in ('exact_windows', 'random_shift'):
+      self._check_scalar(name)
+    for i, (width, num, relative) in enumerate(
+        zip(self.widths, self.heads, self.relative)):
+      if width % num:
+        raise ValueError(f'heads={self.heads}: {num} does not divide {width} '
+                         f'of widths={self.widths}')
+      if width % 2 and not relative:
+        raise ValueError(f'widths={self.widths}: {width} must be even, since '
+                         f'half of a position is that of the row')
+      before = self.side(i - 1) if i else self.image_size
+      if before % self.patch_sizes[i] or before < self.patch_sizes[i]:
+        raise ValueError(
+            f'patch_sizes={self.patch_sizes}: {self.patch_sizes[i]} does not '
+            f'divide the side {before} before stage {i}, with image_size='
+            f'{self.image_size}')
+
+  def _check_stages(self, name, least):
+    """Checks a tuple of integers >= `least`, or of bools if it is None."""
+    value = getattr(self, name)
+    good = lambda n: (isinstance(n, bool) if least is None else
+                      type(n) is int and n >= least)
+    if (not isinstance(value, tuple) or not value or not all(map(good, value))
+        or len(value) != len(self.widths)):
+      kind = ('True or False' if least is None else
+              f'integers of at least {least}')
+      raise ValueError(f'{name}={value!r} must be a tuple of {kind}, one for '
+                       f'each stage, as widths={self.widths!r}')
+
+  def _check_scalar(self, name):
+    value = getattr(self, name)
+    if name == 'exact_windows':
+      if not isinstance(value, bool):
+        raise ValueError(f'{name}={value!r} must be True or False')
+    elif type(value) not in (int, float) or not 0 <= value <= 1:
+      raise ValueError(f'{name}={value!r} must be a share of the steps, in '
+                       f'[0, 1]')
