@@ -20,7 +20,7 @@ def get_config(variant=''):
   """Returns the full schedule; 'cpu' is for two CPU cores."""
   config = base.default_config()
   config.model.name = 'vil_cifar_32'
-  config.model.num_fixed = 2  # the stage of local attention
+  # The policy decides behind the stage of local attention.
   config.model.random_shift = 0.75  # of the dense phase
   config.model.remat = False
   config.mac_target = 0.5

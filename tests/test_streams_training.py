@@ -1,4 +1,4 @@
-"""LeViT and CrossViT take steps of every phase, on one device and on eight."""
+"""LeViT, CrossViT and ViL take steps of every phase, on one device and eight."""
 
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import step as step_lib
@@ -12,6 +12,9 @@ LEVIT = dict(name='levit_128s', patch_size=2, widths=(8, 6), depths=(1, 1),
              heads=(2, 4), key_dim=4)
 CROSSVIT = dict(name='crossvit_9_240', patch_sizes=(2, 3), scales=(1., 0.75),
                 widths=(4, 8), depth=1, num_heads=2, mlp_ratio=2., num_stages=2)
+VIL = dict(name='vil_tiny_224', patch_sizes=(2, 1), widths=(8, 12),
+           depths=(1, 1), heads=(2, 3), windows=(2, 0), num_globals=(1, 0),
+           relative=(True, False), random_shift=0.75)
 # What a step of the phase leaves as it is.
 FROZEN = dict(dense=('policy',), policy=('backbone', 'batch_stats'),
               warm_start=('backbone', 'batch_stats'), joint=(),
@@ -73,15 +76,39 @@ def _check(phase, old, new, metrics):
 # LeViT's step of the dense phase is in the next test.
 @pytest.mark.parametrize('model, phase', [
     (dict(CROSSVIT, num_stages=1), 'dense'),
-    pytest.param(CROSSVIT, 'dense', marks=pytest.mark.nightly),
+    *(pytest.param(model, 'dense', marks=pytest.mark.nightly)
+      for model in (CROSSVIT, VIL)),
     *(pytest.param(model, phase, marks=pytest.mark.nightly)
-      for model in (LEVIT, CROSSVIT)
+      for model in (LEVIT, CROSSVIT, VIL)
       for phase in ('warm_start', 'policy', 'joint', 'exits'))])
 def test_a_step_of_every_phase(model, phase):
   system = _system(model, phase)
   old = _state(system, phase)
   _check(phase, old, *jax.jit(
       step_lib.make_step(system, phase, 0))(old, *_batch()))
+
+
+@pytest.mark.nightly
+def test_a_shift_is_drawn_alike_on_eight_devices():
+  system = _system(VIL, 'dense')
+  old = _state(system, 'dense')
+  step = jax.jit(step_lib.make_step(system, 'dense', 0))
+
+  def run(num, **changes):
+    mesh = mesh_lib.make_mesh(num)
+    state = jax.device_put(old.replace(**changes), mesh_lib.replicated(mesh))
+    batch = jax.device_put(_batch(), mesh_lib.batch_sharding(mesh))
+    return jax.device_get(step(state, *batch)[1])
+
+  one, eight = run(1), run(8)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=1e-5, atol=1e-5), eight, one)
+  # Behind 75 % of the steps, the same random numbers give another loss.
+  last = system.config.dense.steps - 1
+  key = old.key
+  assert key is not None
+  shifted, full = (run(1, step=np.int32(i), key=key) for i in (0, last))
+  assert abs(shifted['loss'] - full['loss']) > 1e-4
 
 
 @pytest.mark.nightly

@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 
 from adavit_jax.models import backbone
-from adavit_jax.models import inputs
 from adavit_jax.models import vil_stage
 
 
@@ -35,7 +34,6 @@ class ViL(backbone.Backbone):
       which each chunk sees one of its eight neighbours, drawn anew in each
       encoder and step, instead of all.
   """
-  linen = ('tokenize', 'answer')
   unsaved = ('windows',)  # they grow with the image
   widths: tuple[int, ...]
   depths: tuple[int, ...]
@@ -69,44 +67,28 @@ class ViL(backbone.Backbone):
     """List of `vil_stage.Stage`s."""
     return [self.stage(i) for i in range(self.num_stages)]
 
-  def setup(self):
-    self.embeds = [vil_stage.Embed(stage, self.dtype, name=f'embed_{i}')
-                   for i, stage in enumerate(self.stages())]
-    self.encoders = [
-        self.param(f'encoders_{i}', vil_stage.init_encoders, stage, depth)
-        for i, (stage, depth) in enumerate(zip(self.stages(), self.depths))]
-    self.norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
-    self.head = nn.Dense(
-        self.num_classes, kernel_init=nn.initializers.truncated_normal(0.02))
+  def init_variables(self, key):
+    params, channels = {}, self.channels
+    keys = iter(jax.random.split(key, 2 * self.num_stages + 1))
+    for i, (stage, depth) in enumerate(zip(self.stages(), self.depths)):
+      params[f'embed_{i}'] = vil_stage.init_embed(next(keys), stage, channels)
+      params[f'encoders_{i}'] = vil_stage.init_encoders(
+          next(keys), stage, depth)
+      channels = stage.width
+    normal = nn.initializers.truncated_normal(0.02)
+    params['norm'] = dict(scale=jnp.ones(channels), bias=jnp.zeros(channels))
+    params['head'] = dict(
+        kernel=normal(next(keys), (channels, self.num_classes)),
+        bias=jnp.zeros(self.num_classes))
+    return params, {}
 
-  def tokenize(self, x, index):
-    """Embeds images [B, S, S, C], or the tokens before a stage, [B, N, D]."""
-    if index:
-      before = self.stage(index - 1)
-      x = x[:, before.num_global:].reshape(
-          -1, before.side, before.side, before.width)
-    return self.embeds[index](x)
-
-  def answer(self, x):
-    """Tokens [B, N, D] of the last stage to `Logits`."""
-    x = self.norm(x)
-    x = x[:, 0] if self.num_globals[-1] else x.mean(1)
-    return backbone.Logits(self.head(x.astype(jnp.float32)))
-
-  def __call__(self, images):
-    """Runs all layers: normalised images [B, S, S, C] to `Logits`."""
-    inputs.check_normalized(self, images)
-    x = images
-    for i, rows in enumerate(self.encoders):
-      def step(x, p, i=i):
-        for branch in self._branches(i):
-          x = x + branch.run(p, x, None, backbone.EVAL).x
-        return x, None
-      x, _ = jax.lax.scan(step, self.tokenize(x, i), rows)
-    return self.answer(x)
+  def _embed(self, params, x, index):
+    """Embeds images or a grid [B, S, S, C]: the tokens of a stage [B, N, D]."""
+    module = vil_stage.Embed(self.stage(index), self.dtype, parent=None)
+    return module.apply({'params': params[f'embed_{index}']}, x)
 
   def embed(self, params, images, ctx):
-    return self.apply({'params': params}, images, 0, method='tokenize'), {}
+    return self._embed(params, images, 0), {}
 
   def plan(self):
     items = []
@@ -122,11 +104,14 @@ class ViL(backbone.Backbone):
         self.stage(index), self.dtype, self.random_shift)
 
   def _bridge(self, index):
-    """The embedding before a stage."""
+    """The embedding before a stage, of the grid of the stage before it."""
+    before = self.stage(index - 1)
     def run(params, x, images, ctx):
       del images, ctx
-      return self.apply({'params': params}, x, index, method='tokenize'), {}
-    macs = vil_stage.embed_macs(self.stage(index), self.widths[index - 1])
+      grid = x[:, before.num_global:].reshape(
+          -1, before.side, before.side, before.width)
+      return self._embed(params, grid, index), {}
+    macs = vil_stage.embed_macs(self.stage(index), before.width)
     return backbone.Bridge(run, macs, (f'embed_{index}',))
 
   def own_exits(self):
@@ -135,7 +120,13 @@ class ViL(backbone.Backbone):
         ('norm', 'head')),
 
   def classify(self, params, x, index, ctx):
-    return self.apply({'params': params}, x, method='answer'), {}
+    del index, ctx
+    norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, parent=None)
+    x = norm.apply({'params': params['norm']}, x)
+    x = x[:, 0] if self.num_globals[-1] else x.mean(1)
+    head = params['head']
+    return backbone.Logits(
+        x.astype(jnp.float32) @ head['kernel'] + head['bias']), {}
 
   def fold(self, params, stats):
     del stats

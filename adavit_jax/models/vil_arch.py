@@ -73,7 +73,7 @@ _SIZES = dict(
 MODELS = {
     'vil_cifar_32': dict(
         image_size=32, num_classes=10,
-        **parse('l1,h2,d64,n2,g1,p2,f4_l2,h4,d128,n4,s0,g1_l3,h6,d192,n4,g0')),
+        **parse('l1,h1,d32,g1,p2,f4_l2,h2,d64,n3,s0,g1_l3,h4,d128,n4,g0')),
     **{f'vil_{name}_224': _imagenet(*size) for name, size in _SIZES.items()},
     # With relative biases instead of absolute positions.
     **{f'vil_{name}_rpb_224': _imagenet(*_SIZES[name], relative=True)

@@ -94,6 +94,13 @@ class Embed(nn.Module):
     return jnp.concatenate([jnp.tile(tokens, (len(x), 1, 1)), x], axis=1)
 
 
+def init_embed(key, stage, channels):
+  """Initialises the parameters of `Embed` for a grid of `channels`."""
+  side = stage.side * stage.patch_size
+  return Embed(stage, parent=None).init(
+      key, jnp.zeros((1, side, side, channels)))['params']
+
+
 def embed_macs(stage, channels):
   """MACs of `Embed` on one image, or grid of `channels`."""
   return stage.side**2 * stage.patch_size**2 * channels * stage.width

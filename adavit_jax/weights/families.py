@@ -33,7 +33,8 @@ def register(family, formats, *, where=None):
     family: a subclass of `Backbone`. Its subclasses must be registered
       separately, since their parameters may differ.
     formats: tuple of `layout.Format`. `save` writes the first one, in which
-      every tensor must be one leaf of the parameters or one row of a leaf.
+      every tensor must be one leaf of the parameters, one row of a leaf, or
+      `columns` of it.
     where: {attribute: value, or a tuple of several} that a model must have to
       use these layouts.
   """

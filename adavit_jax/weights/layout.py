@@ -17,11 +17,13 @@ class Tensor(NamedTuple):
     leaf: path in its group. An integer selects a row of a stack of encoders:
       ('encoders', 2, 'fc1', 'bias') is row 2 of ('encoders', 'fc1', 'bias').
       Tensors with the same path are concatenated along the last axis, in order
-      (q, k, v).
+      (q, k, v); `save` needs the `columns` of each.
     shape: shape in the file.
     axes: transposition from the file to the leaf; None for none.
     shape_here: shape of the leaf if it is not the transposed `shape`.
     group: 'backbone' or 'batch_stats'.
+    columns: (start, stop) of the part of the leaf's last axis that it fills;
+      None for all of it.
   """
   name: str
   leaf: tuple[Any, ...]
@@ -29,6 +31,7 @@ class Tensor(NamedTuple):
   axes: tuple[int, ...] | None = None
   shape_here: tuple[int, ...] | None = None
   group: str = 'backbone'
+  columns: tuple[int, int] | None = None
 
   @property
   def order(self):

@@ -67,4 +67,4 @@ def _leaf(groups, t):
     if not isinstance(key, int):
       node = node[key]
   row = next((key for key in t.leaf if isinstance(key, int)), ...)
-  return node[row]
+  return node[row] if t.columns is None else node[row][..., slice(*t.columns)]

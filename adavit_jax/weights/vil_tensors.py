@@ -65,8 +65,9 @@ def _encoder(name, mlp, leaf, stage):
   dense = lambda there, here, num_in, num_out: layout.torch_dense(
       there, (*leaf, here), num_in, num_out)
   if stage.window:
-    qkv = [*dense(f'{name}.attn.query', 'qkv', d, d),
-           *dense(f'{name}.attn.kv', 'qkv', d, 2 * d)]
+    qkv = [t._replace(columns=columns) for there, columns in (
+        ('query', (0, d)), ('kv', (d, 3 * d))) for t in dense(
+            f'{name}.attn.{there}', 'qkv', d, columns[1] - columns[0])]
   else:
     qkv = dense(f'{name}.attn.qkv', 'qkv', d, 3 * d)
   return [
