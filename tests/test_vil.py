@@ -125,7 +125,9 @@ def test_no_array_grows_with_the_square_of_the_tokens():
 
 def test_random_shift_ends_with_the_steps():
   """Each step and encoder draws its own neighbour, and evaluation none."""
-  model = efficient.vil(**ONE_STAGE, depths=(2,), random_shift=0.75)
+  model = efficient.vil(**{
+      **ONE_STAGE, **dict(depths=(2,), num_globals=(0,), relative=(False,),
+                          random_shift=0.75)})
   params, images = efficient.params(model), efficient.images(model)
 
   @jax.jit
