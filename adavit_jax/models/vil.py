@@ -143,8 +143,13 @@ class ViL(backbone.Backbone):
     for name, least in dict(widths=1, depths=1, heads=1, patch_sizes=1,
                             windows=0, num_globals=0, relative=None).items():
       self._check_stages(name, least)
-    for name in ('exact_windows', 'random_shift'):
-      self._check_scalar(name)
+    if not isinstance(self.exact_windows, bool):
+      raise ValueError(f'exact_windows={self.exact_windows!r} must be True or '
+                       f'False')
+    if type(self.random_shift) not in (int, float) or not (
+        0 <= self.random_shift <= 1):
+      raise ValueError(f'random_shift={self.random_shift!r} must be a share of '
+                       f'the steps, in [0, 1]')
     for i, (width, num, relative) in enumerate(
         zip(self.widths, self.heads, self.relative)):
       if width % num:
@@ -171,12 +176,3 @@ class ViL(backbone.Backbone):
               f'integers of at least {least}')
       raise ValueError(f'{name}={value!r} must be a tuple of {kind}, one for '
                        f'each stage, as widths={self.widths!r}')
-
-  def _check_scalar(self, name):
-    value = getattr(self, name)
-    if name == 'exact_windows':
-      if not isinstance(value, bool):
-        raise ValueError(f'{name}={value!r} must be True or False')
-    elif type(value) not in (int, float) or not 0 <= value <= 1:
-      raise ValueError(f'{name}={value!r} must be a share of the steps, in '
-                       f'[0, 1]')
