@@ -1,4 +1,5 @@
-"""LeViT, CrossViT and ViL take steps of every phase, on one device and eight."""
+"""LeViT, CrossViT and ViL take steps of every phase, on one and eight devices.
+"""
 
 from adavit_jax.runs import loop
 from adavit_jax.runs import preemption

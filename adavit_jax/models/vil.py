@@ -96,12 +96,10 @@ class ViL(backbone.Backbone):
       if i:
         items.append(self._bridge(i))
       items.append(backbone.Stack(
-          f'encoders_{i}', 0, depth, self._branches(i), stage.tokens()))
+          f'encoders_{i}', 0, depth,
+          vil_stage.branches(stage, self.dtype, self.random_shift),
+          stage.tokens()))
     return tuple(items)
-
-  def _branches(self, index):
-    return vil_stage.branches(
-        self.stage(index), self.dtype, self.random_shift)
 
   def _bridge(self, index):
     """The embedding before a stage, of the grid of the stage before it."""
@@ -122,11 +120,10 @@ class ViL(backbone.Backbone):
   def classify(self, params, x, index, ctx):
     del index, ctx
     norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, parent=None)
-    x = norm.apply({'params': params['norm']}, x)
+    x = norm.apply({'params': params['norm']}, x).astype(jnp.float32)
     x = x[:, 0] if self.num_globals[-1] else x.mean(1)
     head = params['head']
-    return backbone.Logits(
-        x.astype(jnp.float32) @ head['kernel'] + head['bias']), {}
+    return backbone.Logits(x @ head['kernel'] + head['bias']), {}
 
   def fold(self, params, stats):
     del stats
