@@ -33,7 +33,7 @@ def compile_jit(function, *args):
       temp_mb=memory.temp_size_in_bytes / 2**20 if memory else None)
 
 
-def alternate(functions, repeats):
+def alternate(functions, repeats, clock=None):
   """Times functions in turn, so that all run under the same conditions.
 
   A turn has untimed calls and then timed calls. The order of the turns rotates,
@@ -44,6 +44,7 @@ def alternate(functions, repeats):
       result. It is called several times with the same index and must do the
       same work each time, of 0.1 ms or more.
     repeats: number of rounds, after an untimed one.
+    clock: function that returns seconds; None for `time.perf_counter`.
 
   Returns:
     {name: seconds per call in each round, [repeats]}.
@@ -55,20 +56,20 @@ def alternate(functions, repeats):
     order = names[first:] + names[:first]
     for name in order[::-1] if i % 2 else order:
       run = lambda: jax.block_until_ready(functions[name](i))
-      _seconds_per_call(run, _WARM_UP)
-      seconds = _seconds_per_call(run, _TURN)
+      _seconds_per_call(run, _WARM_UP, clock or time.perf_counter)
+      seconds = _seconds_per_call(run, _TURN, clock or time.perf_counter)
       if i:
         times[name].append(seconds)
   return {name: np.array(t) for name, t in times.items()}
 
 
-def _seconds_per_call(run, at_least):
+def _seconds_per_call(run, at_least, clock):
   """Returns the mean time of calls that last `at_least` seconds together."""
-  start, calls, passed = time.perf_counter(), 0, 0.
+  start, calls, passed = clock(), 0, 0.
   while not calls or passed < at_least:
     run()
     calls += 1
-    passed = time.perf_counter() - start
+    passed = clock() - start
   return passed / calls
 
 

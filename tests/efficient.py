@@ -41,6 +41,14 @@ def crossvit(**overrides):
       **overrides})
 
 
+def vil(**overrides):
+  """A padded grid of 5 x 5 with relative biases, then a full one of 5 x 5."""
+  return models.create('vil_tiny_224', **{
+      **_TINY, **dict(image_size=10, patch_sizes=(2, 1), widths=(8, 12),
+                      depths=(1, 2), heads=(2, 3), windows=(2, 0),
+                      num_globals=(2, 0), relative=(True, False)), **overrides})
+
+
 def params(model, seed=0):
   """Random groups of parameters, statistics too; every part matters."""
   shapes = jax.eval_shape(lambda: models.init_params(model, jax.random.key(0)))

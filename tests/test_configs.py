@@ -19,14 +19,16 @@ VARIANTS = dict(
     cifar10_exits=('', 'cpu', 'cpu_heads'),
     cifar10_levit=('', 'cpu'),
     cifar10_policy=('', 'cpu', 'cpu_65'),
-    cifar10_ravit=('', 'cpu'), digit_scenes_policy=('mix', 'max'),
+    cifar10_ravit=('', 'cpu'), cifar10_vil=('', 'cpu'),
+    digit_scenes_policy=('mix', 'max'),
     digits_exits=('', 'end_to_end', 'layer_wise'),
     digits_policy=('', 'patent'), folder_policy=('small', 'tiny'),
     imagenet_crossvit=('small_240', '15_dagger_408'),
     imagenet_levit=('128s', '256', '384'),
     imagenet_dvt=('t2t_12', 't2t_14', 'deit_small'),
     imagenet_policy=('small', 'base', 'tiny'),
-    cifar10_shuffle=('', 'cpu'), imagenet_shuffle=('tiny', 'base'))
+    cifar10_shuffle=('', 'cpu'), imagenet_shuffle=('tiny', 'base'),
+    imagenet_vil=('small_224', 'base_deep_384', 'l1,p4,f8_l2,s0,g0'))
 
 
 @pytest.mark.parametrize('name, variant', [

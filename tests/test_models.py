@@ -70,6 +70,20 @@ NUM_PARAMS = {
     'dvt_t2t_vit_14_224': 67_881_836,
     'dvt_deit_small_224': 70_442_232,
     'dvt_cifar_32': 836_524,
+    'vil_cifar_32': 1_001_034,
+    'vil_tiny_224': 6_707_080,
+    'vil_small_224': 24_635_752,
+    'vil_medium_deep_224': 39_721_192,
+    'vil_medium_wide_224': 39_776_488,
+    'vil_base_deep_224': 55_696_360,
+    'vil_base_wide_224': 78_998_760,
+    'vil_tiny_rpb_224': 6_719_698,
+    'vil_small_rpb_224': 24_657_328,
+    'vil_medium_deep_rpb_224': 39_782_296,
+    'vil_medium_deep_384': 39_736_552,
+    'vil_medium_wide_384': 39_800_808,
+    'vil_base_deep_384': 55_711_720,
+    'vil_base_wide_384': 79_026_920,
 }
 HEADS = {  # by width
     48: 2, 96: 3, 128: 4, 192: 3, 256: 4, 384: 6, 768: 12, 1024: 16}

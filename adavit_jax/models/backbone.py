@@ -57,10 +57,13 @@ class Context(NamedTuple):
     stats: batch statistics, of the encoder in a branch and of the whole
       backbone elsewhere; {} if there are none, None if the parameters are
       folded.
+    progress: share of the steps that are done, [] float, in a phase that trains
+      a model from scratch, which may begin with an approximation; else None.
   """
   train: bool = False
   key: jax.Array | None = None
   stats: Any = None
+  progress: jax.Array | None = None
 
 
 EVAL = Context()
@@ -204,8 +207,11 @@ class Backbone(nn.Module, kw_only=True):
       logits are float32.
     linen: names of methods other than `setup` and `__call__` that use the
       parameters of the Flax module.
+    unsaved: names of attributes that a file of weights does not hold, since
+      parameters may be used with other values.
   """
   linen = ()
+  unsaved = ()
   image_size: int
   num_classes: int
   channels: int = 3

@@ -130,6 +130,19 @@ class Encoder(nn.Module):
     """
     return self._joined(attention(*self._qkv(x, read)))
 
+  def msa_with(self, x, attend):
+    """The MSA branch with other attention.
+
+    Args:
+      x: tokens [B, N, D].
+      attend: function of queries, keys and values [B, H, N, d] that returns
+        [B, H, N, d].
+
+    Returns:
+      [B, N, D].
+    """
+    return self._joined(attend(*self._qkv(x, None)))
+
   def msa_and_logits(self, x, relations=None):
     """The MSA branch, and its logits.
 

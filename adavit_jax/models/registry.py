@@ -13,6 +13,8 @@ from adavit_jax.models import levit
 from adavit_jax.models import plan
 from adavit_jax.models import ravit
 from adavit_jax.models import shuffle_transformer
+from adavit_jax.models import vil
+from adavit_jax.models import vil_arch
 from adavit_jax.models import vit
 
 _DTYPES = ('float32', 'bfloat16', 'float16')
@@ -76,6 +78,7 @@ register(dvt.DVT, dvt.MODELS)
 register(levit.LeViT, levit.MODELS)
 register(crossvit.CrossViT, crossvit.MODELS)
 register(shuffle_transformer.ShuffleTransformer, shuffle_transformer.MODELS)
+register(vil.ViL, vil_arch.MODELS)
 
 
 def create(name, **overrides):

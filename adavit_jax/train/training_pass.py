@@ -46,12 +46,12 @@ class Finish(NamedTuple):
   stats: Any
 
 
-def context(params, key=None):
+def context(params, key=None, progress=None):
   """Returns the `Context` of training."""
-  return Context(True, key, params.get('batch_stats', {}))
+  return Context(True, key, params.get('batch_stats', {}), progress)
 
 
-def begin(system, params, images, key=None):
+def begin(system, params, images, key=None, progress=None):
   """Runs the embedding and the fixed encoders.
 
   Args:
@@ -59,11 +59,12 @@ def begin(system, params, images, key=None):
     params: groups.
     images: [B, S, S, C], normalised.
     key: PRNG key; None for a backbone without randomness.
+    progress: see `Context`.
 
   Returns:
     `Start`.
   """
-  model, ctx = system.model, context(params, key)
+  model, ctx = system.model, context(params, key, progress)
   x, stats, _ = modes.embed(model, params, images, ctx)
   stop = model.num_fixed
   # A scan over few encoders saves no memory, so up to three are unrolled.

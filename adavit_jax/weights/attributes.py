@@ -16,15 +16,16 @@ _PREFIX = 'adavit_jax.'
 def of(model):
   """Returns the integer attributes that the model's class adds to `Backbone`.
 
-  Attributes of `Backbone` itself are left out: the parameters can be adapted to
-  them or do not depend on them.
+  Attributes of `Backbone` itself, and those in its `unsaved`, are left out: the
+  parameters can be adapted to them or do not depend on them.
 
   Returns:
     {metadata key: JSON}.
   """
   general = {field.name for field in dataclasses.fields(models.Backbone)}
   values = {field.name: getattr(model, field.name)
-            for field in dataclasses.fields(model) if field.name not in general}
+            for field in dataclasses.fields(model)
+            if field.name not in general.union(model.unsaved)}
   return {_PREFIX + name: json.dumps(value, default=int)
           for name, value in values.items() if _whole(value)}
 

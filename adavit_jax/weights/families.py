@@ -6,6 +6,7 @@ from adavit_jax.models.crossvit import CrossViT
 from adavit_jax.models.dvt import DVT
 from adavit_jax.models.levit import LeViT
 from adavit_jax.models.shuffle_transformer import ShuffleTransformer
+from adavit_jax.models.vil import ViL
 from adavit_jax.models.vit import ViT
 from adavit_jax.weights import augreg
 from adavit_jax.weights import crossvit_tensors
@@ -15,6 +16,7 @@ from adavit_jax.weights import layout
 from adavit_jax.weights import levit_tensors
 from adavit_jax.weights import native
 from adavit_jax.weights import shuffle_tensors
+from adavit_jax.weights import vil_tensors
 from adavit_jax.weights import vit_timm
 
 
@@ -33,7 +35,8 @@ def register(family, formats, *, where=None):
     family: a subclass of `Backbone`. Its subclasses must be registered
       separately, since their parameters may differ.
     formats: tuple of `layout.Format`. `save` writes the first one, in which
-      every tensor must be one leaf of the parameters or one row of a leaf.
+      every tensor must be one leaf of the parameters, one row of a leaf, or
+      `columns` of it.
     where: {attribute: value, or a tuple of several} that a model must have to
       use these layouts.
   """
@@ -48,6 +51,7 @@ register(LeViT, (levit_tensors.TIMM, levit_tensors.AUTHORS))
 register(CrossViT, (crossvit_tensors.FORMAT,))
 # The authors' stem has strides of 2 and 2.
 register(ShuffleTransformer, (shuffle_tensors.FORMAT,), where={'patch_size': 4})
+register(ViL, (vil_tensors.FORMAT,))
 
 
 def of(model):

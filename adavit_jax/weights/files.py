@@ -107,7 +107,7 @@ def _check_torch(path):
 def _torch(path):
   import torch
   tensors = torch.load(path, map_location='cpu', weights_only=True)
-  for key in ('model', 'state_dict', 'model_state_dict'):
+  for key in ('model', 'state_dict', 'model_state_dict', 'net'):
     if isinstance(tensors, dict) and isinstance(tensors.get(key), dict):
       tensors = tensors[key]
   if not isinstance(tensors, dict) or not all(

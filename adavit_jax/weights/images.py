@@ -49,8 +49,8 @@ def preprocessing(source, name=''):
   1. the metadata that `save` wrote into the file,
   2. config.json (timm) or preprocessor_config.json (Hugging Face) beside it,
   3. the tensors: ImageNet's mean and standard deviation for LeViT, CrossViT,
-     DVT, Shuffle Transformer and every distilled DeiT, 0.5 for any other AugReg
-     or big_vision .npz,
+     DVT, ViL, Shuffle Transformer and every distilled DeiT, 0.5 for any other
+     AugReg or big_vision .npz,
   4. for ViT and DeiT, `name`, else the names of the file and its folder:
      ImageNet's if they contain 'deit', otherwise 0.5 as for the ViTs of timm
      and Hugging Face. The tensors do not tell the two apart.

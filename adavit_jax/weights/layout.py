@@ -17,11 +17,13 @@ class Tensor(NamedTuple):
     leaf: path in its group. An integer selects a row of a stack of encoders:
       ('encoders', 2, 'fc1', 'bias') is row 2 of ('encoders', 'fc1', 'bias').
       Tensors with the same path are concatenated along the last axis, in order
-      (q, k, v).
+      (q, k, v); `save` needs the `columns` of each.
     shape: shape in the file.
     axes: transposition from the file to the leaf; None for none.
     shape_here: shape of the leaf if it is not the transposed `shape`.
     group: 'backbone' or 'batch_stats'.
+    columns: (start, stop) of the part of the leaf's last axis that it fills;
+      None for all of it.
   """
   name: str
   leaf: tuple[Any, ...]
@@ -29,6 +31,7 @@ class Tensor(NamedTuple):
   axes: tuple[int, ...] | None = None
   shape_here: tuple[int, ...] | None = None
   group: str = 'backbone'
+  columns: tuple[int, int] | None = None
 
   @property
   def order(self):
@@ -67,6 +70,8 @@ class Format(NamedTuple):
     sizes: (format, tensors, arrays) -> {model attribute: value} implied by the
       arrays, for messages; None for no such hints.
     images: (arrays) -> fields of `Preprocessing`; None if a file tells nothing.
+    further: (model, tensors by name) -> dict of tensors that `save` adds and
+      `clean` removes, such as copies; None for none.
   """
   title: str
   recognises: Callable[..., bool]
@@ -78,6 +83,7 @@ class Format(NamedTuple):
   adapt: Callable[..., None] | None = None
   sizes: Callable[..., dict] | None = None
   images: Callable[..., dict] | None = None
+  further: Callable[..., dict] | None = None
 
 
 def torch_dense(name, leaf, num_in, num_out):

@@ -49,6 +49,8 @@ def save(path, model, params, *, preprocessing=None):
   if size(tensors) != size(arrays):
     raise ValueError(f'the {fmt.title} layout of {type(model).__name__} holds '
                      f'{size(tensors)} of its {size(arrays)} parameters')
+  if fmt.further is not None:
+    tensors |= fmt.further(model, tensors)
   metadata = attributes.of(model)
   if fmt is not native.FORMAT:
     metadata['format'] = 'pt'  # required by transformers
@@ -65,4 +67,4 @@ def _leaf(groups, t):
     if not isinstance(key, int):
       node = node[key]
   row = next((key for key in t.leaf if isinstance(key, int)), ...)
-  return node[row]
+  return node[row] if t.columns is None else node[row][..., slice(*t.columns)]

@@ -69,12 +69,13 @@ class Rows(NamedTuple):
 
 def loss(system, params, state, batch, key, done):
   """Returns the loss of the dense phase; see `Phase.loss`."""
-  del state, done
+  del state
   c, model = system.config.dense, system.model
   size, num_layers = batch.labels.shape[0], plan.num_layers(model)
   drop_key, mask_key, rate_key, key = jax.random.split(key, 4)
 
-  start = training_pass.begin(system, params, batch.images, key)
+  start = training_pass.begin(
+      system, params, batch.images, key, done / c.steps)
   gates = drop_path(drop_key, size, num_layers, c.drop_path)
   num_masked = int(c.random_masks * size) if c.mask_weight else 0
   rows = Rows(size, num_masked)

@@ -44,8 +44,17 @@ def early(system, logits, batch):
   return sum(w * x for w, x in zip(weights, each(system, logits, batch)))
 
 
-def outputs(system, params, batch, key, **options):
-  """Returns the outputs of all exits in training, see `stages.training`."""
+def outputs(system, params, batch, key, progress=None, **options):
+  """Returns the outputs of all exits in training, see `stages.training`.
+
+  Args:
+    system: `System`.
+    params: groups.
+    batch: `Batch`.
+    key: PRNG key.
+    progress: see `Context`.
+    **options: of `stages.training`.
+  """
   return stages.training(
-      system.model, params, batch.images, training_pass.context(params, key),
-      **options, **system.scan)
+      system.model, params, batch.images,
+      training_pass.context(params, key, progress), **options, **system.scan)

@@ -12,8 +12,9 @@ def loss(system, params, state, batch, key, done):
 
   See `Phase.loss`.
   """
-  del state, done
-  outputs, stats = exit_losses.outputs(system, params, batch, key)
+  del state
+  outputs, stats = exit_losses.outputs(
+      system, params, batch, key, done / system.config.exits.steps)
   each = exit_losses.each(system, outputs, batch)
   total = sum(w * x for w, x in zip(system.weights, each))
   return total, (exit_losses.metrics(system, total, outputs, each, batch),

@@ -8,8 +8,9 @@ from adavit_jax.train.phases.phase import Phase
 
 def loss(system, params, state, batch, key, done):
   """Returns the loss of the last exit; see `Phase.loss`."""
-  del state, done
-  outputs, stats = exit_losses.outputs(system, params, batch, key)
+  del state
+  outputs, stats = exit_losses.outputs(
+      system, params, batch, key, done / system.config.last_exit.steps)
   each = exit_losses.each(system, outputs[-1:], batch)
   return each[0], (
       exit_losses.metrics(system, each[0], outputs[-1:], each, batch,

@@ -1,0 +1,90 @@
+"""The relative position biases of Vision Longformer, looked up in tables.
+
+Pure functions on arrays. The bias of two tokens of the grid depends on how many
+rows and columns they are apart; that of a global token and one of the grid on
+the global token alone.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from adavit_jax.models import sliding_chunks
+
+
+def shapes(side, window, num_heads, num_global):
+  """{name: shape} of the tables of one encoder.
+
+  Args:
+    side: of the grid of tokens.
+    window: W, side of a chunk; 0 for full attention.
+    num_heads: H.
+    num_global: g.
+
+  Returns:
+    `table`: a row for each step in rows and columns, heads last.
+    `table_global` [2, H, g]: of global queries, and of global keys.
+    `table_within` [H, g, g]: among global tokens.
+  """
+  reach = 2 * window or side  # steps in one direction, and no step
+  tables = dict(table=((2 * reach - 1)**2, num_heads))
+  if num_global:
+    tables.update(table_global=(2, num_heads, num_global),
+                  table_within=(num_heads, num_global, num_global))
+  return tables
+
+
+def full(p, side):
+  """The biases of full attention, [..., H, N, N], from `shapes`' tables."""
+  grid = _heads_first(p['table'], full_index(side))
+  if 'table_global' not in p:
+    return grid
+  return jnp.concatenate(
+      [of_global(p, side**2), _with_global_keys(p, grid)], axis=-2)
+
+
+def local(p, window):
+  """The biases of a chunk's queries, [..., H, W^2, g + 9 W^2].
+
+  See `sliding_chunks.sliding_attention`.
+  """
+  near = _heads_first(p['table'], local_index(window))
+  return near if 'table_global' not in p else _with_global_keys(p, near)
+
+
+def of_global(p, num):
+  """The biases of global queries, [..., H, g, g + num]."""
+  queries = p['table_global'][..., 0, :, :, None]
+  return jnp.concatenate([
+      p['table_within'],
+      jnp.broadcast_to(queries, (*queries.shape[:-1], num))], axis=-1)
+
+
+def _with_global_keys(p, biases):
+  """[..., H, Q, n] of keys in the grid -> [..., H, Q, g + n]."""
+  keys = p['table_global'][..., 1, :, None, :]
+  keys = jnp.broadcast_to(keys, (*biases.shape[:-1], keys.shape[-1]))
+  return jnp.concatenate([keys, biases], axis=-1)
+
+
+def full_index(side):
+  """The row of the table for each query and key of full attention, [n, n]."""
+  along = np.arange(side)
+  apart = along[:, None] - along  # [queries, keys] of one axis
+  return _index(apart[:, None, :, None], apart[:, None], side).reshape(
+      side**2, side**2)
+
+
+def local_index(window):
+  """The same for the queries and near keys of a chunk, [W^2, 9 W^2]."""
+  rows, columns = np.moveaxis(sliding_chunks.steps(window), -1, 0)
+  return _index(rows, columns, 2 * window).reshape(window**2, -1)
+
+
+def _index(rows, columns, reach):
+  """The row of a table for steps in (-reach, reach)."""
+  return (rows + reach - 1) * (2 * reach - 1) + columns + reach - 1
+
+
+def _heads_first(table, index):
+  """[..., T, H] -> [..., H, Q, n] for an index [Q, n]."""
+  return jnp.moveaxis(jnp.take(table, index, axis=-2), -1, -3)
