@@ -28,6 +28,8 @@ for _flag, _value in _FLAGS.items():
   if _flag not in os.environ.get('XLA_FLAGS', ''):
     os.environ['XLA_FLAGS'] = (
         f'{os.environ.get("XLA_FLAGS", "")} {_flag}={_value}')
+# Where in the code each operation stands is of no use to them.
+os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')
 # By default, an eighth of the time goes into looking for garbage among all that
 # JAX has traced.
 gc.set_threshold(200_000, 50, 100)

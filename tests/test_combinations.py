@@ -16,8 +16,8 @@ import jax
 import numpy as np
 import pytest
 import states
+from states import one_device  # a fixture
 from states import trace_once  # a fixture
-from states import two_devices  # a fixture
 import tiny
 
 STEPS = 3

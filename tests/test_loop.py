@@ -21,8 +21,8 @@ import numpy as np
 import processes
 import pytest
 import states
+from states import one_device  # a fixture
 from states import trace_once  # a fixture
-from states import two_devices  # a fixture
 import tiny
 
 END = len(tiny.PHASES) * tiny.STEPS
@@ -299,7 +299,7 @@ def _main(workdir):
   sys.argv = ['train.py', f'--config={__file__}', f'--workdir={workdir}']
   import train
   make_mesh = mesh_lib.make_mesh
-  mesh_lib.make_mesh = lambda: make_mesh(2)  # as the fixture `two_devices`
+  mesh_lib.make_mesh = lambda: make_mesh(1)  # as the fixture `one_device`
   data.load = lambda *args, **kwargs: tiny.dataset(seconds=0.1)
   logging.set_verbosity(logging.INFO)
   orbax_manager.quiet_orbax()

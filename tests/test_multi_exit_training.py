@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import states
+from states import one_device  # a fixture
 from states import trace_once  # a fixture
 import tiny
 
@@ -37,9 +38,6 @@ def _config(phase, **fields):
     config[name].update(steps=2, batch_size=8, learning_rate=1e-2)
   config.update_from_flattened_dict(fields)
   return config
-
-
-one_device = states.devices(1)  # test_sharding has several
 
 
 def _without_holdout(dataset):
