@@ -81,11 +81,14 @@ def test_patches_are_the_papers():
   assert found == [(32, 0), (23, 3), (16, 0)]
 
 
-def test_the_contract_is_kept():
-  for m in (model(), model(num_fixed=3), model(reuse_features=False),
-            model(reuse_features=False, reuse_relations=False),
-            models.create('dvt_t2t_vit_12_224')):
-    models.check_backbone(m)
+@pytest.mark.parametrize('overrides', [
+    dict(num_fixed=3), dict(reuse_features=False, reuse_relations=False),
+    *(pytest.param(overrides, marks=pytest.mark.nightly) for overrides in (
+        dict(), dict(reuse_features=False),
+        dict(grids=(2, 3), image_size=24, stem='t2t',
+             windows=((3, 3, 0), (5, 2, 1)))))])
+def test_the_contract_is_kept(overrides):
+  models.check_backbone(model(**overrides))
 
 
 def test_the_carry_is_what_the_next_transformer_reuses():
