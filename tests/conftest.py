@@ -38,9 +38,10 @@ gc.set_threshold(200_000, 50, 100)
 # First and in this order, the longest before the others, so that no worker is
 # left with one of them at the end; xdist keeps it under --no-loadscope-reorder.
 _LONG = [f'test_{name}.py' for name in (
-    'stranger', 'multi_exit_training', 'exits_training', 'modes', 'loop',
-    'beginnings', 'multi_exit_policy', 'ravit', 'report', 'any_backbone',
-    'docs', 'ravit_policy', 'sharding', 'combinations', 'multihost')]
+    'stranger', 'loop', 'modes', 'multi_exit_training', 'exits_training',
+    'multihost', 'dvt', 'beginnings', 'multi_exit_policy', 'ravit', 'report',
+    'ravit_policy', 'models', 'any_backbone', 'export', 'dvt_training',
+    'phases', 'combinations')]
 
 
 def pytest_collection_modifyitems(items):
