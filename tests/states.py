@@ -134,6 +134,7 @@ def bits(x):
   return str(x.dtype), x.shape, np.asarray(x).tobytes()
 
 
+@jax.jit  # one program
 def copy(tree):
   """Copies, so that no step can donate the original."""
   is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
