@@ -28,6 +28,8 @@ for _flag, _value in _FLAGS.items():
   if _flag not in os.environ.get('XLA_FLAGS', ''):
     os.environ['XLA_FLAGS'] = (
         f'{os.environ.get("XLA_FLAGS", "")} {_flag}={_value}')
+# Where in the code each operation stands is of no use to them.
+os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')
 # By default, an eighth of the time goes into looking for garbage among all that
 # JAX has traced.
 gc.set_threshold(200_000, 50, 100)
@@ -36,9 +38,10 @@ gc.set_threshold(200_000, 50, 100)
 # First and in this order, the longest before the others, so that no worker is
 # left with one of them at the end; xdist keeps it under --no-loadscope-reorder.
 _LONG = [f'test_{name}.py' for name in (
-    'stranger', 'multi_exit_training', 'exits_training', 'modes', 'loop',
-    'beginnings', 'multi_exit_policy', 'ravit', 'report', 'any_backbone',
-    'docs', 'ravit_policy', 'sharding', 'combinations', 'multihost')]
+    'stranger', 'loop', 'modes', 'multi_exit_training', 'exits_training',
+    'multihost', 'dvt', 'beginnings', 'multi_exit_policy', 'ravit', 'report',
+    'ravit_policy', 'models', 'any_backbone', 'export', 'dvt_training',
+    'phases', 'combinations')]
 
 
 def pytest_collection_modifyitems(items):

@@ -17,6 +17,7 @@ import tiny
 
 
 _made = {}  # by all files that a process runs
+_make_step = step_lib.make_step  # whatever a fixture puts in its place
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -40,18 +41,30 @@ def trace_once():
     yield
 
 
-def devices(count):
-  """A fixture: on some of the 8 devices runs compile and save faster."""
-  @pytest.fixture(scope='module', autouse=True)
-  def few_devices():
-    make_mesh = mesh_lib.make_mesh
-    with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(mesh_lib, 'make_mesh', lambda num=count: make_mesh(num))
-      yield
-  return few_devices
+@pytest.fixture(scope='module', autouse=True)
+def one_device():
+  """On one of the 8 devices runs compile and save faster.
+
+  Runs on several are in test_stranger and test_multihost, their steps in
+  test_sharding.
+  """
+  make_mesh = mesh_lib.make_mesh
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(mesh_lib, 'make_mesh', lambda num=1: make_mesh(num))
+    yield
 
 
-two_devices = devices(2)
+def check_step(system, phase):
+  """Checks that a training step keeps the shapes of the state; runs nothing."""
+  model, before = system.model, step_lib.abstract_state(system, phase)
+  size = system.config[phase].batch_size
+  images = jax.ShapeDtypeStruct(
+      (size, *[model.image_size] * 2, model.channels), np.uint8)
+  labels = jax.ShapeDtypeStruct((size,), np.int32)
+  after, _ = jax.eval_shape(
+      _make_step(system, phase, 0), before, images, labels)
+  kinds = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+  assert kinds(after) == kinds(before), phase
 
 
 def noise(system, phase, start):
@@ -121,6 +134,7 @@ def bits(x):
   return str(x.dtype), x.shape, np.asarray(x).tobytes()
 
 
+@jax.jit  # one program
 def copy(tree):
   """Copies, so that no step can donate the original."""
   is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)

@@ -43,7 +43,8 @@ NUM_LAYERS = {0: (2, 8), 1: (2, 6), 2: (2, 4), 3: (2, 2), 4: (1, 1)}
 
 
 @pytest.mark.parametrize('num_fixed, dictionary', [
-    pytest.param(0, False, marks=pytest.mark.nightly), (1, True), (2, False),
+    pytest.param(0, False, marks=pytest.mark.nightly), (1, True),
+    pytest.param(2, False, marks=pytest.mark.nightly),
     pytest.param(3, False, marks=pytest.mark.nightly),
     pytest.param(3, True, marks=pytest.mark.nightly),
     pytest.param(4, True, marks=pytest.mark.nightly)])

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import states
-from states import two_devices  # a fixture
+from states import one_device  # a fixture
 import tiny
 
 

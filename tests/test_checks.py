@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 from adavit_jax import data
 from adavit_jax.runs import checks
@@ -24,7 +25,7 @@ def test_a_batch_larger_than_the_training_split_is_refused():
   config.joint.batch_size = len(dataset.train)
   checks.sizes(config, dataset)
   config.joint.batch_size += 1
-  with pytest.raises(ValueError, match='joint.batch_size=41 .* 40 '):
+  with pytest.raises(ValueError, match='^joint.batch_size=41 .*40'):
     checks.sizes(config, dataset)
 
 
@@ -33,14 +34,14 @@ def test_a_warm_start_needs_two_held_out_images():
   config.num_search = 2
   checks.sizes(config, dataset)
   config.num_search = 1
-  with pytest.raises(ValueError, match='has 1 .* '
-                     '--config.data.holdout=.* --config.num_search='):
+  with pytest.raises(ValueError, match='--config.data.holdout=.*'
+                     '--config.num_search='):
     checks.sizes(config, dataset)
   config.num_search = 2
   none = dataclasses.replace(
       dataset, holdout=data.ArraySplit(
           np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0, int)))
-  with pytest.raises(ValueError, match='has 0 .* --config.data.holdout='):
+  with pytest.raises(ValueError, match='--config.data.holdout='):
     checks.sizes(config, none)
   config.phases = ('dense',)
   checks.sizes(config, none)
@@ -55,7 +56,7 @@ def test_a_budget_below_what_always_runs_is_refused():
   config.mac_target = floor + 1e-3
   checks.budget(config, system)
   config.mac_target = floor - 1e-3
-  with pytest.raises(ValueError, match=f'mac_target=.* {floor:.3f} '):
+  with pytest.raises(ValueError, match=f'^mac_target=.*{floor:.3f}'):
     checks.budget(config, system)
   config.phases = ('dense', 'static')
   checks.budget(config, system)
@@ -66,7 +67,7 @@ def test_labels_must_mean_what_they_meant():
   info = dict(dataset=dict(class_names=['0', '1', '2', '3']))
   checks.same_classes(info, dataset, 'DIR')
   info['dataset']['class_names'] = ['0', '2', '1', '3']
-  with pytest.raises(ValueError, match="class 1 is '1' .*'2' .* DIR"):
+  with pytest.raises(ValueError, match="'1'.*'2'.*DIR"):
     checks.same_classes(info, dataset, 'DIR')
 
 
@@ -88,13 +89,13 @@ def test_a_run_holds_out_what_the_run_before_it_held_out():
   info = _info(source, dataset={})
   check(info)
   config.seed = 3
-  with pytest.raises(ValueError, match='seed 0 .*holdout=0.1.* seed 3 .* '
-                     '--config.data.seed=0 --config.data.holdout=0.1'):
+  with pytest.raises(ValueError, match='--config.data.seed=0 '
+                     '--config.data.holdout=0.1'):
     check(info)
   config.data.seed = 0
   check(info)
   config.data.holdout = 0.2
-  with pytest.raises(ValueError, match='seed 0 and holdout=0.2.*'
+  with pytest.raises(ValueError, match='holdout=0.2.*'
                      '--config.data.holdout='):
     check(info)
   config.data.name = 'digit_scenes'  # other images
@@ -123,7 +124,7 @@ def test_a_run_begins_with_the_images_that_the_run_before_it_had():
   info = _info(config, dataset=dict(split=data.fingerprint(dataset)))
   checks.same_holdout(info, config, dataset)
   grown = dataclasses.replace(dataset, train=dataset.holdout)
-  with pytest.raises(ValueError, match="'folder' .* DIR"):
+  with pytest.raises(ValueError, match="'folder'.*DIR"):
     checks.same_holdout(info, config, grown)
   config.data.data_dir = 'b'
   checks.same_holdout(info, config, grown)
@@ -132,7 +133,7 @@ def test_a_run_begins_with_the_images_that_the_run_before_it_had():
 
 
 def test_one_class_is_no_task():
-  with pytest.raises(ValueError, match='has 1 class'):
+  with pytest.raises(ValueError, match="^'digits'.*1"):
     system_lib.create(tiny.get_config(), tiny.dataset(num_classes=1))
 
 
@@ -143,7 +144,7 @@ def test_only_what_changes_no_result_may_change_in_a_run():
   checks.same_run(saved, config, 'DIR')
   config.dense.learning_rate, config.seed = 0.5, 3
   with pytest.raises(ValueError,
-                     match='DIR .*dense.learning_rate.*seed.* --workdir'):
+                     match='dense.learning_rate.*seed.*--workdir'):
     checks.same_run(saved, config, 'DIR')
 
 
@@ -164,7 +165,7 @@ def test_the_phase_that_a_run_began_from_is_compared():
   config.init.update(workdir='moved', phase='')
   checks.same_run(info, config, 'DIR')
   config.init.phase = 'dense'
-  with pytest.raises(ValueError, match="phase: .*'policy'.*'dense'"):
+  with pytest.raises(ValueError, match="phase.*'policy'.*'dense'"):
     checks.same_run(info, config, 'DIR')
 
 
@@ -214,7 +215,7 @@ def test_a_mask_is_not_forgotten(phase, phases, fits):
   if fits:
     checks.mask_goes_on(info, config)
   else:
-    with pytest.raises(ValueError, match='DIR.*mask.*classifier_wise'):
+    with pytest.raises(ValueError, match='^DIR.*phases=.*classifier_wise'):
       checks.mask_goes_on(info, config)
 
 
@@ -244,5 +245,5 @@ def test_where_a_run_stands():
   assert history.unfinished(12, info('policy', True)) == ''
   for step, phase, finished, n in ((6, 'dense', True, 6),
                                    (8, 'policy', False, 2)):
-    assert history.unfinished(step, info(phase, finished)) == (
-        f"at step {n} of 6 of the phase '{phase}' of dense, policy")
+    text = history.unfinished(step, info(phase, finished))
+    assert re.search(rf"\b{n}\b.*\b6\b.*'{phase}'.*dense, policy", text)

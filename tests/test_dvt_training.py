@@ -15,10 +15,8 @@ from adavit_jax.train import system as system_lib
 import jax
 import numpy as np
 import pytest
-import states
+from states import one_device  # a fixture
 import tiny
-
-one_device = states.devices(1)
 
 
 def _config(**fields):

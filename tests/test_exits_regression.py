@@ -15,10 +15,10 @@ from adavit_jax.train import step as step_lib
 import numpy as np
 import pytest
 import states
+from states import one_device  # a fixture
 from test_multi_exit_training import _between
 from test_multi_exit_training import _config
 from test_multi_exit_training import _fresh
-from test_multi_exit_training import one_device  # a fixture
 import tiny
 
 

@@ -10,7 +10,10 @@ from adavit_jax.runs import loop
 from adavit_jax.runs import saved_run
 from adavit_jax.train import config as config_lib
 import pytest
-from states import two_devices  # a fixture
+import states
+from states import one_device  # a fixture
+from states import steps  # a fixture
+from states import trace_once  # a fixture
 import tiny
 
 
@@ -26,7 +29,7 @@ def blocks(tmp_path, monkeypatch):
   sys.modules.pop('mine', None)
 
 
-def test_the_example_runs_and_trains(blocks, tmp_path):
+def test_the_example_runs_and_trains(blocks, steps, tmp_path):
   exec(compile(blocks[1], 'extending.md', 'exec'), {})
   config = tiny.get_config()
   for field in ('patch_size', 'width', 'depth'):
@@ -35,7 +38,9 @@ def test_the_example_runs_and_trains(blocks, tmp_path):
   config.phases = ('dense',)
   config.dense.update(steps=2, nested=0., mask_weight=0.)  # compiles faster
   workdir = str(tmp_path / 'run')
-  loop.Trainer(config, workdir, tiny.dataset()).train()
+  trainer = loop.Trainer(config, workdir, tiny.dataset())
+  states.check_step(trainer.system, 'dense')
+  trainer.train()
   # As another process finds it.
   registry._MODELS.pop('two_grids_8')
   del sys.modules['mine']

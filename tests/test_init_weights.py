@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 import states
-from states import two_devices  # a fixture
+from states import one_device  # a fixture
 from test_weights import path as golden
 import tiny
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_dvt_sizes
 import tiny
 
 # Stem + tokens + positions + encoders + norm + heads.
@@ -41,9 +42,16 @@ NUM_PARAMS = {
     'vit_large_patch32_384': 306_632_680,
     'deit_base_patch16_384': 86_859_496,
     'deit_base_distilled_patch16_384': 87_630_032,
-    'ravit_cifar_patch4_32': 819_348,
-    'ravit_tiny_imagenet_patch4_64': 36_036_496,
-    'ravit_imagenet_patch16_224': 75_177_144,
+    # CLS + per branch: stem, positions, encoders, norm, head.
+    'ravit_cifar_patch4_32':
+        128 + (6_272 + 17 * 128 + 198_272 + 256 + 1_290)
+        + (6_272 + 65 * 128 + 3 * 198_272 + 256 + 1_290),
+    'ravit_tiny_imagenet_patch4_64':
+        768 + (37_632 + 17 * 768 + 2 * 7_087_872 + 1_536 + 153_800)
+        + (37_632 + 257 * 768 + 3 * 7_087_872 + 1_536 + 153_800),
+    'ravit_imagenet_patch16_224':
+        768 + 3 * (590_592 + 1_536 + 769_000) + (17 + 65 + 197) * 768
+        + 10 * 7_087_872,
     'levit_cifar_32': 2_118_922,
     'levit_128s': 7_777_058,
     'levit_128': 9_213_936,
@@ -66,10 +74,6 @@ NUM_PARAMS = {
     'shuffle_tiny_224': 28_532_482,
     'shuffle_small_224': 50_076_178,
     'shuffle_base_224': 88_398_560,
-    'dvt_t2t_vit_12_224': 22_461_516,
-    'dvt_t2t_vit_14_224': 67_881_836,
-    'dvt_deit_small_224': 70_442_232,
-    'dvt_cifar_32': 836_524,
     'vil_cifar_32': 1_001_034,
     'vil_tiny_224': 6_707_080,
     'vil_small_224': 24_635_752,
@@ -84,6 +88,7 @@ NUM_PARAMS = {
     'vil_medium_wide_384': 39_800_808,
     'vil_base_deep_384': 55_711_720,
     'vil_base_wide_384': 79_026_920,
+    **test_dvt_sizes.NUM_PARAMS,
 }
 HEADS = {  # by width
     48: 2, 96: 3, 128: 4, 192: 3, 256: 4, 384: 6, 768: 12, 1024: 16}

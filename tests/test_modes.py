@@ -370,7 +370,8 @@ def test_wrong_calls(model, params, z1):
 
 
 @pytest.mark.parametrize('chunk, read', [
-    (3, 2), pytest.param(8, 2, marks=pytest.mark.nightly), (8, None)])
+    (3, 2), pytest.param(8, 2, marks=pytest.mark.nightly),
+    pytest.param(8, None, marks=pytest.mark.nightly)])
 def test_passes_of_any_size_agree_with_masked(model, params, chunk, read):
   """Every number of images in a batch that is padded to 33 and their actions.
 

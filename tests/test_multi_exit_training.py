@@ -1,6 +1,7 @@
 """Exits trained on a backbone, and layer by layer."""
 
 import dataclasses
+import json
 
 import adavit_jax
 from adavit_jax import data
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import states
+from states import one_device  # a fixture
 from states import trace_once  # a fixture
 import tiny
 
@@ -37,9 +39,6 @@ def _config(phase, **fields):
     config[name].update(steps=2, batch_size=8, learning_rate=1e-2)
   config.update_from_flattened_dict(fields)
   return config
-
-
-one_device = states.devices(1)  # test_sharding has several
 
 
 def _without_holdout(dataset):
@@ -67,7 +66,7 @@ def train(dataset, tmp_path_factory):
 def policies(train):
   """Of a plain ViT: its dense phase, then a policy; both learn nothing."""
   config = tiny.get_config()
-  config.phases = ('dense', 'policy')
+  config.phases, config.model.num_fixed = ('dense', 'policy'), 2
   config.dense.steps = config.policy.steps = 1
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(step_lib, 'make_step', states.noise)
@@ -153,20 +152,26 @@ def test_a_policy_that_nothing_has_trained(policies, train):
   with pytest.raises(ValueError, match="'dense'.* exits.policy=True"):
     train(_config('classifier_wise', **{
         'init.workdir': policies[0], 'init.phase': 'dense',
-        'exits.policy': True}))
+        'exits.policy': True, 'model.num_fixed': 2}))
 
 
 def test_exits_learn_on_a_frozen_backbone_with_a_policy(
     policies, dataset, tmp_path):
+  """One of them lies before the place where it decides."""
   workdir, plain, trained = policies
   config = _config('classifier_wise', **{
-      'init.workdir': workdir, 'exits.policy': True})
+      'init.workdir': workdir, 'exits.policy': True, 'model.num_fixed': 2})
   trainer = loop.Trainer(config, str(tmp_path), dataset)
   state = trainer.train()
   for group in ('backbone', 'policy', 'policy_stats'):
     assert states.same(state.params[group], trained.params[group])
   changed = states.differ(state.params['heads'], _fresh(trainer)['heads'])
   assert len(changed) == len(jax.tree.leaves(state.params['heads']))
+  with open(tmp_path / 'metrics.jsonl') as f:
+    rows = [row for row in map(json.loads, f) if 'classifier_wise/loss' in row]
+  assert len(rows) == 2 and all(
+      np.isfinite(row[f'classifier_wise/loss_{i}'])
+      for row in rows for i in range(2))
 
   test = dataset.test
   want = trainer.exit_evaluator('classifier_wise', state.params, test)

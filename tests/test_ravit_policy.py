@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import states
+from states import one_device  # a fixture
 from states import steps  # a fixture
 from states import trace_once  # a fixture
-from states import two_devices  # a fixture
 from test_report import opens  # a fixture
 import tiny
 

@@ -24,10 +24,10 @@ from adavit_jax.train import state as state_lib
 import numpy as np
 import pytest
 import states
+from states import one_device  # a fixture
 from states import run  # a fixture
 from states import steps  # a fixture
 from states import trace_once  # a fixture
-from states import two_devices  # a fixture
 import tiny
 
 

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import products
 import pytest
+import states
 from states import trace_once  # a fixture
 import stranger
 import tiny
@@ -191,7 +192,7 @@ def _losses(workdir):
 
 
 @pytest.fixture(scope='module', params=[
-    ('dense', 'joint'), pytest.param(tiny.PHASES, marks=pytest.mark.nightly)],
+    ('dense', 'policy'), pytest.param(tiny.PHASES, marks=pytest.mark.nightly)],
     ids=len)
 def phases(request):
   return request.param
@@ -233,6 +234,13 @@ def test_one_device_and_several_learn_the_same(
   assert len(losses) > STEPS * len(phases)
   for key in losses:
     np.testing.assert_allclose(found[key], want[key], err_msg=str(key), **CLOSE)
+
+
+def test_the_joint_phase_fits_it(dataset, tmp_path):
+  """Nothing is compiled; `nightly` trains it."""
+  system = loop.Trainer(
+      _config(('dense', 'joint')), str(tmp_path), dataset).system
+  states.check_step(system, 'joint')
 
 
 def test_killed_and_resumed(phases, trained, dataset, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Our own layout, in which every model is saved, and layouts a user adds."""
 
+import re
+
 import adavit_jax
 from adavit_jax import models
 from adavit_jax import weights
@@ -73,41 +75,42 @@ def test_added_exits_begin_anew(file):
   same(got['heads'], models.init_params(model, KEY)['heads'])
 
 
+def _sections(text):
+  """{first word of a title: lines below it} of a message about tensors."""
+  _, *parts = re.split(r'\n  (?=\w[^\n]*:\n)', text)
+  return {part.split()[0]: part.split('\n', 1)[1] for part in parts}
+
+
 def test_all_that_does_not_fit_is_in_one_message(file):
   save(file, ravit())
   text = message(ravit(layers=(1, 3), num_classes=5, width=16), file)
-  assert text.startswith(f'{file} (adavit_jax layout) does not fit the model.')
-  assert 'missing' not in text and 'but not in the model' not in text
-  assert ('backbone/encoders_1/fc1/bias [2, 64] in the file, [3, 64] in the '
-          'model') in text
-  assert 'backbone/head_0/bias [10] in the file, [5] in the model' in text
-  text = message(ravit(layers=(0, 2), factors=(1, 1)), file)
-  unknown = text.index('in the file, but not in the model:')
-  assert unknown < text.index('backbone/encoders_0/fc1/bias [1, 64]')
-  assert 'missing' not in text
-  text = message(conv(), file)
-  assert (text.index('missing in the file') <
-          text.index('backbone/pos_embedding [1, 5, 16]') <
-          text.index('in the file, but not in the model') <
-          text.index('backbone/pos_embedding_0 [1, 5, 16]'))
+  assert text.startswith(str(file))
+  (shapes,) = _sections(text).values()
+  for name, both in (('encoders_1/fc1/bias', r'\[2, 64\].*\[3, 64\]'),
+                     ('head_0/bias', r'\[10\].*\[5\]')):
+    assert re.search(f'backbone/{name} {both}', shapes)
+  found = _sections(message(ravit(layers=(0, 2), factors=(1, 1)), file))
+  assert 'missing' not in found
+  assert 'backbone/encoders_0/fc1/bias [1, 64]' in found['in']
+  found = _sections(message(conv(), file))
+  assert 'backbone/pos_embedding [1, 5, 16]' in found['missing']
+  assert 'backbone/pos_embedding_0 [1, 5, 16]' in found['in']
 
 
 @pytest.mark.parametrize('make', [ravit, conv])
 def test_what_no_tensor_shows_is_checked(file, make):
   save(file, make(num_heads=4))
-  assert message(make(num_heads=2), file).startswith(
-      f'{file} is of a model with num_heads=4 (not 2): ')
+  text = message(make(num_heads=2), file)
+  assert str(file) in text and 'num_heads=4 (not 2)' in text
 
 
 @pytest.mark.parametrize('model, names', [
-    (ravit(), 'a RAViT does not have'),
-    (conv(), "a ViT with stem='conv' instead of 'patch' does not have"),
-    (ravit(Counted), 'a Counted does not have')])
+    (ravit(), 'RAViT'), (conv(), "ViT.*stem='conv'.*'patch'"),
+    (ravit(Counted), 'Counted')])
 def test_other_libraries_do_not_have_every_model(model, names):
   for name, title in (('timm_vit', 'timm / DeiT'), ('augreg', 'AugReg')):
     text = message(model, golden(name))
-    assert f'is in the {title}' in text and names in text
-    assert 'weights.save' in text
+    assert re.search(f'{title}.* {names}.*weights.save', text)
 
 
 def test_preprocessing(file):
@@ -148,8 +151,8 @@ def test_a_users_layout(file, monkeypatch):
   assert tensors['theirs.1.fc1.bias'].shape == (64,)
   assert 'theirs.batch_stats/encoders_0/seen' in tensors
   same(weights.load(model, file, KEY), params)
-  assert ("a Counted with patch_size=2 instead of 4 does not have" in
-          message(ravit(Counted, patch_size=2), file))
+  text = message(ravit(Counted, patch_size=2), file)
+  assert re.search('Counted.*patch_size=2.*4', text)
   other = ravit(Counted, num_classes=3)
   got, want = weights.load(other, file, KEY), models.init_params(other, KEY)
   for name in ('head_0', 'head_1', 'norm_0'):

@@ -38,8 +38,9 @@ def enter(trainer, state, phase, had_price=False):
   rules = phases_lib.PHASES[phase]
   if rules.teacher and state.teacher is None:
     params = state_lib.final_params(state)
-    state = state.replace(params=params, ema=None, teacher=jax.tree.map(
-        jnp.copy, state_lib.model_params(params)))
+    copies = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+    state = state.replace(params=params, ema=None,
+                          teacher=copies(state_lib.model_params(params)))
   elif rules.from_scratch:
     state = state.replace(teacher=None)
   if 'policy' in rules.trains and not trainer.policy_has_learned(phase):

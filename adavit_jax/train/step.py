@@ -39,11 +39,17 @@ def begin_phase(system, state, phase):
   """
   c, rules = system.config[phase], phases.PHASES[phase]
   params = state_lib.final_params(state)
-  trained = _trained(params, phase)
   tx, _ = _optimizer(system, phase, c.steps // rules.rounds(system))
-  # Copies, since a step donates the state, which must not hold a buffer twice.
-  ema = jax.tree.map(jnp.copy, _averaged(params, phase)) if c.ema else None
-  return state.replace(params=params, opt_state=tx.init(trained), ema=ema)
+
+  @jax.jit  # One program, where leaf by leaf there are dozens.
+  def begin(params):
+    # Copies, since a step donates the state, which must not hold a buffer
+    # twice.
+    ema = jax.tree.map(jnp.copy, _averaged(params, phase)) if c.ema else None
+    return tx.init(_trained(params, phase)), ema
+
+  opt_state, ema = begin(params)
+  return state.replace(params=params, opt_state=opt_state, ema=ema)
 
 
 def abstract_state(system, phase, *, teacher=None):
