@@ -29,7 +29,7 @@ from one_batch import state  # a fixture
 from one_batch import z1  # a fixture
 import pytest
 import states
-from states import two_devices  # a fixture
+from states import one_device  # a fixture
 import tiny
 
 STEPS = 3
