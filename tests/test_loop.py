@@ -226,7 +226,7 @@ def _signalled(workdir, signum, num_rows):
       process.wait(0)
       pytest.fail(f'no {num_rows} rows: {process.err[-2000:]}')
     time.sleep(0.02)
-  time.sleep(random.random() * 0.5)
+  time.sleep(random.random() * 0.2)
   process.send(signum)
   process.wait()
   return process
@@ -235,8 +235,8 @@ def _signalled(workdir, signum, num_rows):
 def get_config():
   """Of the processes that are killed."""
   config = tiny.get_config()
-  config.phases, config.model.depth, config.dense.steps = ('dense',), 2, 60
-  config.checkpoint_every = 20
+  config.phases, config.model.depth, config.dense.steps = ('dense',), 2, 300
+  config.checkpoint_every = 100
   return config
 
 
