@@ -152,16 +152,15 @@ def _rows(named, batches, keeps, shares):
     for batch in batches:
       if shares:
         yield from cascades.rows(
-            name, model, params, batch, shares, repeats=_REPEATS.value,
-            dtype=_DTYPE.value)
+            name, model, models.fold(model, params), batch, shares,
+            repeats=_REPEATS.value, dtype=_DTYPE.value)
       else:
         yield from model_rows(name, model, params, batch, keeps)
 
 
 def _random_params(model):
-  """Returns parameters with noise, so that no branch is zero."""
-  params = models.fold(
-      model, adavit_jax.init_params(model, jax.random.key(0)))
+  """Returns parameters with noise, so that no branch is zero; not folded."""
+  params = adavit_jax.init_params(model, jax.random.key(0))
   leaves, tree = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(1), len(leaves))
   return jax.tree.unflatten(tree, [
@@ -174,7 +173,7 @@ def model_rows(name, model, params, batch, keeps):
   Args:
     name: name of the model.
     model: a `Backbone`.
-    params: its parameters.
+    params: its parameters, not folded.
     batch: B.
     keeps: fractions of adaptive layers that run.
 
@@ -184,6 +183,7 @@ def model_rows(name, model, params, batch, keeps):
   images = jax.random.normal(
       jax.random.key(2), (batch, model.image_size, model.image_size,
                           model.channels))
+  unfolded, params = params, models.fold(model, params)
   dense, stats = timing.compile_jit(
       jax.jit(lambda params, images: modes.dense(model, params, images).total),
       params, images)
@@ -192,7 +192,7 @@ def model_rows(name, model, params, batch, keeps):
   seconds = timing.alternate({'dense': run_dense}, _REPEATS.value)['dense']
   yield row(name, 'dense', batch, 1, seconds, seconds, 1, **stats)
   yield from timm_rows.rows(
-      name, model, params, images, run_dense, _REPEATS.value)
+      name, model, unfolded, images, run_dense, _REPEATS.value)
 
   programs = {}
   for mode in _MODES.value:
