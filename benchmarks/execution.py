@@ -159,12 +159,17 @@ def _rows(named, batches, keeps, shares):
 
 
 def _random_params(model):
-  """Returns parameters with noise, so that no branch is zero; not folded."""
-  params = adavit_jax.init_params(model, jax.random.key(0))
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  return jax.tree.unflatten(tree, [
-      p + 0.02 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys)])
+  """Returns random parameters, so that no branch is zero; not folded.
+
+  They are drawn by NumPy, since an initialisation takes long to compile.
+  """
+  rng = np.random.default_rng(1)
+  def draw(path, like):
+    one = path[-1].key in ('scale', 'var')  # of a normalisation
+    return jnp.asarray(
+        one + 0.05 * rng.standard_normal(like.shape, np.float32))
+  return jax.tree.map_with_path(draw, jax.eval_shape(
+      lambda: adavit_jax.init_params(model, jax.random.key(0))))
 
 
 def model_rows(name, model, params, batch, keeps):
