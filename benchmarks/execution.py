@@ -16,6 +16,11 @@ rounds. timm is added with the same weights if torch and timm can be imported.
 This times the cascade of a model with own exits and random weights, with
 thresholds that let these shares of the images leave at each exit.
 
+  python benchmarks/execution.py --models=levit_256 --batches=32 \\
+      --keeps=0.5 --stacks
+
+This times each stack of encoders alone, in compact, with the bridge before it.
+
   python benchmarks/execution.py --workdir=DIR --output=trained.json
 
 This times a trained policy, or a cascade of exits, as `adavit_jax.load(DIR)`
@@ -43,6 +48,7 @@ from adavit_jax.runs import orbax_manager
 from adavit_jax.runtime import modes
 from adavit_jax.train import guards
 import cascades
+import stacks
 import timing
 import timm_rows
 import trained
@@ -59,6 +65,8 @@ _MODES = flags.DEFINE_list('modes', ['cond', 'compact', 'static'],
 _CHUNKS = flags.DEFINE_list(
     'chunks', [], 'Images in one pass of compact, to compare with the size '
     'that the library chooses.')
+_STACKS = flags.DEFINE_bool(
+    'stacks', False, 'Times each stack of encoders alone, in compact.')
 _SHARES = flags.DEFINE_list(
     'shares', [], 'Shares of the images that leave at each exit; times the '
     'cascades of the models, and no dropped layers.')
@@ -154,6 +162,11 @@ def _rows(named, batches, keeps, shares):
         yield from cascades.rows(
             name, model, models.fold(model, params), batch, shares,
             repeats=_REPEATS.value, dtype=_DTYPE.value)
+      elif _STACKS.value:
+        for keep in keeps:
+          yield from stacks.rows(
+              name, model, models.fold(model, params), _images(model, batch),
+              keep, repeats=_REPEATS.value, dtype=_DTYPE.value)
       else:
         yield from model_rows(name, model, params, batch, keeps)
 
@@ -172,6 +185,13 @@ def _random_params(model):
       lambda: adavit_jax.init_params(model, jax.random.key(0))))
 
 
+def _images(model, batch):
+  """Returns normalised images [B, S, S, C]."""
+  size = model.image_size
+  return jax.random.normal(
+      jax.random.key(2), (batch, size, size, model.channels))
+
+
 def model_rows(name, model, params, batch, keeps):
   """Yields the rows of one model at one batch size.
 
@@ -185,9 +205,7 @@ def model_rows(name, model, params, batch, keeps):
   Yields:
     dicts of `timing.row`.
   """
-  images = jax.random.normal(
-      jax.random.key(2), (batch, model.image_size, model.image_size,
-                          model.channels))
+  images = _images(model, batch)
   unfolded, params = params, models.fold(model, params)
   dense, stats = timing.compile_jit(
       jax.jit(lambda params, images: modes.dense(model, params, images).total),
