@@ -1,11 +1,12 @@
 """Runs timm's model in a separate process, which `timm_rows` starts.
 
-  python timm_worker.py NAME CLASSES DIRECTORY DTYPE DEVICE CORES eager|compile
+  python timm_worker.py NAME K DIRECTORY DTYPE DEVICE CORES eager|compile
 
-BatchNorm is folded into the layers, as in this library at inference. It reads model.safetensors and images.npy [B, C, S, S] from DIRECTORY, writes
-the logits [B, K] there as eager.npy or compile.npy, and prints `ready`, or
-`unknown` if timm does not have the model. Then it runs the model once for each
-line of its input and answers `done`.
+K is the number of classes. BatchNorm is folded into the layers, as in this
+library at inference. It reads model.safetensors and images.npy [B, C, S, S] from
+DIRECTORY, writes the logits [B, K] there as eager.npy or compile.npy, and
+prints `ready`, or `unknown` if timm does not have the model. Then it runs the
+model once for each line of its input and answers `done`.
 """
 
 import os
