@@ -16,6 +16,11 @@ rounds. timm is added with the same weights if torch and timm can be imported.
 This times the cascade of a model with own exits and random weights, with
 thresholds that let these shares of the images leave at each exit.
 
+  python benchmarks/execution.py --models=levit_256 --batches=32 \\
+      --keeps=0.5 --stacks
+
+This times each stack of encoders alone, in compact, with the bridge before it.
+
   python benchmarks/execution.py --workdir=DIR --output=trained.json
 
 This times a trained policy, or a cascade of exits, as `adavit_jax.load(DIR)`
@@ -43,6 +48,7 @@ from adavit_jax.runs import orbax_manager
 from adavit_jax.runtime import modes
 from adavit_jax.train import guards
 import cascades
+import stacks
 import timing
 import timm_rows
 import trained
@@ -59,6 +65,8 @@ _MODES = flags.DEFINE_list('modes', ['cond', 'compact', 'static'],
 _CHUNKS = flags.DEFINE_list(
     'chunks', [], 'Images in one pass of compact, to compare with the size '
     'that the library chooses.')
+_STACKS = flags.DEFINE_bool(
+    'stacks', False, 'Times each stack of encoders alone, in compact.')
 _SHARES = flags.DEFINE_list(
     'shares', [], 'Shares of the images that leave at each exit; times the '
     'cascades of the models, and no dropped layers.')
@@ -152,20 +160,36 @@ def _rows(named, batches, keeps, shares):
     for batch in batches:
       if shares:
         yield from cascades.rows(
-            name, model, params, batch, shares, repeats=_REPEATS.value,
-            dtype=_DTYPE.value)
+            name, model, models.fold(model, params), batch, shares,
+            repeats=_REPEATS.value, dtype=_DTYPE.value)
+      elif _STACKS.value:
+        for keep in keeps:
+          yield from stacks.rows(
+              name, model, models.fold(model, params), _images(model, batch),
+              keep, repeats=_REPEATS.value, dtype=_DTYPE.value)
       else:
         yield from model_rows(name, model, params, batch, keeps)
 
 
 def _random_params(model):
-  """Returns parameters with noise, so that no branch is zero."""
-  params = models.fold(
-      model, adavit_jax.init_params(model, jax.random.key(0)))
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  return jax.tree.unflatten(tree, [
-      p + 0.02 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys)])
+  """Returns random parameters, so that no branch is zero; not folded.
+
+  They are drawn by NumPy, since an initialisation takes long to compile.
+  """
+  rng = np.random.default_rng(1)
+  def draw(path, like):
+    one = path[-1].key in ('scale', 'var')  # of a normalisation
+    return jnp.asarray(
+        one + 0.05 * rng.standard_normal(like.shape, np.float32))
+  return jax.tree.map_with_path(draw, jax.eval_shape(
+      lambda: adavit_jax.init_params(model, jax.random.key(0))))
+
+
+def _images(model, batch):
+  """Returns normalised images [B, S, S, C]."""
+  size = model.image_size
+  return jax.random.normal(
+      jax.random.key(2), (batch, size, size, model.channels))
 
 
 def model_rows(name, model, params, batch, keeps):
@@ -174,16 +198,15 @@ def model_rows(name, model, params, batch, keeps):
   Args:
     name: name of the model.
     model: a `Backbone`.
-    params: its parameters.
+    params: its parameters, not folded.
     batch: B.
     keeps: fractions of adaptive layers that run.
 
   Yields:
     dicts of `timing.row`.
   """
-  images = jax.random.normal(
-      jax.random.key(2), (batch, model.image_size, model.image_size,
-                          model.channels))
+  images = _images(model, batch)
+  unfolded, params = params, models.fold(model, params)
   dense, stats = timing.compile_jit(
       jax.jit(lambda params, images: modes.dense(model, params, images).total),
       params, images)
@@ -192,7 +215,7 @@ def model_rows(name, model, params, batch, keeps):
   seconds = timing.alternate({'dense': run_dense}, _REPEATS.value)['dense']
   yield row(name, 'dense', batch, 1, seconds, seconds, 1, **stats)
   yield from timm_rows.rows(
-      name, model, params, images, run_dense, _REPEATS.value)
+      name, model, unfolded, images, run_dense, _REPEATS.value)
 
   programs = {}
   for mode in _MODES.value:

@@ -1,4 +1,4 @@
-"""Times the same ViT in timm, with the same weights, if timm can be imported.
+"""Times the same model in timm, with the same weights, if timm can be imported.
 
 timm runs in separate processes: within one process, idle threads of one library
 take cores from the other, and memory freed by one changes how fast the other
@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from adavit_jax import weights
-from adavit_jax.models import plan
+from adavit_jax.runtime import modes
 import timing
 
 _WORKER = os.path.join(os.path.dirname(__file__), 'timm_worker.py')
@@ -31,7 +31,7 @@ def rows(name, model, params, images, run_dense, repeats):
   Args:
     name: name of the model, in this library and in timm.
     model: a `Backbone`.
-    params: its parameters.
+    params: its parameters, not folded.
     images: [B, S, S, C], normalised.
     run_dense: this library's dense model, a function of the round.
     repeats: number of rounds.
@@ -52,6 +52,9 @@ def rows(name, model, params, images, run_dense, repeats):
     return
   dtype = str(np.dtype(model.dtype))
   want = np.asarray(run_dense(0), np.float32)
+  # timm returns the mean of a distilled model's heads, not their sum.
+  num_heads = len(jax.tree.leaves(jax.eval_shape(
+      lambda: modes.forward(model, params, images))))
   with contextlib.ExitStack() as stack:
     functions = {}
     with tempfile.TemporaryDirectory() as directory:
@@ -59,11 +62,11 @@ def rows(name, model, params, images, run_dense, repeats):
       np.save(os.path.join(directory, 'images.npy'),
               np.asarray(images, np.float32).transpose(0, 3, 1, 2))
       for variant, label in _LABELS.items():
-        ask = stack.enter_context(_worker(name, directory, dtype, variant))
+        ask = stack.enter_context(
+            _worker(name, model.num_classes, directory, dtype, variant))
         if ask() == 'unknown':
           return
-        # timm returns the mean of a distilled model's heads, not their sum.
-        logits = plan.tokens_at(model, 0).prefix * np.load(
+        logits = num_heads * np.load(
             os.path.join(directory, f'{variant}.npy'))
         worst = np.abs(logits - want).max() / want.std()
         if not worst < (1e-3 if dtype == 'float32' else 0.2):
@@ -76,9 +79,9 @@ def rows(name, model, params, images, run_dense, repeats):
 
 
 @contextlib.contextmanager
-def _worker(name, directory, dtype, variant):
+def _worker(name, classes, directory, dtype, variant):
   """Starts timm; yields a function that sends text and returns the answer."""
-  command = [sys.executable, _WORKER, name, directory, dtype,
+  command = [sys.executable, _WORKER, name, str(classes), directory, dtype,
              _DEVICES[jax.default_backend()], str(timing.num_cores()), variant]
   with subprocess.Popen(command, stdin=subprocess.PIPE,
                         stdout=subprocess.PIPE) as process:

@@ -1,11 +1,12 @@
-"""Runs timm's ViT in a separate process, which `timm_rows` starts.
+"""Runs timm's model in a separate process, which `timm_rows` starts.
 
-  python timm_worker.py NAME DIRECTORY DTYPE DEVICE CORES eager|compile
+  python timm_worker.py NAME K DIRECTORY DTYPE DEVICE CORES eager|compile
 
-It reads model.safetensors and images.npy [B, C, S, S] from DIRECTORY, writes
-the logits [B, K] there as eager.npy or compile.npy, and prints `ready`, or
-`unknown` if timm does not have the model. Then it runs the model once for each
-line of its input and answers `done`.
+K is the number of classes. BatchNorm is folded into the layers, as in this
+library at inference. It reads model.safetensors and images.npy [B, C, S, S] from
+DIRECTORY, writes the logits [B, K] there as eager.npy or compile.npy, and
+prints `ready`, or `unknown` if timm does not have the model. Then it runs the
+model once for each line of its input and answers `done`.
 """
 
 import os
@@ -14,10 +15,11 @@ import sys
 import numpy as np
 import safetensors.torch
 import timm
+import timm.utils
 import torch
 
 
-def main(name, directory, dtype, device, cores, variant):
+def main(name, classes, directory, dtype, device, cores, variant):
   # Output of the libraries goes to stderr; stdout carries the answers.
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)
@@ -31,10 +33,10 @@ def main(name, directory, dtype, device, cores, variant):
   torch.set_float32_matmul_precision('high')
   weights = safetensors.torch.load_file(
       os.path.join(directory, 'model.safetensors'))
-  model = timm.create_model(
-      name, num_classes=len(weights['head.bias'])).eval()
+  model = timm.create_model(name, num_classes=int(classes)).eval()
   model.load_state_dict(weights)
   del weights
+  model = timm.utils.reparameterize_model(model)
   model = model.to(device, getattr(torch, dtype))
   if variant == 'compile':
     model = torch.compile(model, dynamic=False)

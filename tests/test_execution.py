@@ -10,6 +10,7 @@ from adavit_jax.models import encoder
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 from adavit_jax.runs import saved_run
+import efficient
 import jax
 import numpy as np
 import odd
@@ -167,6 +168,23 @@ def test_rows_of_a_cascade_at_given_shares(quick):
   ratios = [r['mac_ratio'] for r in rows]
   np.testing.assert_allclose(
       ratios, [1, 1, (0.75 * exits[0] + 0.25 * exits[1]) / exits[1]])
+
+
+def test_rows_of_each_stack(quick):
+  model = efficient.levit()
+  rows = list(quick.stacks.rows(
+      'levit', model, models.fold(model, efficient.params(model)),
+      efficient.images(model), 0.5, repeats=1, dtype='float32'))
+  names = ['encoders_0 0-1', 'mlp_1 0-1', 'encoders_1 0-2']
+  assert [r['mode'] for r in rows] == [
+      f'{mode}, {name}' for name in names for mode in ('all', 'compact')]
+  # The second holds the subsampling, which always runs, and one MLP.
+  _, bridge, stack, _ = model.plan()
+  keep = fixed.uniform(jax.random.key(1), efficient.B, (0, 1), keep=0.5).mlp
+  mlp = stack.branches[0].macs
+  np.testing.assert_allclose(
+      rows[3]['mac_ratio'],
+      (bridge.macs + np.mean(keep) * mlp) / (bridge.macs + mlp), rtol=1e-6)
 
 
 @pytest.mark.parametrize('value', [['0.5'], ['0.5', '0.6'], ['0.5', 'a']])

@@ -8,6 +8,11 @@ import jax.numpy as jnp
 
 from adavit_jax.models.backbone import Branch
 from adavit_jax.models.backbone import Delta
+from adavit_jax.models.passes import on_cpu
+
+# With more queries and keys, a CPU computes the attention of one image at a
+# time; up to here, XLA fuses that of the batch.
+_TOGETHER = 256
 
 
 def attention(q, k, v):
@@ -21,7 +26,10 @@ def attention(q, k, v):
   Returns:
     [B, H, Q, d] in the dtype of `v`; the softmax is computed in float32.
   """
-  return attend(attention_logits(q, k), v)
+  run = lambda qkv: attend(attention_logits(*qkv[:2]), qkv[2])
+  if min(q.shape[2], k.shape[2]) <= _TOGETHER:
+    return run((q, k, v))
+  return on_cpu(run, (q, k, v), 1)
 
 
 def attention_logits(q, k):
@@ -30,9 +38,9 @@ def attention_logits(q, k):
   Returns:
     [B, H, Q, N] float32.
   """
-  logits = jnp.einsum('bhnd,bhmd->bhnm', q, k,
-                      preferred_element_type=jnp.float32)
-  return logits * q.shape[-1] ** -0.5
+  # The queries are scaled, since XLA may not fuse the scale of the logits.
+  return jnp.einsum('bhnd,bhmd->bhnm', q * q.shape[-1] ** -0.5, k,
+                    preferred_element_type=jnp.float32)
 
 
 def attend(logits, v):

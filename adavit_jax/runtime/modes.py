@@ -12,6 +12,7 @@ import numpy as np
 
 from adavit_jax.models import actions as actions_lib
 from adavit_jax.models import inputs
+from adavit_jax.models import passes
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.models.backbone import EVAL
@@ -20,6 +21,10 @@ from adavit_jax.runtime import masked
 from adavit_jax.runtime import skipping
 
 MODES = ('masked', 'static', 'cond', 'compact')
+
+# MACs of one pass of the embedding on a CPU: few, so that the activations of
+# its convolutions, the largest of all, stay in the cache.
+_MACS_PER_PASS = 250_000_000
 
 
 def embed(model, params, images, ctx=EVAL):
@@ -38,8 +43,12 @@ def embed(model, params, images, ctx=EVAL):
     ValueError: if the images do not have the model's shape.
   """
   inputs.check_normalized(model, images)
-  x, changed = model.embed(
-      params['backbone'], images, masked.fold_key(ctx, 'embed'))
+  ctx = masked.fold_key(ctx, 'embed')
+  if ctx.stats is None:
+    return masked.Result(passes.on_cpu(
+        lambda images: model.embed(params['backbone'], images, ctx)[0], images,
+        max(1, _MACS_PER_PASS // max(1, model.embed_macs))), None, None)
+  x, changed = model.embed(params['backbone'], images, ctx)
   return masked.Result(x, masked.merged(ctx.stats, changed), None)
 
 

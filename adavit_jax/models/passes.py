@@ -1,0 +1,30 @@
+"""Functions of a batch in passes of a few images, where a CPU is faster so."""
+
+import jax
+
+
+def on_cpu(run, x, size):
+  """Returns run(x), on a CPU in passes of at most `size` images.
+
+  The arrays between the operations of a pass then stay in the cache. Other
+  platforms, and a program for any number of images, run the whole batch.
+
+  Args:
+    run: function of a pytree of arrays [B, ...] that treats every image alone
+      and returns such a pytree.
+    x: its argument.
+    size: images in a pass, at most; the passes are of equal size.
+  """
+  batch = jax.tree.leaves(x)[0].shape[0]
+  if not isinstance(batch, int) or batch <= size:
+    return run(x)
+  size = next(n for n in range(size, 0, -1) if batch % n == 0)
+
+  def in_passes(x):
+    y = jax.lax.map(run, jax.tree.map(
+        lambda a: a.reshape(-1, size, *a.shape[1:]), x))
+    return jax.tree.map(lambda a: a.reshape(batch, *a.shape[2:]), y)
+
+  # Chosen when the program is lowered, so that a program for a TPU has no loop
+  # even if a CPU compiles it.
+  return jax.lax.platform_dependent(x, cpu=in_passes, default=run)
