@@ -6,8 +6,8 @@ One attention without projections, over square grids of tokens and a global
 token: full; local, whose queries see nine chunks; and shifted, whose queries
 see two (random shift). Memory is what the compiled program needs beside its
 arguments and results. --gradient times the forward and the backward pass.
---cpu_time counts the time in which the process computes, over all cores, and not
-that in which it waits: for a machine that others use too, and one core.
+--cpu_time counts the time in which the process computes, over all cores, and
+not that in which it waits: for a machine that others use too, and one core.
 """
 
 import json

@@ -3,8 +3,8 @@
   python timm_worker.py NAME K DIRECTORY DTYPE DEVICE CORES eager|compile
 
 K is the number of classes. BatchNorm is folded into the layers, as in this
-library at inference. It reads model.safetensors and images.npy [B, C, S, S] from
-DIRECTORY, writes the logits [B, K] there as eager.npy or compile.npy, and
+library at inference. It reads model.safetensors and images.npy [B, C, S, S]
+from DIRECTORY, writes the logits [B, K] there as eager.npy or compile.npy, and
 prints `ready`, or `unknown` if timm does not have the model. Then it runs the
 model once for each line of its input and answers `done`.
 """

@@ -50,7 +50,7 @@ def _first_axis(u, x):
 
 
 def _last_axis(x, old, new):
-  """As `grid`, for the last axis alone, [..., old * old] to [..., new * new]."""
+  """As `grid`, for the last axis: [..., old * old] to [..., new * new]."""
   u = jnp.asarray(matrix(old, new), x.dtype)
   y = (x.reshape(-1, old) @ u.T).reshape(-1, old, new)
   y = jnp.einsum('ai,mib->mab', u, y)

@@ -6,6 +6,7 @@ Both hold the same tensors in the same order under different names.
 import math
 
 from absl import logging
+
 from adavit_jax.weights import layout
 
 # Indices of attention biases, which follow from the grid, and counters.
