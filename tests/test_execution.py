@@ -170,6 +170,7 @@ def test_rows_of_a_cascade_at_given_shares(quick):
       ratios, [1, 1, (0.75 * exits[0] + 0.25 * exits[1]) / exits[1]])
 
 
+@pytest.mark.nightly
 def test_rows_of_each_stack(quick):
   model = efficient.levit()
   rows = list(quick.stacks.rows(

@@ -99,10 +99,10 @@ def test_loss_is_the_weighted_sum_of_the_exits(run, dataset):
 def test_images_are_mixed_where_no_reward_needs_one_class():
   names = 'dense', 'exits', 'joint', 'classifier_wise'
   config = _config(**{'data.mixup': 0.4, 'phases': names})
-  mixup = [step_lib._augmentation(config, phase).mixup for phase in names]
+  mixup = [step_lib.augmentation(config, phase).mixup for phase in names]
   assert mixup == [0.4, 0.4, 0, 0]  # a policy decides in the last one too
   config.phases = 'dense', 'static', 'classifier_wise'
-  mixup = [step_lib._augmentation(config, phase).mixup
+  mixup = [step_lib.augmentation(config, phase).mixup
            for phase in config.phases]
   assert mixup == [0.4, 0, 0.4]
 
@@ -112,7 +112,7 @@ def test_a_policy_sees_images_cropped_as_at_inference():
     config = _config(**{'data.crop_padding': 2,
                         'data.policy_crop_padding': policy_padding})
     config.phases = 'dense', 'warm_start', 'static'
-    padding = [step_lib._augmentation(config, phase).crop_padding
+    padding = [step_lib.augmentation(config, phase).crop_padding
                for phase in config.phases]
     assert padding == want
   config.phases = 'classifier_wise',
@@ -120,7 +120,7 @@ def test_a_policy_sees_images_cropped_as_at_inference():
   for policy, want in ((True, 0), (False, 2)):  # where exits are trained
     config.exits.policy = policy
     config.data.mixup = 0.5
-    got = step_lib._augmentation(config, 'classifier_wise')
+    got = step_lib.augmentation(config, 'classifier_wise')
     assert got.crop_padding == want and (got.mixup > 0) == (not policy)
 
 

@@ -132,7 +132,13 @@ def _float64(tree):
   return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
 
 
-@pytest.mark.parametrize('name', models.names())
+# Larger versions of models that are tested beside them.
+_LARGER = ('small', 'medium', 'base', 'large', '15', '18', '256', '384')
+
+
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.nightly] * any(
+        part in name for part in _LARGER)) for name in models.names()])
 def test_number_of_parameters(name):
   model = models.create(name)
   params = jax.eval_shape(

@@ -136,6 +136,7 @@ def test_random_shift_resumes_exactly(tmp_path, monkeypatch):
   assert states.differ(train('stopped'), want) == []
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize('model', [LEVIT, SHUFFLE])
 def test_statistics_of_eight_devices_are_those_of_one(model):
   system = _system(model, 'dense')

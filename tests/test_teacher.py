@@ -158,6 +158,7 @@ def whole(run, tmp_path_factory):
   return workdir, _trainer(workdir, **{'teacher.workdir': run}).train()
 
 
+@pytest.mark.nightly
 def test_a_student_is_resumed_bit_for_bit(run, whole, tmp_path, monkeypatch):
   fields = {'teacher.workdir': run}
   stops = iter([False, True])
