@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 
-# With one for both forms, the gradient keeps x and the kernel alone; that of the
-# loop would keep the pixels that each tap reads.
+# The gradient keeps x and the kernel alone; that of a loop over the taps would
+# keep the pixels that each of them reads.
 @jax.custom_vjp
 def convolve(x, kernel):
   """Convolves each channel with its own filter, padded by zeros to equal size.
