@@ -1,5 +1,6 @@
 """The benchmark of the execution modes: what it runs, and what it refuses."""
 
+import contextlib
 import pathlib
 
 from absl import flags
@@ -39,6 +40,27 @@ def quick(execution, monkeypatch):
   monkeypatch.setattr(execution.timm_rows, 'rows', lambda *args: ())
   with flagsaver.flagsaver(repeats=1):
     yield execution
+
+
+def test_logits_are_compared_with_those_of_timm(execution, monkeypatch):
+  model, said = efficient.levit(), np.random.default_rng(0).normal(size=(2, 4))
+  rows = execution.timm_rows
+
+  @contextlib.contextmanager
+  def worker(name, classes, directory, dtype, variant):
+    np.save(pathlib.Path(directory, f'{variant}.npy'), said)
+    yield lambda text='': 'done'
+
+  monkeypatch.setattr(rows, '_worker', worker)
+  monkeypatch.setattr(rows.importlib.util, 'find_spec', lambda name: True)
+  monkeypatch.setattr(rows.timing, 'alternate', lambda functions, repeats: {
+      name: np.ones(repeats) for name in functions})
+  compare = lambda logits: list(rows.rows(
+      'levit', model, efficient.params(model), efficient.images(model, 2),
+      lambda i: logits, 1))
+  assert [row['mode'] for row in compare(said)] == [*rows._LABELS.values()]
+  with pytest.raises(RuntimeError, match='differs by'):
+    compare(2 * said)
 
 
 def test_rows_of_a_model_in_every_mode(quick):

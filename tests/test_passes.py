@@ -2,6 +2,7 @@
 
 from adavit_jax.models import encoder
 from adavit_jax.models import passes
+from adavit_jax.train import mesh as mesh_lib
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,3 +44,11 @@ def test_attention_of_many_tokens_is_that_of_the_formula():
   np.testing.assert_allclose(encoder.attention(q, k, v), want, atol=1e-5)
   fewer = encoder.attention(q[:, :, :1], k, v)
   np.testing.assert_allclose(fewer, want[:, :, :1], atol=1e-5)
+
+
+def test_no_device_computes_the_passes_of_others():
+  mesh = mesh_lib.make_mesh(2)
+  program = jax.jit(lambda x: passes.on_cpu(jnp.sin, x, 2))
+  x = jax.ShapeDtypeStruct((8, 3), jnp.float32,
+                           sharding=mesh_lib.batch_sharding(mesh))
+  assert 'all-gather' not in program.lower(x).compile().as_text()

@@ -52,14 +52,14 @@ def test_exits_agree_in_every_mode():
 
 def test_macs_are_those_of_the_program(monkeypatch):
   # On CPU the depthwise convolution is no product that a program shows.
-  monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+  monkeypatch.setattr(depthwise, 'convolve', depthwise.by_xla)
   efficient.check_macs(efficient.shuffle())
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize('name', GMACS)
 def test_xla_counts_the_same_flops(name, monkeypatch):
-  monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+  monkeypatch.setattr(depthwise, 'convolve', depthwise.by_xla)
   model = models.create(name)
   groups = jax.eval_shape(lambda: models.fold(
       model, models.init_params(model, jax.random.key(0))))
@@ -135,19 +135,29 @@ def test_depthwise_convolution_and_its_gradients(side, size):
       (2, side, side, 3), (size, size, 1, 3), (2, side, side, 3)))
 
   @functools.partial(jax.jit, static_argnums=2)
-  def run(x, kernel, backend):
-    y, vjp = jax.vjp(
-        lambda *args: depthwise.convolve(*args, backend), x, kernel)
+  def run(x, kernel, convolve):
+    y, vjp = jax.vjp(convolve, x, kernel)
     return y, *vjp(jnp.float32(weights)), depthwise.tap_sums(kernel, side)
 
-  by_taps, by_xla = (run(*map(jnp.float32, (x, kernel)), backend)
-                     for backend in ('cpu', 'tpu'))
+  by_taps, by_xla = (run(*map(jnp.float32, (x, kernel)), convolve)
+                     for convolve in (depthwise.convolve, depthwise.by_xla))
   want = np.stack([numpy_shuffle.conv(one, kernel, 1, size // 2) for one in x])
   np.testing.assert_allclose(by_taps[0], want, rtol=1e-5, atol=1e-5)
   for a, b in zip(by_taps, by_xla):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
   want = numpy_shuffle.conv(np.ones((side, side, 3)), kernel, 1, size // 2)
   np.testing.assert_allclose(by_taps[3], want, rtol=1e-5, atol=1e-5)
+
+
+def test_the_convolution_is_that_of_the_platform_of_the_program():
+  x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 1, 2))
+  program = jax.jit(jax.grad(
+      lambda x, kernel: depthwise.convolve(x, kernel).sum(), (0, 1))).trace(
+          x, kernel)
+  for platform, taps in dict(cpu=True, tpu=False).items():
+    text = program.lower(lowering_platforms=(platform,)).as_text()
+    assert ('stablehlo.while' in text) is taps
+    assert ('stablehlo.convolution' in text) is not taps
 
 
 def test_bfloat16_keeps_parameters_and_logits_in_float32():

@@ -5,34 +5,37 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def convolve(x, kernel, backend=None):
+# The gradient keeps x and the kernel alone; that of a loop over the taps would
+# keep the pixels that each of them reads.
+@jax.custom_vjp
+def convolve(x, kernel):
   """Convolves each channel with its own filter, padded by zeros to equal size.
 
   On CPU, XLA's own convolution takes several times as long as a loop over the
-  taps of the filter, so that only other backends get it.
+  taps of the filter, so that only other platforms get it.
 
   Args:
     x: [B, S, S, D].
     kernel: [k, k, 1, D], k odd.
-    backend: 'cpu', 'gpu' or 'tpu'; None for the default backend, also if the
-      program is exported for another one. Both forms run on all of them.
 
   Returns:
     [B, S, S, D] in the dtype of x.
   """
-  kernel = kernel.astype(x.dtype)
-  if (backend or jax.default_backend()) == 'cpu':
-    return _by_taps(x, kernel)
+  # Chosen when the program is lowered, for the platform that it is for.
+  return jax.lax.platform_dependent(x, kernel, cpu=by_taps, default=by_xla)
+
+
+def by_xla(x, kernel):
+  """XLA's convolution; as `convolve`."""
   return jax.lax.conv_general_dilated(
-      x, kernel, (1, 1), [(kernel.shape[0] // 2,) * 2] * 2,
+      x, kernel.astype(x.dtype), (1, 1), [(kernel.shape[0] // 2,) * 2] * 2,
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
       feature_group_count=x.shape[-1])
 
 
-# The gradient of a loop would keep the pixels that each tap reads.
-@jax.custom_vjp
-def _by_taps(x, kernel):
-  taps = kernel.reshape(-1, kernel.shape[-1])
+def by_taps(x, kernel):
+  """A loop over the taps; as `convolve`."""
+  taps = kernel.astype(x.dtype).reshape(-1, kernel.shape[-1])
 
   def step(y, tap):
     index, weights = tap
@@ -45,12 +48,19 @@ def _by_taps(x, kernel):
 
 
 def _forward(x, kernel):
-  return _by_taps(x, kernel), (x, kernel)
+  return convolve(x, kernel), (x, kernel)
 
 
 def _backward(saved, g):
-  x, kernel = saved
+  return jax.lax.platform_dependent(
+      *saved, g, cpu=_backward_by_taps,
+      default=lambda x, kernel, g: jax.vjp(by_xla, x, kernel)[1](g))
 
+
+convolve.defvjp(_forward, _backward)
+
+
+def _backward_by_taps(x, kernel, g):
   def step(_, index):
     products = _read_by(padded, index, x.shape) * g
     return None, products.sum((0, 1, 2), dtype=jnp.float32)
@@ -58,11 +68,8 @@ def _backward(saved, g):
   padded = _padded(x, kernel)
   _, taps = jax.lax.scan(step, None, _indices(kernel))
   # Each pixel is read by the taps in the opposite order.
-  return (_by_taps(g, kernel[::-1, ::-1]),
+  return (by_taps(g, kernel[::-1, ::-1]),
           taps.reshape(kernel.shape).astype(kernel.dtype))
-
-
-_by_taps.defvjp(_forward, _backward)
 
 
 def _indices(kernel):
