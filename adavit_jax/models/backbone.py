@@ -57,8 +57,8 @@ class Context(NamedTuple):
     stats: batch statistics, of the encoder in a branch and of the whole
       backbone elsewhere; {} if there are none, None if the parameters are
       folded.
-    progress: share of the steps that are done, [] float, in a phase that trains
-      a model from scratch, which may begin with an approximation; else None.
+    progress: share of the steps that are done, [] float, in a phase that may
+      begin with an approximation of the model; else None.
   """
   train: bool = False
   key: jax.Array | None = None

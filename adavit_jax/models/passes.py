@@ -1,4 +1,4 @@
-"""Functions of a batch in passes of a few images, where a CPU is faster so."""
+"""Runs a function of a batch in passes of a few images, which suits a CPU."""
 
 import jax
 from jax.sharding import AxisType

@@ -30,9 +30,9 @@ class ViL(backbone.Backbone):
       absolute positions.
     exact_windows: whether tokens only attend to W rows and columns to each side
       instead of whole chunks.
-    random_shift: share of the steps of a phase that trains from scratch in
-      which each chunk sees one of its eight neighbours, drawn anew in each
-      encoder and step, instead of all.
+    random_shift: share of the steps of a phase with `Context.progress` in which
+      each chunk sees one of its eight neighbours, drawn anew in each encoder
+      and step, instead of all.
   """
   unsaved = ('windows',)  # they grow with the image
   widths: tuple[int, ...]
