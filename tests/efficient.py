@@ -10,6 +10,7 @@ from adavit_jax.runtime import masked
 from adavit_jax.runtime import modes
 from adavit_jax.runtime import stages
 import jax
+from jax import export
 import jax.numpy as jnp
 import numpy as np
 import products
@@ -128,12 +129,16 @@ def check_exits(model):
 
 
 def check_bfloat16(model):
-  """Computes in bfloat16; returns the shapes of (parameters, images)."""
+  """Computes in bfloat16, and fits any number of images, as exported programs.
+
+  Returns the shapes of (parameters, images).
+  """
   groups = jax.eval_shape(
       lambda: models.init_params(model, jax.random.key(0)))
   assert {x.dtype for x in jax.tree.leaves(groups)} == {jnp.dtype('float32')}
   s, c = model.image_size, model.channels
-  x = jax.ShapeDtypeStruct((2, s, s, c), jnp.float32)
+  num, = export.symbolic_shape('num')
+  x = jax.ShapeDtypeStruct((num, s, s, c), jnp.float32)
   run = lambda p, x: (modes.before_policy(model, models.fold(model, p), x),
                       modes.forward(model, p, x))
   z1, logits = jax.eval_shape(run, groups, x)

@@ -5,6 +5,7 @@ from adavit_jax import models
 from adavit_jax.models import dvt_stem
 from adavit_jax.runtime import stages as stages_lib
 import jax
+from jax import export
 import jax.numpy as jnp
 import numpy as np
 import products
@@ -151,12 +152,14 @@ def test_what_does_not_fit_is_refused(overrides, fields):
 
 
 def test_bfloat16_keeps_parameters_and_logits_in_float32():
+  """Of any number of images, as in exported stages."""
+  num, = export.symbolic_shape('num')
   m = model(dtype='bfloat16')
   params = _shapes(m)
   assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype('float32')}
   first, second, third = stages_lib.stages(m)
-  carry, logits = jax.eval_shape(first, params, _image(m), None)
+  carry, logits = jax.eval_shape(first, params, _image(m, num), None)
   assert {x.dtype for x in carry.values()} == {jnp.dtype('bfloat16')}
-  carry, _ = jax.eval_shape(second, params, _image(m), carry)
-  assert jax.eval_shape(third, params, _image(m), carry)[1].dtype == (
+  carry, _ = jax.eval_shape(second, params, _image(m, num), carry)
+  assert jax.eval_shape(third, params, _image(m, num), carry)[1].dtype == (
       logits.dtype) == jnp.float32

@@ -46,7 +46,7 @@ def _first_axis(u, x):
   """[new, old] times [M, old, W] to [M, new, W]."""
   # A batched product keeps the order of the axes. Without a batch axis, XLA
   # moves the new axis to the front, and transposes the result.
-  return jnp.broadcast_to(u, (len(x), *u.shape)) @ x
+  return jnp.broadcast_to(u, (x.shape[0], *u.shape)) @ x
 
 
 def _last_axis(x, old, new):

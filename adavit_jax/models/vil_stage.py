@@ -91,7 +91,8 @@ class Embed(nn.Module):
     tokens = param('tokens', s.num_global)
     if not s.relative:
       tokens += param('positions_tokens', s.num_global)
-    return jnp.concatenate([jnp.tile(tokens, (len(x), 1, 1)), x], axis=1)
+    tokens = jnp.broadcast_to(tokens, (x.shape[0], *tokens.shape[1:]))
+    return jnp.concatenate([tokens, x], axis=1)
 
 
 def init_embed(key, stage, channels):

@@ -1,9 +1,9 @@
 """Vision Longformer of the paper's authors (microsoft/vision-longformer).
 
-Their files name the weights of global tokens apart, although they are those of
-the other tokens, and hold indices of relative positions: `save` writes both, so
-that the authors' code finds every tensor. Biases and positions of another size
-are interpolated as there.
+Their files hold the weights that global tokens share with the others under two
+names, and indices of relative positions. `save` writes all of these, so that
+the authors' code finds every tensor. Biases and positions of another size are
+interpolated as there.
 """
 
 import re
