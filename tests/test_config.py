@@ -51,6 +51,7 @@ def test_mistaken_flags_end_in_one_sentence(command, named, tmp_path):
      "'policy' .* --config.init.workdir=DIR or --config.init.weights=FILE"),
     ({'init.workdir': 'a', 'init.weights': 'b'},
      "init.workdir='a' and init.weights='b'"),
+    ({'init.phase': 'dense'}, "init.phase='dense'.*init.workdir"),
     ({'init.weights': 'nowhere.npz'}, 'nowhere.npz'),
     ({'data.repeats': 3},
      r'dense.batch_size=8 .* data.repeats=3.* \b6 or 9\b'),

@@ -238,6 +238,8 @@ def test_a_file_of_another_model(tmp_path):
     ({'teacher.model': 'levit_cifar_32', 'teacher.workdir': 'a'},
      'teacher.model=.* go together'),
     ({'teacher.workdir': 'a', 'teacher.weights': 'b'}, 'teacher.*both set'),
+    ({'teacher.phase': 'dense'}, "teacher.phase='dense'.*teacher.workdir"),
+    ({'teacher.model': 'levit_cifar_32'}, 'teacher.model=.*teacher.weights'),
     ({'teacher.phases': ('exits',)}, "teacher.phases='exits'.*'dense'"),
     ({'teacher.workdir': 'a', 'teacher.phases': ('joint',)},
      r"teacher.phases=\('joint',\)"),

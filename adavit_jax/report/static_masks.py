@@ -171,7 +171,7 @@ def finetuned(trainer, workdir, actions):
   if 'joint' in config.teacher.phases:
     config.teacher.phases = ('static',)
   else:
-    config.teacher.update(workdir='', weights='', model='')
+    config.teacher.update(workdir='', phase='', weights='', model='')
   for field in config.static:
     if field in config.joint:
       config.static[field] = config.joint[field]

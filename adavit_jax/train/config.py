@@ -108,6 +108,9 @@ def _check_teacher(config):
   for name in c.phases:
     choice('teacher.phases', name, known)
   if not has_teacher(config):
+    if c.model:
+      raise ValueError(f'teacher.model={c.model!r} is set without '
+                       f'teacher.weights; set that to its file')
     return
   if c.workdir and c.weights:
     raise ValueError(f'teacher.workdir={c.workdir!r} and teacher.weights='
@@ -156,6 +159,10 @@ def check(config):
     raise ValueError(f'init.workdir={init.workdir!r} and init.weights='
                      f'{init.weights!r} are both set, but parameters come from '
                      f'only one of them; unset the other')
+  for name, source in (('init', init), ('teacher', config.teacher)):
+    if source.phase and not source.workdir:
+      raise ValueError(f'{name}.phase={source.phase!r} is of the run '
+                       f'{name}.workdir, which is not set; set it too')
   _check_teacher(config)
   if (config.exits.policy and not init.workdir
       and not trains_policy(config)):
