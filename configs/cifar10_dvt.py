@@ -19,9 +19,9 @@ and `python eval.py --curve=shares` draws the curve as the paper does.
 `:cpu` is for one CPU core. `:cifar100` is the full schedule on CIFAR-100 (same
 command; DIR then holds cifar100), and without a variant it is for CIFAR-10,
 each on one GPU; these two have not been run. The paper fine-tunes on images of
-224 pixels instead. `:cpu` took 12 minutes on a core of an AMD
-EPYC. Test accuracy at the two exits: 64.4 % and 69.6 % (seed 0), 63.9 % and 69.8 %
-(seed 1); see docs/results/dvt.md.
+224 pixels instead. `:cpu` took 12 minutes on a core of an AMD EPYC. Test
+accuracy at the two exits: 64.4 % and 69.6 % (seed 0), 63.9 % and 69.8 % (seed
+1); see docs/results/dvt.md.
 """
 
 from adavit_jax.train import config as base
