@@ -2,10 +2,10 @@
 
 import itertools
 import json
-import pathlib
+import os
+import subprocess
+import sys
 
-from absl import flags
-from absl.testing import flagsaver
 from adavit_jax import cost
 from adavit_jax import models
 from adavit_jax.models import sliding_chunks
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_vil
 import pytest
+import tiny
 
 H, G, D = 2, 2, 3  # heads, global tokens, width of a head
 ONE_STAGE = dict(widths=(8,), heads=(2,), patch_sizes=(2,), windows=(2,),
@@ -201,23 +202,20 @@ def test_xla_counts_the_same_macs():
 
 
 @pytest.mark.nightly
-def test_the_benchmark_of_local_attention(monkeypatch, tmp_path):
-  monkeypatch.syspath_prepend(
-      str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
-  import local_attention
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()
-  monkeypatch.setattr(local_attention.timing, '_WARM_UP', 0.)
-  monkeypatch.setattr(local_attention.timing, '_TURN', 0.)
-  for gradient in (False, True):
-    with flagsaver.flagsaver(sides=['4'], window=2, repeats=1,
-                             gradient=gradient, output=str(tmp_path / 'a')):
-      local_attention.main([''])
-    rows = json.loads((tmp_path / 'a').read_text())
-    # Of 17 tokens; of 9 and of 2 chunks, and the global one; width 96.
-    assert [row['macs'] for row in rows] == [
-        192 * n for n in (17 * 17, 16 * 37 + 17, 16 * 9 + 17)]
-    assert all(row['time_ms'] > 0 for row in rows)
+@pytest.mark.parametrize('gradient', [False, True])
+def test_the_benchmark_of_local_attention(gradient, tmp_path):
+  # In a process of its own: benchmarks share names of flags.
+  path = tmp_path / 'rows.json'
+  subprocess.run(
+      [sys.executable, 'benchmarks/local_attention.py', '--sides=4',
+       '--window=2', '--repeats=1', f'--gradient={gradient}',
+       f'--output={path}'],
+      cwd=tiny.ROOT, env={**os.environ, 'PYTHONPATH': tiny.ROOT}, check=True)
+  rows = json.loads(path.read_text())
+  # Of 17 tokens; of 9 and of 2 chunks, and the global one; width 96.
+  assert [row['macs'] for row in rows] == [
+      192 * n for n in (17 * 17, 16 * 37 + 17, 16 * 9 + 17)]
+  assert all(row['time_ms'] > 0 for row in rows)
 
 
 def test_bfloat16_keeps_parameters_and_logits_in_float32():
@@ -225,10 +223,10 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
 
 
 def test_architecture_strings():
-  tiny = ('l1,h1,d48,n1,s1,g1,p4,f7_l2,h3,d96,n1,s1,g1,p2,f7_'
+  arch = ('l1,h1,d48,n1,s1,g1,p4,f7_l2,h3,d96,n1,s1,g1,p2,f7_'
           'l3,h3,d192,n9,s0,g1,p2,f7_l4,h6,d384,n1,s0,g0,p2,f7')
   want = models.create('vil_tiny_224')
-  got = models.create('vil_small_224', **vil_arch.parse(tiny))
+  got = models.create('vil_small_224', **vil_arch.parse(arch))
   assert got == want
   # Defaults; and full attention in a stage stays so.
   assert vil_arch.parse('p4,s0,a0_l2,g0,f3') == dict(
