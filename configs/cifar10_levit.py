@@ -6,8 +6,9 @@
 
 DIR is the data_dir of a data set that tfds prepared as array_record. `:cpu` is
 meant for 40 minutes on 2 CPU cores; without a variant, the full schedule (300
-epochs, bfloat16) is for one GPU. Neither has been run: time and accuracy are
-unknown, and the numbers of steps are first guesses.
+epochs, bfloat16) is for one GPU. Neither has been run as it is: the numbers of
+steps are first guesses. With fewer steps, docs/results/efficient_backbones.md,
+accuracy was 71.6 % with all layers and 69.2 % at 0.52 of the MACs.
 """
 
 from adavit_jax.train import config as base
