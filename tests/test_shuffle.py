@@ -51,7 +51,7 @@ def test_exits_agree_in_every_mode():
 
 
 def test_macs_are_those_of_the_program(monkeypatch):
-  # On CPU the depthwise convolution is no product that a program shows.
+  # The program for CPU has no convolution whose MACs could be counted.
   monkeypatch.setattr(depthwise, 'convolve', depthwise.by_xla)
   efficient.check_macs(efficient.shuffle())
 

@@ -10,6 +10,7 @@ from adavit_jax import weights
 from adavit_jax.models.actions import Actions
 from adavit_jax.runs import loop
 from adavit_jax.runs import preemption
+from adavit_jax.runs import teacher as teacher_lib
 from adavit_jax.runtime import modes
 from adavit_jax.train import distillation
 from adavit_jax.train import losses
@@ -216,6 +217,11 @@ def test_a_file_of_another_model(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, got, models.fold(model, params))
   assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(got))
   assert trainer.info('dense', 0, False)['taught_by'] == digest != ''
+  groups = models.fold(model, params)
+  actions = Actions(np.ones(2), np.ones(2))
+  assert len({teacher_lib._digest(t, groups) for t in (
+      teacher, dataclasses.replace(teacher, mean=(0.5,)),
+      dataclasses.replace(teacher, actions=actions))}) == 3
   with pytest.raises(ValueError, match=r'a.safetensors.*4 classes.*5: train'):
     _trainer(tmp_path / 'run', tiny.dataset(num_classes=5), **fields)
   *_, fields = _file(

@@ -38,7 +38,7 @@ def default_config() -> ml_collections.ConfigDict:
       policy_crop_padding=config_dict.placeholder(int),
       flip=False,  # flip half of the images left to right
       resized_crop=0.0,  # smallest area fraction that is kept; 0 = off
-      repeats=1,  # times that an image is in a batch, augmented anew
+      repeats=1,  # augmented copies of each image in a batch
       mixup=0.0,  # alpha of Beta(alpha, alpha); 0 = off
       cutmix=0.0,  # alpha of Beta(alpha, alpha); 0 = off
       label_smoothing=0.0,

@@ -324,3 +324,24 @@ def check_counts(model, *names, least=1):
                        f'{least}')
 
 
+def check_stages(model, *names, least=1):
+  """Checks attributes with one integer for each stage.
+
+  Args:
+    model: a `Backbone` with `widths`, one of each stage.
+    *names: attributes that must be tuples of as many integers.
+    least: the least of them.
+
+  Raises:
+    ValueError: if one is not.
+  """
+  stages = model.widths if isinstance(model.widths, tuple) else ()
+  for name in names:
+    value = getattr(model, name)
+    if (not isinstance(value, tuple) or not value or len(value) != len(stages)
+        or any(type(n) is not int or n < least for n in value)):
+      raise ValueError(f'{name}={value!r} must be a tuple of integers of at '
+                       f'least {least}, one for each stage, as widths='
+                       f'{model.widths!r}')
+
+

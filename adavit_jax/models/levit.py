@@ -174,13 +174,7 @@ class LeViT(backbone.Backbone):
   def check(self):
     super().check()
     backbone.check_counts(self, 'patch_size', 'key_dim')
-    stages = dict(widths=self.widths, depths=self.depths, heads=self.heads)
-    for name, value in stages.items():
-      if (not isinstance(value, tuple) or len(value) != len(self.widths)
-          or not value or any(type(n) is not int or n < 1 for n in value)):
-        raise ValueError(f'{name}={value!r} must be a tuple of positive '
-                         f'integers, one for each stage, as widths='
-                         f'{self.widths!r}')
+    backbone.check_stages(self, 'widths', 'depths', 'heads')
     if self.patch_size < 2 or not math.log2(self.patch_size).is_integer():
       raise ValueError(f'patch_size={self.patch_size} must be a power of two, '
                        f'since the convolutions of the stem have stride 2')

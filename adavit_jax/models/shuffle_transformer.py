@@ -149,13 +149,7 @@ class ShuffleTransformer(backbone.Backbone):
   def check(self):
     super().check()
     backbone.check_counts(self, 'window_size', 'kernel_size', 'stem_width')
-    stages = dict(widths=self.widths, depths=self.depths, heads=self.heads)
-    for name, value in stages.items():
-      if (not isinstance(value, tuple) or len(value) != len(self.widths)
-          or not value or any(type(n) is not int or n < 1 for n in value)):
-        raise ValueError(f'{name}={value!r} must be a tuple of positive '
-                         f'integers, one for each stage, as widths='
-                         f'{self.widths!r}')
+    backbone.check_stages(self, 'widths', 'depths', 'heads')
     if self.patch_size not in _STRIDES:
       raise ValueError(f'patch_size={self.patch_size!r} must be one of '
                        f'{tuple(_STRIDES)}, the total strides of the stem')

@@ -15,7 +15,7 @@ class ViL(backbone.Backbone):
   its own global tokens; those of the stage before are dropped. A stage with a
   window attends within neighbouring chunks of the grid, see `sliding_chunks`.
   The head reads the first global token of the last stage, or the mean over the
-  tokens if there is none.
+  tokens if the stage has none.
 
   `vil_arch.parse` gives the attributes of an architecture of the authors.
 
@@ -31,8 +31,8 @@ class ViL(backbone.Backbone):
     exact_windows: whether tokens only attend to W rows and columns to each side
       instead of whole chunks.
     random_shift: share of the steps of a phase with `Context.progress` in which
-      each chunk sees one of its eight neighbours, drawn anew in each encoder
-      and step, instead of all.
+      each chunk sees only one of its eight neighbours, sampled per encoder and
+      step.
   """
   unsaved = ('windows',)  # they grow with the image
   widths: tuple[int, ...]
@@ -137,9 +137,13 @@ class ViL(backbone.Backbone):
 
   def check(self):
     super().check()
-    for name, least in dict(widths=1, depths=1, heads=1, patch_sizes=1,
-                            windows=0, num_globals=0, relative=None).items():
-      self._check_stages(name, least)
+    backbone.check_stages(self, 'widths', 'depths', 'heads', 'patch_sizes')
+    backbone.check_stages(self, 'windows', 'num_globals', least=0)
+    relative = self.relative
+    if (not isinstance(relative, tuple) or len(relative) != len(self.widths)
+        or not all(isinstance(value, bool) for value in relative)):
+      raise ValueError(f'relative={relative!r} must be a tuple of True or '
+                       f'False, one for each stage, as widths={self.widths!r}')
     if not isinstance(self.exact_windows, bool):
       raise ValueError(f'exact_windows={self.exact_windows!r} must be True or '
                        f'False')
@@ -161,15 +165,3 @@ class ViL(backbone.Backbone):
             f'patch_sizes={self.patch_sizes}: {self.patch_sizes[i]} does not '
             f'divide the side {before} before stage {i}, with image_size='
             f'{self.image_size}')
-
-  def _check_stages(self, name, least):
-    """Checks a tuple of integers >= `least`, or of bools if it is None."""
-    value = getattr(self, name)
-    good = lambda n: (isinstance(n, bool) if least is None else
-                      type(n) is int and n >= least)
-    if (not isinstance(value, tuple) or not value or not all(map(good, value))
-        or len(value) != len(self.widths)):
-      kind = ('True or False' if least is None else
-              f'integers of at least {least}')
-      raise ValueError(f'{name}={value!r} must be a tuple of {kind}, one for '
-                       f'each stage, as widths={self.widths!r}')

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adavit_jax.models import sliding_chunks
+from adavit_jax.models import windows
 
 
 def shapes(side, window, num_heads, num_global):
@@ -35,7 +36,7 @@ def shapes(side, window, num_heads, num_global):
 
 def full(p, side):
   """The biases of full attention, [..., H, N, N], from `shapes`' tables."""
-  grid = _heads_first(p['table'], full_index(side))
+  grid = _heads_first(p['table'], windows.relative_positions(side))
   if 'table_global' not in p:
     return grid
   return jnp.concatenate(
@@ -66,23 +67,15 @@ def _with_global_keys(p, biases):
   return jnp.concatenate([keys, biases], axis=-1)
 
 
-def full_index(side):
-  """The row of the table for each query and key of full attention, [n, n]."""
-  along = np.arange(side)
-  apart = along[:, None] - along  # [queries, keys] of one axis
-  return _index(apart[:, None, :, None], apart[:, None], side).reshape(
-      side**2, side**2)
-
-
 def local_index(window):
-  """The same for the queries and near keys of a chunk, [W^2, 9 W^2]."""
+  """The row of the table for a chunk's queries and near keys, [W^2, 9 W^2].
+
+  That of full attention is `windows.relative_positions`.
+  """
   rows, columns = np.moveaxis(sliding_chunks.steps(window), -1, 0)
-  return _index(rows, columns, 2 * window).reshape(window**2, -1)
-
-
-def _index(rows, columns, reach):
-  """The row of a table for steps in (-reach, reach)."""
-  return (rows + reach - 1) * (2 * reach - 1) + columns + reach - 1
+  reach = 2 * window
+  index = (rows + reach - 1) * (2 * reach - 1) + columns + reach - 1
+  return index.reshape(window**2, -1)
 
 
 def _heads_first(table, index):

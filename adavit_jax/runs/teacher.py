@@ -25,7 +25,8 @@ class Loaded(NamedTuple):
   Attributes:
     teacher: `distillation.Teacher`.
     params: its groups, folded and replicated.
-    digest: hash of its parameters, by which a resumed run knows it again.
+    digest: hash of its parameters, normalisation and actions, by which a
+      resumed run knows it again.
   """
   teacher: distillation.Teacher
   params: Any
@@ -92,7 +93,7 @@ def load(config, system, dataset, mesh, workdir):
     teacher, params = _of_run(config, system, dataset, mesh, workdir)
   else:
     teacher, params = _of_file(config, system)
-  digest = _digest(params)
+  digest = _digest(teacher, params)
   params = mesh_lib.replicate(
       models.fold(teacher.model, mesh_lib.fetch(params)), mesh)
   logging.info('teacher: %s', teacher.model)
@@ -167,9 +168,12 @@ def _check_fit(source, teacher, student):
           f'with {field}={here}')
 
 
-def _digest(params):
-  """Hashes groups of parameters, names and values."""
-  digest = hashlib.sha256()
+def _digest(teacher, params):
+  """Hashes what the logits depend on beside the config of the student."""
+  actions = teacher.actions and [
+      np.asarray(a).tolist() for a in teacher.actions]
+  digest = hashlib.sha256(
+      repr((teacher.mean, teacher.std, actions)).encode())
   for path, leaf in jax.tree_util.tree_leaves_with_path(
       mesh_lib.fetch(params)):
     digest.update(jax.tree_util.keystr(path).encode())

@@ -12,6 +12,7 @@ from absl import logging
 import numpy as np
 
 from adavit_jax.models import vil_bias
+from adavit_jax.models import windows
 from adavit_jax.weights import layout
 
 # Names of the tables of biases, here and there.
@@ -105,7 +106,7 @@ def _further(model, tensors):
       if stage.relative:
         more[f'{name}.{_INDEX}'] = (
             vil_bias.local_index(stage.window) if stage.window else
-            vil_bias.full_index(stage.side)).astype(np.int64)
+            windows.relative_positions(stage.side)).astype(np.int64)
       if stage.window and stage.num_global:
         more.update(
             (f'{name}.{layer}_global.{part}', tensors[f'{name}.{layer}.{part}'])
