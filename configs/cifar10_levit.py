@@ -29,10 +29,10 @@ def get_config(variant=''):
       policy_crop_padding=0, flip=True, holdout=0.1)
   config.dense.drop_path = 0.  # the paper's, but for LeViT-384
   if variant == 'cpu':
-    config.dense.update(optimizer='muon', learning_rate=5e-3, steps=1200)
-    config.warm_start.update(steps=200)
+    config.dense.update(optimizer='muon', learning_rate=5e-3, steps=1000)
+    config.warm_start.update(steps=150)
     config.policy.update(steps=100)
-    config.joint.update(steps=150)
+    config.joint.update(steps=100)
   elif not variant:
     config.dtype = 'bfloat16'
     config.data.update(mixup=0.8, cutmix=1.0, label_smoothing=0.1)
