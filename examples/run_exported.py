@@ -6,23 +6,23 @@
 Requires jax, flatbuffers, NumPy and Pillow, but not adavit_jax.
 """
 
+import contextlib
 import io
 import json
 import pathlib
-import struct
 import sys
-import zlib
 
 import jax
 from jax import export
 import numpy as np
 from PIL import Image
-from PIL import ImageOps
 
-# Exceptions that Pillow's readers raise on damaged files.
-_DAMAGE = (
-    OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError,
-    struct.error, zlib.error, Image.DecompressionBombError)
+# EXIF orientation: what turns the pixels upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90}
 
 
 def read(path, spec):
@@ -36,7 +36,7 @@ def read(path, spec):
   try:
     with Image.open(io.BytesIO(data)) as image:
       return prepare(image, spec)
-  except _DAMAGE as error:
+  except Exception as error:  # decoders raise errors of any type
     raise OSError(f'{path} cannot be decoded ({type(error).__name__}: {error})'
                   ) from error
 
@@ -50,7 +50,9 @@ def prepare(image, spec):
   if short > 2 * resize:
     scale = 2 * resize / short
     image.draft(None, tuple(int(side * scale) + 1 for side in image.size))
-  image = ImageOps.exif_transpose(image)
+  image.load()
+  with contextlib.suppress(Exception):  # damaged EXIF, in many ways
+    image = image.transpose(_UPRIGHT[image.getexif()[274]])
   if image.mode == 'F' or image.mode.startswith('I'):
     raise ValueError(f'pixels have mode {image.mode}; save it with 8 bits')
   if image.has_transparency_data:

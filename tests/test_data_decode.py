@@ -1,7 +1,11 @@
 """Decoding: every mode, orientation and size of image, damaged ones by name."""
 
+import io
+import struct
+
 import numpy as np
 from PIL import Image
+from PIL import ImageOps
 import pytest
 
 from adavit_jax import data
@@ -37,14 +41,13 @@ ODD = {
     'dark_deep.png': (
         Image.fromarray(np.full((4, 4), 200, np.uint16)), (1,) * 3
     ),
-    'int.tif': (
+    'deep.pgm': (
         Image.fromarray(np.full((4, 4), 100 * 257, np.int32)), (100,) * 3
     ),
     'low_int.tif': (Image.new('I', (4, 4), 100), (100,) * 3),
     'float.tif': (
         Image.fromarray(np.full((4, 4), 0.2, np.float32)), (51,) * 3
     ),
-    'high_float.tif': (Image.new('F', (4, 4), 100), (100,) * 3),
     'nan.tif': (
         Image.fromarray(np.float32(4 * [[0.2, 0.2, 0.2, np.nan]])),
         [[51], [51], [51], [0]],
@@ -64,6 +67,63 @@ def test_every_mode_becomes_rgb_or_grey(tmp_path, name):
   grey = decode.decode_image(written, size=4, channels=1)
   np.testing.assert_array_equal(
       grey[..., 0], Image.fromarray(found).convert('L'))
+
+
+@pytest.mark.parametrize('high, dtype, full', [
+    (1.001, np.float32, 1.), (257, np.int32, 255)])
+def test_one_rule_for_each_type_whatever_the_largest_value(
+    tmp_path, high, dtype, full):
+  ramp = np.linspace(0, 1, 16).reshape(4, 4)
+  whole, over = (
+      decode.decode_image(as_bytes(
+          tmp_path, Image.fromarray((ramp * top).astype(dtype)), 'a.tif'),
+          size=4).astype(int) for top in (full, high))
+  assert abs(whole - over).max() <= 2 and whole.max() == 255
+  far = Image.fromarray((ramp * 100 * high).astype(dtype))
+  with pytest.raises(data.CorruptImageError, match='rescale'):
+    decode.decode_image(as_bytes(tmp_path, far, 'a.tif'), size=4)
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_orientation_is_pillows_where_that_can_write_the_other_tags(
+    tmp_path, orientation):
+  image = Image.effect_noise((8, 8), 90).convert('RGB')
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  written = as_bytes(tmp_path, image, 'a.png', exif=exif)
+  upright = ImageOps.exif_transpose(Image.open(io.BytesIO(written)))
+  np.testing.assert_array_equal(
+      decode.decode_image(written, size=8), np.asarray(upright))
+
+
+def unwritable_exif(path, orientation=6):
+  """An EXIF block whose resolution, -1 / 0, Pillow cannot write."""
+  entry = lambda *values: struct.pack('<HHII', *values)
+  exif = b''.join((
+      b'Exif\0\0II*\0', struct.pack('<IH', 8, 2),
+      entry(274, 3, 1, orientation), entry(282, 10, 1, 38),
+      struct.pack('<Iii', 0, -1, 0)))
+  pixels = np.zeros((16, 16), np.uint8)
+  pixels[:, :8] = 255  # white on the left
+  Image.fromarray(pixels).save(path, 'JPEG', exif=exif, quality=95)
+  return path.read_bytes()
+
+
+def test_exif_that_cannot_be_written_does_not_matter(tmp_path):
+  written = unwritable_exif(tmp_path / 'a.jpg')
+  with pytest.raises(Exception):
+    ImageOps.exif_transpose(Image.open(io.BytesIO(written)))
+  found = decode.decode_image(written, size=16)
+  assert found[:7].min() > 240 and found[9:].max() < 15
+
+
+def test_a_decoders_own_error_is_of_a_corrupt_image(tmp_path, monkeypatch):
+  written = as_bytes(tmp_path, Image.new('L', (4, 4)), 'a.png')
+  def fail(*_):
+    raise RuntimeError('a plug-in')
+  monkeypatch.setattr(Image.Image, 'load', fail)
+  with pytest.raises(data.CorruptImageError, match='a plug-in'):
+    decode.decode_image(written, size=4)
 
 
 def test_exif_rotation_is_applied(tmp_path):

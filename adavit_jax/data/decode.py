@@ -1,24 +1,27 @@
 """Decodes image files to square uint8 arrays."""
 
+import contextlib
 import io
-import struct
-import zlib
 
 from etils import epath
 import numpy as np
+from PIL import ExifTags
 from PIL import Image
-from PIL import ImageOps
+from PIL import UnidentifiedImageError
 
 from adavit_jax.data import data_config
 
-# Exceptions that Pillow's readers raise on damaged files.
-_DAMAGE = (
-    OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError,
-    struct.error, zlib.error, Image.DecompressionBombError,
-)
-
 # Limit for the resized image: a one-pixel-high strip could take gigabytes.
 _MOST_PIXELS = 10**8
+
+
+# EXIF orientation: what turns the pixels upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class CorruptImageError(ValueError):
@@ -30,8 +33,9 @@ def decode_image(
 ) -> np.ndarray:
   """Decodes an image of any size and mode.
 
-  Scales 16-bit greys to 8 bits, blends transparent pixels with white, applies
-  the EXIF orientation and takes the first frame of an animation.
+  Scales greys of more than 8 bits (see `to_mode`), blends transparent pixels
+  with white, applies the EXIF orientation and takes the first frame of an
+  animation.
 
   Args:
     data: contents of a file in any format that Pillow reads.
@@ -44,8 +48,9 @@ def decode_image(
     uint8 [size, size, channels].
 
   Raises:
-    CorruptImageError: if the bytes cannot be decoded, or the image is so narrow
-      that it would take gigabytes once its short side is resized.
+    CorruptImageError: if the bytes cannot be decoded, the pixels exceed the
+      range of their type, or the image is so narrow that it would take
+      gigabytes once its short side is resized.
   """
   try:
     with Image.open(io.BytesIO(data)) as image:
@@ -59,11 +64,15 @@ def decode_image(
       if short > 2 * size:
         scale = 2 * size / short
         image.draft(None, tuple(int(s * scale) + 1 for s in image.size))
-      image = ImageOps.exif_transpose(image)
-      image = to_mode(image, 'RGB' if channels == 3 else 'L')
+      image = to_mode(upright(image), 'RGB' if channels == 3 else 'L')
       image = fit(image, size, interpolation)
       return np.asarray(image).reshape(size, size, channels)
-  except _DAMAGE as error:
+  except UnidentifiedImageError as error:  # its text is an object's address
+    raise CorruptImageError(
+        'UnidentifiedImageError: no format that Pillow reads') from error
+  # Decoders raise errors of any type, also those that other packages add to
+  # Pillow.
+  except Exception as error:
     raise CorruptImageError(f'{type(error).__name__}: {error}') from error
 
 
@@ -94,18 +103,37 @@ def read(path, config_data, model) -> np.ndarray:
   return image[start:start + size, start:start + size]
 
 
+def upright(image: Image.Image) -> Image.Image:
+  """Applies the EXIF orientation.
+
+  Not by Pillow's `exif_transpose`, which also writes the other EXIF tags, and
+  fails if it cannot.
+  """
+  image.load()
+  orientation = None
+  with contextlib.suppress(Exception):  # damaged EXIF, in many ways
+    orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+  method = _UPRIGHT.get(orientation)
+  if method is None:
+    return image
+  turned = image.transpose(method)
+  turned.format = image.format
+  return turned
+
+
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
-  """Converts any image to the 8-bit `mode`, 'RGB' or 'L'."""
+  """Converts any image to the 8-bit `mode`, 'RGB' or 'L'.
+
+  16-bit integers are in 0 to 65535, integers of 32 bits in 0 to 255, and floats
+  in 0 to 1. Values slightly outside, as of interpolation, are clipped; NaN is
+  black.
+
+  Raises:
+    ValueError: if values are so far outside that the range must be another.
+  """
   if image.mode == 'F' or image.mode.startswith('I'):
     # Pillow clips these modes to 255 instead of scaling them.
-    values = np.nan_to_num(np.asarray(image).astype(np.float64))
-    top = values.max(initial=0)
-    if image.mode.startswith('I;16') or top > 255:
-      full = 65535
-    else:
-      full = 1 if image.mode == 'F' and top <= 1 else 255
-    values = np.rint(np.clip(values / full, 0, 1) * 255).astype(np.uint8)
-    image = Image.fromarray(values)
+    image = Image.fromarray(_scaled(image))
   elif image.has_transparency_data:
     image = image.convert('RGBA')
     background = Image.new('RGBA', image.size, 'white')
@@ -113,6 +141,24 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
   elif image.mode == 'LAB':
     image = image.convert('RGB')  # The only conversion that Pillow has.
   return image if image.mode == mode else image.convert(mode)
+
+
+def _scaled(image):
+  """Greys of more than 8 bits as uint8 [H, W]; see `to_mode`."""
+  # Pillow opens PNG and PPM of 16 bits as 'I', too.
+  if image.mode == 'F':
+    kind, top = 'floating-point', 1
+  elif image.mode != 'I' or image.format in ('PNG', 'PPM'):
+    kind, top = '16-bit', 65535
+  else:
+    kind, top = '32-bit', 255
+  values = np.asarray(image).astype(np.float64)
+  for value in (np.nanmin(values), np.nanmax(values)):
+    if not -top <= value <= 2 * top:
+      raise ValueError(f'{kind} pixels must be in 0 to {top}, not {value:g}: '
+                       f'rescale them, or save them with 8 or 16 bits')
+  return np.rint(
+      np.clip(np.nan_to_num(values) / top, 0, 1) * 255).astype(np.uint8)
 
 
 def fit(

@@ -15,7 +15,7 @@ class EncodedImages(Protocol):
 
   Attributes:
     label: name of the set, e.g. 'cifar10-train'.
-    key: JSON-serialisable values that determine the images and labels.
+    key: JSON-serialisable values that tell the set from others of its source.
     channels: 1 or 3.
   """
 
@@ -36,6 +36,13 @@ class EncodedImages(Protocol):
       self, indices: Sequence[int], pool: futures.Executor
   ) -> list[tuple[bytes, int]]:
     """Returns the bytes and the label of each image."""
+
+  def digest(self, pool: futures.Executor) -> str:
+    """Returns a text that differs for other images, labels or orders.
+
+    Names, sizes and times of files do not tell: files are rewritten in place,
+    and copied with their times.
+    """
 
 
 def decoder_pool() -> futures.ThreadPoolExecutor:

@@ -1,5 +1,6 @@
 """Encoded sets as splits: small ones are decoded once and cached."""
 
+import collections
 import time
 
 from absl import logging
@@ -35,7 +36,7 @@ def load_split(
 
   Raises:
     CorruptImageError: if an image cannot be decoded and on_corrupt='error'.
-    ValueError: if no image can be decoded.
+    ValueError: if no image of a class can be decoded.
   """
   size = config_lib.load_size(config_data)
   decoding = dict(
@@ -43,7 +44,10 @@ def load_split(
       on_corrupt=config_data.on_corrupt)
   in_memory = len(encoded) * size**2 * encoded.channels <= MAX_BYTES
   if in_memory:
-    key = dict(encoded.key, channels=encoded.channels, **decoding)
+    with encoded_lib.decoder_pool() as pool:
+      content = encoded.digest(pool)
+    key = dict(
+        encoded.key, content=content, channels=encoded.channels, **decoding)
     records = cache.cached(
         config_data.cache_dir, f'{encoded.label}-{size}', key,
         lambda: decode_all(encoded, **decoding))
@@ -79,12 +83,13 @@ def decode_all(
 
   Raises:
     CorruptImageError: if an image cannot be decoded and on_corrupt='error'.
-    ValueError: if no image can be decoded.
+    ValueError: if no image of a class can be decoded.
   """
   n = len(encoded)
   shape = (size, size, encoded.channels)
   records = np.empty(n, [('image', 'u1', shape), ('label', '<i4')])
   kept, shown = 0, time.monotonic()
+  lost = collections.defaultdict(list)  # names, by label
   logging.info('Decoding the %d images of %s.', n, encoded.label)
   with encoded_lib.decoder_pool() as pool:
     for start in range(0, n, _CHUNK):
@@ -97,14 +102,20 @@ def decode_all(
             raise encoded_lib.refusal(encoded.name(row), image)
           logging.warning(
               '%s cannot be decoded (%s): left out.', encoded.name(row), image)
+          lost[label].append(encoded.name(row))
           continue
         records['image'][kept], records['label'][kept] = image, label
         kept += 1
       if time.monotonic() - shown > 5:
         shown = time.monotonic()
         logging.info('Decoded %d of %d images.', rows[-1] + 1, n)
-  if not kept:
+  if kept < n:
+    logging.warning(
+        '%d of the %d images of %s are left out, since they cannot be decoded.',
+        n - kept, n, encoded.label)
+  for label in sorted(lost.keys() - set(records['label'][:kept].tolist())):
     raise ValueError(
-        f'none of the {n} images of {encoded.label} can be decoded: check that'
-        ' they are image files')
+        f'none of the {len(lost[label])} images of class {label} of'
+        f' {encoded.label} can be decoded, {lost[label][0]} for example: check'
+        ' that they are image files, or remove the class')
   return records[:kept]

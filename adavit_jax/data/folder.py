@@ -1,22 +1,20 @@
 """Image folders: root/train/CLASS/* and root/test/CLASS/* or root/val/CLASS/*.
 """
 
+import collections
 from collections.abc import Sequence
 from concurrent import futures
 import hashlib
-import os
 import pathlib
+import time
 
 from absl import logging
 import numpy as np
 
 from adavit_jax.data import encoded_split
+from adavit_jax.data import image_files
 from adavit_jax.data import splits
 
-EXTENSIONS = frozenset((
-    '.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm',
-    '.pgm', '.pbm', '.jp2', '.avif',
-))
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -25,11 +23,12 @@ class ImageFiles:
   """The image files below directory/CLASS, sorted: an `EncodedImages`."""
 
   channels = 3
+  key = {'source': 'folder'}
 
   def __init__(
       self, directory: pathlib.Path, class_names: Sequence[str] | None = None
   ):
-    """Lists the files.
+    """Lists the files, and logs how many others there are.
 
     Args:
       directory: has one folder per class, which is searched recursively.
@@ -43,40 +42,29 @@ class ImageFiles:
       raise ValueError(
           f'{directory} {wrong}: put the images of each class into'
           f' {directory}/CLASS/')
-    folders = _folders(directory)
+    left_out = collections.Counter()
+    folders = image_files.class_folders(directory, left_out)
     if class_names is None:
       class_names = folders
     self.class_names = tuple(class_names)
     self.label = f'{directory.parent.name}-{directory.name}'
-    self._directory = directory
     self._files = []
     labels = []
     for label, name in enumerate(self.class_names):
       if name not in folders:
         continue
-      files = _image_files(directory / name)
+      files = image_files.find(directory / name, left_out)
       if not files:
         raise ValueError(
             f'the class folder {directory / name} holds no image: add images or'
-            f' remove it; image files end in {sorted(EXTENSIONS)}')
+            f' remove it; image files end in {sorted(image_files.endings())}')
       self._files += files
       labels += [label] * len(files)
     self._labels = np.asarray(labels, np.int32)
+    image_files.warn(directory, left_out)
 
   def __len__(self) -> int:
     return len(self._files)
-
-  @property
-  def key(self) -> dict:
-    """Digest of file names, sizes and modification times."""
-    digest = hashlib.sha256('\0'.join(self.class_names).encode())
-    for file in self._files:
-      stat = os.stat(file)
-      name = os.path.relpath(file, self._directory)
-      digest.update(
-          f'\0{name}\0{stat.st_size}\0{stat.st_mtime_ns}'.encode(
-              errors='surrogateescape'))
-    return dict(source='folder', files=digest.hexdigest())
 
   def name(self, index: int) -> str:
     """Returns the file's path."""
@@ -93,6 +81,19 @@ class ImageFiles:
     # Threads hide the latency of network file systems.
     data = pool.map(_read_bytes, [self._files[i] for i in indices])
     return list(zip(data, self._labels[list(indices)].tolist()))
+
+  def digest(self, pool: futures.Executor) -> str:
+    """Returns a digest of the images' bytes and labels, in order."""
+    digest = hashlib.sha256()
+    shown = time.monotonic()
+    contents = pool.map(_digest, self._files)
+    for i, (content, label) in enumerate(zip(contents, self._labels.tolist())):
+      digest.update(content + b'%d' % label)
+      if time.monotonic() - shown > 5:
+        shown = time.monotonic()
+        logging.info('Read %d of %d files, to see whether they are cached.',
+                     i + 1, len(self))
+    return digest.hexdigest()
 
 
 def load(config_data, *, seed: int) -> splits.Dataset:
@@ -148,7 +149,7 @@ def _misfit(directory: pathlib.Path, class_names: Sequence[str] | None) -> str:
   """Returns the problem with the class folders, '' if there is none."""
   if not directory.is_dir():
     return 'does not exist'
-  folders = _folders(directory)
+  folders = image_files.class_folders(directory)
   if not folders:
     return 'holds no class folder'
   unknown = set(folders) - set(folders if class_names is None else class_names)
@@ -157,32 +158,11 @@ def _misfit(directory: pathlib.Path, class_names: Sequence[str] | None) -> str:
   return ''
 
 
-def _folders(directory: pathlib.Path) -> list[str]:
-  return sorted(
-      entry.name for entry in os.scandir(directory)
-      if entry.is_dir() and not entry.name.startswith('.'))
-
-
-def _image_files(directory: pathlib.Path) -> list[str]:
-  files, walked = [], set()
-  for parent, folders, names in os.walk(directory, followlinks=True):
-    # Links may form cycles.
-    real = os.path.realpath(parent)
-    if real in walked:
-      folders.clear()
-      continue
-    walked.add(real)
-    # Skips copies of images in .ipynb_checkpoints and similar folders.
-    folders[:] = sorted(name for name in folders if not name.startswith('.'))
-    files += [
-        os.path.join(parent, name) for name in names
-        # macOS writes metadata to ._name.jpg beside name.jpg.
-        if os.path.splitext(name)[1].lower() in EXTENSIONS
-        and not name.startswith('.')
-    ]
-  return sorted(files)
-
-
 def _read_bytes(path: str) -> bytes:
   with open(path, 'rb') as file:
     return file.read()
+
+
+def _digest(path: str) -> bytes:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'blake2b').digest()

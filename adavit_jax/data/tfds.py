@@ -29,7 +29,8 @@ class Records:
     self.channels = prepared.channels
     name = '-'.join(prepared.path.parts[-2:])
     self.label = f'{name}-{split}'
-    self.key = dict(source='tfds', split=split, info=prepared.digest)
+    self.key = dict(source='tfds', split=split, info=prepared.digest,
+                    files=prepared.files(split))
     self._prepared = prepared
     self._split = split
     self._cache_dir = cache_dir
@@ -57,6 +58,10 @@ class Records:
         (example[image], int(example[label]))
         for example in self._source.__getitems__(list(indices))
     ]
+
+  def digest(self, pool: futures.Executor) -> str:
+    """Returns a digest of the split's files of records."""
+    return self._prepared.content(self._split, pool)
 
   @functools.cached_property
   def _source(self):

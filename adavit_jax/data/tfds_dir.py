@@ -3,6 +3,7 @@
 The import alone takes longer than everything else at a start from the cache.
 """
 
+from concurrent import futures
 import dataclasses
 import hashlib
 import json
@@ -36,6 +37,23 @@ class PreparedDir:
   channels: int
   class_names: tuple[str, ...]
   digest: str
+
+  def files(self, split: str) -> list[tuple[str, int, float]]:
+    """Returns name, size in bytes and time of the files of a split."""
+    return [(path.name, stat.length, stat.mtime)
+            for path in self._records(split) for stat in [path.stat()]]
+
+  def content(self, split: str, pool: futures.Executor) -> str:
+    """Returns a digest of the contents of the files of a split."""
+    digest = hashlib.sha256()
+    for content in pool.map(_content, self._records(split)):
+      digest.update(content)
+    return digest.hexdigest()
+
+  def _records(self, split):
+    # NAME-SPLIT.array_record-00000-of-00001
+    return sorted(path for path in self.path.iterdir()
+                  if f'-{split}.' in path.name)
 
 
 def default_data_dir() -> epath.Path:
@@ -117,6 +135,11 @@ def read(path: epath.Path) -> PreparedDir:
       channels=1 if dimensions and str(dimensions[-1]) == '1' else 3,
       class_names=_class_names(path, label_key, int(label['numClasses'])),
       digest=hashlib.sha256('\0'.join(texts).encode()).hexdigest())
+
+
+def _content(path):
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'blake2b').digest()
 
 
 def _versions(folder: epath.Path) -> dict[str, epath.Path]:
