@@ -61,7 +61,7 @@ def main(argv):
       raise SystemExit('stopped by a signal; the same command resumes')
     pictures = not {'adaptive', 'exits'}.isdisjoint(result)
     if jax.process_index() == 0:
-      path = epath.Path(_WORKDIR.value) / 'report.json'
+      path = epath.Path(_WORKDIR.value).expanduser() / 'report.json'
       path.write_text(json.dumps(result, indent=1))
       print(f'\nwrote {path}' + (' and pictures beside it' if pictures else ''))
   except guards.USER_ERRORS as error:

@@ -23,7 +23,8 @@ import trained
 def main(argv=None):
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   add = parser.add_argument
-  add('--workdir', required=True, help='run that eval.py evaluated')
+  add('--workdir', required=True, type=os.path.expanduser,
+      help='run that eval.py evaluated')
   add('--output', required=True, help='PNG file to draw')
   add('--batches', default='1,256', help='batch sizes')
   add('--repeats', default=9, type=int, help='timed rounds')

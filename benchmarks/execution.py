@@ -29,6 +29,7 @@ runs it.
 
 import functools
 import json
+import os
 import platform
 
 from absl import app
@@ -143,7 +144,7 @@ def _named_models():
   """Returns {name: model} to time; with --workdir checks the runs, returns {}.
   """
   if _WORKDIR.value:
-    for workdir in _WORKDIR.value:
+    for workdir in map(os.path.expanduser, _WORKDIR.value):
       trained.check(workdir, _THRESHOLD.value)
     return {}
   return {name: adavit_jax.create(name, dtype=_DTYPE.value)
@@ -151,7 +152,7 @@ def _named_models():
 
 
 def _rows(named, batches, keeps, shares):
-  for workdir in _WORKDIR.value:
+  for workdir in map(os.path.expanduser, _WORKDIR.value):
     yield from trained.rows(
         workdir, batches, repeats=_REPEATS.value,
         threshold=_THRESHOLD.value, data_dir=_DATA_DIR.value)

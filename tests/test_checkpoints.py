@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import signal
 
 from absl import logging
@@ -257,3 +258,72 @@ def test_unfinished_directory_is_ignored(tmp_path):
   (partial / 'state').mkdir(parents=True)
   with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts:
     assert ckpts.latest() == ('last', 1)
+
+
+def _without_state(step):
+  shutil.rmtree(step / 'state')
+
+
+def _without_info(step):
+  shutil.rmtree(step / 'info')
+
+
+def _empty_info(step):
+  (step / 'info' / 'metadata').write_text('')
+
+
+def _empty(step):
+  shutil.rmtree(step)
+  step.mkdir()
+
+
+@pytest.mark.parametrize('spoil', [
+    _without_state, _empty_info,
+    *(pytest.param(spoil, marks=pytest.mark.nightly)
+      for spoil in (_without_info, _empty))])
+def test_an_incomplete_checkpoint_is_passed_over(tmp_path, caplog, spoil):
+  tree = lambda value: {'w': jnp.full(8, value)}
+  with checkpoints.Checkpoints(tmp_path) as ckpts:
+    for step in (1, 2):
+      ckpts.save(step, tree(float(step)), {'at': step}, metric=float(step))
+  last, best = (tmp_path / 'checkpoints' / kind / '2'
+                for kind in ('last', 'best'))
+  spoil(last)
+  spoil(best)
+  with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts:
+    assert ckpts.latest() == ('last', 1) and ckpts.info() == {'at': 1}
+    np.testing.assert_array_equal(
+        ckpts.restore(jax.eval_shape(lambda: tree(0.)))['w'], 1)
+  assert str(last) in caplog.text
+  with checkpoints.Checkpoints(tmp_path) as ckpts:  # which trains it again
+    ckpts.save(2, tree(3.), {'at': 2}, metric=0.)
+    ckpts.wait()
+    np.testing.assert_array_equal(
+        ckpts.restore(jax.eval_shape(lambda: tree(0.)))['w'], 3)
+  for step in (1, 2):
+    _empty(tmp_path / 'checkpoints' / 'last' / str(step))
+  shutil.rmtree(best)
+  with checkpoints.Checkpoints(tmp_path) as ckpts:
+    with pytest.raises(ValueError, match=str(tmp_path)):
+      ckpts.latest()
+
+
+def test_missing_arrays_are_named_by_their_path(tmp_path):
+  with checkpoints.Checkpoints(tmp_path) as ckpts:
+    ckpts.save(1, {'w': jnp.zeros(8)}, {})
+  state = tmp_path / 'checkpoints' / 'last' / '1' / 'state'
+  for path in state.rglob('d/*'):
+    path.unlink()
+  with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts:
+    with pytest.raises(ValueError, match='last/1'):
+      ckpts.restore({'w': jax.ShapeDtypeStruct((8,), jnp.float32)})
+
+
+def test_a_home_directory_is_expanded_and_no_directory_refused(
+    tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  with checkpoints.Checkpoints('~/run') as ckpts:
+    assert ckpts.directory == tmp_path / 'run' / 'checkpoints'
+  for workdir in ('', '~nobody-of-this-name/run'):
+    with pytest.raises(ValueError, match='workdir'):
+      checkpoints.Checkpoints(workdir)

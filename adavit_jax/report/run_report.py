@@ -59,7 +59,7 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
   options = _Options(threshold, best, static, data_dir, rule, mac_target,
                      curve)
   with saved_run.Run(workdir) as run:
-    return _evaluate(run, workdir, options)
+    return _evaluate(run, run.workdir, options)
 
 
 class _Options(NamedTuple):

@@ -8,11 +8,14 @@ the exact state and a JSON dict that describes it. Only this module and
 import json
 import math
 
+from absl import logging
 from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
+from adavit_jax.runs import lease as lease_lib
 from adavit_jax.runs import orbax_manager
+from adavit_jax.runs import workdir as workdir_lib
 
 # If two kinds hold the same step, the earlier one here is preferred.
 KINDS = ('last', 'phases', 'best')
@@ -34,8 +37,9 @@ class Checkpoints:
         restores onto its local devices.
 
     Raises:
-      ValueError: if keep is below 1, alone is set without read_only, or the
-        package for such an address is not installed.
+      ValueError: if workdir is empty, keep is below 1, alone is set without
+        read_only, the package for such an address is not installed, or another
+        training writes there.
     """
     if keep < 1:
       raise ValueError(f'keep={keep} must be at least 1')
@@ -50,6 +54,10 @@ class Checkpoints:
                        f"installed ({e}); for gs:// pip install -e '.[gcs]'"
                        ) from e
     self._read_only = read_only
+    self._lease = None
+    if not read_only:
+      self.directory.mkdir(parents=True, exist_ok=True)
+      self._lease = lease_lib.Lease(self.directory)
     counts = {'last': keep, 'best': 1, 'phases': None}
     self._managers = {
         kind: orbax_manager.create(
@@ -58,8 +66,9 @@ class Checkpoints:
         for kind in KINDS}
     # Steps this object has saved or restored.
     self._known = {kind: set() for kind in KINDS}
+    self._complete = set()  # (kind, step)
     self._best = -math.inf
-    step = self._managers['best'].latest_step()
+    step = self.latest_step('best')
     # Readers do not need it, and a running training may be replacing it.
     if step is not None and not read_only:
       self._best = self._json('best', step, 'about')['metric']
@@ -85,10 +94,12 @@ class Checkpoints:
       The kinds that were written.
 
     Raises:
-      ValueError: if opened with read_only, or `info` is not JSON-serialisable.
+      ValueError: if opened with read_only, `info` is not JSON-serialisable, or
+        another training took over.
     """
     if self._read_only:
       raise ValueError('these checkpoints were opened with read_only=True')
+    self._lease.check()
     try:
       json.dumps(info)
     except TypeError as e:
@@ -117,13 +128,23 @@ class Checkpoints:
     return tuple(kinds)
 
   def latest(self) -> tuple[str, int] | None:
-    """Returns (kind, step) of the newest checkpoint, None if there is none."""
+    """Returns (kind, step) of the newest checkpoint, None if there is none.
+
+    Raises:
+      ValueError: if there are checkpoints, but none is complete.
+    """
     candidates = []
     for rank, kind in enumerate(KINDS):
       step = self.latest_step(kind)
       if step is not None:
         candidates.append((step, -rank, kind))
     if not candidates:
+      broken = [f'{kind}/{step}' for kind in KINDS
+                for step in self._managers[kind].all_steps()]
+      if broken:
+        raise ValueError(
+            f'no checkpoint in {self.directory} is complete ({broken}): copy '
+            f'them again, or delete {self.directory} to start anew')
       return None
     step, _, kind = max(candidates)
     return kind, step
@@ -136,6 +157,9 @@ class Checkpoints:
   def steps(self, kind: str = 'last') -> tuple[int, ...]:
     """Returns the completely saved steps of one kind, ascending.
 
+    Checkpoints that lack files, as after a copy that broke off, are left out
+    with a warning.
+
     Raises:
       ValueError: if the kind is unknown.
     """
@@ -144,7 +168,29 @@ class Checkpoints:
     if self._read_only:
       # A running training may have added or deleted steps.
       self._managers[kind].reload()
-    return tuple(sorted(self._managers[kind].all_steps()))
+    steps = sorted(self._managers[kind].all_steps())
+    return tuple(step for step in steps if self._is_complete(kind, step))
+
+  def _is_complete(self, kind, step):
+    if (kind, step) in self._complete:
+      return True
+    # Others of this object may be on their way to the disk.
+    if step in self._known[kind]:
+      return True
+    path = self.directory / kind / str(step)
+    try:
+      for item in ('info', 'about'):
+        json.loads((path / item / 'metadata').read_text())
+      missing = [name for name in ('_METADATA', 'manifest.ocdbt')
+                 if not (path / 'state' / name).exists()]
+    except (OSError, ValueError) as error:
+      missing = [str(error)]
+    if missing:
+      logging.warning('the checkpoint %s is incomplete and not used: %s', path,
+                      ', '.join(missing))
+      return False
+    self._complete.add((kind, step))
+    return True
 
   def info(self, step: int | None = None, kind: str = 'last'):
     """Returns the `info` saved with a checkpoint; reads no arrays.
@@ -190,7 +236,7 @@ class Checkpoints:
     Raises:
       FileNotFoundError: if there is no such checkpoint.
       ValueError: if leaves are missing or left over, or differ in shape or
-        dtype.
+        dtype, or files of the checkpoint are missing or damaged.
     """
     step = self._find(step, kind)
     self._managers[kind].wait_until_finished()
@@ -202,11 +248,15 @@ class Checkpoints:
         lambda x: jax.ShapeDtypeStruct(
             x.shape, x.dtype, sharding=getattr(x, 'sharding', None) or device),
         abstract_state)
-    state = self._managers[kind].restore(step, args=ocp.args.Composite(
-        state=ocp.args.PyTreeRestore(
-            target, partial_restore=partial,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(target)),
-    )).state
+    arguments = ocp.args.Composite(state=ocp.args.PyTreeRestore(
+        target, partial_restore=partial,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(target)))
+    try:
+      state = self._managers[kind].restore(step, args=arguments).state
+    except (ValueError, KeyError, OSError) as error:
+      raise ValueError(
+          f'{self.directory / kind / str(step)} cannot be read: copy it again, '
+          f'or delete it to use the checkpoint before it\n{error}') from error
     self._known[kind].add(step)
     return state
 
@@ -219,6 +269,8 @@ class Checkpoints:
     """Waits for all saves, then frees the threads."""
     for manager in self._managers.values():
       manager.close()
+    if self._lease is not None:
+      self._lease.release()
 
   def __enter__(self):
     return self
@@ -247,7 +299,7 @@ class Checkpoints:
 
 def _absolute(workdir):
   # `absolute` would turn a gs:// address into a local path.
-  path = epath.Path(workdir)
+  path = epath.Path(workdir_lib.expanded(workdir))
   return path if '://' in str(path) else path.absolute()
 
 

@@ -22,6 +22,7 @@ from adavit_jax.runs import pretrained
 from adavit_jax.runs import progress as progress_lib
 from adavit_jax.runs import saved_run
 from adavit_jax.runs import teacher as teacher_lib
+from adavit_jax.runs import workdir as workdir_lib
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import guards
 from adavit_jax.train import mesh as mesh_lib
@@ -48,6 +49,7 @@ class Trainer:
       ValueError: if the config is invalid, before anything is computed.
     """
     config_lib.check(config)
+    workdir = workdir_lib.expanded(workdir)
     if run is not None:
       saved = run.newest()
     else:

@@ -13,6 +13,7 @@ from adavit_jax import data
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import common_groups
 from adavit_jax.runs import history
+from adavit_jax.runs import workdir as workdir_lib
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import state as state_lib
@@ -75,7 +76,7 @@ class Run:
       alone: whether this process reads independently; otherwise all processes
         must make the same calls.
     """
-    self.workdir = workdir
+    self.workdir = workdir = workdir_lib.expanded(workdir)
     self._checkpoints = checkpoints.Checkpoints(
         workdir, read_only=True, alone=alone)
 
