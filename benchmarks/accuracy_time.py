@@ -16,6 +16,7 @@ import sys
 from matplotlib.figure import Figure
 
 from adavit_jax.train import guards
+import reports
 import timing
 import trained
 
@@ -48,15 +49,11 @@ def read(workdir):
   Raises:
     ValueError: if there is none, or it has no sweep.
   """
-  path = os.path.join(workdir, 'report.json')
-  if not os.path.exists(path):
-    raise ValueError(f'there is no {path}; run python eval.py '
-                     f'--workdir={workdir} first')
-  with open(path, encoding='utf-8') as f:
-    report = json.load(f)
+  report = reports.read(workdir)
   if 'sweep' not in report:
-    raise ValueError(f'{path} has no sweep over the thresholds of a policy; '
-                     f'give the --workdir of a run with a policy')
+    raise ValueError(f'report.json of {workdir} has no sweep over the '
+                     f'thresholds of a policy; give the --workdir of a run '
+                     f'with a policy')
   return report
 
 

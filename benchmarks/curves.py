@@ -5,11 +5,11 @@
 Each DIR contains the report.json of eval.py.
 """
 
-import json
-import os
 import sys
 
 from matplotlib.figure import Figure
+
+import reports as reports_lib
 
 
 def main(output, *runs):
@@ -19,17 +19,16 @@ def main(output, *runs):
   reports = []
   for run in runs:
     label, equals, directory = run.partition('=')
-    path = os.path.join(directory, 'report.json')
     if not equals:
       sys.exit(f'error: {run!r} is not LABEL=DIR')
-    if not os.path.exists(path):
-      sys.exit(f'error: there is no {path}; run python eval.py '
-               f'--workdir={directory} first')
-    with open(path, encoding='utf-8') as f:
-      reports.append((label, json.load(f)))
+    try:
+      reports.append((label, reports_lib.read(directory)))
+    except ValueError as error:
+      sys.exit(f'error: {error}')
     if 'curve' not in reports[-1][1]:
-      sys.exit(f'error: {path} has no curve: the model does not have exits at '
-               f'several layers, or eval.py was given thresholds')
+      sys.exit(f'error: report.json of {directory} has no curve: the model '
+               f'does not have exits at several layers, or eval.py was given '
+               f'thresholds')
   if len({'accuracy' in r['exits'][0] for _, r in reports}) > 1:
     sys.exit('error: the runs mix classification and regression, which cannot '
              'share an axis')

@@ -6,11 +6,11 @@ Each directory contains the report.json of eval.py. The spread is the sample
 standard deviation over the seeds.
 """
 
-import json
-import os
 import sys
 
 import numpy as np
+
+import reports as reports_lib
 
 _ROWS = ('dense', 'adaptive', 'adaptive_at_static', 'static', 'static_last',
          'random', 'shuffled')
@@ -23,15 +23,14 @@ def main(directories):
     raise SystemExit(__doc__)
   reports = []
   for directory in directories:
-    path = os.path.join(directory, 'report.json')
-    if not os.path.exists(path):
-      raise SystemExit(f'error: there is no {path}; run python eval.py '
-                       f'--workdir={directory} first')
-    with open(path, encoding='utf-8') as f:
-      reports.append(json.load(f))
+    try:
+      reports.append(reports_lib.read(directory))
+    except ValueError as error:
+      raise SystemExit(f'error: {error}') from error
     if 'adaptive' not in reports[-1]:
-      raise SystemExit(f"error: {path} has no row 'adaptive', since its run "
-                       f'has no policy, or its model has exits')
+      raise SystemExit(f"error: report.json of {directory} has no row "
+                       f"'adaptive', since its run has no policy, or its model "
+                       f'has exits')
   seeds = [r['seed'] for r in reports]
   if len(set(seeds)) < len(seeds):
     raise SystemExit(f'error: the runs have seeds {seeds}; give one run per '

@@ -1,7 +1,6 @@
 """Times trained policies and cascades, as `adavit_jax.load` runs them."""
 
 import functools
-import json
 import os
 
 import jax
@@ -17,6 +16,7 @@ from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
 from adavit_jax.train import state as state_lib
+import reports
 import timing
 
 
@@ -164,8 +164,4 @@ def _thresholds(workdir):
 
 def _report(workdir):
   """Returns the report.json of a run; {} if eval.py has not been run."""
-  path = os.path.join(workdir, 'report.json')
-  if not os.path.exists(path):
-    return {}
-  with open(path, encoding='utf-8') as f:
-    return json.load(f)
+  return reports.read(workdir, required=False)

@@ -72,7 +72,11 @@ def prepare(image, spec):
 
 
 def load(path):
-  return export.deserialize(bytearray(path.read_bytes()))
+  try:
+    return export.deserialize(bytearray(path.read_bytes()))
+  except Exception as error:  # of any type, where bytes are missing
+    raise ValueError(f'{path} is damaged, or of another version of jax '
+                     f'({type(error).__name__}: {error})') from error
 
 
 def batches(images, exported, any_size):
@@ -165,7 +169,10 @@ def main(path, *files):
   if not (path.exists() and info_path.exists()):
     raise SystemExit(f'error: {path} and {info_path} must both exist, as '
                      f'written by export.py')
-  info = json.loads(info_path.read_text())
+  try:
+    info = json.loads(info_path.read_text())
+  except ValueError as error:
+    raise ValueError(f'{info_path} is damaged ({error})') from error
   images = np.stack([read(file, info['images']) for file in files])
   run = run_stages if info['mode'] == 'stages' else run_program
   for file, (y, remark) in zip(files, run(path, info, images)):
@@ -177,5 +184,5 @@ if __name__ == '__main__':
     sys.exit(__doc__)
   try:
     main(*sys.argv[1:])
-  except OSError as error:
+  except (OSError, ValueError) as error:  # also: made for other platforms
     sys.exit(f'error: {error}')

@@ -71,3 +71,13 @@ def test_the_example_knows_every_rule(name):
   for y, row in zip(logits, want):
     got, memory = _example()['confidence'](name, y, memory)
     np.testing.assert_allclose(got, row, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('text', ['', '{"mode": '])
+def test_the_example_names_a_cut_file(tmp_path, text):
+  (tmp_path / 'm.bin').write_bytes(b'cut')
+  (tmp_path / 'm.bin.json').write_text(text)
+  with pytest.raises(ValueError, match='m.bin.json'):
+    _example()['main'](str(tmp_path / 'm.bin'))
+  with pytest.raises(ValueError, match='m.bin'):
+    _example()['load'](tmp_path / 'm.bin')
