@@ -190,7 +190,7 @@ def _left_out(parts, actions, read):
       later = branches.read_later(
           part, kept, branches.read_behind(parts, i, read))
       for branch, keep, all_read in zip(part.branches, kept, later):
-        if branch.kind:
+        if branch.kind or branch.replaces:
           total = total + (keep & ~all_read).sum(-1) * branch.unread
   return total
 

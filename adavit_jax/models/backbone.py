@@ -95,12 +95,16 @@ class Branch(NamedTuple):
       always computes all tokens, as branches of kind '' should.
     local: whether each output token depends on the same input token only, as in
       an MLP. If only leading tokens are read, the input is cut to those.
+    replaces: whether the new activations are the delta itself, x = delta(x), of
+      any shape, as when tokens merge. Only with kind '' and in a stack of one
+      encoder. Leading tokens that are read after a stack must stay as they are.
   """
   kind: str
   run: Callable[..., Delta]
   macs: int
   unread: int = 0
   local: bool = False
+  replaces: bool = False
 
 
 class Stack(NamedTuple):
@@ -114,6 +118,7 @@ class Stack(NamedTuple):
     length: number of encoders.
     branches: branches of one encoder, in order.
     at: `Tokens` after each encoder.
+    before: `Tokens` before a stack that changes them; None if equal to `at`.
     each: keys of a dict x that hold one row per encoder of the group, [B, rows,
       ...]. An encoder sees its own row [B, ...] under this key.
     out: {key: shape and dtype for one image} of arrays of one encoder. Each
@@ -125,6 +130,7 @@ class Stack(NamedTuple):
   length: int
   branches: tuple[Branch, ...]
   at: Tokens
+  before: Tokens | None = None
   each: tuple[str, ...] = ()
   out: dict[str, jax.ShapeDtypeStruct] = {}
 
@@ -138,8 +144,8 @@ class Bridge(NamedTuple):
     macs: MACs of one image.
     params: names of the parameter groups that it uses.
     reads_images: whether it uses the images [B, S, S, C].
-    read: number of leading tokens of x that it reads; None for all, required if
-      x is a dict.
+    read: number of leading tokens of x that it reads; None for all, required
+      for a dict whose arrays do not all have tokens as their second axis.
     keys: keys of a dict x that it reads; () for all. Only these are carried
       from the stage before it.
   """
@@ -158,8 +164,8 @@ class OwnExit(NamedTuple):
     place: number of encoders before it.
     macs: MACs of one image.
     params: names of the parameter groups that it uses.
-    read: number of leading tokens that it reads; None for all, required if x is
-      a dict.
+    read: number of leading tokens that it reads; None for all, required for a
+      dict whose arrays do not all have tokens as their second axis.
   """
   place: int
   macs: int

@@ -104,6 +104,9 @@ def _check_stack(where, stack, params, x, ctx):
     delta = _trace(here, branch.run, row(params[stack.group]), x, None, ctx)
     if not isinstance(delta, Delta):
       raise ValueError(f'{here}: returns a {type(delta).__name__}, not `Delta`')
+    if branch.replaces:
+      x = delta.x
+      continue
     have = x if isinstance(x, dict) else {'': x}
     for key, y in (delta.x if isinstance(x, dict) else {'': delta.x}).items():
       if key not in have or (y.shape, y.dtype) != (

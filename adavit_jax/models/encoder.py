@@ -15,21 +15,27 @@ from adavit_jax.models.passes import on_cpu
 _TOGETHER = 256
 
 
-def attention(q, k, v):
+def attention(q, k, v, bias=None):
   """Softmax attention in head-major layout.
 
   Args:
     q: queries [B, H, Q, d].
     k: keys [B, H, N, d].
     v: values [B, H, N, d].
+    bias: added to the logits of the keys, [B, N] float32; None for zeros.
 
   Returns:
     [B, H, Q, d] in the dtype of `v`; the softmax is computed in float32.
   """
-  run = lambda qkv: attend(attention_logits(*qkv[:2]), qkv[2])
+  def run(args):
+    q, k, v, bias = args
+    logits = attention_logits(q, k)
+    return attend(logits if bias is None else logits + bias[:, None, None], v)
+
+  args = q, k, v, bias
   if min(q.shape[2], k.shape[2]) <= _TOGETHER:
-    return run((q, k, v))
-  return on_cpu(run, (q, k, v), 1)
+    return run(args)
+  return on_cpu(run, args, 1)
 
 
 def attention_logits(q, k):
@@ -125,18 +131,36 @@ class Encoder(nn.Module):
     self.fc1 = nn.Dense(self.mlp_dim, **dense)
     self.fc2 = nn.Dense(self.width, **dense)
 
-  def msa(self, x, read=None):
+  def msa(self, x, read=None, bias=None):
     """Multi-head self-attention branch.
 
     Args:
       x: tokens [B, N, D].
       read: number of leading tokens to compute; None for all. Only these have
         queries; keys and values are computed for all N tokens.
+      bias: added to the logits of the keys, [B, N] float32; None for zeros.
 
     Returns:
       [B, N, D], or [B, read, D].
     """
-    return self._joined(attention(*self._qkv(x, read)))
+    return self._joined(attention(*self._qkv(x, read), bias))
+
+  def mean_keys(self, x):
+    """The mean over heads of the keys of the MSA branch.
+
+    Args:
+      x: tokens [B, N, D].
+
+    Returns:
+      [B, N, d].
+    """
+    d, p = self.width, self.qkv.variables['params']
+    # Keys are linear, so their mean takes 1 / H of their MACs.
+    mean = lambda leaf: leaf[..., d:2 * d].reshape(
+        *leaf.shape[:-1], self.num_heads, -1).mean(-2).astype(self.dtype)
+    y = self.norm1(x).reshape(-1, d) @ mean(p['kernel'])
+    y = y + mean(p['bias']) if self.qkv_bias else y
+    return y.reshape(*x.shape[:2], -1)
 
   def msa_with(self, x, attend):
     """The MSA branch with other attention.

@@ -77,7 +77,7 @@ def tokens_at(model, place):
   """`Tokens` at a place."""
   for item, first in _items(model):
     if isinstance(item, Stack) and place <= first + item.length:
-      return item.at
+      return item.at if place else item.before or item.at
   raise ValueError(f'place={place} is not in a plan of {num_encoders(model)} '
                    f'encoders')
 
@@ -295,6 +295,11 @@ def _check_items(model):
       if not set(kinds) <= set(KINDS):
         raise ValueError(f'plan()[{i}] has branches of kinds {kinds}; known: '
                          f'{KINDS}')
+      if any(branch.replaces for branch in item.branches) and (
+          item.length != 1 or any(b.kind for b in item.branches if b.replaces)):
+        raise ValueError(f'plan()[{i}] has branches with replaces=True; they '
+                         f"must be of kind '', in a stack of length 1, not "
+                         f'{item.length}')
       at, grid = item.at, item.at.grid or ()
       if len(grid) == 2 and at.prefix + grid[0] * grid[1] != at.num:
         raise ValueError(f'plan()[{i}]: grid={grid} and prefix={at.prefix} do '

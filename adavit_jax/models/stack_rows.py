@@ -1,7 +1,7 @@
-"""Activations that belong to one encoder of a stack: `Stack.each` and `out`.
+"""Runs over the encoders of a stack, with `Stack.each` and `out`.
 
-A run over the encoders of a stack calls `split` before it, `enter` and `leave`
-around each encoder, and `join` after it.
+These are activations that belong to one encoder. A run calls `split` before it,
+`enter` and `leave` around each encoder, and `join` after it.
 """
 
 import jax
@@ -25,6 +25,25 @@ def split(stack, x):
           for key in stack.each}
   return {key: y for key, y in x.items()
           if key not in stack.each and key not in stack.out}, rows
+
+
+def scan(step, x, layers, **options):
+  """Runs a step for each encoder.
+
+  Args:
+    step: (activations, inputs of an encoder) -> (activations, outputs). With
+      one encoder, it may change the shapes of the activations.
+    x: activations.
+    layers: inputs of R encoders, leaves [R, ...].
+    **options: of `jax.lax.scan`.
+
+  Returns:
+    (activations, outputs [R, ...]).
+  """
+  if len(jax.tree.leaves(layers)[0]) > 1:
+    return jax.lax.scan(step, x, layers, **options)
+  x, outputs = step(x, jax.tree.map(lambda leaf: leaf[0], layers))
+  return x, jax.tree.map(lambda leaf: leaf[None], outputs)
 
 
 def enter(stack, x, row):

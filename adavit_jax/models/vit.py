@@ -8,6 +8,7 @@ import numpy as np
 
 from adavit_jax.models import backbone
 from adavit_jax.models import inputs
+from adavit_jax.models import merging_plan
 from adavit_jax.models.encoder import Encoder
 from adavit_jax.models.encoder import branches
 from adavit_jax.models.encoder import init_stack
@@ -28,8 +29,14 @@ class ViT(backbone.Backbone):
     mlp_ratio: MLP hidden width over D.
     stem: 'patch' or 'conv'.
     distillation: whether to add the distillation token and its head (DeiT).
+    merge: r, number of tokens that each encoder merges into others, see
+      `merging`; 0 for none.
+    merge_schedule: 'constant', or 'falling': linearly to 0, with the mean r.
+    merge_every: 1 to merge in every encoder; n to merge only before every n-th
+      one, as many tokens at once as n encoders would have.
   """
   linen = ('tokenize', 'answer')
+  unsaved = ('merge', 'merge_schedule', 'merge_every')
   patch_size: int
   width: int
   depth: int
@@ -37,6 +44,9 @@ class ViT(backbone.Backbone):
   mlp_ratio: float = 4.0
   stem: str = 'patch'
   distillation: bool = False
+  merge: int = 0
+  merge_schedule: str = 'constant'
+  merge_every: int = 1
 
   @property
   def num_prefix(self):
@@ -45,7 +55,7 @@ class ViT(backbone.Backbone):
 
   @property
   def num_tokens(self):
-    """N, number of tokens of one image."""
+    """N, number of tokens of one image before any merge."""
     return self.num_prefix + (self.image_size // self.patch_size) ** 2
 
   @property
@@ -60,7 +70,7 @@ class ViT(backbone.Backbone):
 
   @property
   def at(self):
-    """`Tokens` at every place of the plan."""
+    """`Tokens` at every place of the plan without merging."""
     side = self.image_size // self.patch_size
     return backbone.Tokens(
         self.width, self.num_tokens, self.num_prefix, (side, side),
@@ -100,12 +110,21 @@ class ViT(backbone.Backbone):
     """Runs all layers: normalised images [B, S, S, C] to `Logits`."""
     inputs.check_normalized(self, images)
     x = self.tokenize(images)
+    if self.merge:
+      x = merging_plan.run(self, {'encoders': self.encoders}, x)['tokens']
+      return self.answer(x)
     return self.answer(scan_stack(self.encoder, self.encoders, x))
 
   def embed(self, params, images, ctx):
-    return self.apply({'params': params}, images, method='tokenize'), {}
+    x = self.apply({'params': params}, images, method='tokenize')
+    return merging_plan.start(x) if self.merge else x, {}
+
+  def tokens(self, x, at):
+    return x['tokens'] if self.merge else x
 
   def plan(self):
+    if self.merge:
+      return merging_plan.plan(self)
     return backbone.Stack('encoders', 0, self.depth,
                           branches(self.encoder, self.at), self.at),
 
@@ -116,6 +135,7 @@ class ViT(backbone.Backbone):
         read=self.num_prefix),
 
   def classify(self, params, x, index, ctx):
+    x = self.tokens(x, None)
     return self.apply({'params': params}, x, method='answer'), {}
 
   @property
@@ -130,6 +150,7 @@ class ViT(backbone.Backbone):
       raise ValueError(f'patch_size={self.patch_size} does not divide '
                        f'image_size={self.image_size}')
     check_encoder(self)
+    merging_plan.check(self)
     if not isinstance(self.distillation, (bool, np.bool_)):
       raise ValueError(f'distillation={self.distillation!r} must be True or '
                        f'False')

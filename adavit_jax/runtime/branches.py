@@ -12,8 +12,20 @@ from adavit_jax.models.backbone import EVAL
 def delta(branch, params, x, read=None):
   """Returns what a branch adds to the first `read` tokens; None for all."""
   if read is not None and branch.local:
-    x, read = x[:, :read], None
+    x, read = first(x, read), None
   return branch.run(params, x, read if branch.unread else None, EVAL).x
+
+
+def first(x, read):
+  """Cuts activations to the first `read` tokens; None for all."""
+  if read is None:
+    return x
+  return jax.tree.map(lambda a: a[:, :read], x)
+
+
+def after(branch, x, y):
+  """The activations after a branch: its output y, or y added to x."""
+  return y if branch.replaces else add(x, y)
 
 
 def add(x, y):
@@ -30,7 +42,8 @@ def read_later(stack, kept, read, xp=np):
   """Returns whether all tokens are read after each branch of a stack.
 
   If not, the branch may compute the first `read` tokens alone: only branches
-  that mix tokens read the others.
+  that mix tokens read the others. One that replaces the activations passes the
+  first tokens on.
 
   Args:
     stack: `Stack` of R encoders with P branches.
@@ -43,7 +56,7 @@ def read_later(stack, kept, read, xp=np):
   """
   if read is None:
     return [xp.ones_like(k) for k in kept]
-  mixes = xp.stack([xp.zeros_like(k) if branch.local else k
+  mixes = xp.stack([xp.zeros_like(k) if branch.local or branch.replaces else k
                     for branch, k in zip(stack.branches, kept)], -1)
   shape = mixes.shape  # [..., R, P]
   flat = mixes.reshape(*shape[:-2], -1).astype(np.int32)

@@ -103,12 +103,12 @@ def _stack(stack, params, x, gates, ctx, *, read, unroll, remat, inference,
   outputs, per_encoder = (None, None), {}
   if end and inference:
     step = lambda x, layer: encoder(x, take(layer[0]), *layer[1])
-    x, (outputs, per_encoder) = jax.lax.scan(
+    x, (outputs, per_encoder) = stack_rows.scan(
         step, x, (rows[:end], one(slice(0, end))), unroll=unroll)
   elif end:
     step = lambda x, layer: encoder(x, *layer)
     step = jax.checkpoint(step) if remat else step
-    x, (outputs, per_encoder) = jax.lax.scan(
+    x, (outputs, per_encoder) = stack_rows.scan(
         step, x, (take(slice(stack.start, stack.start + end)),
                   *one(slice(0, end))), unroll=unroll)
   if read is not None:
@@ -118,8 +118,8 @@ def _stack(stack, params, x, gates, ctx, *, read, unroll, remat, inference,
         stack.branches, branches.read_later(stack, kept, read)):
       this = read if branch.unread and not later.any() else None
       y = branches.delta(branch, p, x, this)
-      x = branches.add(x[:, :this], y)
-    x = x[:, :read]
+      x = branches.after(branch, branches.first(x, this), y)
+    x = branches.first(x, read)
   return stack_rows.join(stack, before, x, per_encoder), *outputs
 
 
@@ -155,9 +155,9 @@ def _encoder(stack, ctx, firsts):
         new = {**new, **changed}
       if gates is not None and gates[i] is not None:
         y = jax.tree.map(lambda a, i=i: _gate(gates[i], a) * a, y)
-      x = branches.add(x, y)
+      x = branches.after(branch, x, y)
     x, outputs = stack_rows.leave(stack, x)
-    seen = None if firsts is None else x[:, :firsts]
+    seen = None if firsts is None else branches.first(x, firsts)
     return x, ((new, seen), outputs)
   return encoder
 

@@ -111,18 +111,18 @@ def _static(stack, params, x, actions, read):
       if keep[i]:
         this = read if branch.unread and not all_read[i] else None
         y = branches.delta(branch, p, x, this)
-        x = branches.add(x if this is None else x[:, :this], y)
+        x = branches.after(branch, branches.first(x, this), y)
     x, output = stack_rows.leave(stack, x)
     outputs.append(output)
   outputs = jax.tree.map(lambda *rows: jnp.stack(rows), *outputs)
   x = stack_rows.join(stack, before, x, outputs)
-  return x if read is None else x[:, :read]
+  return branches.first(x, read)
 
 
 def _cond(stack, params, x, actions, read):
   def option(branch, read):
     # Sliced here, so that the weights of a dropped layer are not read.
-    return lambda params, x, i: branches.add(x, branches.delta(
+    return lambda params, x, i: branches.after(branch, x, branches.delta(
         branch, jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], params), x,
         read))
 
@@ -147,7 +147,7 @@ def _cond(stack, params, x, actions, read):
   later = branches.read_later(stack, kept, read, jnp)
   rows = stack.start + jnp.arange(stack.length)
   shared, each = stack_rows.split(stack, x)
-  return stack_rows.join(stack, x, *jax.lax.scan(
+  return stack_rows.join(stack, x, *stack_rows.scan(
       step, shared, (rows, kept, later, each)))
 
 
@@ -164,14 +164,15 @@ def _compact(stack, params, x, actions, read, chunk):
     for branch, keep, all_read in zip(stack.branches, keeps, later):
       run_all = functools.partial(branches.delta, branch, p)
       if not branch.kind:
-        x = branches.add(x, run_all(x))
+        x = branches.after(branch, x, run_all(x))
       elif read is None or not branch.unread:
         x = packed(run_all, x, keep, chunk)
       elif branch.local:
         x = packed(run_all, x, keep & all_read, chunk)
-        first = packed(run_all, x[:, :read], keep & ~all_read, size,
+        first = packed(run_all, branches.first(x, read), keep & ~all_read, size,
                        most=_PREFIX_SIZES)
-        x = jax.lax.dynamic_update_slice(x, first, (0,) * x.ndim)
+        x = jax.tree.map(lambda a, part: jax.lax.dynamic_update_slice(
+            a, part, (0,) * a.ndim), x, first)
       else:
         # One choice for all images: to pack the images that need all queries
         # separately takes longer than it saves.
@@ -187,7 +188,7 @@ def _compact(stack, params, x, actions, read, chunk):
   rows = stack.start + jnp.arange(stack.length)
   columns = [[a.T for a in kept], [a.T for a in later]]
   shared, each = stack_rows.split(stack, x)
-  return stack_rows.join(stack, x, *jax.lax.scan(
+  return stack_rows.join(stack, x, *stack_rows.scan(
       step, shared, (rows, *columns, each)))
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from adavit_jax.models import params as params_lib
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
+from adavit_jax.runtime import branches
 from adavit_jax.runtime import masked
 from adavit_jax.runtime import modes
 from adavit_jax.runtime import skipping
@@ -120,7 +121,7 @@ def _after_policy(
   read = plan.read_at(model, stop)
   x = skipping.run(model, params, x, images, here, mode, start=start, stop=stop,
                    read=read)
-  return x if read is None else x[:, :read]
+  return branches.first(x, read)
 
 
 def training(model, params, images, ctx, *, num=None, detach=False, **options):

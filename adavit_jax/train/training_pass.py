@@ -98,7 +98,9 @@ def finish(system, params, start, images, gates, *, nested=False):
   classify = lambda x: model.classify(params['backbone'], x, last, ctx)
   inner = None
   if nested:
-    firsts = jnp.concatenate([start.x[None, :, :read], firsts[:-1]])
+    firsts = jax.tree.map(
+        lambda z1, a: jnp.concatenate([z1[None, :, :read], a[:-1]]), start.x,
+        firsts)
     inner = jax.vmap(lambda x: classify(x)[0])(firsts)
   logits, changed = classify(x)
   return Finish(logits, start.early + early, inner,
