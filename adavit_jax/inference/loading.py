@@ -1,5 +1,7 @@
 """Loads a trained run as a Python function."""
 
+import copy
+
 from adavit_jax.exits import confidence
 from adavit_jax.inference.cascade_classifier import CascadeClassifier
 from adavit_jax.inference.classifier import Classifier
@@ -8,7 +10,7 @@ from adavit_jax.train import mesh as mesh_lib
 
 
 def load(workdir, *, phase='', best=False, actions=None, rule=None,
-         thresholds=None, max_batch_size=256):
+         thresholds=None, max_batch_size=256, **attributes):
   """Loads a trained run as a `Classifier` on a device of this process.
 
   With several processes, any of them may call it independently.
@@ -23,6 +25,8 @@ def load(workdir, *, phase='', best=False, actions=None, rule=None,
     thresholds: for a model with exits, see `CascadeClassifier.thresholds`; None
       lets no image leave early.
     max_batch_size: images that run at once; larger batches are split.
+    **attributes: of the model, instead of the config's: those that it can change
+      after training, its `unsaved`, e.g. merge=8.
 
   Returns:
     A `Classifier`. It uses the learned policy after the phases warm_start,
@@ -35,11 +39,12 @@ def load(workdir, *, phase='', best=False, actions=None, rule=None,
   Raises:
     ValueError: if there is no such run, the rule is unknown, thresholds are
       invalid for it, rule or thresholds are given for a model without exits or
-      actions for a model with exits, and as `Classifier`.
+      actions for a model with exits, attributes are unknown or do not fit the
+      parameters, and as `Classifier`.
   """
   with saved_run.Run(workdir, alone=True) as run:
     info, system, state = saved_run.reread(lambda: _read(
-        run, phase, best, actions, rule, thresholds))
+        run, phase, best, actions, rule, thresholds, attributes))
   class_names = info['dataset']['class_names']
   if system.staged:
     if thresholds is None:
@@ -53,15 +58,16 @@ def load(workdir, *, phase='', best=False, actions=None, rule=None,
                     max_batch_size=max_batch_size)
 
 
-def _read(run, phase, best, actions, rule, thresholds):
+def _read(run, phase, best, actions, rule, thresholds, attributes):
   """Returns (info, `System`, `State`) of a checkpoint; arguments as in `load`.
   """
   saved = run.find(phase=phase, best=best)
-  info = saved.info
+  info = copy.deepcopy(saved.info)
   if not phase:
     run.warn_of_unfinished()
   if rule is not None:
     info['config']['exits']['rule'] = rule
+  saved_run.set_attributes(info['config'], attributes)
   system = saved_run.system(info)
   exits = system.staged
   unused = dict(actions=actions) if exits else dict(

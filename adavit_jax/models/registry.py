@@ -55,6 +55,12 @@ def names():
   return sorted(_MODELS)
 
 
+def unsaved(name):
+  """Returns the names of attributes that a model may change after training.
+  """
+  return _MODELS[name][0].unsaved
+
+
 def fields():
   """{name: type} of the attributes that a config may set, of all families."""
   families = [backbone.Backbone, *{family: None for family, _ in

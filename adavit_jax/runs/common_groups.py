@@ -15,13 +15,17 @@ def common_groups(saved, wanted, info, workdir):
     workdir: directory of the run.
 
   Raises:
-    ValueError: if the run has other attention heads, policy networks with other
-      inputs, or no trained policy where one is needed.
+    ValueError: if the run has other attention heads, other tokens where exits or
+      the policy read them, policy networks with other inputs, or no trained
+      policy where one is needed.
   """
   _check_heads(saved.model, wanted.model, workdir)
   groups = {'backbone'}
   if wanted.model.exits and saved.model.exits == wanted.model.exits:
     groups.add('heads')
+    for place, head in wanted.model.exits:
+      if head in ('mlp_mixer', 'resmlp'):  # their matrices mix the tokens
+        _check_tokens(saved, wanted, place, f'the exit head {head!r}', workdir)
   # A policy that was not trained may be replaced by a different one.
   learned = saved.nets and history.policy_has_learned(info)
   if wanted.nets and learned:
@@ -58,9 +62,23 @@ def _check_nets(saved, wanted, workdir):
                               wanted.config.nets[field])
             for field in ('tokens', 'aux', 'head', 'hidden')}
   fields['model.num_fixed'] = saved.model.num_fixed, wanted.model.num_fixed
+  if wanted.config.nets.tokens == 'all':
+    _check_tokens(saved, wanted, wanted.model.num_fixed,
+                  "a policy with nets.tokens='all'", workdir)
   differ = [f'--config.{field}={then}' for field, (then, now) in fields.items()
             if then != now]
   if differ:
     raise ValueError(f'{workdir!r} holds policy networks with other inputs '
                      f'than the config; set {" ".join(differ)}, or, for new '
                      f'networks, --config.init.phase=dense')
+
+
+def _check_tokens(saved, wanted, place, reader, workdir):
+  """Checks the number of tokens where parameters depend on it."""
+  then, now = (plan.tokens_at(system.model, place).num
+               for system in (saved, wanted))
+  if then != now:
+    raise ValueError(f'{workdir!r} holds {reader}, which reads {then} tokens '
+                     f'behind {place} encoders, but this model has {now}; merge '
+                     f'tokens only behind that place, with merge_every, or train '
+                     f'with the same merge')

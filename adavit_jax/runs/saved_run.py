@@ -10,6 +10,7 @@ import jax
 from ml_collections import config_dict
 
 from adavit_jax import data
+from adavit_jax.models import registry
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import common_groups
 from adavit_jax.runs import history
@@ -218,6 +219,26 @@ def _merge(defaults, values):
             if isinstance(v, dict) and isinstance(defaults.get(k), dict) else v
             for k, v in values.items()}
   return {**defaults, **merged}
+
+
+def set_attributes(config, attributes):
+  """Changes attributes of a trained model in its saved config, a dict.
+
+  Args:
+    config: the config.
+    attributes: {name: value}; of those on which no parameters of the backbone
+      depend, its `unsaved`.
+
+  Raises:
+    ValueError: if an attribute is none of these.
+  """
+  known = registry.unsaved(config['model']['name'])
+  for name, value in attributes.items():
+    if name not in known:
+      raise ValueError(f'{name}={value!r} cannot change after training; of '
+                       f"{config['model']['name']!r}, these can: "
+                       f'{sorted(known)}')
+    config['model'][name] = value
 
 
 def system(info):
