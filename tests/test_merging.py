@@ -152,11 +152,10 @@ def test_without_merging_it_is_the_plain_model():
 
 
 def test_a_file_of_weights_fits_with_and_without(tmp_path):
-  model = _model()
-  weights.save(tmp_path / 'a.safetensors', model, tiny.params(model))
+  model, path = _model(), tmp_path / 'a.safetensors'
+  weights.save(path, model, tiny.params(model))
   for merge in (0, 5):
-    weights.load(tmp_path / 'a.safetensors', model.clone(merge=merge),
-                 jax.random.key(0))
+    weights.load(model.clone(merge=merge), path, jax.random.key(0))
 
 
 def _program(model, actions=None):
