@@ -1,9 +1,9 @@
 """Selection of tokens by class attention, without training: a baseline.
 
-In front of some encoders, only the patches to which the class token attends most
-in that encoder stay; the others are dropped for good. Attention is the mean over
-the heads. This is the selection of Evo-ViT and EViT alone: no token stands for
-those that left, and nothing is trained for it.
+In front of some encoders, only the patches to which the class token attends
+most in that encoder stay; the others are dropped for good. Attention is the
+mean over the heads. This is the selection of Evo-ViT and EViT alone: no token
+stands for those that left, and nothing is trained for it.
 """
 
 import math

@@ -81,7 +81,8 @@ def _run_all():
   images = _Images() if _DATA.value else None
   rows = []
   _write(rows)  # fails before anything is timed if the file is not writable
-  print(timing.header() + ('' if images is None else '  accuracy among folders'))
+  print(timing.header() + (
+      '' if images is None else '  accuracy among folders'))
   for variant in variants:
     row = _row(variant, variants[0], images)
     rows.append(row)
@@ -176,8 +177,8 @@ class _Images:
     except ValueError:
       self.classes = []
     if len(self.classes) != num or min(self.classes) < 0:
-      raise ValueError(f'--classes={",".join(_CLASSES.value)} must be the index '
-                       f'of the class of each of the {num} folders of '
+      raise ValueError(f'--classes={",".join(_CLASSES.value)} must be the '
+                       f'index of the class of each of the {num} folders of '
                        f'{_DATA.value}')
     self.preprocessing = weights.preprocessing(_WEIGHTS.value, _MODEL.value)
     self.of_size = functools.lru_cache(maxsize=None)(

@@ -92,6 +92,21 @@ def test_a_run_loads_with_actions_of_ones_own(run):
       adavit_jax.load(run[0], actions=actions)
 
 
+def test_a_run_loads_with_other_attributes_of_its_model(run):
+  """Those that no parameters depend on."""
+  load = lambda **given: adavit_jax.load(run[0], **given).system.model
+  plain = load()
+  assert load(merge=1, merge_every=2) == plain.clone(merge=1, merge_every=2)
+  assert load(phase='dense', merge=1) == plain.clone(merge=1)
+  assert load() == plain
+  for field, value in (('depth', 3), ('merging', 1), ('merge', -1)):
+    with pytest.raises(ValueError, match=f'^{field}='):
+      load(**{field: value})
+  # Its networks have a parameter for each of 5 tokens.
+  with pytest.raises(ValueError, match='nets.tokens'):
+    load(merge=1)
+
+
 @pytest.mark.parametrize('name, value', [('thresholds', 0.5),
                                          ('rule', 'margin')])
 def test_a_policy_loads_with_nothing_that_is_for_exits(run, name, value):

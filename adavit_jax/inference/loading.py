@@ -25,7 +25,7 @@ def load(workdir, *, phase='', best=False, actions=None, rule=None,
     thresholds: for a model with exits, see `CascadeClassifier.thresholds`; None
       lets no image leave early.
     max_batch_size: images that run at once; larger batches are split.
-    **attributes: of the model, instead of the config's: those that it can change
+    **attributes: of the model, instead of the config's: those that may change
       after training, its `unsaved`, e.g. merge=8.
 
   Returns:

@@ -15,8 +15,8 @@ def common_groups(saved, wanted, info, workdir):
     workdir: directory of the run.
 
   Raises:
-    ValueError: if the run has other attention heads, other tokens where exits or
-      the policy read them, policy networks with other inputs, or no trained
+    ValueError: if the run has other attention heads, other tokens where exits
+      or the policy read them, policy networks with other inputs, or no trained
       policy where one is needed.
   """
   _check_heads(saved.model, wanted.model, workdir)
@@ -79,6 +79,6 @@ def _check_tokens(saved, wanted, place, reader, workdir):
                for system in (saved, wanted))
   if then != now:
     raise ValueError(f'{workdir!r} holds {reader}, which reads {then} tokens '
-                     f'behind {place} encoders, but this model has {now}; merge '
-                     f'tokens only behind that place, with merge_every, or train '
-                     f'with the same merge')
+                     f'behind {place} encoders, but this model has {now}; '
+                     f'merge tokens only behind that place, with merge_every, '
+                     f'or train with the same merge')
