@@ -2,6 +2,8 @@
 
 import json
 
+import adavit_jax
+from adavit_jax.exits import confidence
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import loop
 from adavit_jax.runs import preemption
@@ -136,6 +138,26 @@ def test_each_phase_goes_on_with_what_the_one_before_trained(everything):
   changed = states.differ(state.params['heads'], policy.params['heads'])
   assert len(changed) == len(jax.tree.leaves(state.params['heads']))
   assert trainer.system.after('classifier_wise').actions is None
+
+
+@pytest.mark.nightly
+def test_exits_and_a_policy_are_trained_on_merged_tokens(tmp_path):
+  config = _config(
+      ('dense', 'policy', 'classifier_wise'), **{
+          'dense.nested': 0., 'model.merge': 1,
+          'model.exits': ((1, 'vit'), (3, 'mlp')), 'model.num_fixed': 2})
+  state = _train(config, tmp_path)
+  assert int(state.step) == 3 * STEPS
+  rows = _rows(tmp_path)
+  losses = [value for row in rows for key, value in row.items()
+            if '/loss' in key]
+  assert len(losses) > 3 and np.isfinite(losses).all()
+  clf = adavit_jax.load(str(tmp_path))
+  images = tiny.dataset().test.images(np.arange(5))
+  assert clf.system.model.merge == 1
+  for threshold, exit in ((confidence.ALWAYS, 0), (confidence.NEVER, 2)):
+    clf.thresholds = threshold
+    np.testing.assert_array_equal(clf(images).exits, [exit] * 5)
 
 
 def test_it_resumes_inside_the_last_phase(everything, tmp_path, stop_at):

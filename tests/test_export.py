@@ -105,10 +105,10 @@ def test_compact_equals_the_classifier(clf, images, tmp_path):
   export.export(clf, tmp_path / 'a', mode='compact', batch_size=4,
                 platforms=CPU)
   exported = _read(tmp_path / 'a')
-  # A loop over the fixed encoders and one over the others, in it those over
+  # The fixed encoder has no loop. In the one over the others are those over
   # passes: of all tokens and of prefix tokens for MSA and for MLP, one of full
   # passes and one of the last, which chooses between sizes.
-  assert exported.mlir_module().count('stablehlo.while') == 2 + 2 * 4
+  assert exported.mlir_module().count('stablehlo.while') == 1 + 2 * 4
   assert _conditionals(exported) == 4
   for threshold in (0.5, 0.9):
     logits, keep = exported.call(images[:4], np.float32(threshold))

@@ -15,6 +15,7 @@ from adavit_jax.runtime import masked
 from adavit_jax.runtime import modes
 import efficient
 import jax
+from jax import export
 import jax.numpy as jnp
 import numpy as np
 import numpy_merging
@@ -179,6 +180,21 @@ def test_macs_are_those_of_the_program(overrides):
     run, *shapes = _program(model, keep)
     got = products.macs(jax.make_jaxpr(run)(*shapes).jaxpr)
     assert got == cost.of(model).adaptive(keep) - cost.left_out(model, keep)
+
+
+@pytest.mark.parametrize('overrides', [
+    dict(distillation=True), dict(merge_every=2)])
+def test_it_fits_bfloat16_and_any_number_of_images(overrides):
+  """As exported programs; only sizes, which may be large, are float32."""
+  model = _model(dtype='bfloat16', **overrides)
+  num, = export.symbolic_shape('num')
+  x = jax.ShapeDtypeStruct((num, 8, 8, 1), jnp.float32)
+  z1, logits = jax.eval_shape(
+      lambda x: (modes.before_policy(model, tiny.params(model), x),
+                 modes.forward(model, tiny.params(model), x).total), x)
+  assert {key: str(y.dtype) for key, y in z1.items()} == dict(
+      tokens='bfloat16', size='float32')
+  assert logits.shape == (num, 4) and logits.dtype == jnp.float32
 
 
 @pytest.mark.nightly

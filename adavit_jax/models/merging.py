@@ -81,7 +81,7 @@ def match(metric, num, prefix):
   # The best is looked up for the sources alone: argmax is slow on CPU.
   into = token_order.take(similarity, sources).argmax(-1)
   kept = jnp.sort(order[:, num:], axis=1)
-  first = jnp.broadcast_to(jnp.arange(skip_a), (len(kept), skip_a))
+  first = jnp.broadcast_to(jnp.arange(skip_a), (kept.shape[0], skip_a))
   return Pairs(jnp.concatenate([first, kept + skip_a], 1), sources + skip_a,
                into + skip_b)
 
