@@ -162,7 +162,8 @@ def left_out(model, actions):
   """MACs that `Cost.adaptive` counts but inference skips.
 
   If only the prefix tokens are read after the last kept MSA layer, that layer
-  and the MLP layers after it compute only those tokens.
+  and the MLP layers after it compute only those tokens. Merging of the others
+  is counted here, but skipped in the mode 'static' alone.
 
   Args:
     model: a `Backbone`.

@@ -1,6 +1,8 @@
 """Token merging: against NumPy, in every mode, its cost, its attributes."""
 
 import copy
+import json
+import subprocess
 
 from adavit_jax import cost
 from adavit_jax import models
@@ -19,6 +21,7 @@ from jax import export
 import jax.numpy as jnp
 import numpy as np
 import numpy_merging
+from PIL import Image
 import products
 import pytest
 import tiny
@@ -260,3 +263,31 @@ def test_what_replaces_activations_is_checked(change):
             if name not in ('parent', 'name')}
   with pytest.raises(ValueError, match='replaces'):
     plan.check(type('Broken', (type(model),), {'plan': broken})(**fields))
+
+
+@pytest.mark.nightly
+def test_the_benchmark_measures_accuracy_and_time(tmp_path):
+  """Of merging, of smaller images and of a selection, in its own process."""
+  model = models.create('vit_cifar_patch4_32')
+  weights.save(tmp_path / 'a.safetensors', model, tiny.params(model),
+               preprocessing=weights.Preprocessing(
+                   (0.5,) * 3, (0.5,) * 3, 'bicubic', 1.))
+  for i, name in enumerate('ab'):
+    (tmp_path / 'images' / name).mkdir(parents=True)
+    for j in range(3):
+      pixels = np.random.default_rng(2 * j + i).integers(0, 256, (32, 32, 3))
+      Image.fromarray(np.uint8(pixels)).save(
+          tmp_path / 'images' / name / f'{j}.png')
+  subprocess.run(**tiny.command(
+      'benchmarks/merging.py', '--model=vit_cifar_patch4_32', '--merges=4',
+      '--every=1,3', '--batch=2', '--repeats=1', '--sizes=16', '--keeps=0.5',
+      f'--weights={tmp_path}/a.safetensors', f'--data={tmp_path}/images',
+      '--classes=3,5', f'--output={tmp_path}/out'), check=True)
+  rows = json.loads((tmp_path / 'out.json').read_text())
+  assert [row['mode'] for row in rows] == [
+      'unmerged', 'merge 4, every 1', 'merge 4, every 3', '16 px',
+      'keep 0.5 twice']
+  for row in rows:
+    assert 0 <= row['accuracy'] <= row['accuracy_among'] <= 1
+    assert (row['mac_ratio'] < 1) is (row['kind'] != 'unmerged')
+  assert (tmp_path / 'out.png').read_bytes()[1:4] == b'PNG'

@@ -41,6 +41,7 @@ def _check_part(model, params, ctx, when):
       (_BATCH, model.image_size, model.image_size, model.channels),
       jnp.float32)
   x = _pair(f'embed, {when}', model.embed, params, images, ctx)
+  _check_tokens(f'embed, {when}', model, x, plan.tokens_at(model, 0))
   for i, item in enumerate(model.plan()):
     where = f'plan()[{i}], {when}'
     if isinstance(item, Bridge):
@@ -57,17 +58,21 @@ def _check_part(model, params, ctx, when):
       x = _pair(where, item.run, params, carried, images, ctx)
       continue
     x = _check_stack(where, item, params, x, ctx)
-    tokens = _trace(f'tokens after {where}', model.tokens, x, item.at)
-    want = (_BATCH, item.at.num, item.at.width)
-    if tokens.shape != want:
-      raise ValueError(f'{where}: the tokens are {tokens.shape}, but `at` says '
-                       f'[B, {item.at.num}, {item.at.width}]')
+    _check_tokens(where, model, x, item.at)
   last = len(model.own_exits()) - 1
   logits = _pair(f'classify, {when}', model.classify, params, x, last, ctx)
   if not isinstance(logits, Logits) or logits.cls.shape != (
       _BATCH, model.num_classes):
     raise ValueError(f'classify, {when}: returns {logits}, not `Logits` of '
                      f'[B, {model.num_classes}]')
+
+
+def _check_tokens(where, model, x, at):
+  """Checks the shape of the tokens at a place."""
+  tokens = _trace(f'tokens after {where}', model.tokens, x, at)
+  if tokens.shape != (_BATCH, at.num, at.width):
+    raise ValueError(f'{where}: the tokens are {tokens.shape}, but `at` says '
+                     f'[B, {at.num}, {at.width}]')
 
 
 def _check_stack(where, stack, params, x, ctx):
