@@ -182,14 +182,13 @@ def left_out(model, actions):
 
 def _left_out(parts, actions, read):
   total = np.zeros(np.shape(actions.msa)[:-1])
-  for i, part in enumerate(parts):
+  for part, after in zip(parts, branches.after_stacks(parts, actions, read)):
     if isinstance(part, Stack):
-      here, actions = branches.split(part, actions)
+      here, read, mixed = after
       shape = (*total.shape, part.length)
       kept = [np.broadcast_to(a, shape) > 0
               for a in branches.per_branch(part, here, np.ones(part.length))]
-      later = branches.read_later(
-          part, kept, branches.read_behind(parts, i, read))
+      later = branches.read_later(part, kept, read, mixed=mixed)
       for branch, keep, all_read in zip(part.branches, kept, later):
         if branch.kind or branch.replaces:
           total = total + (keep & ~all_read).sum(-1) * branch.unread

@@ -144,7 +144,7 @@ def test_each_phase_goes_on_with_what_the_one_before_trained(everything):
 def test_exits_and_a_policy_are_trained_on_merged_tokens(tmp_path):
   config = _config(
       ('dense', 'policy', 'classifier_wise'), **{
-          'dense.nested': 0., 'model.merge': 1,
+          'dense.nested': 0., 'model.merge': 1, 'mac_target': 0.9,
           'model.exits': ((1, 'vit'), (3, 'mlp')), 'model.num_fixed': 2})
   state = _train(config, tmp_path)
   assert int(state.step) == 3 * STEPS

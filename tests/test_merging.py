@@ -104,8 +104,9 @@ def test_exits_agree_in_every_mode(overrides):
       depth=4, exits=((2, 'vit'), (3, 'mlp')), **overrides))
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize('overrides', [
-    dict(depth=2), nightly(merge_every=2), nightly(distillation=True)])
+    dict(depth=2), dict(merge_every=2), dict(distillation=True)])
 def test_the_dense_forms_agree(overrides):
   model = _model(**overrides)
   models.check_backbone(model)
@@ -155,6 +156,7 @@ def test_without_merging_it_is_the_plain_model():
   assert x.shape == (efficient.B, 5, 16)
 
 
+@pytest.mark.nightly
 def test_a_file_of_weights_fits_with_and_without(tmp_path):
   model, path = _model(), tmp_path / 'a.safetensors'
   weights.save(path, model, tiny.params(model))
@@ -171,6 +173,7 @@ def _program(model, actions=None):
       model, p, x, actions, mode='static').total), params, images
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize('overrides', [
     {}, dict(merge_every=2, distillation=True), dict(merge_schedule='falling')])
 def test_macs_are_those_of_the_program(overrides):
@@ -183,6 +186,28 @@ def test_macs_are_those_of_the_program(overrides):
     run, *shapes = _program(model, keep)
     got = products.macs(jax.make_jaxpr(run)(*shapes).jaxpr)
     assert got == cost.of(model).adaptive(keep) - cost.left_out(model, keep)
+
+
+def test_tokens_that_are_not_read_are_not_computed():
+  """By a loop: in an encoder behind the last MSA layer, only the prefix."""
+  model = _model(depth=5, num_fixed=0)
+  keep = Actions(np.array([1, 0, 1, 0, 0]), np.array([1, 1, 1, 0, 1]))
+  n, d, hidden = 17, 16, model.mlp_dim
+  want = model.embed_macs + d * model.num_classes
+  for i, (msa, mlp) in enumerate(zip(*keep)):
+    merged, rest = (3, 3, 3, 3, 0)[i], any(keep.msa[i + 1:])
+    if merged and any(keep.msa[i:]):
+      want += n * d * 8 + ((n + 1) // 2 - 1) * (n // 2) * 8  # match
+    queries = n if rest else 1
+    if msa:
+      want += 2 * (queries + n) * d * d + 2 * queries * n * d
+    if merged and rest:
+      want += n // 2 * merged * d
+    n -= merged
+    if mlp:
+      want += 2 * (n if rest else 1) * d * hidden
+  run, *shapes = _program(model, keep)
+  assert products.macs(jax.make_jaxpr(run)(*shapes).jaxpr) == want
 
 
 @pytest.mark.parametrize('overrides', [

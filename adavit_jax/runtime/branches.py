@@ -38,7 +38,7 @@ def add(x, y):
       x, x[:, :y.shape[1]] + y, (0,) * x.ndim)
 
 
-def read_later(stack, kept, read, xp=np):
+def read_later(stack, kept, read, xp=np, mixed=False):
   """Returns whether all tokens are read after each branch of a stack.
 
   If not, the branch may compute the first `read` tokens alone: only branches
@@ -50,19 +50,63 @@ def read_later(stack, kept, read, xp=np):
     kept: for each branch [..., R] of bool, whether it runs.
     read: how many of the first tokens are read after the stack; None for all.
     xp: numpy or jax.numpy.
+    mixed: [...] of bool, whether a later stack mixes tokens, see `after_stacks`.
 
   Returns:
     List of P arrays [..., R] of bool.
   """
   if read is None:
     return [xp.ones_like(k) for k in kept]
-  mixes = xp.stack([xp.zeros_like(k) if branch.local or branch.replaces else k
+  mixes = xp.stack([k if _mixes(branch) else xp.zeros_like(k)
                     for branch, k in zip(stack.branches, kept)], -1)
   shape = mixes.shape  # [..., R, P]
   flat = mixes.reshape(*shape[:-2], -1).astype(np.int32)
   from_here = xp.cumsum(flat[..., ::-1], axis=-1)[..., ::-1]
   later = (from_here > flat).reshape(shape)
+  later |= xp.asarray(mixed)[..., None, None]
   return [later[..., i] for i in range(shape[-1])]
+
+
+def _mixes(branch):
+  """Whether a branch reads all tokens to compute the first ones."""
+  return not (branch.local or branch.replaces)
+
+
+def after_stacks(parts, actions, read, xp=np):
+  """Returns what is read after each stack of a segment.
+
+  Args:
+    parts: list of `Stack` and `Bridge`.
+    actions: `Actions` of the segment.
+    read: how many of the first tokens are read after the last part; None for
+      all.
+    xp: numpy or jax.numpy.
+
+  Returns:
+    List of (`Actions` of the part, read, mixed): how many of the first tokens
+    are read after the stacks from here to the next bridge, and whether one of
+    those behind this stack mixes tokens, so that all are read, [...] of bool.
+    None for bridges.
+  """
+  found = []
+  for part in parts:
+    here = None
+    if not isinstance(part, Bridge):
+      here, actions = split(part, actions)
+    found.append(here)
+  shape = np.shape(actions.msa)[:-1]
+  mixed = xp.zeros(shape, bool)
+  for i in reversed(range(len(parts))):
+    part, here = parts[i], found[i]
+    if isinstance(part, Bridge):
+      read, mixed, found[i] = part.read, xp.zeros(shape, bool), None
+      continue
+    found[i] = here, read, mixed
+    kept = per_branch(part, here, xp.ones((*shape, part.length), bool))
+    for branch, keep in zip(part.branches, kept):
+      if _mixes(branch):
+        mixed = mixed | (xp.asarray(keep) > 0).any(-1)
+  return found
 
 
 def per_branch(stack, actions, always):

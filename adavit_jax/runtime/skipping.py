@@ -60,13 +60,13 @@ def run(model, params, x, images, actions, mode, *, start, stop=None, read=None,
   if mode == 'compact':
     stack_fn = functools.partial(stack_fn, chunk=chunk)
   parts = plan.segment(model, start, stop)
-  for i, part in enumerate(parts):
+  reads = branches.after_stacks(
+      parts, actions, read, np if mode == 'static' else jnp)
+  for part, after in zip(parts, reads):
     if isinstance(part, Bridge):
       x, _ = part.run(params['backbone'], x, images, EVAL)
     else:
-      here, actions = branches.split(part, actions)
-      x = stack_fn(part, params['backbone'][part.group], x, here,
-                   branches.read_behind(parts, i, read))
+      x = stack_fn(part, params['backbone'][part.group], x, *after)
   return x
 
 
@@ -99,9 +99,10 @@ def _compact_actions(actions, size, chunk):
       for a in actions))
 
 
-def _static(stack, params, x, actions, read):
+def _static(stack, params, x, actions, read, mixed):
   kept = branches.per_branch(stack, actions, np.ones(stack.length))
-  later = branches.read_later(stack, [a > 0 for a in kept], read)
+  later = branches.read_later(
+      stack, [a > 0 for a in kept], read, mixed=mixed)
   before, outputs = x, []
   x, each = stack_rows.split(stack, x)
   for i in range(stack.length):
@@ -116,10 +117,10 @@ def _static(stack, params, x, actions, read):
     outputs.append(output)
   outputs = jax.tree.map(lambda *rows: jnp.stack(rows), *outputs)
   x = stack_rows.join(stack, before, x, outputs)
-  return branches.first(x, read)
+  return x if mixed else branches.first(x, read)
 
 
-def _cond(stack, params, x, actions, read):
+def _cond(stack, params, x, actions, read, mixed):
   def option(branch, read):
     # Sliced here, so that the weights of a dropped layer are not read.
     return lambda params, x, i: branches.after(branch, x, branches.delta(
@@ -144,14 +145,14 @@ def _cond(stack, params, x, actions, read):
 
   always = jnp.ones(stack.length, bool)
   kept = branches.per_branch(stack, actions, always)
-  later = branches.read_later(stack, kept, read, jnp)
+  later = branches.read_later(stack, kept, read, jnp, mixed)
   rows = stack.start + jnp.arange(stack.length)
   shared, each = stack_rows.split(stack, x)
   return stack_rows.join(stack, x, *stack_rows.scan(
       step, shared, (rows, kept, later, each)))
 
 
-def _compact(stack, params, x, actions, read, chunk):
+def _compact(stack, params, x, actions, read, mixed, chunk):
   size = jax.tree.leaves(x)[0].shape[0]
   macs = [branch.macs for branch in stack.branches if branch.kind]
   chunk = chunk or compact_lib.chunk_size(size, np.mean(macs or [1]))
@@ -184,7 +185,7 @@ def _compact(stack, params, x, actions, read, chunk):
 
   kept = branches.per_branch(
       stack, actions, jnp.ones((size, stack.length), bool))
-  later = branches.read_later(stack, kept, read, jnp)
+  later = branches.read_later(stack, kept, read, jnp, mixed)
   rows = stack.start + jnp.arange(stack.length)
   columns = [[a.T for a in kept], [a.T for a in later]]
   shared, each = stack_rows.split(stack, x)
