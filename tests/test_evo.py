@@ -112,9 +112,10 @@ def test_with_all_tokens_it_is_a_vit_whose_head_reads_the_mean():
   params, images = efficient.params(model), efficient.images(model)
   p = params['backbone']
 
+  plain = models.create('vit_digits_patch2_8', width=8, depth=4, num_classes=4)
+
   @jax.jit
   def vit(p, images):
-    plain = models.create('vit_digits_patch2_8', width=8, num_classes=4)
     x = modes.embed(plain, {'backbone': p}, images).x
     return encoder_lib.scan_stack(model.encoder, p['encoders'], x)
 
