@@ -21,6 +21,12 @@ thresholds that let these shares of the images leave at each exit.
 
 This times each stack of encoders alone, in compact, with the bridge before it.
 
+  python benchmarks/execution.py --models=evo_deit_tiny_224 \\
+      --variants=keep_ratio=1,keep_ratio=0.7,keep_ratio=0.5
+
+This times all layers of models that differ in an attribute and share their
+parameters; the first one is what the others are compared with.
+
   python benchmarks/execution.py --workdir=DIR --output=trained.json
 
 This times a trained policy, or a cascade of exits, as `adavit_jax.load(DIR)`
@@ -53,6 +59,7 @@ import stacks
 import timing
 import timm_rows
 import trained
+import variants
 
 _MODELS = flags.DEFINE_list(
     'models', ['vit_tiny_patch16_224', 'vit_cifar_patch4_32'],
@@ -71,6 +78,9 @@ _STACKS = flags.DEFINE_bool(
 _SHARES = flags.DEFINE_list(
     'shares', [], 'Shares of the images that leave at each exit; times the '
     'cascades of the models, and no dropped layers.')
+_VARIANTS = flags.DEFINE_list(
+    'variants', [], 'ATTRIBUTE=VALUE of models to compare with the first; '
+    'times all layers alone.')
 _DTYPE = flags.DEFINE_string('dtype', 'float32', 'Compute dtype.')
 _REPEATS = flags.DEFINE_integer('repeats', 9, 'Timed rounds.', lower_bound=1)
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write.')
@@ -111,6 +121,8 @@ def _run_all():
                       'numbers in [0, 1]')
     for name, model in named.items():
       cascades.check(name, model, shares)
+  for name in named if _VARIANTS.value else ():
+    variants.create(name, _VARIANTS.value, _DTYPE.value)
   rows = []
   _write(rows)  # fails before anything is timed if the file is not writable
   print(f'{jax.devices()[0].device_kind}, {timing.num_cores()} CPU cores '
@@ -159,7 +171,11 @@ def _rows(named, batches, keeps, shares):
   for name, model in named.items():
     params = _random_params(model)
     for batch in batches:
-      if shares:
+      if _VARIANTS.value:
+        yield from variants.rows(
+            name, variants.create(name, _VARIANTS.value, _DTYPE.value), params,
+            _images(model, batch), repeats=_REPEATS.value, dtype=_DTYPE.value)
+      elif shares:
         yield from cascades.rows(
             name, model, models.fold(model, params), batch, shares,
             repeats=_REPEATS.value, dtype=_DTYPE.value)

@@ -50,6 +50,13 @@ def vil(**overrides):
                       num_globals=(2, 0), relative=(True, False)), **overrides})
 
 
+def evo(**overrides):
+  """4 x 4 patches, of which 8 are updated by encoders 1 and 2, and by 3."""
+  return models.create('evo_deit_tiny_224', **{
+      **_TINY, **dict(patch_size=2, width=8, depth=4, num_heads=2, mlp_ratio=2.,
+                      num_full=1, stage_length=2), **overrides})
+
+
 def params(model, seed=0):
   """Random groups of parameters, statistics too; every part matters."""
   shapes = jax.eval_shape(lambda: models.init_params(model, jax.random.key(0)))
@@ -142,6 +149,8 @@ def check_bfloat16(model):
   run = lambda p, x: (modes.before_policy(model, models.fold(model, p), x),
                       modes.forward(model, p, x))
   z1, logits = jax.eval_shape(run, groups, x)
+  if isinstance(z1, dict):
+    assert z1.pop('scores', x).dtype == jnp.float32  # they are compared
   assert {y.dtype for y in jax.tree.leaves(z1)} == {jnp.dtype('bfloat16')}
   assert {y.dtype for y in jax.tree.leaves(logits)} == {jnp.dtype('float32')}
   return groups, x

@@ -15,7 +15,7 @@ FILES = sorted(p.stem for p in pathlib.Path(tiny.ROOT, 'configs').glob('*.py'))
 # Those that have others than the one without a name.
 VARIANTS = dict(
     cifar10_crossvit=('', 'cpu'),
-    cifar10_dvt=('', 'cpu', 'cifar100'),
+    cifar10_dvt=('', 'cpu', 'cifar100'), cifar10_evo=('', 'cpu'),
     cifar10_exits=('', 'cpu', 'cpu_heads'),
     cifar10_levit=('', 'cpu'),
     cifar10_policy=('', 'cpu', 'cpu_65'),
@@ -24,6 +24,7 @@ VARIANTS = dict(
     digits_exits=('', 'end_to_end', 'layer_wise'),
     digits_policy=('', 'patent'), folder_policy=('small', 'tiny'),
     imagenet_crossvit=('small_240', '15_dagger_408'),
+    imagenet_evo=('tiny_224', 'small_224', 'base_384'),
     imagenet_levit=('128s', '256', '384'),
     imagenet_dvt=('t2t_12', 't2t_14', 'deit_small'),
     imagenet_policy=('small', 'base', 'tiny'),

@@ -210,6 +210,26 @@ def test_rows_of_each_stack(quick):
       (bridge.macs + np.mean(keep) * mlp) / (bridge.macs + mlp), rtol=1e-6)
 
 
+@pytest.mark.nightly
+def test_rows_of_variants(quick):
+  named = {f'keep_ratio={k}': efficient.evo(keep_ratio=k) for k in (1, 0.5)}
+  params = efficient.params(efficient.evo())
+  rows = list(quick.variants.rows(
+      'evo', named, params, efficient.images(efficient.evo()), repeats=1,
+      dtype='float32'))
+  assert [r['mode'] for r in rows] == list(named)
+  whole, half = (cost.of(model).dense for model in named.values())
+  assert [r['mac_ratio'] for r in rows] == [1, half / whole]
+
+
+@pytest.mark.parametrize('value', ['keep_ratio', 'keep_ratio=2', 'depth=3'])
+def test_variants_that_cannot_share_parameters_are_refused(
+    execution, monkeypatch, value):
+  message = _error(execution, monkeypatch, models=['evo_cifar_32'],
+                   variants=['keep_ratio=1', value])
+  assert value in message
+
+
 @pytest.mark.parametrize('value', [['0.5'], ['0.5', '0.6'], ['0.5', 'a']])
 def test_shares_that_do_not_fit_are_refused(execution, monkeypatch, value):
   message = _error(execution, monkeypatch, shares=value,

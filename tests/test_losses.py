@@ -39,6 +39,9 @@ def test_cross_entropy(logits):
   np.testing.assert_allclose(both, (ce(student) + ce(teacher)) / 2, rtol=1e-5)
   one = losses.head_cross_entropy(Logits(student, None), targets)
   np.testing.assert_allclose(one, ce(student), rtol=1e-5)
+  pair = Logits(student, teacher)
+  half = losses.head_cross_entropy(pair._replace(aux=Logits(student)), targets)
+  np.testing.assert_allclose(half, (both + one) / 2, rtol=1e-6)
   layers = losses.cross_entropy(np.stack([student, teacher]), targets)
   np.testing.assert_allclose(layers, (ce(student) + ce(teacher)) / 2, rtol=1e-5)
 

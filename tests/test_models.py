@@ -74,6 +74,13 @@ NUM_PARAMS = {
     'shuffle_tiny_224': 28_532_482,
     'shuffle_small_224': 50_076_178,
     'shuffle_base_224': 88_398_560,
+    # With norm and head of the class token, for training alone.
+    'evo_cifar_32': 4_704 + 96 + 6_240 + 8 * 74_784 + 2 * 1_162,
+    'evo_deit_tiny_224': 5_910_800,
+    'evo_deit_small_224': 22_436_432,
+    'evo_deit_base_224': 87_338_192,
+    'evo_deit_small_384': 22_582_352,
+    'evo_deit_base_384': 87_630_032,
     'vil_cifar_32': 1_001_034,
     'vil_tiny_224': 6_707_080,
     'vil_small_224': 24_635_752,
@@ -93,7 +100,8 @@ NUM_PARAMS = {
 HEADS = {  # by width
     48: 2, 96: 3, 128: 4, 192: 3, 256: 4, 384: 6, 768: 12, 1024: 16}
 FIXED = dict.fromkeys(  # of the others one
-    ('vit_scenes_patch4_16', 'vit_cifar_patch4_32', 'vit_cifar_conv8_32'), 2)
+    ('vit_scenes_patch4_16', 'vit_cifar_patch4_32', 'vit_cifar_conv8_32',
+     'evo_cifar_32'), 2)
 
 
 def _norm(x, p):

@@ -21,6 +21,9 @@ SHUFFLE = dict(name='shuffle_tiny_224', patch_size=2, widths=(8, 6),
 VIL = dict(name='vil_tiny_224', patch_sizes=(2, 1), widths=(8, 12),
            depths=(2, 1), heads=(2, 3), windows=(2, 0), num_globals=(1, 0),
            relative=(True, False), random_shift=0.75)
+EVO = dict(name='evo_deit_tiny_224', patch_size=2, width=8, depth=4,
+           num_heads=2, mlp_ratio=2., num_full=2, stage_length=2,
+           layerwise=0.75)
 # What a step of the phase leaves as it is.
 FROZEN = dict(dense=('policy',), policy=('backbone', 'batch_stats'),
               warm_start=('backbone', 'batch_stats'), joint=(),
@@ -87,10 +90,13 @@ def _check(phase, old, new, metrics):
 @pytest.mark.parametrize('model, phase', [
     (dict(CROSSVIT, num_stages=1), 'dense'),
     *(pytest.param(model, 'dense', marks=pytest.mark.nightly)
-      for model in (CROSSVIT, SHUFFLE, VIL)),
+      for model in (CROSSVIT, SHUFFLE, VIL, EVO)),
     *(pytest.param(model, phase, marks=pytest.mark.nightly)
       for model in (LEVIT, CROSSVIT, SHUFFLE, VIL)
-      for phase in ('warm_start', 'policy', 'joint', 'exits'))])
+      for phase in ('warm_start', 'policy', 'joint', 'exits')),
+    # The exits do not train the head of training alone.
+    *(pytest.param(EVO, phase, marks=pytest.mark.nightly)
+      for phase in ('warm_start', 'policy', 'joint'))])
 def test_a_step_of_every_phase(model, phase):
   system = _system(model, phase)
   old = _state(system, phase)

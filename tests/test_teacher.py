@@ -89,6 +89,12 @@ def test_two_heads_learn_from_one_teacher_each(hard, temperature):
     want = 0.7 * _cross_entropy(cls, targets) + 0.3 * by_hand(
         cls if second is None else dist)
     np.testing.assert_allclose(got, want, rtol=1e-5)
+    # Heads that only training uses learn alike, for half of the loss.
+    one = losses.supervised(models.Logits(dist), targets, taught, c)
+    both = models.Logits(cls, second, models.Logits(dist))
+    np.testing.assert_allclose(
+        losses.supervised(both, targets, taught, c), (got + one) / 2, rtol=1e-6)
+    np.testing.assert_array_equal(both.total, both._replace(aux=None).total)
   alone = losses.supervised(models.Logits(cls, dist), targets, None, c)
   np.testing.assert_allclose(alone, losses.head_cross_entropy(
       models.Logits(cls, dist), targets))

@@ -179,9 +179,12 @@ class Logits(NamedTuple):
   Attributes:
     cls: [B, K] from the class token.
     dist: [B, K] from the distillation token, or None if there is none.
+    aux: `Logits` of heads that only training uses, or None. They learn as the
+      other heads do, for half of the loss.
   """
   cls: jax.Array
   dist: jax.Array | None = None
+  aux: 'Logits | None' = None
 
   @property
   def total(self):

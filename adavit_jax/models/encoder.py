@@ -31,8 +31,30 @@ def attention(q, k, v, bias=None):
     q, k, v, bias = args
     logits = attention_logits(q, k)
     return attend(logits if bias is None else logits + bias[:, None, None], v)
+  return _in_passes(run, q, k, v, bias)
 
-  args = q, k, v, bias
+
+def attention_and_row(q, k, v):
+  """`attention`, and its weights for the first query.
+
+  Args:
+    q: queries [B, H, Q, d].
+    k: keys [B, H, N, d].
+    v: values [B, H, N, d].
+
+  Returns:
+    (as `attention`, weights [B, H, N] float32).
+  """
+  def run(qkv):
+    logits = attention_logits(*qkv[:2])
+    return attend(logits, qkv[2]), jax.nn.softmax(logits[:, :, 0])
+  return _in_passes(run, q, k, v)
+
+
+def _in_passes(run, q, k, *others):
+  """Runs a function of (q, k, ...), on a CPU in passes if there are many tokens.
+  """
+  args = q, k, *others
   if min(q.shape[2], k.shape[2]) <= _TOGETHER:
     return run(args)
   return on_cpu(run, args, 1)
@@ -174,6 +196,18 @@ class Encoder(nn.Module):
       [B, N, D].
     """
     return self._joined(attend(*self._qkv(x, None)))
+
+  def msa_and_row(self, x):
+    """The MSA branch, and the attention of the first token.
+
+    Args:
+      x: tokens [B, N, D].
+
+    Returns:
+      (branch [B, N, D], weights of each head [B, H, N] float32, of sum 1).
+    """
+    y, row = attention_and_row(*self._qkv(x, None))
+    return self._joined(y), row
 
   def msa_and_logits(self, x, relations=None):
     """The MSA branch, and its logits.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from adavit_jax.models import backbone
 from adavit_jax.models import crossvit
 from adavit_jax.models import dvt
+from adavit_jax.models import evo_deit
 from adavit_jax.models import levit
 from adavit_jax.models import plan
 from adavit_jax.models import ravit
@@ -85,6 +86,7 @@ register(levit.LeViT, levit.MODELS)
 register(crossvit.CrossViT, crossvit.MODELS)
 register(shuffle_transformer.ShuffleTransformer, shuffle_transformer.MODELS)
 register(vil.ViL, vil_arch.MODELS)
+register(evo_deit.EvoDeiT, evo_deit.MODELS)
 
 
 def create(name, **overrides):

@@ -12,12 +12,25 @@ def cross_entropy(logits, targets):
   return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
 
 
+def with_aux(loss, logits):
+  """Mean of a loss over the heads of inference and those of training alone: [].
+
+  Args:
+    loss: function from `Logits` to [].
+    logits: `Logits`; without `aux`, the result is its loss.
+  """
+  value = loss(logits)
+  return value if logits.aux is None else (value + loss(logits.aux)) / 2
+
+
 def head_cross_entropy(logits, targets):
-  """Mean cross-entropy over the heads of a `Logits`, one or two."""
-  loss = cross_entropy(logits.cls, targets)
-  if logits.dist is not None:
-    loss = (loss + cross_entropy(logits.dist, targets)) / 2
-  return loss
+  """Mean cross-entropy over the heads of a `Logits`, see `with_aux`."""
+  def loss(logits):
+    value = cross_entropy(logits.cls, targets)
+    if logits.dist is not None:
+      value = (value + cross_entropy(logits.dist, targets)) / 2
+    return value
+  return with_aux(loss, logits)
 
 
 def distillation(logits, teacher_logits, *, temperature=1.0, hard=False):
@@ -54,11 +67,26 @@ def supervised(logits, targets, taught, c):
   """
   if taught is None:
     return head_cross_entropy(logits, targets)
-  student = logits.cls if logits.dist is None else logits.dist
-  return ((1 - c.distill) * cross_entropy(logits.cls, targets)
-          + c.distill * distillation(
-              student, taught, hard=c.hard_distill,
-              temperature=c.temperature))
+  return ((1 - c.distill) * class_cross_entropy(logits, targets)
+          + c.distill * head_distillation(logits, taught, c))
+
+
+def class_cross_entropy(logits, targets):
+  """Cross-entropy of the class head of a `Logits`, see `with_aux`."""
+  return with_aux(lambda y: cross_entropy(y.cls, targets), logits)
+
+
+def head_distillation(logits, taught, c):
+  """Distillation loss of the second head, or of a single one; [].
+
+  Args:
+    logits: `Logits` [..., B, K], see `with_aux`.
+    taught: logits of the teacher [B, K].
+    c: config with temperature and hard_distill, see `distillation`.
+  """
+  return with_aux(lambda y: distillation(
+      y.cls if y.dist is None else y.dist, taught, hard=c.hard_distill,
+      temperature=c.temperature), logits)
 
 
 def representation(z1, teacher_z1):

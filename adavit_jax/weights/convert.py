@@ -112,10 +112,10 @@ def _other_head(model, fmt, wanted, arrays):
 
 def _without_heads(fmt, wanted, arrays):
   """Returns (names of the heads, tensors and arrays without the heads)."""
-  heads = {t.name: t.leaf[0] for t in wanted if t.leaf[0] in fmt.heads}
+  heads = {t.name for t in wanted if t.leaf[0] in fmt.heads}
   rest = {name: x for name, x in arrays.items()
           if name not in heads and not name.startswith(_PRE_LOGITS)}
-  return (tuple(sorted({*heads.values()})),
+  return (tuple(sorted({t.leaf[0] for t in wanted if t.name in heads})),
           [t for t in wanted if t.name not in heads], rest)
 
 

@@ -46,7 +46,7 @@ def adapt(model, path, fmt, wanted, arrays):
     ValueError: if only one of model and file is distilled.
   """
   _check_tokens(model, path, fmt.dist in arrays)
-  _resize_positions(model, wanted, arrays)
+  resize_positions(model, model.num_prefix, wanted, arrays)
   dist = [t for t in wanted if t.leaf[0] == 'head_dist']
   if dist and not any(t.name in arrays for t in dist):
     logging.warning('%s has no distillation head: it is set to zero, and the '
@@ -69,15 +69,23 @@ def _check_tokens(model, path, dist):
         f'distillation=False')
 
 
-def _resize_positions(model, wanted, arrays):
+def resize_positions(model, num_prefix, wanted, arrays):
+  """Resamples the position embedding to the model's image size.
+
+  Args:
+    model: a model with width, image_size and patch_size.
+    num_prefix: number of tokens before those of the grid.
+    wanted: list of `layout.Tensor`.
+    arrays: arrays of the file by name, modified in place.
+  """
   name = next(t.name for t in wanted if t.leaf == ('pos_embedding',))
   x = arrays.get(name)
   if x is None or x.ndim != 3 or x.shape[2] != model.width:
     return
-  old_side = (x.shape[1] - model.num_prefix) ** 0.5
+  old_side = (x.shape[1] - num_prefix) ** 0.5
   side = model.image_size // model.patch_size
   if old_side >= 1 and old_side == int(old_side) and old_side != side:
-    arrays[name] = positions.resize(x, model.num_prefix, side)
+    arrays[name] = positions.resize(x, num_prefix, side)
     logging.info('Position embedding resampled from %d x %d patches to '
                  '%d x %d.', old_side, old_side, side, side)
 

@@ -70,7 +70,7 @@ def path_loss(system, c, params, start, teacher, batch, actions):
   out = training_pass.finish(system, params, start, batch.images, actions)
   logits = out.logits
   # Without distillation, a distillation head learns from the labels.
-  ce = (losses.cross_entropy(logits.cls, batch.targets) if c.distill else
+  ce = (losses.class_cross_entropy(logits, batch.targets) if c.distill else
         losses.head_cross_entropy(logits, batch.targets))
   metrics = {'loss': ce, 'accuracy': dense.accuracy(logits, batch)}
   total, taught = ce, batch.taught
@@ -81,9 +81,7 @@ def path_loss(system, c, params, start, teacher, batch, actions):
     if taught is None:
       every = fixed.all_layers(plan.num_layers(system.model))
       taught = system.classify(teacher, teacher_z1, batch.images, every).total
-    student = logits.cls if logits.dist is None else logits.dist
-    distill = losses.distillation(
-        student, taught, hard=c.hard_distill, temperature=c.temperature)
+    distill = losses.head_distillation(logits, taught, c)
     total = (1 - c.distill) * ce + c.distill * distill
     metrics['distill_loss'] = distill
   if c.representation:
