@@ -14,6 +14,7 @@ from adavit_jax.weights import attributes
 from adavit_jax.weights import families
 from adavit_jax.weights import files
 from adavit_jax.weights import mismatch
+from adavit_jax.weights import stated
 
 # The layer before the head in files pretrained on ImageNet-21k.
 _PRE_LOGITS = 'pre_logits'
@@ -83,10 +84,13 @@ def load(model, path, key, *, new_head=True):
     logging.warning('%s %s: a new head of %d classes is initialised.',
                     checkpoint.path, why, model.num_classes)
     new, wanted, arrays = _without_heads(fmt, wanted, arrays)
+  patches = _patches(model, wanted, arrays)
   if fmt.adapt is not None:
     fmt.adapt(model, checkpoint.path, fmt, wanted, arrays)
   mismatch.check(model, checkpoint.path, fmt, wanted, arrays)
+  mismatch.check_values(checkpoint.path, wanted, arrays)
   attributes.check(model, checkpoint)
+  stated.check(model, checkpoint, patches)
   params = jax.tree.map(jnp.array, _joined(wanted, arrays))
   if new or model.exits:
     fresh = _fresh(model, new, key)
@@ -94,6 +98,13 @@ def load(model, path, key, *, new_head=True):
     params.update(fresh)
   mismatch.check_params(model, params)  # Formats may be defined by users.
   return params
+
+
+def _patches(model, wanted, arrays):
+  """Number of patches in a file's position embedding, 0 for none or several."""
+  name = next((t.name for t in wanted if t.leaf == ('pos_embedding',)), None)
+  x = arrays.get(name)
+  return 0 if x is None or x.ndim != 3 else x.shape[1] - model.num_prefix
 
 
 def _other_head(model, fmt, wanted, arrays):

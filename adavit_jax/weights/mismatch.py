@@ -62,6 +62,32 @@ def check(model, path, fmt, wanted, arrays):
     raise ValueError('\n  '.join(message))
 
 
+def check_values(path, wanted, arrays):
+  """Checks that a file's values are numbers in float32.
+
+  Args:
+    path: path of the file, for the message.
+    wanted: list of `layout.Tensor`.
+    arrays: arrays of the file by name, which fit the model.
+
+  Raises:
+    ValueError: if any is NaN or infinite, or too large for float32; names the
+      first tensors and counts them.
+  """
+  wrong = []
+  for t in wanted:
+    with np.errstate(over='ignore'):  # float64 may be too large
+      x = np.asarray(arrays[t.name], np.float32)
+    if not np.isfinite(x).all():
+      wrong.append(t.name)
+  if wrong:
+    few = ', '.join(wrong[:5]) + ', ...' * (len(wrong) > 5)
+    raise ValueError(
+        f'{path} holds NaN or infinite values in {len(wrong)} of {len(wanted)} '
+        f'tensors ({few}): its training diverged or half precision overflowed; '
+        f'give an earlier checkpoint, or one that was written in float32')
+
+
 def _advice(model, fmt, wanted, arrays):
   """A sentence with the model attributes that the file contradicts, or ''."""
   sizes = {} if fmt.sizes is None else fmt.sizes(fmt, wanted, arrays)

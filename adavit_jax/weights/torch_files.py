@@ -138,8 +138,8 @@ def objects(path):
             _scan(stream, found, strings)
     else:
       with open(path, 'rb') as stream:
-        # A list, since the scan has to go on to the end of this pickle.
-        if any([arg == _MAGIC for _, arg, _ in pickletools.genops(stream)]):
+        first = [arg for _, arg, _ in pickletools.genops(stream)]
+        if _MAGIC in first:
           for _ in range(3):  # version, system and content
             _scan(stream, found, strings)
   except Exception:  # A damaged file; its reader says so.
