@@ -99,7 +99,7 @@ def load(model, path, key, *, new_head=True, class_names=()):
   if fmt.adapt is not None:
     fmt.adapt(model, checkpoint.path, fmt, wanted, arrays)
   mismatch.check(model, checkpoint.path, fmt, wanted, arrays)
-  mismatch.check_values(checkpoint.path, wanted, arrays)
+  mismatch.check_values(model, checkpoint.path, wanted, arrays)
   attributes.check(model, checkpoint)
   stated.check(model, checkpoint, patches)
   params = jax.tree.map(jnp.array, _joined(wanted, arrays))

@@ -24,6 +24,7 @@ _HUB_FILES = ('model.safetensors', 'config.json', 'preprocessor_config.json',
 # Names that the file has in a folder of other libraries.
 _USUAL = (_HUB_FILES[0], _HUB_FILES[3], 'pytorch_model.bin',
           'pytorch_model.bin.index.json')
+_LFS = b'version https://git-lfs'
 # Types of safetensors that NumPy alone does not have.
 _FLOAT8 = dict(F8_E4M3=np.dtype(jnp.float8_e4m3fn),
                F8_E5M2=np.dtype(jnp.float8_e5m2))
@@ -103,15 +104,19 @@ def _read(path):
   try:
     content = readers[path.suffix](path)
   except _DAMAGE as error:
-    if isinstance(error, pickle.UnpicklingError):
+    if path.suffix in torch_files.SUFFIXES:
       if message := torch_files.objects_message(path):
         raise ValueError(message) from None
+    if not isinstance(error, OSError) and path.read_bytes().startswith(
+        _LFS):
+      raise ValueError(f'{path} is a pointer of Git LFS and not the file that '
+                       f'it stands for: fetch that by git lfs pull') from None
     # torch colours its text, and advises to read unsafely.
     reason = re.sub(r'\x1b\[[\d;]*m', '', ' '.join(str(error).split()))
-    reason = reason.split('Weights only load failed')[0][:200]
-    kind = ': '.join(filter(None, (type(error).__name__, reason)))
+    reason = '' if 'weights_only' in reason else f': {reason[:200]}'
     raise ValueError(f'{path} cannot be read as {path.suffix}: it is damaged, '
-                     f'incomplete or another kind of file ({kind})') from error
+                     f'incomplete or another kind of file '
+                     f'({type(error).__name__}{reason})') from None
   if path.suffix in torch_files.SUFFIXES:
     return torch_files.arrays(path, content)
   return content

@@ -97,8 +97,9 @@ def _warn(model, config, stated):
   elif config.form == 'Hugging Face' and kind not in ('vit', 'deit'):
     logging.warning('%s states model_type=%r: it is read as a %s.', config.path,
                     kind, type(model).__name__)
-  elif config.form == 'timm' and 'num_heads' not in stated and (
-      _base(stated.get('architecture')) not in models.names()):
+  elif (config.form == 'timm' and 'num_heads' not in stated
+        and _attribute(model, ('num_heads', 'num_globals'))[0]  # no tables
+        and _base(stated.get('architecture')) not in models.names()):
     logging.warning(
         '%s states neither num_heads nor an architecture that is known (%r): '
         "the model's own is used.", config.path, stated.get('architecture'))
@@ -199,10 +200,11 @@ def _plain(value):
 
 def _equal(key, value, ours):
   """Whether a stated value is an attribute's, or cannot be compared with it."""
-  values = value if isinstance(value, list) else [value]
+  several = isinstance(value, (list, tuple))
+  values = list(value) if several else [value]
   if not values or not all(isinstance(x, (int, float)) for x in values):
     return True  # CrossViT's depths are nested; the tensors show them.
-  if isinstance(ours, tuple) == isinstance(value, list):
+  if isinstance(ours, tuple) == several:
     ours = ours if isinstance(ours, tuple) else [ours]
   elif key not in _ATTRIBUTES or _ATTRIBUTES[key] != _HEADS:
     return True  # Numbers of stages against one number; the tensors show them.

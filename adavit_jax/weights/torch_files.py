@@ -16,12 +16,12 @@ SUFFIXES = ('.pth', '.pt', '.bin')
 _WEIGHTS = ('model', 'state_dict', 'model_state_dict', 'net')
 # Keys of the classes' names, which `labels` compares.
 _LABELS = ('class_to_idx', 'idx_to_class', 'id2label', 'class_names', 'classes')
-# Modules and built-ins that torch's own reader accepts.
+# What torch's own reader accepts: modules, and names of Python's own modules.
 _MODULES = ('torch', 'torch._utils', 'torch._tensor', 'torch.storage',
-            'torch.nn.parameter', 'torch.serialization', 'collections',
-            '_codecs')
-_BUILTINS = ('set', 'frozenset', 'list', 'dict', 'tuple', 'bytearray', 'int',
-             'float', 'bool', 'complex', 'slice', 'range')
+            'torch.nn.parameter', 'torch.serialization', '_codecs')
+_NAMES = ('set', 'frozenset', 'list', 'dict', 'tuple', 'bytearray', 'int',
+          'float', 'bool', 'complex', 'slice', 'range', 'OrderedDict',
+          'Counter')
 _MAGIC = 0x1950a86a20f9469cfc6c  # the first pickle of files before torch 1.6
 
 
@@ -78,9 +78,9 @@ def _weights(path, content, tensor):
       if len(sets) != 1:
         keys = [f'{key} ({_kind(x)})' for key, x in content.items()]
         raise ValueError(
-            f'{path} has the keys {", ".join(keys) or "of no entries"}, and '
-            f'none of {", ".join(_WEIGHTS)} that tells which are the weights; '
-            f'save them alone, e.g. torch.save(checkpoint'
+            f'{path} holds {", ".join(keys) or "nothing"}, and none of '
+            f'{", ".join(_WEIGHTS)}, which would be the weights; save them '
+            f'alone, e.g. torch.save(checkpoint'
             f'[{str(sets[-1] if sets else "KEY")!r}], "weights.pth")')
       key, = sets
       logging.info('%s: %r is read, the only dictionary of tensors.', path, key)
@@ -171,7 +171,8 @@ def _scan(stream, found, strings):
 
 
 def _add(found, module, name):
-  plain = (name.split('.')[0] in _BUILTINS
-           if module in ('builtins', '__builtin__') else module in _MODULES)
+  plain = (name in _NAMES
+           if module in ('builtins', '__builtin__', 'collections')
+           else module in _MODULES)
   if not plain:
     found[re.sub(r'\s+', '.', f'{module}.{name}')] = None
