@@ -63,7 +63,7 @@ class Evaluator:
     self._z1 = jit(self._run_z1)
     self._moments = jit(self._run_moments)
 
-  def with_actions(self, params, split, actions):
+  def with_actions(self, params, split, actions, num=None):
     """Classifies a split under given actions.
 
     Args:
@@ -71,6 +71,7 @@ class Evaluator:
       split: `Split` of n images.
       actions: `Actions` of 0 and 1, [L1], [L2] for all images, or [n, L1],
         [n, L2].
+      num: classifies up to so many evenly spaced images; None for all.
 
     Returns:
       `Outputs`.
@@ -80,12 +81,13 @@ class Evaluator:
     params = state_lib.model_params(params)
     return self._outputs(split, lambda images, labels, rows: self._with_actions(
         params, images, labels,
-        Actions(*(a[rows].astype(np.float32) for a in every))))
+        Actions(*(a[rows].astype(np.float32) for a in every))),
+        None if num is None else _evenly(split, num))
 
-  def dense(self, params, split):
-    """Classifies a split with all layers: `Outputs`."""
+  def dense(self, params, split, num=None):
+    """Classifies a split with all layers, see `with_actions`: `Outputs`."""
     return self.with_actions(params, split, fixed.all_layers(
-        plan.num_layers(self._system.model)))
+        plan.num_layers(self._system.model)), num)
 
   def adaptive(self, params, split, *, threshold):
     """Classifies a split under the learned policy.
@@ -152,8 +154,8 @@ class Evaluator:
       count = total
     return observation.Stats(mean, np.sqrt(squares / count))
 
-  def _outputs(self, split, run):
-    *columns, msa, mlp = self._collect(split, run)
+  def _outputs(self, split, run, places=None):
+    *columns, msa, mlp = self._collect(split, run, places)
     return Outputs(*columns, Actions(msa, mlp))
 
   def _collect(self, split, run, places=None):

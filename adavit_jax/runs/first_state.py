@@ -10,6 +10,7 @@ from clu import parameter_overview
 
 from adavit_jax.runs import checks
 from adavit_jax.runs import history
+from adavit_jax.runs import pretrained
 from adavit_jax.runs import saved_run
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
@@ -103,6 +104,8 @@ def begin(trainer, weights=None):
   logging.info('%s', parameter_overview.get_parameter_overview(
       {group: tree for group, tree in state.params.items()
        if not group.endswith('stats')}, include_stats=False))
+  if weights is not None:
+    pretrained.warn_near_chance(trainer, state.params)
   return FirstState(state, 0, 0, Origin())
 
 

@@ -76,7 +76,8 @@ class Trainer:
     checks.budget(config, self.system)
     self._weights = None  # of init.weights, until the run starts
     if saved is None and config.init.weights:
-      self._weights = pretrained.load(self.system)
+      self._weights = pretrained.load(
+          self.system, self.dataset.class_names)
     self._teacher = None
     if run is None:
       self._teacher = teacher_lib.needed(self, saved)

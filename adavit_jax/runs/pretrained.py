@@ -8,6 +8,7 @@ saved with the run, so that a checkpoint needs no other file.
 import re
 
 from absl import logging
+import numpy as np
 
 from adavit_jax import weights
 from adavit_jax.data import data_config as data_config
@@ -89,11 +90,12 @@ def preprocessing_of(source, name):
   return weights.preprocessing(checkpoint, '' if named else name)
 
 
-def load(system):
+def load(system, class_names=()):
   """Reads `config.init.weights`.
 
   Args:
     system: `System`.
+    class_names: K names of the classes of the data.
 
   Returns:
     Groups of its backbone; the head is new if the file has other classes.
@@ -107,4 +109,30 @@ def load(system):
   trained = set(phases.having('from_scratch'))  # these train the last exit
   return state_lib.model_params(weights.load(
       system.model, config.init.weights, key,
-      new_head=bool(trained.intersection(config.phases))))
+      new_head=bool(trained.intersection(config.phases)),
+      class_names=class_names))
+
+
+def warn_near_chance(trainer, params):
+  """Warns if weights that the first phase trusts hardly know the classes.
+
+  Their file may have as many classes in another order, and need not name them.
+
+  Args:
+    trainer: `loop.Trainer` of a new run.
+    params: groups, with those of `init.weights`.
+  """
+  config, split = trainer.config, trainer.dataset.holdout
+  phase = phases.PHASES[config.phases[0]]
+  if phase.from_scratch or phase.exits or trainer.system.target or (
+      not len(split)):
+    return
+  out = trainer.evaluator.dense(params, split, config.num_search)
+  num, counts = len(out.correct), np.bincount(split.labels)
+  guess = counts.max() / counts.sum()
+  if out.accuracy <= guess + 2 * (guess * (1 - guess) / num)**0.5:
+    logging.warning(
+        '%s classifies %.1f%% of %d held-out images, and the most frequent '
+        'class is %.1f%% of them: if its classes are others or in another '
+        'order, train a dense phase first.', config.init.weights,
+        100 * out.accuracy, num, 100 * guess)

@@ -92,7 +92,7 @@ def load(config, system, dataset, mesh, workdir):
   if config.teacher.workdir:
     teacher, params = _of_run(config, system, dataset, mesh, workdir)
   else:
-    teacher, params = _of_file(config, system)
+    teacher, params = _of_file(config, system, dataset)
   digest = _digest(teacher, params)
   params = mesh_lib.replicate(
       models.fold(teacher.model, mesh_lib.fetch(params)), mesh)
@@ -128,7 +128,7 @@ def _read(run, phase, mesh):
   return saved.info, there, run.state(saved, there, mesh)
 
 
-def _of_file(config, system):
+def _of_file(config, system, dataset):
   """Returns (`Teacher`, groups) of a file."""
   c, student = config.teacher, system.model
   try:
@@ -136,7 +136,8 @@ def _of_file(config, system):
         c.model, image_size=student.image_size, channels=student.channels,
         num_classes=student.num_classes, dtype=config.dtype)
     checkpoint = weights.read(c.weights)
-    params = weights.load(model, checkpoint, jax.random.key(0), new_head=False)
+    params = weights.load(model, checkpoint, jax.random.key(0), new_head=False,
+                          class_names=dataset.class_names)
     images = pretrained.preprocessing_of(checkpoint, c.model)
   except ValueError as error:
     raise ValueError(f'teacher.weights={c.weights!r}, teacher.model='

@@ -4,6 +4,7 @@ They differ in the numbering of submodules, and big_vision has no position
 embedding for the class token.
 """
 
+from absl import logging
 import numpy as np
 
 from adavit_jax.weights import layout
@@ -25,6 +26,12 @@ def _prefix(names):
 
 def _clean(tensors):
   prefix = _prefix(tensors)
+  unused = [name for name in tensors if not name.startswith(prefix)]
+  if any(name.endswith('embedding/kernel') for name in unused):
+    logging.warning('The file holds several sets of weights: %s is read, and '
+                    'not %s, ...', prefix, unused[0])
+  elif unused:
+    logging.info('Not used: %d arrays, %s, ...', len(unused), unused[0])
   arrays = {}
   for name, x in tensors.items():
     if not name.startswith(prefix):

@@ -13,7 +13,9 @@ from adavit_jax.models import params as params_lib
 from adavit_jax.weights import attributes
 from adavit_jax.weights import families
 from adavit_jax.weights import files
+from adavit_jax.weights import labels
 from adavit_jax.weights import mismatch
+from adavit_jax.weights import stated
 
 # The layer before the head in files pretrained on ImageNet-21k.
 _PRE_LOGITS = 'pre_logits'
@@ -39,7 +41,7 @@ def init_params(model, key):
   return models.init_params(model, key)
 
 
-def load(model, path, key, *, new_head=True):
+def load(model, path, key, *, new_head=True, class_names=()):
   """Reads weights for a model; tensor names determine the layout.
 
   Files in our own layout, see `save`, must fit the model exactly. Files of
@@ -59,6 +61,8 @@ def load(model, path, key, *, new_head=True):
     key: PRNG key for added exits and a new head.
     new_head: whether the backbone's head may be initialised; if False, a head
       that does not fit is an error.
+    class_names: K names of the model's classes. If the file names the same ones
+      in another order, its head is brought into this order.
 
   Returns:
     Parameter groups, see `init_params`.
@@ -66,34 +70,54 @@ def load(model, path, key, *, new_head=True):
   Raises:
     ValueError: if `key` is not a single PRNG key, the file cannot be read, or
       it does not fit the model; the message lists all tensors that do not fit,
-      with their shapes.
+      with their shapes. Also if a tensor holds NaN or infinite values, or the
+      config.json beside the file states another architecture.
   """
   params_lib.check_key(key)
   checkpoint = files.read(path)
   fmt = families.recognise(checkpoint, model)
   arrays = fmt.clean(checkpoint.tensors)
   wanted = fmt.tensors(model, arrays.keys())
-  why = _other_head(model, fmt, wanted, arrays)
-  if why and not new_head:
-    raise ValueError(f'{checkpoint.path} {why} and this model has '
-                     f'{model.num_classes}: train a new head first, in a dense '
-                     f'phase')
+  why, order = _other_head(model, fmt, wanted, arrays), None
+  if class_names and not why:
+    order, why = labels.order(checkpoint, class_names)
+  if order:
+    why = f'has the classes of the data in another order ({why})'
+    if fmt.heads:
+      logging.warning('%s %s: the outputs of the head are reordered.',
+                      checkpoint.path, why)
+      why = ''
+  if why and not (new_head and fmt.heads):
+    raise ValueError(f'{checkpoint.path} {why}: train a new head first, in a '
+                     f'dense phase')
   new = ()
   if why:
     logging.warning('%s %s: a new head of %d classes is initialised.',
                     checkpoint.path, why, model.num_classes)
     new, wanted, arrays = _without_heads(fmt, wanted, arrays)
+  patches = _patches(model, wanted, arrays)
   if fmt.adapt is not None:
     fmt.adapt(model, checkpoint.path, fmt, wanted, arrays)
   mismatch.check(model, checkpoint.path, fmt, wanted, arrays)
+  mismatch.check_values(model, checkpoint.path, wanted, arrays)
   attributes.check(model, checkpoint)
+  stated.check(model, checkpoint, patches)
   params = jax.tree.map(jnp.array, _joined(wanted, arrays))
+  if order:
+    _reorder(params['backbone'], fmt.heads, order)
   if new or model.exits:
     fresh = _fresh(model, new, key)
     params['backbone'].update(fresh.pop('backbone'))
     params.update(fresh)
   mismatch.check_params(model, params)  # Formats may be defined by users.
   return params
+
+
+def _patches(model, wanted, arrays):
+  """Number of patches in a file's position embedding, 0 for none or several."""
+  name = next((t.name for t in wanted if t.leaf == ('pos_embedding',)), None)
+  x = arrays.get(name)
+  return 0 if x is None or x.ndim != 3 else x.shape[1] - model.num_prefix
 
 
 def _other_head(model, fmt, wanted, arrays):
@@ -107,7 +131,7 @@ def _other_head(model, fmt, wanted, arrays):
   bias = head.get('bias')
   if bias is None or bias.shape == (model.num_classes,):
     return ''
-  return f'has {bias.size} classes'
+  return f'has {bias.size} classes and this model has {model.num_classes}'
 
 
 def _without_heads(fmt, wanted, arrays):
@@ -117,6 +141,14 @@ def _without_heads(fmt, wanted, arrays):
           if name not in heads and not name.startswith(_PRE_LOGITS)}
   return (tuple(sorted({t.leaf[0] for t in wanted if t.name in heads})),
           [t for t in wanted if t.name not in heads], rest)
+
+
+def _reorder(params, heads, order):
+  """Brings the outputs of the linear layers `heads` into another order."""
+  for name in heads:
+    if 'kernel' in params.get(name, ()):
+      params[name] = jax.tree.map(lambda x: x[..., np.array(order)],
+                                  params[name])
 
 
 # Jitted so that XLA drops the computation of all other parameters.

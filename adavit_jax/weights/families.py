@@ -1,5 +1,6 @@
 """The file layouts of each model family."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from adavit_jax.models.crossvit import CrossViT
@@ -25,12 +26,14 @@ from adavit_jax.weights import vit_timm
 class _Entry(NamedTuple):
   formats: tuple[layout.Format, ...]
   where: dict[str, Any]
+  computes: Callable[..., dict]
 
 
 _FAMILIES = {}
+_NONE = _Entry((), {}, lambda model: {})
 
 
-def register(family, formats, *, where=None):
+def register(family, formats, *, where=None, computes=lambda model: {}):
   """Registers the layouts of other libraries for the models of a backbone.
 
   Args:
@@ -41,31 +44,53 @@ def register(family, formats, *, where=None):
       `columns` of it.
     where: {attribute: value, or a tuple of several} that a model must have to
       use these layouts.
+    computes: (model) -> {fact: value} of what no tensor shows and `stated`
+      compares with a config.json: 'activation', 'pool' ('token' or 'avg'),
+      'epsilon' and 'norm' of the normalisation, 'qkv_bias'.
   """
-  _FAMILIES[family] = _Entry(tuple(formats), where or {})
+  _FAMILIES[family] = _Entry(tuple(formats), where or {}, computes)
+
+
+def computes(model):
+  """{fact: value} of what a model computes and no tensor shows."""
+  return _FAMILIES.get(type(model), _NONE).computes(model)
+
+
+def _encoders(encoder, **others):
+  """What models of `models.encoder.Encoder` compute."""
+  return dict(activation='gelu', norm='layernorm', epsilon=encoder.epsilon,
+              qkv_bias=encoder.qkv_bias, **others)
 
 
 register(ViT, (vit_timm.FORMAT, hugging_face.FORMAT, augreg.FORMAT),
-         where={'stem': 'patch'})
+         where={'stem': 'patch'}, computes=lambda m: _encoders(m.encoder, pool='token'))
 register(DVT, (dvt_reference.FORMAT,),
-         where={'stem': ('patch', 't2t'), 'num_transformers': 3})
-register(LeViT, (levit_tensors.TIMM, levit_tensors.AUTHORS))
-register(CrossViT, (crossvit_tensors.FORMAT,))
+         where={'stem': ('patch', 't2t'), 'num_transformers': 3},
+         computes=lambda m: _encoders(m.encoder(0), pool='token'))
+register(LeViT, (levit_tensors.TIMM, levit_tensors.AUTHORS),
+         computes=lambda m: dict(activation='hard_swish', pool='avg'))
+register(CrossViT, (crossvit_tensors.FORMAT,),
+         computes=lambda m: _encoders(m.encoder(0), pool='token'))
 # The authors' stem has strides of 2 and 2.
-register(ShuffleTransformer, (shuffle_tensors.FORMAT,), where={'patch_size': 4})
-register(ViL, (vil_tensors.FORMAT,))
-register(EvoDeiT, (evo_tensors.FORMAT, evo_tensors.DEIT))
+register(ShuffleTransformer, (shuffle_tensors.FORMAT,), where={'patch_size': 4},
+         computes=lambda m: dict(activation='relu6', pool='avg',
+                                 qkv_bias=False))
+register(ViL, (vil_tensors.FORMAT,), computes=lambda m: dict(
+    activation='gelu', pool='token' if m.num_globals[-1] else 'avg',
+    norm='layernorm', epsilon=1e-6, qkv_bias=True))
+register(EvoDeiT, (evo_tensors.FORMAT, evo_tensors.DEIT),
+         computes=lambda m: _encoders(m.encoder))
 
 
 def of(model):
   """Returns the layouts of a model; `save` writes the first one."""
-  formats, _ = _FAMILIES.get(type(model), _Entry((), {}))
+  formats = _FAMILIES.get(type(model), _NONE).formats
   return (native.FORMAT,) if _unfit(model) else (*formats, native.FORMAT)
 
 
 def _unfit(model):
   """{attribute: values} that the model would need for its family's layouts."""
-  _, where = _FAMILIES.get(type(model), _Entry((), {}))
+  where = _FAMILIES.get(type(model), _NONE).where
   several = lambda v: v if isinstance(v, tuple) else (v,)
   return {k: several(v) for k, v in where.items()
           if getattr(model, k) not in several(v)}

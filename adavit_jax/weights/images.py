@@ -6,6 +6,7 @@ from typing import NamedTuple
 from absl import logging
 
 from adavit_jax.weights import augreg
+from adavit_jax.weights import config_json
 from adavit_jax.weights import families
 from adavit_jax.weights import files
 from adavit_jax.weights import hugging_face
@@ -38,6 +39,8 @@ _KNOWN = (vit_timm.FORMAT, hugging_face.FORMAT, augreg.FORMAT)
 # The tensor and axis that give the patch size in a layout.
 _PATCHES = {vit_timm.FORMAT.title: ('patch_embed.proj.weight', -1),
             augreg.FORMAT.title: ('embedding/kernel', 0)}
+# timm's values where its config.json has none.
+_TIMM = dict(interpolation='bicubic', crop_pct=0.875)
 _PIL = {2: 'bilinear', 3: 'bicubic'}  # Pillow's constants
 
 
@@ -47,7 +50,8 @@ def preprocessing(source, name=''):
   The first available source is used:
 
   1. the metadata that `save` wrote into the file,
-  2. config.json (timm) or preprocessor_config.json (Hugging Face) beside it,
+  2. config.json (timm, in its new or old form) or preprocessor_config.json
+     (Hugging Face) beside it,
   3. the tensors: ImageNet's mean and standard deviation for LeViT, CrossViT,
      DVT, ViL, Shuffle Transformer and every distilled DeiT, 0.5 for any other
      AugReg or big_vision .npz,
@@ -72,13 +76,9 @@ def preprocessing(source, name=''):
   if METADATA in checkpoint.metadata:
     return _parse(checkpoint.metadata[METADATA], _from_ours, checkpoint.path)
   fmt = families.recognise(checkpoint)
-  for file, parse in (('config.json', _from_timm),
-                      ('preprocessor_config.json', _from_hugging_face)):
-    config_file = checkpoint.path.parent / file
-    if config_file.is_file():
-      parsed = _parse(config_file.read_bytes(), parse, config_file)
-      if parsed:
-        return parsed
+  stated = _beside(checkpoint.path)
+  if stated is not None:
+    return stated
   if fmt.images is not None:
     return Preprocessing(**fmt.images(fmt.clean(checkpoint.tensors)))
   if fmt not in _KNOWN:
@@ -140,21 +140,57 @@ def _from_ours(fields):
                        fields['interpolation'], fields['crop'])
 
 
+def _beside(path):
+  """The `Preprocessing` that a file beside the weights states, or None."""
+  config = config_json.beside(path)
+  if config is not None and config.form == 'timm':
+    cfg = config.fields.get('pretrained_cfg')
+    if cfg == {} or {'mean', 'std', *_TIMM}.intersection(cfg or ()):
+      return _parse(json.dumps(cfg), _from_timm, config.path)
+  file = path.parent / 'preprocessor_config.json'
+  if file.is_file():
+    return _parse(file.read_bytes(), _from_hugging_face, file)
+  if config is not None and config.form != 'Hugging Face':
+    logging.warning('%s states no preprocessing in a form that is known (its '
+                    'keys: %s): it is guessed from the weights.', config.path,
+                    config.keys())
+  return None
+
+
 def _from_timm(fields):
-  if 'pretrained_cfg' not in fields:
-    return None  # a config.json of another library
-  fields = fields['pretrained_cfg']
+  missing = {k: v for k, v in _TIMM.items() if fields.get(k) is None}
+  if missing:
+    logging.info("timm's defaults for what its config does not state: %s",
+                 missing)
+  mode = fields.get('crop_mode') or 'center'
+  if mode != 'center':
+    logging.warning('timm prepares these images with crop_mode=%r; here the '
+                    'centre is cropped.', mode)
+  fields = {**fields, **missing}
   return _from_ours({**fields, 'crop': fields['crop_pct']})
 
 
 def _from_hugging_face(fields):
-  size = fields['size']
   # A number in older files, a dict in newer ones.
-  side = lambda x: x if isinstance(x, int) else min(x.values())
+  def side(x):
+    if isinstance(x, int):
+      return x
+    if 'shortest_edge' in x:
+      return x['shortest_edge']
+    if x['height'] != x['width']:
+      raise ValueError(f'size={x} is not square')
+    return x['height']
   crop = 1.
   if fields.get('do_center_crop', False):
-    crop = side(fields['crop_size']) / side(size)
+    crop = side(fields['crop_size']) / side(fields['size'])
+  else:
+    side(fields['size'])
   mean, std = tuple(fields['image_mean']), tuple(fields['image_std'])
   if not fields.get('do_normalize', True):
     mean, std = (0.,) * len(mean), (1.,) * len(std)
+  # Ours are of pixels in 0..1, theirs of pixels times a factor.
+  factor = fields.get('rescale_factor', 1 / 255)
+  scale = 255 * (factor if fields.get('do_rescale', True) else 1)
+  if abs(scale - 1) > 1e-6:
+    mean, std = (tuple(x / scale for x in values) for values in (mean, std))
   return Preprocessing(mean, std, _PIL[fields['resample']], crop)

@@ -62,6 +62,37 @@ def check(model, path, fmt, wanted, arrays):
     raise ValueError('\n  '.join(message))
 
 
+def check_values(model, path, wanted, arrays):
+  """Checks that a file's values are numbers, in float32 and the compute dtype.
+
+  Args:
+    model: a `Backbone`.
+    path: path of the file, for the message.
+    wanted: list of `layout.Tensor`.
+    arrays: arrays of the file by name, which fit the model.
+
+  Raises:
+    ValueError: if any is NaN, infinite or too large; names the first tensors
+      and counts them.
+  """
+  wrong = []
+  largest = float(jnp.finfo(model.dtype).max)
+  for t in wanted:
+    with np.errstate(over='ignore'):  # float64 may be too large
+      x = np.asarray(arrays[t.name], np.float32)
+    # Statistics of batches stay in float32.
+    limit = largest if t.group == 'backbone' else np.finfo(np.float32).max
+    if not (np.abs(x) <= limit).all():
+      wrong.append(t.name)
+  if wrong:
+    few = ', '.join(wrong[:5]) + ', ...' * (len(wrong) > 5)
+    raise ValueError(
+        f'{path} holds NaN, infinite values or such that overflow '
+        f'{jnp.dtype(model.dtype)}, in {len(wrong)} of {len(wanted)} tensors '
+        f'({few}): its training diverged or half precision overflowed; give an '
+        f'earlier checkpoint, or one of float32 and dtype=float32')
+
+
 def _advice(model, fmt, wanted, arrays):
   """A sentence with the model attributes that the file contradicts, or ''."""
   sizes = {} if fmt.sizes is None else fmt.sizes(fmt, wanted, arrays)
