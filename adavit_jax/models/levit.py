@@ -45,6 +45,11 @@ class LeViT(backbone.Backbone):
     """Names of the heads' parameters; NAME_norm is the BatchNorm of a head."""
     return ('head', 'head_dist')[:1 + self.distillation]
 
+  @property
+  def aux_names(self):
+    """The same of heads that only training uses."""
+    return ()
+
   def side(self, stage):
     """Side of the grid of tokens in a stage."""
     side = self.image_size // self.patch_size
@@ -84,11 +89,11 @@ class LeViT(backbone.Backbone):
 
   def init_variables(self, key):
     params, stats = {}, {}
-    groups = self.groups()
-    keys = iter(jax.random.split(key, len(groups) + 2))
+    groups, heads = self.groups(), (*self.head_names, *self.aux_names)
+    keys = iter(jax.random.split(key, len(groups) + len(heads)))
     for name, group in groups.items():
       params[name], stats[name] = levit_params.init(next(keys), group)
-    for name in self.head_names:
+    for name in heads:
       norm = f'{name}_norm'
       params[name], params[norm], stats[norm] = levit_params.init_head(
           next(keys), self.widths[-1], self.num_classes)
@@ -149,10 +154,10 @@ class LeViT(backbone.Backbone):
         self.num_subsampling_heads(stage - 1), self.key_dim)
 
   def own_exits(self):
-    names = self.head_names
+    names = *self.head_names, *self.aux_names
     place = sum(self.depths) + self.num_stages - 1
     return backbone.OwnExit(
-        place, len(names) * self.widths[-1] * self.num_classes,
+        place, len(self.head_names) * self.widths[-1] * self.num_classes,
         (*names, *(f'{name}_norm' for name in names))),
 
   def classify(self, params, x, index, ctx):

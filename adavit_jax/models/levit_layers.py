@@ -37,30 +37,37 @@ def attention(side, num_heads, key_dim, p, x, read, ctx):
     `Delta` of [B, N, D].
   """
   del read
-  y, _, stats = attend_all(num_heads, key_dim, p, x, _biases(p, side), ctx)
-  return Delta(y, stats)
+  q, k, v, stats = qkv(num_heads, key_dim, p, x, ctx)
+  y = attend(attention_logits(q, k) + _biases(p, side), v)
+  y, more = projected(p, y, ctx)
+  return Delta(y, {**stats, **more})
 
 
-def attend_all(num_heads, key_dim, p, x, biases, ctx):
-  """Attention of all tokens to each other.
+def qkv(num_heads, key_dim, p, x, ctx):
+  """Queries, keys and values of an encoder.
 
   Args:
     num_heads: H.
     key_dim: k, width of a query and of a key.
-    p: layers `qkv` and `proj`.
+    p: the layer `qkv`.
     x: tokens [B, N, D].
-    biases: added to the logits, [H, N, N]; 0 for none.
-    ctx: `Context` with the statistics of these layers.
+    ctx: `Context`.
 
   Returns:
-    ([B, N, D], logits [B, H, N, N] float32, dict of new statistics).
+    (queries and keys [B, H, N, k], values [B, H, N, d], dict of new
+    statistics).
   """
   y, stats = batch_norm.dense(p, 'qkv', x, ctx)
   # The columns of a head lie together: its query, key and value.
-  q, k, v = jnp.split(split_heads(y, num_heads), (key_dim, 2 * key_dim), -1)
-  logits = attention_logits(q, k) + biases
-  y, more = _projected(p, attend(logits, v), ctx)
-  return y, logits, {**stats, **more}
+  y = split_heads(y, num_heads)
+  return *jnp.split(y, (key_dim, 2 * key_dim), -1), stats
+
+
+def projected(p, y, ctx):
+  """Projects heads [B, H, Q, d] to ([B, Q, D], dict of new statistics)."""
+  b, _, n, _ = y.shape
+  y = y.transpose(0, 2, 1, 3).reshape(b, n, -1)
+  return batch_norm.dense(p, 'proj', jax.nn.hard_swish(y), ctx)
 
 
 def mlp(p, x, read, ctx):
@@ -86,45 +93,37 @@ def subsample(side, num_heads, key_dim, p, x, ctx):
   Returns:
     (tokens [B, Q, D] with Q = ceil(side / 2)^2, dict of new statistics).
   """
-  y, _, stats = attend_some(num_heads, key_dim, p, x, strided(x, side),
-                            _biases(p, side, STRIDE), ctx)
-  return y, stats
+  q, k, v, stats = q_and_kv(num_heads, key_dim, p, strided(x, side), x, ctx)
+  y = attend(attention_logits(q, k) + _biases(p, side, STRIDE), v)
+  y, more = projected(p, y, ctx)
+  return y, {**stats, **more}
 
 
-def attend_some(num_heads, key_dim, p, x, some, biases, ctx):
-  """Attention of some tokens to all.
+def q_and_kv(num_heads, key_dim, p, some, x, ctx):
+  """Queries of some tokens, and keys and values of all, in the subsampling.
 
   Args:
     num_heads: H.
     key_dim: k, width of a query and of a key.
-    p: layers `kv`, `q` and `proj`.
+    p: layers `q` and `kv`.
+    some: tokens [B, Q, F].
     x: tokens [B, N, F].
-    some: those with a query, [B, Q, F].
-    biases: added to the logits, [H, Q, N]; 0 for none.
-    ctx: `Context` with the statistics of these layers.
+    ctx: `Context`.
 
   Returns:
-    ([B, Q, D], logits [B, H, Q, N] float32, dict of new statistics).
+    (queries [B, H, Q, k], keys [B, H, N, k], values [B, H, N, d], dict of new
+    statistics).
   """
   y, stats = batch_norm.dense(p, 'kv', x, ctx)
-  k, v = jnp.split(split_heads(y, num_heads), (key_dim,), -1)
   q, more = batch_norm.dense(p, 'q', some, ctx)
-  logits = attention_logits(split_heads(q, num_heads), k) + biases
-  y, last = _projected(p, attend(logits, v), ctx)
-  return y, logits, {**stats, **more, **last}
+  k, v = jnp.split(split_heads(y, num_heads), (key_dim,), -1)
+  return split_heads(q, num_heads), k, v, {**stats, **more}
 
 
 def strided(x, side):
   """Every second token of every second row: [B, side^2, ...] to [B, Q, ...]."""
   grid = x.reshape(x.shape[0], side, side, *x.shape[2:])
   return grid[:, ::STRIDE, ::STRIDE].reshape(x.shape[0], -1, *x.shape[2:])
-
-
-def _projected(p, y, ctx):
-  """Heads [B, H, Q, d] to ([B, Q, D], new statistics)."""
-  b, _, n, _ = y.shape
-  y = y.transpose(0, 2, 1, 3).reshape(b, n, -1)
-  return batch_norm.dense(p, 'proj', jax.nn.hard_swish(y), ctx)
 
 
 def _biases(p, side, stride=1):

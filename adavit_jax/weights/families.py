@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from adavit_jax.models.crossvit import CrossViT
 from adavit_jax.models.dvt import DVT
 from adavit_jax.models.evo_deit import EvoDeiT
+from adavit_jax.models.evo_levit import EvoLeViT
 from adavit_jax.models.levit import LeViT
 from adavit_jax.models.shuffle_transformer import ShuffleTransformer
 from adavit_jax.models.vil import ViL
@@ -12,6 +13,7 @@ from adavit_jax.models.vit import ViT
 from adavit_jax.weights import augreg
 from adavit_jax.weights import crossvit_tensors
 from adavit_jax.weights import dvt_reference
+from adavit_jax.weights import evo_levit_tensors
 from adavit_jax.weights import evo_tensors
 from adavit_jax.weights import hugging_face
 from adavit_jax.weights import layout
@@ -55,6 +57,7 @@ register(CrossViT, (crossvit_tensors.FORMAT,))
 register(ShuffleTransformer, (shuffle_tensors.FORMAT,), where={'patch_size': 4})
 register(ViL, (vil_tensors.FORMAT,))
 register(EvoDeiT, (evo_tensors.FORMAT, evo_tensors.DEIT))
+register(EvoLeViT, (evo_levit_tensors.FORMAT,))
 
 
 def of(model):
