@@ -139,7 +139,9 @@ def _check(model, seed=4, actions=None, dropped=()):
   params = weights.load(model, checkpoint(file), KEY)
   got = jax.jit(lambda p, x: modes.forward(
       model, p, x, actions, mode='masked'))(params, images)
-  want, kept = _want(model, file, images, dropped)
+  # A share below 1 is that of training steps.
+  want, kept = _want(model.copy(layerwise=int(model.layerwise)), file, images,
+                     dropped)
   _close(got, want)
   return kept
 
@@ -191,9 +193,33 @@ def test_layerwise_ends_with_the_steps():
 
 
 @pytest.mark.nightly
-def test_inference_of_layerwise_models():
-  for layerwise in (0.75, 1):
-    _check(efficient.evo_levit(layerwise=layerwise))
+def test_weights_of_new_scores_are_learned():
+  """Not of the first attention, nor where no selection follows."""
+  def gradient(layerwise):
+    model = efficient.evo_levit(depths=(3, 2), layerwise=layerwise)
+    params, images = efficient.params(model), efficient.images(model)
+    ctx = Context(stats=params['batch_stats'])
+
+    def loss(backbone):
+      groups = dict(params, backbone=backbone)
+      x = modes.embed(model, groups, images, ctx).x
+      x = masked.run(model, groups, x, ctx=ctx).x
+      return model.classify(backbone, x, 0, ctx)[0].total.sum()
+
+    g = jax.jit(jax.grad(loss))(params['backbone'])
+    groups = 'encoders_0', 'subsample_1', 'encoders_1'
+    return [g[name]['tradeoff'].ravel() for name in groups]
+
+  first, subsample, last = gradient(0.)
+  assert first[0] == 0 and np.all(first[1:]) and np.all(subsample)
+  for g in (last, *gradient(1)):
+    assert not np.any(g)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize('layerwise', [0.75, 1])
+def test_inference_of_layerwise_models(layerwise):
+  _check(efficient.evo_levit(layerwise=layerwise))
 
 
 def test_restoring_undoes_selecting():
@@ -292,6 +318,10 @@ def test_xla_counts_the_same_macs(name):
 
   flops = jax.jit(run).lower(params, image).cost_analysis()['flops']
   np.testing.assert_allclose(flops / 2, cost.of(model).dense, rtol=0.02)
+
+
+def test_bfloat16_keeps_parameters_scores_and_logits_in_float32():
+  efficient.check_bfloat16(efficient.evo_levit(dtype='bfloat16'))
 
 
 @pytest.mark.parametrize('overrides, field', [

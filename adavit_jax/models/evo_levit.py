@@ -98,7 +98,7 @@ class EvoLeViT(levit.LeViT):
       if i:
         items += [self._bridge(i), self._stack(i, f'mlp_{i}', 0, 1)]
       full = 0 if i else min(self.num_full, depth)
-      if self.keep_ratio == 1:
+      if self.kept(i) == self.side(i)**2:
         full = depth
       if full:
         items.append(self._stack(i, f'encoders_{i}', 0, full))

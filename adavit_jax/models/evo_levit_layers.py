@@ -70,7 +70,8 @@ def selects_anew(layerwise, ctx):
   """Whether each encoder selects its tokens, in this step: bool or [] bool."""
   if layerwise == 1:
     return True
-  return ctx.progress is not None and ctx.progress < layerwise
+  return layerwise > 0 and ctx.progress is not None and (
+      ctx.progress < layerwise)
 
 
 def attention(num_heads, key_dim, layerwise, p, x, read, ctx):
