@@ -384,13 +384,22 @@ def test_another_image_size():
     np.testing.assert_array_equal(x, positions.resize(file[name], 1, 6))
 
 
-def test_a_file_without_heads_of_distillation():
+@pytest.mark.parametrize('missing, copies', [
+    ('_dist', {'head': 'head_dist', 'head_cls': 'head_cls_dist'}),
+    ('_cls', {'head': 'head_cls', 'head_dist': 'head_cls_dist'})])
+def test_files_without_some_heads(missing, copies):
   model = efficient.evo_levit()
-  file = {name: x for name, x in tensors(model).items() if '_dist' not in name}
+  file = {name: x for name, x in tensors(model).items() if missing not in name}
+  file['cls_token'] = tensors(model)['cls_token']
   got = weights.load(model, checkpoint(file), KEY)
-  for name in ('head', 'head_cls'):
-    jax.tree.map(np.testing.assert_array_equal, got['backbone'][name],
-                 got['backbone'][f'{name}_dist'])
+  for name, copy in copies.items():
+    for a, b in ((name, copy), (f'{name}_norm', f'{copy}_norm')):
+      jax.tree.map(np.testing.assert_array_equal, got['backbone'][a],
+                   got['backbone'][b])
     jax.tree.map(np.testing.assert_array_equal,
                  got['batch_stats'][f'{name}_norm'],
-                 got['batch_stats'][f'{name}_dist_norm'])
+                 got['batch_stats'][f'{copy}_norm'])
+  # For other classes, all heads are new.
+  other = weights.load(model.copy(num_classes=7), checkpoint(file), KEY)
+  assert {other['backbone'][name]['bias'].shape for name in (
+      'head', 'head_dist', 'head_cls', 'head_cls_dist')} == {(7,)}

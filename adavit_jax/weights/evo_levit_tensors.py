@@ -84,7 +84,14 @@ def _further(model, tensors):
 
 
 def _adapt(model, path, fmt, wanted, arrays):
-  """As for LeViT; also resamples positions, see `layout.Format`."""
+  """Adds missing heads and resamples positions, see `layout.Format`."""
+  if not any(name.startswith('head_cls.') for name in arrays):
+    if any(t.leaf[0] == 'head_cls' for t in wanted):  # not if it is new
+      logging.warning('%s has no heads of the class token: they become copies '
+                      'of the others.', path)
+    arrays.update({name.replace('head', 'head_cls', 1): x
+                   for name, x in arrays.items()
+                   if name.startswith(('head.', 'head_dist.'))})
   levit_tensors.adapt(model, path, fmt, wanted, arrays)
   for t in wanted:
     x = arrays.get(t.name)
