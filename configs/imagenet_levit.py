@@ -1,4 +1,4 @@
-"""Layer dropping with LeViT on ImageNet: `:128s`, `:128`, `:192`, ... `:384`.
+"""Layer dropping with LeViT on ImageNet: `:128s`, `:256`, ... `:evo_256`, ...
 
 On every host of a TPU slice, or without --distributed on a machine with GPUs:
 
@@ -21,6 +21,11 @@ for one of its models; without one, both heads learn from the labels:
   --config.teacher.workdir=RUN
   --config.teacher.weights=FILE --config.teacher.model=NAME
 
+A variant with `evo_` is Evo-LeViT by the same recipe, as in its authors' code:
+300 epochs, in the first 200 of which every encoder from the third on selects
+its tokens anew; then each stage selects once, as in all other phases
+(model.layerwise).
+
 Missing are RandAugment, random erasing, and clipping relative to the norm of
 the weights, for which the norm of the whole gradient stands. Drop path of
 LeViT-384 rises with depth; the paper's is constant. This phase also trains for
@@ -38,15 +43,18 @@ _SIZES = ('128s', '128', '192', '256', '384')
 
 
 def get_config(variant='256'):
-  """Returns the schedule for one of the five models."""
-  if variant not in _SIZES:
+  """Returns the schedule for one of the five models of both families."""
+  evo, size = variant.startswith('evo_'), variant.removeprefix('evo_')
+  if size not in _SIZES:
     raise ValueError(f'variant {variant!r} of imagenet_levit is unknown; give '
-                     f'one of {_SIZES}')
+                     f"one of {_SIZES}, or 'evo_' and one of them")
   config = base.default_config()
   # Stem and subsamplings always run, 40 to 50 % of the MACs.
   config.mac_target = 0.75
-  config.model.name = f'levit_{variant}'
-  config.model.num_fixed = 1
+  config.model.name = f'evo_levit_{size}' if evo else f'levit_{size}'
+  config.model.num_fixed = 2 if evo else 1
+  if evo:
+    config.model.layerwise = 200 / 300
   config.nets.tokens = 'pooled'
   config.nets.hidden = 256
   config.data.update(
@@ -58,13 +66,13 @@ def get_config(variant='256'):
   config.checkpoint_every = _STEPS_PER_EPOCH
   config.num_search = 1024
   config.eval_batch_size = 1024
-  epochs = dict(dense=1000, warm_start=5, policy=5, joint=30)
+  epochs = dict(dense=300 if evo else 1000, warm_start=5, policy=5, joint=30)
   for phase, num in epochs.items():
     config[phase].update(steps=num * _STEPS_PER_EPOCH, batch_size=_BATCH)
   config.dense.update(
       learning_rate=5e-4 * _BATCH / 512,
       end_lr_factor=1e-5 / (5e-4 * _BATCH / 512),
-      warmup=5 / 1000, weight_decay=0.025, ema=0.99996,
-      drop_path=0.1 if variant == '384' else 0.)
+      warmup=5 / epochs['dense'], weight_decay=0.025, ema=0.99996,
+      drop_path=0.1 if size == '384' else 0.)
   config.joint.update(learning_rate=1e-4, policy_lr_factor=10.0, ema=0.9999)
   return config

@@ -57,6 +57,13 @@ def evo(**overrides):
                       num_full=1, stage_length=2), **overrides})
 
 
+def evo_levit(**overrides):
+  """4 x 4 patches, of which 8 run in encoder 1, then 2 x 2, of which 2 run."""
+  return models.create('evo_levit_128s', **{
+      **_TINY, **dict(image_size=16, patch_size=4, widths=(8, 6), depths=(2, 2),
+                      heads=(2, 4), key_dim=4, num_full=1), **overrides})
+
+
 def params(model, seed=0):
   """Random groups of parameters, statistics too; every part matters."""
   shapes = jax.eval_shape(lambda: models.init_params(model, jax.random.key(0)))

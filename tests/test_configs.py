@@ -25,7 +25,7 @@ VARIANTS = dict(
     digits_policy=('', 'patent'), folder_policy=('small', 'tiny'),
     imagenet_crossvit=('small_240', '15_dagger_408'),
     imagenet_evo=('tiny_224', 'small_224', 'base_384'),
-    imagenet_levit=('128s', '256', '384'),
+    imagenet_levit=('128s', '256', '384', 'evo_128'),
     imagenet_dvt=('t2t_12', 't2t_14', 'deit_small'),
     imagenet_policy=('small', 'base', 'tiny'),
     cifar10_shuffle=('', 'cpu'), imagenet_shuffle=('tiny', 'base'),

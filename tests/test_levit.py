@@ -33,9 +33,9 @@ def test_numbers_of_the_paper(name):
   model, (num, gmacs, counted) = models.create(name), TABLE[name]
   folded = jax.eval_shape(lambda: models.fold(
       model, models.init_params(model, jax.random.key(0))))['backbone']
-  tables = [g.table for g in model.groups().values() if g.table]
-  rows = [1 if g.num is None else g.num
-          for g in model.groups().values() if g.table]
+  groups = [g for g in model.groups().values() if 'table' in g.others]
+  tables = [g.others['table'] for g in groups]
+  rows = [g.num or 1 for g in groups]
   gathered = sum(g['biases'].size for g in folded.values() if 'biases' in g)
   assert num == sum(x.size for x in jax.tree.leaves(folded)) - gathered + sum(
       heads * places * row for (heads, places), row in zip(tables, rows))

@@ -45,6 +45,11 @@ class LeViT(backbone.Backbone):
     """Names of the heads' parameters; NAME_norm is the BatchNorm of a head."""
     return ('head', 'head_dist')[:1 + self.distillation]
 
+  @property
+  def aux_names(self):
+    """The same of heads that only training uses."""
+    return ()
+
   def side(self, stage):
     """Side of the grid of tokens in a stage."""
     side = self.image_size // self.patch_size
@@ -84,11 +89,11 @@ class LeViT(backbone.Backbone):
 
   def init_variables(self, key):
     params, stats = {}, {}
-    groups = self.groups()
-    keys = iter(jax.random.split(key, len(groups) + 2))
+    groups, heads = self.groups(), (*self.head_names, *self.aux_names)
+    keys = iter(jax.random.split(key, len(groups) + len(heads)))
     for name, group in groups.items():
       params[name], stats[name] = levit_params.init(next(keys), group)
-    for name in self.head_names:
+    for name in heads:
       norm = f'{name}_norm'
       params[name], params[norm], stats[norm] = levit_params.init_head(
           next(keys), self.widths[-1], self.num_classes)
@@ -118,11 +123,11 @@ class LeViT(backbone.Backbone):
     k, items = self.key_dim, []
     for i, (width, depth, heads) in enumerate(
         zip(self.widths, self.depths, self.heads)):
-      at, side = self.at(i), self.side(i)
-      mlp = backbone.Branch('mlp', layers.mlp, layers.mlp_macs(side, width))
+      at, n = self.at(i), self.at(i).num
+      mlp = backbone.Branch('mlp', layers.mlp, layers.mlp_macs(n, width))
       msa = backbone.Branch(
-          'msa', functools.partial(layers.attention, side, heads, k),
-          layers.attention_macs(side, width, heads, k))
+          'msa', functools.partial(layers.attention, self.side(i), heads, k),
+          layers.attention_macs(n, width, heads, k))
       if i:
         items += [self._bridge(i),
                   backbone.Stack(f'mlp_{i}', 0, 1, (mlp,), at)]
@@ -139,22 +144,31 @@ class LeViT(backbone.Backbone):
           side, heads, self.key_dim, params[group], x,
           batch_norm.within(ctx, group))
       return x, batch_norm.changed(group, stats)
-    macs = layers.subsample_macs(
-        side, *self.widths[stage - 1:stage + 1], heads, self.key_dim)
-    return backbone.Bridge(run, macs, (group,))
+    return backbone.Bridge(run, self.subsample_macs(stage), (group,))
+
+  def subsample_macs(self, stage):
+    """MACs of the subsampling before a stage, on one image."""
+    return layers.subsample_macs(
+        self.at(stage - 1).num, self.at(stage).num,
+        *self.widths[stage - 1:stage + 1],
+        self.num_subsampling_heads(stage - 1), self.key_dim)
 
   def own_exits(self):
-    names = self.head_names
+    names = *self.head_names, *self.aux_names
     place = sum(self.depths) + self.num_stages - 1
     return backbone.OwnExit(
-        place, len(names) * self.widths[-1] * self.num_classes,
+        place, len(self.head_names) * self.widths[-1] * self.num_classes,
         (*names, *(f'{name}_norm' for name in names))),
 
   def classify(self, params, x, index, ctx):
     del index
-    x = x.astype(jnp.float32).mean(1)
+    return self._answers(
+        self.head_names, params, x.astype(jnp.float32).mean(1), ctx)
+
+  def _answers(self, names, params, x, ctx):
+    """Applies heads to [B, D] float32: (`Logits`, new statistics)."""
     logits, stats = [], {}
-    for name in self.head_names:
+    for name in names:
       y, norm = x, f'{name}_norm'
       if ctx.stats is not None:
         y, changed = batch_norm.norm(

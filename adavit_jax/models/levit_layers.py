@@ -37,12 +37,37 @@ def attention(side, num_heads, key_dim, p, x, read, ctx):
     `Delta` of [B, N, D].
   """
   del read
+  q, k, v, stats = qkv(num_heads, key_dim, p, x, ctx)
+  y = attend(attention_logits(q, k) + _biases(p, side), v)
+  y, more = projected(p, y, ctx)
+  return Delta(y, {**stats, **more})
+
+
+def qkv(num_heads, key_dim, p, x, ctx):
+  """Queries, keys and values of an encoder.
+
+  Args:
+    num_heads: H.
+    key_dim: k, width of a query and of a key.
+    p: the layer `qkv`.
+    x: tokens [B, N, D].
+    ctx: `Context`.
+
+  Returns:
+    (queries and keys [B, H, N, k], values [B, H, N, d], dict of new
+    statistics).
+  """
   y, stats = batch_norm.dense(p, 'qkv', x, ctx)
   # The columns of a head lie together: its query, key and value.
-  q, k, v = jnp.split(split_heads(y, num_heads), (key_dim, 2 * key_dim), -1)
-  y = attend(attention_logits(q, k) + _biases(p, side), v)
-  y, more = batch_norm.dense(p, 'proj', jax.nn.hard_swish(_joined(y)), ctx)
-  return Delta(y, {**stats, **more})
+  y = split_heads(y, num_heads)
+  return *jnp.split(y, (key_dim, 2 * key_dim), -1), stats
+
+
+def projected(p, y, ctx):
+  """Projects heads [B, H, Q, d] to ([B, Q, D], dict of new statistics)."""
+  b, _, n, _ = y.shape
+  y = y.transpose(0, 2, 1, 3).reshape(b, n, -1)
+  return batch_norm.dense(p, 'proj', jax.nn.hard_swish(y), ctx)
 
 
 def mlp(p, x, read, ctx):
@@ -68,21 +93,37 @@ def subsample(side, num_heads, key_dim, p, x, ctx):
   Returns:
     (tokens [B, Q, D] with Q = ceil(side / 2)^2, dict of new statistics).
   """
-  b, _, d = x.shape
+  q, k, v, stats = q_and_kv(num_heads, key_dim, p, strided(x, side), x, ctx)
+  y = attend(attention_logits(q, k) + _biases(p, side, STRIDE), v)
+  y, more = projected(p, y, ctx)
+  return y, {**stats, **more}
+
+
+def q_and_kv(num_heads, key_dim, p, some, x, ctx):
+  """Queries of some tokens, and keys and values of all, in the subsampling.
+
+  Args:
+    num_heads: H.
+    key_dim: k, width of a query and of a key.
+    p: layers `q` and `kv`.
+    some: tokens [B, Q, F].
+    x: tokens [B, N, F].
+    ctx: `Context`.
+
+  Returns:
+    (queries [B, H, Q, k], keys [B, H, N, k], values [B, H, N, d], dict of new
+    statistics).
+  """
   y, stats = batch_norm.dense(p, 'kv', x, ctx)
+  q, more = batch_norm.dense(p, 'q', some, ctx)
   k, v = jnp.split(split_heads(y, num_heads), (key_dim,), -1)
-  first = x.reshape(b, side, side, d)[:, ::STRIDE, ::STRIDE]
-  q, more = batch_norm.dense(p, 'q', first.reshape(b, -1, d), ctx)
-  logits = attention_logits(split_heads(q, num_heads), k)
-  y = attend(logits + _biases(p, side, STRIDE), v)
-  y, last = batch_norm.dense(p, 'proj', jax.nn.hard_swish(_joined(y)), ctx)
-  return y, {**stats, **more, **last}
+  return split_heads(q, num_heads), k, v, {**stats, **more}
 
 
-def _joined(y):
-  """[B, H, N, d] -> [B, N, H * d]."""
-  b, _, n, _ = y.shape
-  return y.transpose(0, 2, 1, 3).reshape(b, n, -1)
+def strided(x, side):
+  """Every second token of every second row: [B, side^2, ...] to [B, Q, ...]."""
+  grid = x.reshape(x.shape[0], side, side, *x.shape[2:])
+  return grid[:, ::STRIDE, ::STRIDE].reshape(x.shape[0], -1, *x.shape[2:])
 
 
 def _biases(p, side, stride=1):
@@ -112,22 +153,21 @@ def distances(side, stride=1):
   return (rows * side + columns).reshape(len(apart)**2, side**2)
 
 
-def attention_macs(side, width, num_heads, key_dim):
-  """MACs of `attention` on one image."""
-  n, value = side**2, VALUES * key_dim
+def attention_macs(n, width, num_heads, key_dim):
+  """MACs of attention between `n` tokens, on one image."""
+  value = VALUES * key_dim
   return (n * width * num_heads * (2 * key_dim + value)
           + num_heads * n * n * (key_dim + value)
           + n * num_heads * value * width)
 
 
-def mlp_macs(side, width):
-  """MACs of `mlp` on one image."""
-  return 2 * side**2 * width * MLP_RATIO * width
+def mlp_macs(n, width):
+  """MACs of `mlp` on `n` tokens."""
+  return 2 * n * width * MLP_RATIO * width
 
 
-def subsample_macs(side, width, width_out, num_heads, key_dim):
-  """MACs of `subsample` on one image."""
-  n, queries = side**2, (-(-side // STRIDE))**2
+def subsample_macs(n, queries, width, width_out, num_heads, key_dim):
+  """MACs of attention of some of `n` tokens to all, on one image."""
   value = VALUES_SUBSAMPLE * key_dim
   return (n * width * num_heads * (key_dim + value)
           + queries * width * num_heads * key_dim

@@ -21,14 +21,15 @@ class Group(NamedTuple):
   Attributes:
     kernels: {name of a layer: shape of the kernel, without the leading axis}.
     num: L, number of stacked encoders, the leading axis; None for no such axis.
-    table: shape of the table of attention biases [H, side^2], or None.
+    others: {name: shape} of the parameters that belong to no layer and begin as
+      zeros, such as the `table` of attention biases [H, side^2].
     stride: of the queries, see `levit_layers.gather`.
     zero: names of the layers whose BatchNorm begins with scale 0, so that a
       residual branch begins as 0.
   """
   kernels: dict[str, tuple[int, ...]]
   num: int | None = None
-  table: tuple[int, int] | None = None
+  others: dict[str, tuple[int, ...]] = {}
   stride: int = 1
   zero: tuple[str, ...] = ()
 
@@ -50,7 +51,7 @@ def encoders(num, side, width, num_heads, key_dim):
   qkv = 2 * num_heads * key_dim + value
   return Group(
       dict(qkv=(width, qkv), proj=(value, width), **_mlp(width)), num,
-      (num_heads, side**2), zero=('proj', 'fc2'))
+      _table(num_heads, side), zero=('proj', 'fc2'))
 
 
 def mlp(width):
@@ -69,7 +70,11 @@ def subsample(side, width, width_out, num_heads, key_dim):
   keys = num_heads * key_dim
   return Group(
       dict(kv=(width, keys + value), q=(width, keys), proj=(value, width_out)),
-      table=(num_heads, side**2), stride=levit_layers.STRIDE)
+      others=_table(num_heads, side), stride=levit_layers.STRIDE)
+
+
+def _table(num_heads, side):
+  return dict(table=(num_heads, side**2))
 
 
 def init(key, group):
@@ -81,8 +86,8 @@ def init(key, group):
     if name in group.zero:
       params[name]['scale'] = jnp.zeros_like(params[name]['scale'])
     params[name]['kernel'] = _kernel(key, (*group.lead, *shape), group.num)
-  if group.table:
-    params['table'] = jnp.zeros((*group.lead, *group.table))
+  for name, shape in group.others.items():
+    params[name] = jnp.zeros((*group.lead, *shape))
   return params, stats
 
 
@@ -109,11 +114,12 @@ def fold(group, params, stats):
     stats: its statistics.
 
   Returns:
-    dict with `kernel` and `bias` of each layer, and `biases` [..., H, Q, N]
-    instead of the table.
+    dict with `kernel` and `bias` of each layer, the other parameters, and
+    `biases` [..., H, Q, N] instead of a table.
   """
   folded = batch_norm.fold(params, stats)
-  if group.table:
+  if 'table' in folded:
+    table = folded.pop('table')
     folded['biases'] = levit_layers.gather(
-        folded.pop('table'), math.isqrt(group.table[1]), group.stride)
+        table, math.isqrt(table.shape[-1]), group.stride)
   return folded

@@ -10,6 +10,7 @@ from adavit_jax.models import backbone
 from adavit_jax.models import crossvit
 from adavit_jax.models import dvt
 from adavit_jax.models import evo_deit
+from adavit_jax.models import evo_levit
 from adavit_jax.models import levit
 from adavit_jax.models import plan
 from adavit_jax.models import ravit
@@ -87,6 +88,7 @@ register(crossvit.CrossViT, crossvit.MODELS)
 register(shuffle_transformer.ShuffleTransformer, shuffle_transformer.MODELS)
 register(vil.ViL, vil_arch.MODELS)
 register(evo_deit.EvoDeiT, evo_deit.MODELS)
+register(evo_levit.EvoLeViT, evo_levit.MODELS)
 
 
 def create(name, **overrides):

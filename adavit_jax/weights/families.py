@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from adavit_jax.models.crossvit import CrossViT
 from adavit_jax.models.dvt import DVT
 from adavit_jax.models.evo_deit import EvoDeiT
+from adavit_jax.models.evo_levit import EvoLeViT
 from adavit_jax.models.levit import LeViT
 from adavit_jax.models.shuffle_transformer import ShuffleTransformer
 from adavit_jax.models.vil import ViL
@@ -13,6 +14,7 @@ from adavit_jax.models.vit import ViT
 from adavit_jax.weights import augreg
 from adavit_jax.weights import crossvit_tensors
 from adavit_jax.weights import dvt_reference
+from adavit_jax.weights import evo_levit_tensors
 from adavit_jax.weights import evo_tensors
 from adavit_jax.weights import hugging_face
 from adavit_jax.weights import layout
@@ -63,7 +65,8 @@ def _encoders(encoder, **others):
 
 
 register(ViT, (vit_timm.FORMAT, hugging_face.FORMAT, augreg.FORMAT),
-         where={'stem': 'patch'}, computes=lambda m: _encoders(m.encoder, pool='token'))
+         where={'stem': 'patch'},
+         computes=lambda m: _encoders(m.encoder, pool='token'))
 register(DVT, (dvt_reference.FORMAT,),
          where={'stem': ('patch', 't2t'), 'num_transformers': 3},
          computes=lambda m: _encoders(m.encoder(0), pool='token'))
@@ -80,6 +83,8 @@ register(ViL, (vil_tensors.FORMAT,), computes=lambda m: dict(
     norm='layernorm', epsilon=1e-6, qkv_bias=True))
 register(EvoDeiT, (evo_tensors.FORMAT, evo_tensors.DEIT),
          computes=lambda m: _encoders(m.encoder))
+register(EvoLeViT, (evo_levit_tensors.FORMAT,),
+         computes=lambda m: dict(activation='hard_swish', pool='avg'))
 
 
 def of(model):

@@ -14,7 +14,7 @@ _UNUSED = ('attention_bias_idxs', 'num_batches_tracked')
 _STEMS = ('stem.', 'patch_embed.')  # of timm and of the authors
 
 
-def _clean(tensors):
+def clean(tensors):
   return {name: x for name, x in tensors.items()
           if not name.endswith(_UNUSED)}
 
@@ -27,13 +27,13 @@ def _layer(name, norm, leaf, shape):
           *layout.torch_batch_norm(norm, leaf, shape[-1])]
 
 
-def _tensors(model, places, linear, head):
-  """`layout.Tensor`s of a file.
+def tensors(model, places, linear, head):
+  """`layout.Tensor`s of the groups and heads in a file.
 
   Args:
     model: `LeViT`.
-    places: {(group, row): {layer or 'table': name in the file}}; the row is
-      None if the group is no stack.
+    places: {(group, row): {layer or other parameter: name in the file}}; the
+      row is None if the group is no stack.
     linear: name of the kernel in a layer.
     head: name of the linear layer in a head.
   """
@@ -41,13 +41,13 @@ def _tensors(model, places, linear, head):
   for (group, row), names in places.items():
     leaf = (group,) if row is None else (group, row)
     for layer, name in names.items():
-      if layer == 'table':
-        tensors.append(
-            layout.Tensor(name, (*leaf, 'table'), groups[group].table))
+      if layer in groups[group].others:
+        tensors.append(layout.Tensor(
+            name, (*leaf, layer), groups[group].others[layer]))
       else:
         tensors += _layer(f'{name}.{linear}', f'{name}.bn', (*leaf, layer),
                           groups[group].kernels[layer])
-  for name in model.head_names:
+  for name in (*model.head_names, *model.aux_names):
     tensors += layout.torch_batch_norm(
         f'{name}.bn', (f'{name}_norm',), model.widths[-1])
     tensors += layout.torch_dense(
@@ -76,7 +76,7 @@ def _timm(model, names=()):
           table=f'{block}.attn.attention_biases', qkv=f'{block}.attn.qkv',
           proj=f'{block}.attn.proj.ln', fc1=f'{block}.mlp.ln1',
           fc2=f'{block}.mlp.ln2')
-  return _tensors(model, places, 'linear', 'linear')
+  return tensors(model, places, 'linear', 'linear')
 
 
 def _authors(model, names=()):
@@ -103,10 +103,10 @@ def _authors(model, names=()):
           table=f'{msa}.attention_biases', qkv=f'{msa}.qkv',
           proj=f'{msa}.proj.1', fc1=f'{mlp}.0', fc2=f'{mlp}.2')
       number += 2
-  return _tensors(model, places, 'c', 'l')
+  return tensors(model, places, 'c', 'l')
 
 
-def _adapt(model, path, fmt, wanted, arrays):
+def adapt(model, path, fmt, wanted, arrays):
   """Copies the class head for a missing second head; see `layout.Format`.
 
   Raises:
@@ -121,9 +121,9 @@ def _adapt(model, path, fmt, wanted, arrays):
     if any(t.leaf[0] == 'head_dist' for t in wanted):  # not if it is new
       logging.warning('%s has no distillation head: it becomes a copy of the '
                       'class head.', path)
-    names = [t.name for t in wanted if t.name.startswith('head_dist.')]
+    names = [t.name for t in wanted if '_dist.' in t.name]
     for name in names:
-      of_class = name.replace('head_dist', 'head')
+      of_class = name.replace('_dist.', '.')
       if of_class in arrays:
         arrays[name] = arrays[of_class]
 
@@ -149,7 +149,7 @@ def _images(crop):
                              crop=crop)
 
 
-_SHARED = dict(clean=_clean, heads=('head', 'head_dist'), adapt=_adapt,
+_SHARED = dict(clean=clean, heads=('head', 'head_dist'), adapt=adapt,
                sizes=_sizes)
 
 TIMM = layout.Format(
@@ -160,6 +160,7 @@ TIMM = layout.Format(
 
 AUTHORS = layout.Format(
     title='LeViT',
-    recognises=lambda names: 'patch_embed.0.c.weight' in names,
+    recognises=lambda names: ('patch_embed.0.c.weight' in names
+                              and 'poss' not in names),  # of Evo-LeViT
     tensors=_authors, block=r'blocks\.(\d+)\.', images=_images(0.875),
     **_SHARED)
