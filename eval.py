@@ -18,6 +18,7 @@ import jax
 from adavit_jax import report
 from adavit_jax.exits import confidence
 from adavit_jax.runs import orbax_manager
+from adavit_jax.runs import saved_run
 from adavit_jax.train import guards
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a run.',
@@ -44,6 +45,10 @@ _BEST = flags.DEFINE_bool(
 _STATIC = flags.DEFINE_bool(
     'static', True, 'Also tune static sub-networks, each for as many steps as '
     'the joint phase; done once, in the work directory.')
+_MODEL = flags.DEFINE_list(
+    'model', [], 'Attributes of the model that may change after training, as '
+    'NAME=VALUE: merge=8 or keep_ratio=0.7. Static sub-networks are not tuned '
+    'then.')
 _DATA_DIR = flags.DEFINE_string(
     'data_dir', None, 'Data directory, if it moved.')
 
@@ -56,7 +61,8 @@ def main(argv):
         _WORKDIR.value, best=_BEST.value, static=_STATIC.value,
         threshold=confidence.parse_thresholds(_THRESHOLD.value),
         data_dir=_DATA_DIR.value, rule=_RULE.value,
-        mac_target=_MAC_TARGET.value, curve=_CURVE.value)
+        mac_target=_MAC_TARGET.value, curve=_CURVE.value,
+        attributes=saved_run.parse_attributes(_MODEL.value))
     if result is None:
       raise SystemExit('stopped by a signal; the same command resumes')
     pictures = not {'adaptive', 'exits'}.isdisjoint(result)

@@ -107,6 +107,15 @@ def test_a_run_loads_with_other_attributes_of_its_model(run):
     load(merge=1)
 
 
+def test_attributes_on_the_command_line():
+  assert saved_run.parse_attributes(
+      ['merge=8', 'keep_ratio=0.7', "merge_schedule='falling'"]) == dict(
+          merge=8, keep_ratio=0.7, merge_schedule='falling')
+  for text in ('merge', 'merge=', 'merge=x'):
+    with pytest.raises(ValueError, match='merge.*NAME=VALUE'):
+      saved_run.parse_attributes([text])
+
+
 @pytest.mark.parametrize('name, value', [('thresholds', 0.5),
                                          ('rule', 'margin')])
 def test_a_policy_loads_with_nothing_that_is_for_exits(run, name, value):

@@ -162,6 +162,11 @@ def test_a_run_without_a_policy_has_a_row_of_what_it_reaches(
   assert result['dense'] == rows_lib.row(
       trainer.evaluator.dense(params, run[1].test), trainer.system.plain_cost)
   assert 'static' not in result
+  merged = report.evaluate(str(tmp_path), attributes=dict(merge=1))
+  assert merged['attributes'] == dict(merge=1)
+  assert merged['dense']['loss'] != result['dense']['loss']
+  with pytest.raises(ValueError, match='^depth=2'):
+    report.evaluate(str(tmp_path), attributes=dict(depth=2))
 
 
 def test_a_best_checkpoint_that_is_replaced_meanwhile(

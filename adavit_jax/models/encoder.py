@@ -52,8 +52,7 @@ def attention_and_row(q, k, v):
 
 
 def _in_passes(run, q, k, *others):
-  """Runs a function of (q, k, ...), on a CPU in passes if there are many tokens.
-  """
+  """Runs a function of (q, k, ...), in passes if a CPU has many tokens."""
   args = q, k, *others
   if min(q.shape[2], k.shape[2]) <= _TOGETHER:
     return run(args)

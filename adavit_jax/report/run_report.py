@@ -28,7 +28,8 @@ _LABELS = (
 
 
 def evaluate(workdir, *, threshold=None, best=False, static=True,
-             data_dir=None, rule=None, mac_target=None, curve=None):
+             data_dir=None, rule=None, mac_target=None, curve=None,
+             attributes=None):
   """Evaluates a run on the test split; prints tables and draws pictures.
 
   Args:
@@ -38,12 +39,15 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
     threshold: the policy's threshold, or the confidence threshold of the exits;
       None calibrates it on held-out images to the config's `mac_target`.
     best: use the best checkpoint instead of the last.
-    static: also tune static sub-networks for the same MACs as the policy's.
+    static: also tune static sub-networks for the same MACs as the policy's; not
+      with `attributes`.
     data_dir: replaces the config's `data.data_dir`.
     rule: replaces the config's `exits.rule`.
     mac_target: replaces the config's `mac_target`.
     curve: for a model with exits, one of `exits.calibrate.CURVES`; None for
       'best'.
+    attributes: {name: value} of the model that replace the config's, of those
+      that may change after training.
 
   Returns:
     The report as a JSON-serialisable dict, or None if a signal stopped it. Its
@@ -57,7 +61,7 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
       sub-networks cannot be tuned on this number of devices.
   """
   options = _Options(threshold, best, static, data_dir, rule, mac_target,
-                     curve)
+                     curve, attributes or {})
   with saved_run.Run(workdir) as run:
     return _evaluate(run, run.workdir, options)
 
@@ -71,6 +75,7 @@ class _Options(NamedTuple):
   rule: str | None
   mac_target: float | None
   curve: str | None
+  attributes: dict[str, Any]
 
 
 def _evaluate(run, workdir, options):
@@ -87,7 +92,8 @@ def _evaluate(run, workdir, options):
       best=options.best, finished=not run.warn_of_unfinished(),
       seed=trainer.config.seed,
       device=f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-      budget=budget, num_test=len(trainer.dataset.test))
+      budget=budget, num_test=len(trainer.dataset.test),
+      attributes=options.attributes)
   if trainer.system.staged:
     return exit_report.evaluate(trainer, state, metadata, budget=budget,
                                 threshold=options.threshold,
@@ -103,6 +109,7 @@ def _evaluate(run, workdir, options):
 def _trainer(run, saved, workdir, options):
   """Returns a `Trainer` of the run's config with the options applied."""
   config = config_dict.ConfigDict(saved.info['config'])
+  saved_run.set_attributes(config, options.attributes)
   config.phases = tuple(config.phases)
   if options.data_dir is not None:
     config.data.data_dir = options.data_dir
@@ -124,7 +131,7 @@ def _trainer(run, saved, workdir, options):
 
 
 def _tunes_static(phase, options):
-  return options.static and phase == 'joint'
+  return options.static and not options.attributes and phase == 'joint'
 
 
 def _check_without_exits(trainer, saved, workdir, options):

@@ -1,5 +1,6 @@
 """A run on disk: opens it, finds its checkpoints and restores their states."""
 
+import ast
 import contextlib
 import json
 import types
@@ -219,6 +220,23 @@ def _merge(defaults, values):
             if isinstance(v, dict) and isinstance(defaults.get(k), dict) else v
             for k, v in values.items()}
   return {**defaults, **merged}
+
+
+def parse_attributes(texts):
+  """Parses texts NAME=VALUE of a flag into {name: value}.
+
+  Raises:
+    ValueError: if one has another form.
+  """
+  attributes = {}
+  for text in texts or ():
+    name, _, value = text.partition('=')
+    try:
+      attributes[name] = ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+      raise ValueError(f'{text!r} must be NAME=VALUE, where a text stands in '
+                       f"quotes: merge=8, merge_schedule='falling'") from None
+  return attributes
 
 
 def set_attributes(config, attributes):

@@ -50,7 +50,8 @@ def read_later(stack, kept, read, xp=np, mixed=False):
     kept: for each branch [..., R] of bool, whether it runs.
     read: how many of the first tokens are read after the stack; None for all.
     xp: numpy or jax.numpy.
-    mixed: [...] of bool, whether a later stack mixes tokens, see `after_stacks`.
+    mixed: [...] of bool, whether a later stack mixes tokens; see
+      `after_stacks`.
 
   Returns:
     List of P arrays [..., R] of bool.
