@@ -25,7 +25,7 @@ EVO = dict(name='evo_deit_tiny_224', patch_size=2, width=8, depth=4,
            num_heads=2, mlp_ratio=2., num_full=2, stage_length=2,
            layerwise=0.75)
 EVO_LEVIT = dict(name='evo_levit_128s', patch_size=2, widths=(8, 6),
-                 depths=(3, 2), heads=(2, 4), key_dim=4, num_full=1,
+                 depths=(1, 2), heads=(2, 4), key_dim=4, num_full=1,
                  layerwise=0.75)
 # What a step of the phase leaves as it is.
 FROZEN = dict(dense=('policy',), policy=('backbone', 'batch_stats'),
