@@ -199,6 +199,17 @@ def test_shards_that_are_missing(tmp_path):
   assert files[1].name in refusal(weights.read, files[0])
 
 
+def test_a_part_is_not_taken_for_a_shallower_model():
+  file = weights.read(path('hf_vit'))
+  part = {k: x for k, x in file.tensors.items()
+          if 'layer.2' not in k and 'vit.layernorm' not in k}
+  for tensors in (part, {k: x for k, x in file.tensors.items() if (
+      'layer.2' not in k and 'layer.1.output' not in k)}):
+    with pytest.raises(ValueError, match='is incomplete.*index.json') as error:
+      weights.load(golden_model(''), file._replace(tensors=tensors), KEY)
+    assert 'depth=' not in str(error.value)
+
+
 @pytest.mark.parametrize('index, match', [
     ({'x': '../x.safetensors'}, r'\.\./x'), ([], 'weight_map'), ({}, 'names?'),
     ({'lost': 'model-00001-of-00002.safetensors'}, 'lost')])

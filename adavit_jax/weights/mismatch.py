@@ -96,12 +96,31 @@ def check_values(model, path, wanted, arrays):
 def _advice(model, fmt, wanted, arrays):
   """A sentence with the model attributes that the file contradicts, or ''."""
   sizes = {} if fmt.sizes is None else fmt.sizes(fmt, wanted, arrays)
-  wrong = [f'{key}={value} (not {getattr(model, key)})'
-           for key, value in sizes.items() if value != getattr(model, key)]
-  if not wrong:
-    return ''
-  return (f' The file is of a model with {", ".join(wrong)}: create the model '
-          f'with these values.')
+  sizes = {k: v for k, v in sizes.items() if v != getattr(model, k)}
+  advice = ''
+  if 'depth' in sizes and (lacks := _of_any_depth(fmt, wanted, arrays)):
+    del sizes['depth']
+    advice = (f' The file is incomplete: it lacks {lacks[0]}, which a model of '
+              f'any depth has. If it is a part of a checkpoint in several '
+              f'files, put all of them and their index.json together.')
+  if sizes:
+    values = [f'{k}={v} (not {getattr(model, k)})' for k, v in sizes.items()]
+    advice += (f' The file is of a model with {", ".join(values)}: create the '
+               f'model with these values.')
+  return advice
+
+
+def _of_any_depth(fmt, wanted, arrays):
+  """Missing tensors of no encoder, or of encoders that the file has in part."""
+  if not fmt.block:
+    return []
+  block = lambda name: m[1] if (m := re.match(fmt.block, name)) else None
+  there = {None, *map(block, arrays)}
+  names = {t.name for t in wanted}
+  if any(block(name) is None for name in arrays if name not in names):
+    return []  # another model rather than a part of this one
+  return [t.name for t in wanted
+          if t.name not in arrays and block(t.name) in there]
 
 
 def _by_block(tensors, block):

@@ -97,17 +97,18 @@ def _warn(model, config, stated):
   elif config.form == 'Hugging Face' and kind not in ('vit', 'deit'):
     logging.warning('%s states model_type=%r: it is read as a %s.', config.path,
                     kind, type(model).__name__)
-  elif (config.form == 'timm' and 'num_heads' not in stated
-        and _attribute(model, ('num_heads', 'num_globals'))[0]  # no tables
-        and _base(stated.get('architecture')) not in models.names()):
+  name = stated.get('architecture')
+  if config.form and _attribute(model, ('num_heads', 'num_globals'))[0] and (
+      not {'num_heads', 'num_attention_heads'} & stated.keys()
+      and _heads(model, name) is None):
     logging.warning(
-        '%s states neither num_heads nor an architecture that is known (%r): '
-        "the model's own is used.", config.path, stated.get('architecture'))
+        '%s does not tell the number of heads (architecture=%r), and no tensor '
+        "shows it: the model's own is used.", config.path, name)
 
 
 def _base(architecture):
   """The name of an architecture without the tag of its weights."""
-  return str(architecture).split('.')[0]
+  return architecture.split('.')[0]
 
 
 def _leaves(fields, path=''):
@@ -137,6 +138,7 @@ def _by_name(model, stated):
 
 def _heads(model, name):
   """Number of heads of an architecture as wide as the model, or None."""
+  name = str(name)
   if _base(name) in models.names():
     there = models.create(_base(name))
     if type(there) is type(model) and (
