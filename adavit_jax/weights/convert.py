@@ -10,6 +10,7 @@ import numpy as np
 
 from adavit_jax import models
 from adavit_jax.models import params as params_lib
+from adavit_jax.models import plan
 from adavit_jax.weights import attributes
 from adavit_jax.weights import families
 from adavit_jax.weights import files
@@ -117,7 +118,9 @@ def _patches(model, wanted, arrays):
   """Number of patches in a file's position embedding, 0 for none or several."""
   name = next((t.name for t in wanted if t.leaf == ('pos_embedding',)), None)
   x = arrays.get(name)
-  return 0 if x is None or x.ndim != 3 else x.shape[1] - model.num_prefix
+  if x is None or x.ndim != 3:
+    return 0
+  return x.shape[1] - plan.tokens_at(model, 0).prefix
 
 
 def _other_head(model, fmt, wanted, arrays):
