@@ -115,9 +115,13 @@ def load(model, path, key, *, new_head=True, class_names=()):
 
 def _patches(model, wanted, arrays):
   """Number of patches in a file's position embedding, 0 for none or several."""
-  name = next((t.name for t in wanted if t.leaf == ('pos_embedding',)), None)
-  x = arrays.get(name)
-  return 0 if x is None or x.ndim != 3 else x.shape[1] - model.num_prefix
+  t = next((t for t in wanted if t.leaf == ('pos_embedding',)), None)
+  x = None if t is None else arrays.get(t.name)
+  patch = getattr(model, 'patch_size', None)
+  if x is None or x.ndim != 3 or not isinstance(patch, int):
+    return 0
+  num_prefix = t.shape[1] - (model.image_size // patch)**2
+  return x.shape[1] - num_prefix
 
 
 def _other_head(model, fmt, wanted, arrays):
