@@ -139,6 +139,14 @@ def test_timms_old_form_is_read_as_timm_does(beside):
     weights.preprocessing(beside(flat, 'timm_vit'))
 
 
+def test_preprocessing_of_weights_without_encoders(beside):
+  """A stem is enough to tell whose weights they are."""
+  file = weights.read(beside(timm(), 'timm_vit'))
+  name = 'patch_embed.proj.weight'
+  assert weights.preprocessing(file._replace(
+      tensors={name: file.tensors[name]})).std == (0.4,) * 3
+
+
 @pytest.mark.parametrize('config', [
     {'mean': [0.1] * 3, 'prep': {'size': 8}}, {'architecture': 'a'}])
 def test_other_forms_are_warned_about(beside, config, caplog):

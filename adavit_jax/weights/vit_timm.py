@@ -21,9 +21,9 @@ def _tensors(model, names=()):
 
 FORMAT = layout.Format(
     title='timm / DeiT',
-    # Evo-ViT has the same stem.
-    recognises=lambda names: 'patch_embed.proj.weight' in names and any(
-        name.startswith('blocks.') and '.attn.' in name for name in names),
+    # Evo-ViT has the same stem and layers of its own for queries and keys.
+    recognises=lambda names: ('patch_embed.proj.weight' in names
+                              and 'qks.0.qk.weight' not in names),
     clean=dict,
     tensors=_tensors,
     block=r'blocks\.(\d+)\.',
