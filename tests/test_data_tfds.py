@@ -1,13 +1,17 @@
 """tfds directories: a tiny one is prepared here, without TensorFlow."""
 
+from concurrent import futures
 import io
 import json
+import os
+import shutil
 import sys
 
 from adavit_jax import data
 from adavit_jax.data import encoded_split
 from adavit_jax.data import tfds as tfds_lib
 from adavit_jax.data import tfds_dir
+from etils import epath
 import numpy as np
 from PIL import Image
 import pytest
@@ -139,6 +143,28 @@ def test_changed_info_is_another_cache_entry(
   monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
   with pytest.raises(ImportError):
     data.load(config)
+
+
+def test_other_records_of_the_same_size_and_time_are_another_set(
+    prepared, tmp_path):
+  shutil.copytree(prepared, tmp_path / 'copy')
+  path = tfds_dir.find('tiny_flags', epath.Path(tmp_path / 'copy'))
+  records = {split: tfds_lib.Records(tfds_dir.read(path), split, cache_dir='')
+             for split in ('train', 'test')}
+
+  def digests():
+    with futures.ThreadPoolExecutor(1) as pool:
+      return {split: r.digest(pool) for split, r in records.items()}
+
+  before, keys = digests(), {split: r.key for split, r in records.items()}
+  file, = path.glob('*-test.*')
+  stat, content = os.stat(file), bytearray(file.read_bytes())
+  content[-1] ^= 1
+  file.write_bytes(content)
+  os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+  after = digests()
+  assert after['train'] == before['train'] and after['test'] != before['test']
+  assert keys['train']['files'] != keys['test']['files']
 
 
 def test_grey_images_of_classes_without_names(config, prepared, tmp_path):
