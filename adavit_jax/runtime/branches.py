@@ -106,7 +106,7 @@ def after_stacks(parts, actions, read, xp=np):
     kept = per_branch(part, here, xp.ones((*shape, part.length), bool))
     for branch, keep in zip(part.branches, kept):
       if _mixes(branch):
-        mixed = mixed | (xp.asarray(keep) > 0).any(-1)
+        mixed = mixed | xp.asarray(keep).astype(bool).any(-1)
   return found
 
 
