@@ -1,13 +1,13 @@
 """Images in a folder for each class, and the accuracy of a program on them."""
 
+import collections
 import pathlib
 
 import numpy as np
 
 from adavit_jax import data
 from adavit_jax.data import decode
-
-_SUFFIXES = ('.jpeg', '.jpg', '.png')
+from adavit_jax.data import image_files
 
 
 def files(directory, most):
@@ -18,18 +18,18 @@ def files(directory, most):
     most: images of each class at most; None for all.
 
   Returns:
-    [(path, index of its folder)]; the folders are sorted by name.
+    [(path, index of its folder)]; the folders are in the order of training.
 
   Raises:
     ValueError: if there are none.
   """
-  root = pathlib.Path(directory).expanduser()
-  folders = sorted(p for p in root.iterdir() if p.is_dir()) if (
-      root.is_dir()) else []
+  root, left_out = pathlib.Path(directory).expanduser(), collections.Counter()
+  folders = image_files.class_folders(root, left_out) if root.is_dir() else []
   found = []
   for i, folder in enumerate(folders):
-    names = sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES)
-    found += [(path, i) for path in names[:most]]
+    paths = image_files.find(root / folder, left_out)
+    found += [(pathlib.Path(path), i) for path in paths[:most]]
+  image_files.warn(root, left_out)
   if not found:
     raise ValueError(f'--data={directory} has no images in class folders')
   return found

@@ -145,8 +145,9 @@ def test_changed_info_is_another_cache_entry(
     data.load(config)
 
 
+@pytest.mark.parametrize('name', ['', 'test_of_another_template'])
 def test_other_records_of_the_same_size_and_time_are_another_set(
-    prepared, tmp_path):
+    prepared, tmp_path, name):
   shutil.copytree(prepared, tmp_path / 'copy')
   path = tfds_dir.find('tiny_flags', epath.Path(tmp_path / 'copy'))
   records = {split: tfds_lib.Records(tfds_dir.read(path), split, cache_dir='')
@@ -156,8 +157,10 @@ def test_other_records_of_the_same_size_and_time_are_another_set(
     with futures.ThreadPoolExecutor(1) as pool:
       return {split: r.digest(pool) for split, r in records.items()}
 
-  before, keys = digests(), {split: r.key for split, r in records.items()}
   file, = path.glob('*-test.*')
+  if name:
+    file = file.rename(path / name)
+  before, keys = digests(), {split: r.key for split, r in records.items()}
   stat, content = os.stat(file), bytearray(file.read_bytes())
   content[-1] ^= 1
   file.write_bytes(content)

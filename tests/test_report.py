@@ -155,7 +155,7 @@ def test_a_run_without_a_policy_has_a_row_of_what_it_reaches(
     with pytest.raises(ValueError, match=f"^--{given}=0.5.*'static'"):
       report.evaluate(str(static), **{given: 0.5})
   config = tiny.get_config()
-  config.phases, config.dense.steps = ('dense',), 1
+  config.phases, config.dense.steps, config.model.merge = ('dense',), 1, 0
   trainer = loop.Trainer(config, str(tmp_path), run[1])
   params = state_lib.final_params(trainer.train())
   result = report.evaluate(str(tmp_path))
@@ -165,8 +165,9 @@ def test_a_run_without_a_policy_has_a_row_of_what_it_reaches(
   merged = report.evaluate(str(tmp_path), attributes=dict(merge=1))
   assert merged['attributes'] == dict(merge=1)
   assert merged['dense']['loss'] != result['dense']['loss']
-  with pytest.raises(ValueError, match='^depth=2'):
-    report.evaluate(str(tmp_path), attributes=dict(depth=2))
+  for field, value in (('depth', 2), ('merge', 1.5), ('mlp_ratio', 'a')):
+    with pytest.raises(ValueError, match=f'^{field}='):
+      report.evaluate(str(tmp_path), attributes={field: value})
 
 
 def test_a_best_checkpoint_that_is_replaced_meanwhile(

@@ -162,6 +162,13 @@ def test_which_set_of_weights_is_read(tmp_path, caplog):
   assert json.loads(got['class_to_idx']) == {'x': 0}
 
 
+def test_settings_under_a_key_of_weights():
+  one = {'a': np.ones(2)}
+  read = lambda content: torch_files._weights('a.pth', content, np.ndarray)
+  assert read({'model': {'name': 'vit'}, 'state_dict': one}) is one
+  assert read({'model': {'state_dict': one, 'epoch': 3}}) is one
+
+
 def shards(folder, sizes=(1, 2), index=None):
   names = [f'model-{i + 1:05d}-of-{len(sizes):05d}.safetensors'
            for i in range(len(sizes))]

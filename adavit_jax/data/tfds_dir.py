@@ -51,9 +51,11 @@ class PreparedDir:
     return digest.hexdigest()
 
   def _records(self, split):
-    # NAME-SPLIT.array_record-00000-of-00001
-    return sorted(path for path in self.path.iterdir()
-                  if f'-{split}.' in path.name)
+    # NAME-SPLIT.array_record-00000-of-00001; sets may have names of their own,
+    # and then all files count.
+    files = list(_files(self.path))
+    named = [path for path in files if f'-{split}.' in path.name]
+    return sorted(named or files)
 
 
 def default_data_dir() -> epath.Path:
@@ -135,6 +137,15 @@ def read(path: epath.Path) -> PreparedDir:
       channels=1 if dimensions and str(dimensions[-1]) == '1' else 3,
       class_names=_class_names(path, label_key, int(label['numClasses'])),
       digest=hashlib.sha256('\0'.join(texts).encode()).hexdigest())
+
+
+def _files(folder):
+  """Yields the files below a folder."""
+  for child in folder.iterdir():
+    if child.is_dir():
+      yield from _files(child)
+    else:
+      yield child
 
 
 def _content(path):

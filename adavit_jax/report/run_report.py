@@ -1,5 +1,6 @@
 """Makes the report of a run from its work directory."""
 
+import copy
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -108,8 +109,10 @@ def _evaluate(run, workdir, options):
 
 def _trainer(run, saved, workdir, options):
   """Returns a `Trainer` of the run's config with the options applied."""
-  config = config_dict.ConfigDict(saved.info['config'])
+  config = copy.deepcopy(saved.info['config'])
+  # Before a `ConfigDict` refuses other types by an error of its own.
   saved_run.set_attributes(config, options.attributes)
+  config = config_dict.ConfigDict(config)
   config.phases = tuple(config.phases)
   if options.data_dir is not None:
     config.data.data_dir = options.data_dir

@@ -66,7 +66,8 @@ class Checkpoints:
         for kind in KINDS}
     # Steps this object has saved or restored.
     self._known = {kind: set() for kind in KINDS}
-    self._complete = set()  # (kind, step)
+    # (kind, step) of those that were looked at, and are warned about.
+    self._complete, self._incomplete = set(), set()
     self._best = -math.inf
     step = self.latest_step('best')
     # Readers do not need it, and a running training may be replacing it.
@@ -186,8 +187,11 @@ class Checkpoints:
     except (OSError, ValueError) as error:
       missing = [str(error)]
     if missing:
-      logging.warning('the checkpoint %s is incomplete and not used: %s', path,
-                      ', '.join(missing))
+      # A running training may have deleted it, which is nothing to warn of.
+      if (kind, step) not in self._incomplete and path.exists():
+        self._incomplete.add((kind, step))
+        logging.warning('the checkpoint %s is incomplete and not used: %s',
+                        path, ', '.join(missing))
       return False
     self._complete.add((kind, step))
     return True

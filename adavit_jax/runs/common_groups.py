@@ -78,7 +78,8 @@ def _check_tokens(saved, wanted, place, reader, workdir):
   then, now = (plan.tokens_at(system.model, place).num
                for system in (saved, wanted))
   if then != now:
+    names = ', '.join(f'model.{name}' for name in wanted.model.unsaved)
     raise ValueError(f'{workdir!r} holds {reader}, which reads {then} tokens '
-                     f'behind {place} encoders, but this model has {now}; '
-                     f'merge tokens only behind that place, with merge_every, '
-                     f'or train with the same merge')
+                     f'behind {place} encoders, but this model has {now}: give '
+                     f"that run's values of {names or 'the model'}, or such as "
+                     f'leave out tokens only behind that place')

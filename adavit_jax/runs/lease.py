@@ -35,6 +35,7 @@ class Lease:
 
     Raises:
       ValueError: if another training holds it.
+      OSError: if its file cannot be written.
     """
     self._lost = threading.Event()
     self._release = lambda: None
@@ -42,23 +43,23 @@ class Lease:
     if jax.process_index() == 0:
       try:
         self._take(directory)
-      except ValueError as refusal:
-        error = refusal
+      except (ValueError, OSError) as refusal:
+        error = refusal  # raised behind the call that the others wait in
     if jax.process_count() > 1 and not multihost_utils.process_allgather(
         np.array(error is None)).all():
       error = error or ValueError(
-          f'another training writes in {directory.parent}: see process 0')
+          f'process 0 has no lease on {directory.parent}: see its error')
     if error is not None:
       raise error
 
   def _take(self, directory):
     path, mine = directory / 'lease.json', _record(directory)
-    _wait_for(path, mine)
-    _write_first(path, mine)
-    stop = threading.Event()
-    threading.Thread(
-        target=_renew, args=(path, mine, stop, self._lost), daemon=True).start()
-    self._release = weakref.finalize(self, _give_back, path, mine, stop)
+    _write_first(path, mine, _wait_for(path, mine))
+    # Python may give the lease back in the thread that renews it.
+    stop, lock = threading.Event(), threading.RLock()
+    threading.Thread(target=_renew, args=(path, mine, stop, lock, self._lost),
+                     daemon=True).start()
+    self._release = weakref.finalize(self, _give_back, path, mine, stop, lock)
 
   def check(self):
     """Raises a ValueError if another training took the lease over."""
@@ -93,16 +94,21 @@ def _machine():
 
 
 def _started(pid):
-  """Start time of a process, since numbers are given again; '' if unknown."""
+  """Start time of a process, since numbers are given again.
+
+  Returns:
+    '' if unknown, 'ended' if only its parent still knows of it.
+  """
   try:
     with open(f'/proc/{pid}/stat') as file:
-      return file.read().rpartition(')')[2].split()[19]
+      fields = file.read().rpartition(')')[2].split()
   except OSError:
     return ''
+  return 'ended' if fields[0] in 'ZX' else fields[19]
 
 
 def _identity(directory):
-  """Differs for a copy of the directory on the same machine."""
+  """Differs for a copy of the directory, and for another mount of it."""
   if '://' in str(directory):
     return str(directory)
   stat = os.stat(directory)
@@ -125,17 +131,21 @@ def _read(path):
 def _wait_for(path, mine):
   """Waits until a lease is free.
 
+  Returns:
+    The record of its last holder, None if there is none.
+
   Raises:
     ValueError: if its holder lives.
   """
   first, since = None, time.monotonic()
   while held := _read(path):
     if held['machine'] == mine['machine']:
-      if held['directory'] != mine['directory'] or not _lives(held):
-        return
-      raise _refusal(path, held)
+      if not _lives(held):
+        return held
+      if held['directory'] == mine['directory']:
+        raise _refusal(path, held)
     if time.time() - held['time'] >= _EXPIRES_S:
-      return
+      return held
     if first is None:
       first = held
       logging.warning(
@@ -145,8 +155,9 @@ def _wait_for(path, mine):
     elif held != first:
       raise _refusal(path, held)
     elif time.monotonic() - since >= _EXPIRES_S:
-      return
+      return held
     time.sleep(_POLL_S)
+  return None
 
 
 def _lives(held):
@@ -156,7 +167,8 @@ def _lives(held):
     return False
   except PermissionError:  # another user's
     pass
-  return _started(held['pid']) == held['started']
+  started = _started(held['pid'])
+  return started in ('', held['started'])  # some systems hide other users'
 
 
 def _refusal(path, held):
@@ -165,8 +177,8 @@ def _refusal(path, held):
       f'{path.parent.parent}: give another workdir, or stop it first')
 
 
-def _write_first(path, mine):
-  """Writes a record where no living holder's is.
+def _write_first(path, mine, last):
+  """Writes a record where there is none, or that of the last holder.
 
   Raises:
     ValueError: if another process is faster.
@@ -176,21 +188,22 @@ def _write_first(path, mine):
     path.write_text(text)
     time.sleep(2)  # an object store keeps what was written last
   else:
-    free = not path.exists()
-    path.unlink(missing_ok=True)
+    old = path.exists()
+    if old and _read(path) == last:
+      path.unlink(missing_ok=True)
     try:
       with open(path, 'x') as file:
         file.write(text)
     except FileExistsError:
       pass
-    if not free:  # another process may have unlinked this one's
+    if old:  # another process may have unlinked this one's
       time.sleep(0.2)
   held = _read(path)
   if held is None or held['id'] != mine['id']:
     raise _refusal(path, held or mine)
 
 
-def _renew(path, mine, stop, lost):
+def _renew(path, mine, stop, lock, lost):
   while not stop.wait(_RENEW_S):
     try:
       held = _read(path)
@@ -199,18 +212,23 @@ def _renew(path, mine, stop, lost):
         return
       partial = epath.Path(f"{path}.{mine['id']}")
       partial.write_text(json.dumps({**mine, 'time': time.time()}))
-      partial.replace(path)
+      with lock:
+        if stop.is_set():
+          partial.unlink()
+        else:
+          partial.replace(path)
     except Exception as error:  # of the file system; another attempt follows
       logging.warning('the lease %s could not be renewed: %s', path, error)
 
 
-def _give_back(path, mine, stop):
-  stop.set()
+def _give_back(path, mine, stop, lock):
   if os.getpid() != mine['pid']:  # a forked process ends
     return
-  try:
-    held = _read(path)
-    if held is not None and held['id'] == mine['id']:
-      path.unlink(missing_ok=True)
-  except OSError as error:
-    logging.warning('the lease %s could not be given back: %s', path, error)
+  with lock:
+    stop.set()
+    try:
+      held = _read(path)
+      if held is not None and held['id'] == mine['id']:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+      logging.warning('the lease %s could not be given back: %s', path, error)

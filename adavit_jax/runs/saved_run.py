@@ -223,7 +223,7 @@ def _merge(defaults, values):
 
 
 def parse_attributes(texts):
-  """Parses texts NAME=VALUE of a flag into {name: value}.
+  """Parses texts NAME=VALUE of the flag --model into {name: value}.
 
   Raises:
     ValueError: if one has another form.
@@ -234,8 +234,9 @@ def parse_attributes(texts):
     try:
       attributes[name] = ast.literal_eval(value)
     except (SyntaxError, ValueError):
-      raise ValueError(f'{text!r} must be NAME=VALUE, where a text stands in '
-                       f"quotes: merge=8, merge_schedule='falling'") from None
+      example = '--model="merge=8,merge_schedule=\'falling\'"'
+      raise ValueError(f'--model={text} must be NAME=VALUE; texts need quotes '
+                       f'inside those of the shell: {example}') from None
   return attributes
 
 

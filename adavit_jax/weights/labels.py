@@ -1,7 +1,7 @@
 """Compares the classes that a file names with those of the data.
 
-A head that is kept has the file's order of classes. Folders are sorted by name,
-so that as many classes may be other ones at every place.
+A head that is kept has the file's order of classes. Folders are sorted by name
+or number, so that as many classes may be other ones at every place.
 """
 
 import json

@@ -71,8 +71,10 @@ def _weights(path, content, tensor):
     return isinstance(x, dict) and any(
         isinstance(value, tensor) for value in x.values())
   while not is_set(content):
-    key = next((key for key in _WEIGHTS if isinstance(content.get(key), dict)),
-               None)
+    # Settings may stand under such a key, and the weights under another one.
+    dicts = [key for key in _WEIGHTS if isinstance(content.get(key), dict)]
+    key = next((key for key in dicts if is_set(content[key])),
+               dicts[0] if dicts else None)
     sets = [key for key, x in content.items() if is_set(x)]
     if key is None:
       if len(sets) != 1:
