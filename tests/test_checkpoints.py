@@ -319,6 +319,19 @@ def test_missing_arrays_are_named_by_their_path(tmp_path):
       ckpts.restore({'w': jax.ShapeDtypeStruct((8,), jnp.float32)})
 
 
+def test_a_save_that_fails_does_not_keep_the_lease(tmp_path, monkeypatch):
+  ckpts = checkpoints.Checkpoints(tmp_path)
+  with monkeypatch.context() as patch:
+    def fail():
+      raise OSError('no space left')
+    patch.setattr(ckpts._managers['last'], 'close', fail)
+    with pytest.raises(OSError, match='space'):
+      ckpts.close()
+  with checkpoints.Checkpoints(tmp_path):
+    pass
+  ckpts.close()
+
+
 def test_a_home_directory_is_expanded_and_no_directory_refused(
     tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))

@@ -271,10 +271,12 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits for all saves, then frees the threads."""
-    for manager in self._managers.values():
-      manager.close()
-    if self._lease is not None:
-      self._lease.release()
+    try:
+      for manager in self._managers.values():
+        manager.close()
+    finally:  # also if a save failed
+      if self._lease is not None:
+        self._lease.release()
 
   def __enter__(self):
     return self

@@ -7,6 +7,7 @@ if it was not renewed for a minute.
 
 import json
 import os
+import pathlib
 import socket
 import threading
 import time
@@ -84,7 +85,8 @@ def _record(directory):
 def _machine():
   """Differs between machines, and between containers of one."""
   parts = [socket.gethostname()]
-  for read in (lambda: open('/proc/sys/kernel/random/boot_id').read().strip(),
+  boot = pathlib.Path('/proc/sys/kernel/random/boot_id')
+  for read in (lambda: boot.read_text().strip(),
                lambda: os.readlink('/proc/self/ns/pid')):
     try:
       parts.append(read())
