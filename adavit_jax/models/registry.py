@@ -58,8 +58,7 @@ def names():
 
 
 def unsaved(name):
-  """Returns the names of attributes that a model may change after training.
-  """
+  """Returns the names of attributes that may change after training."""
   return _MODELS[name][0].unsaved
 
 
