@@ -12,7 +12,8 @@ def read(workdir, *, required=True):
     required: if False, {} stands for no report.
 
   Raises:
-    ValueError: if there is none, or it is cut.
+    ValueError: if there is none, it is cut, or it is of a model with other
+      attributes than the run's.
   """
   path = os.path.join(os.path.expanduser(workdir), 'report.json')
   if not os.path.exists(path):
@@ -22,7 +23,12 @@ def read(workdir, *, required=True):
                      f'--workdir={workdir} first')
   with open(path, encoding='utf-8') as file:
     try:
-      return json.load(file)
+      report = json.load(file)
     except ValueError as error:
       raise ValueError(f'{path} is damaged ({error}); run python eval.py '
                        f'--workdir={workdir} again') from error
+  if report.get('attributes'):
+    raise ValueError(f"{path} is of a model with {report['attributes']}, by "
+                     f'the flag --model; run python eval.py '
+                     f'--workdir={workdir} without it')
+  return report

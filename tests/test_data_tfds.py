@@ -160,14 +160,14 @@ def test_other_records_of_the_same_size_and_time_are_another_set(
   file, = path.glob('*-test.*')
   if name:
     file = file.rename(path / name)
-  before, keys = digests(), {split: r.key for split, r in records.items()}
+  before, files = digests(), {s: r.files() for s, r in records.items()}
   stat, content = os.stat(file), bytearray(file.read_bytes())
   content[-1] ^= 1
   file.write_bytes(content)
   os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
   after = digests()
   assert after['train'] == before['train'] and after['test'] != before['test']
-  assert keys['train']['files'] != keys['test']['files']
+  assert files['train'] != files['test']
 
 
 def test_grey_images_of_classes_without_names(config, prepared, tmp_path):

@@ -55,3 +55,10 @@ def test_a_report_without_an_adaptive_row_is_refused(seeds, tmp_path):
 def test_how_to_call_it(seeds, arguments):
   with pytest.raises(SystemExit, match='python benchmarks/seeds.py runs/'):
     seeds.main(arguments)
+
+
+def test_a_report_of_other_attributes_is_refused(seeds, tmp_path):
+  report = dict(seed=0, adaptive={}, attributes=dict(merge=8))
+  (tmp_path / 'report.json').write_text(json.dumps(report))
+  with pytest.raises(SystemExit, match="report.json.*'merge': 8.*--model"):
+    seeds.main([str(tmp_path)])

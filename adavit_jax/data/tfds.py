@@ -29,8 +29,7 @@ class Records:
     self.channels = prepared.channels
     name = '-'.join(prepared.path.parts[-2:])
     self.label = f'{name}-{split}'
-    self.key = dict(source='tfds', split=split, info=prepared.digest,
-                    files=prepared.files(split))
+    self.key = dict(source='tfds', split=split, info=prepared.digest)
     self._prepared = prepared
     self._split = split
     self._cache_dir = cache_dir
@@ -45,7 +44,8 @@ class Records:
   def labels(self) -> np.ndarray:
     """Returns int32 [n], from the cache or from all records."""
     return np.array(cache.cached(
-        self._cache_dir, f'{self.label}-labels', dict(self.key, only='labels'),
+        self._cache_dir, f'{self.label}-labels',
+        dict(self.key, files=self.files(), only='labels'),
         self._read_labels))
 
   def read(
@@ -58,6 +58,10 @@ class Records:
         (example[image], int(example[label]))
         for example in self._source.__getitems__(list(indices))
     ]
+
+  def files(self) -> list[tuple[str, int, float]]:
+    """Returns what tells the records of a set that is too large to digest."""
+    return self._prepared.files(self._split)
 
   def digest(self, pool: futures.Executor) -> str:
     """Returns a digest of the split's files of records."""
@@ -128,7 +132,7 @@ def _stats(train, records, config_data, seed):
   if not train.lazy:
     return splits.channel_stats(train)
   key = dict(
-      records.key, only='stats', size=config_lib.load_size(config_data),
+      records.key, files=records.files(), only='stats', size=config_lib.load_size(config_data),
       interpolation=config_lib.interpolation(config_data),
       holdout=config_data.holdout, seed=seed)
   mean, std = cache.cached(
