@@ -132,7 +132,8 @@ def _stats(train, records, config_data, seed):
   if not train.lazy:
     return splits.channel_stats(train)
   key = dict(
-      records.key, files=records.files(), only='stats', size=config_lib.load_size(config_data),
+      records.key, files=records.files(), only='stats',
+      size=config_lib.load_size(config_data),
       interpolation=config_lib.interpolation(config_data),
       holdout=config_data.holdout, seed=seed)
   mean, std = cache.cached(
