@@ -28,11 +28,11 @@ def get_config(variant=''):
       name='tfds:cifar10', image_size=32, crop_padding=4,
       policy_crop_padding=0, flip=True, holdout=0.1)
   if variant == 'cpu':
-    config.dense.update(optimizer='muon', learning_rate=5e-3, steps=1000,
+    config.dense.update(optimizer='muon', learning_rate=5e-3, steps=2000,
                         drop_path=0.)
-    config.warm_start.update(steps=150)
-    config.policy.update(steps=100)
-    config.joint.update(steps=100)
+    config.warm_start.update(steps=300)
+    config.policy.update(steps=150)
+    config.joint.update(steps=200)
   elif not variant:
     config.dtype = 'bfloat16'
     config.data.update(mixup=0.8, cutmix=1.0, label_smoothing=0.1)
