@@ -19,7 +19,9 @@ def _residual(x, keep, chunk):
   return compact.residual(_run, x, keep, chunk)
 
 
-@pytest.mark.parametrize('size', range(1, 34))
+@pytest.mark.parametrize('size', [
+    size if size in (1, 2, 3, 7, 8, 9, 16, 17, 33) else
+    pytest.param(size, marks=pytest.mark.nightly) for size in range(1, 34)])
 def test_only_kept_rows_change(size):
   rng = np.random.default_rng(size)
   x = rng.normal(size=(size, 2, 3)).astype(np.float32)
