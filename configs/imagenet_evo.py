@@ -13,8 +13,8 @@ From a trained model, leave out the first phase:
   --config.phases="('warm_start','policy','joint')" --config.init.weights=FILE
 
 The dense phase is DeiT's recipe from scratch, as in the authors' code: 300
-epochs, in the first 200 of which every encoder from the fifth on selects its
-tokens anew; then two selections remain, as in all other phases
+epochs, in the first 200 of which tokens are selected before every encoder from
+the fifth on; then two selections remain, as in all other phases
 (model.layerwise). DeiT-Ti has no drop path. Missing are RandAugment, colour
 jitter, random erasing and repeated augmentation. Drop path rises over the
 layers behind the policy; in the authors' code, over all. This phase also trains

@@ -22,8 +22,8 @@ for one of its models; without one, both heads learn from the labels:
   --config.teacher.weights=FILE --config.teacher.model=NAME
 
 A variant with `evo_` is Evo-LeViT by the same recipe, as in its authors' code:
-300 epochs, in the first 200 of which every encoder from the third on selects
-its tokens anew; then each stage selects once, as in all other phases
+300 epochs, in the first 200 of which tokens are selected before every encoder
+from the third on; then each stage selects once, as in all other phases
 (model.layerwise).
 
 Missing are RandAugment, random erasing, and clipping relative to the norm of

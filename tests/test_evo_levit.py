@@ -1,4 +1,4 @@
-"""Evo-LeViT: its numbers, its selections, its files, and every mode."""
+"""Evo-LeViT: its numbers, its selections, and every mode."""
 
 from adavit_jax import cost
 from adavit_jax import models
@@ -8,8 +8,9 @@ from adavit_jax.models.actions import Actions
 from adavit_jax.models.backbone import Context
 from adavit_jax.runtime import masked
 from adavit_jax.runtime import modes
-from adavit_jax.weights import positions
 import efficient
+from evo_levit_file import checkpoint
+from evo_levit_file import tensors
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,73 +49,6 @@ def test_patches_that_run():
   kept = lambda name: [models.create(name).kept(i) for i in range(3)]
   assert kept('evo_levit_192') == [98, 24, 8]
   assert kept('evo_levit_256_384') == [288, 72, 18]
-
-
-def tensors(model, seed=0):
-  """A file of the authors' code with random tensors, for depths (2, 2)."""
-  assert (model.depths, model.num_full) == ((2, 2), 1)
-  rng, file = np.random.default_rng(seed), {}
-  k, (c, d), n = model.key_dim, model.widths, model.side(0)**2
-  random = lambda *shape, scale=0.4: np.float32(
-      rng.normal(size=shape) * scale)
-
-  def norm(name, width):
-    file.update({
-        f'{name}.weight': random(width) + 1, f'{name}.bias': random(width),
-        f'{name}.running_mean': random(width),
-        f'{name}.running_var': np.float32(rng.uniform(0.5, 2, width)),
-        f'{name}.num_batches_tracked': np.int64(7)})
-
-  def layer(name, *shape):
-    fan_in = np.prod(shape[1:])
-    file[f'{name}.c.weight'] = random(*shape, scale=1.4 / np.sqrt(fan_in))
-    norm(f'{name}.bn', shape[0])
-
-  def mlp(*names, width):
-    for name in names:
-      layer(f'{name}.m.0', 2 * width, width)
-      layer(f'{name}.m.2', width, 2 * width)
-
-  def msa(*names, width, heads):
-    for name in names:
-      file[f'{name}.m.learn_tradeoff'] = random(1)
-      layer(f'{name}.m.qkv', 4 * heads * k, width)
-      layer(f'{name}.m.proj.1', width, 2 * heads * k)
-
-  file.update(cls_token=random(1, 1, c), poss=random(1, 1 + n, c))
-  layer('patch_embed.0', c // 2, model.channels, 3, 3)
-  layer('patch_embed.2', c, c // 2, 3, 3)
-  for i in (0, 1):
-    msa(f'blocks.{i}.m1', width=c, heads=model.heads[0])
-    mlp(f'blocks.{i}.m2', width=c)
-  heads = c // k
-  file.update({'blocks.2.learn_tradeoff': random(1),
-               'blocks.2.poss': random(1, 1 + n, c)})
-  layer('blocks.2.kv', 5 * heads * k, c)
-  layer('blocks.2.q.1', heads * k, c)
-  layer('blocks.2.proj.1', d, 4 * heads * k)
-  mlp('blocks.3', width=d)
-  for i in (4, 5):
-    msa(f'blocks.{i}.m1', width=d, heads=model.heads[1])
-    mlp(f'blocks.{i}.m2', width=d)
-  for name in ('head', 'head_dist', 'head_cls', 'head_cls_dist'):
-    norm(f'{name}.bn', d)
-    file[f'{name}.l.weight'] = random(model.num_classes, d)
-    file[f'{name}.l.bias'] = random(model.num_classes)
-  # The second names; encoders on selected tokens are together in a module.
-  second = {'blocks.0.m1.m': '0.m', 'blocks.0.m2.m': '1.m',
-            'blocks.1.m1.m': '2.m.0.m', 'blocks.1.m2.m': '2.m.1.m',
-            'blocks.2': '3', 'blocks.3.m': '4.m',
-            'blocks.4.m1.m': '5.m.0.m', 'blocks.4.m2.m': '5.m.1.m',
-            'blocks.5.m1.m': '5.m.2.m', 'blocks.5.m2.m': '5.m.3.m'}
-  for here, there in second.items():
-    file.update({f'stage_blocks.{there}{name.removeprefix(here)}': x
-                 for name, x in file.items() if name.startswith(f'{here}.')})
-  return file
-
-
-def checkpoint(file):
-  return weights.Checkpoint('a.pth', file, {})
 
 
 def _want(model, file, images, dropped=()):
@@ -337,69 +271,3 @@ def test_bfloat16_keeps_parameters_scores_and_logits_in_float32():
 def test_wrong_attributes(overrides, field):
   with pytest.raises(ValueError, match=field):
     efficient.evo_levit(**overrides)
-
-
-def _same(got, want):
-  assert got.keys() == want.keys()
-  for name, x in want.items():
-    assert (got[name].dtype, got[name].shape) == (x.dtype, x.shape), name
-    np.testing.assert_array_equal(got[name], x, err_msg=name)
-
-
-def test_files_come_back(tmp_path):
-  model = efficient.evo_levit()
-  file = tensors(model)
-  weights.save(tmp_path / 'a.safetensors', model,
-               weights.load(model, checkpoint(file), KEY))
-  _same(weights.read(tmp_path / 'a.safetensors').tensors,
-        {name: x for name, x in file.items() if 'num_batches' not in name})
-  assert weights.preprocessing(tmp_path / 'a.safetensors').crop == 0.875
-  # Settings of inference are not in the file.
-  weights.load(model.copy(keep_ratio=1, layerwise=1),
-               tmp_path / 'a.safetensors', KEY)
-  with pytest.raises(ValueError, match=r'num_full=1 \(not 2\)'):
-    weights.load(model.copy(num_full=2), tmp_path / 'a.safetensors', KEY)
-
-
-def test_what_does_not_fit_is_named():
-  model = efficient.evo_levit()
-  file = tensors(model)
-  with pytest.raises(ValueError, match=r'depths=\(2, 2\) \(not \(2, 1\)\)'):
-    weights.load(model.copy(depths=(2, 1)), checkpoint(file), KEY)
-  levit = efficient.levit(image_size=16, depths=(2, 2))
-  with pytest.raises(ValueError, match='Evo-LeViT layout, which a LeViT'):
-    weights.load(levit, checkpoint(file), KEY)
-  name = 'stage_blocks.2.m.0.m.qkv.c.weight'
-  file[name] = file[name] + 1
-  with pytest.raises(ValueError, match=f'not in the model:\n.*{name}'):
-    weights.load(model, checkpoint(file), KEY)
-
-
-def test_another_image_size():
-  small, large = efficient.evo_levit(), efficient.evo_levit(image_size=24)
-  file = tensors(small)
-  got = weights.load(large, checkpoint(file), KEY)['backbone']
-  for x, name in ((got['pos_embedding'], 'poss'),
-                  (got['subsample_1']['pos_embedding'], 'blocks.2.poss')):
-    np.testing.assert_array_equal(x, positions.resize(file[name], 1, 6))
-
-
-@pytest.mark.parametrize('missing, copies', [
-    ('_dist', {'head': 'head_dist', 'head_cls': 'head_cls_dist'}),
-    ('_cls', {'head': 'head_cls', 'head_dist': 'head_cls_dist'})])
-def test_files_without_some_heads(missing, copies):
-  model = efficient.evo_levit()
-  file = {name: x for name, x in tensors(model).items() if missing not in name}
-  file['cls_token'] = tensors(model)['cls_token']
-  got = weights.load(model, checkpoint(file), KEY)
-  for name, copy in copies.items():
-    for a, b in ((name, copy), (f'{name}_norm', f'{copy}_norm')):
-      jax.tree.map(np.testing.assert_array_equal, got['backbone'][a],
-                   got['backbone'][b])
-    jax.tree.map(np.testing.assert_array_equal,
-                 got['batch_stats'][f'{name}_norm'],
-                 got['batch_stats'][f'{copy}_norm'])
-  # For other classes, all heads are new.
-  other = weights.load(model.copy(num_classes=7), checkpoint(file), KEY)
-  assert {other['backbone'][name]['bias'].shape for name in (
-      'head', 'head_dist', 'head_cls', 'head_cls_dist')} == {(7,)}

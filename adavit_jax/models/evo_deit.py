@@ -43,7 +43,8 @@ class EvoDeiT(backbone.Backbone):
     alpha: weight of an encoder's attention in the average of the scores, after
       the first selection; before it, the last encoder's alone counts.
     layerwise: share of the steps of a phase with `Context.progress` in which
-      each encoder selects its tokens anew; 1: always, also at inference.
+      tokens are selected before every encoder instead of once per stage; 1 for
+      always, including inference.
   """
   unsaved = ('keep_ratio', 'layerwise')
   patch_size: int
@@ -141,16 +142,12 @@ class EvoDeiT(backbone.Backbone):
     again = functools.partial(
         token_selection.select, num=self.num_kept, scored=scored)
     keep = functools.partial(token_selection.keep, scored=scored)
-    always = (self.layerwise == 1
-              or (place - self.num_full) % self.stage_length == 0)
+    begins_stage = (place - self.num_full) % self.stage_length == 0
 
     def run(params, x, images, ctx):
       del params, images
-      if always:
-        return again(x), {}
-      if ctx.progress is None:
-        return keep(x), {}
-      return jax.lax.cond(ctx.progress < self.layerwise, again, keep, x), {}
+      selects = begins_stage or token_selection.reselects(self.layerwise, ctx)
+      return token_selection.select_if(selects, again, keep, x), {}
     return backbone.Bridge(run, 0)
 
   def _branches(self, selected, scored):
@@ -221,10 +218,7 @@ class EvoDeiT(backbone.Backbone):
       raise ValueError(f'patch_size={self.patch_size} does not divide '
                        f'image_size={self.image_size}')
     check_encoder(self)
-    for name in ('keep_ratio', 'alpha', 'layerwise'):
-      value = getattr(self, name)
-      if type(value) not in (int, float) or not 0 <= value <= 1:
-        raise ValueError(f'{name}={value!r} must be a number in [0, 1]')
+    token_selection.check_shares(self, 'keep_ratio', 'alpha', 'layerwise')
     if not self.num_kept:
       raise ValueError(f'keep_ratio={self.keep_ratio} keeps none of '
                        f'{self.num_patches} patches; raise it')

@@ -11,6 +11,7 @@ from adavit_jax.models import batch_norm
 from adavit_jax.models import evo_levit_layers as layers
 from adavit_jax.models import levit
 from adavit_jax.models import levit_layers
+from adavit_jax.models import token_selection
 
 
 class EvoLeViT(levit.LeViT):
@@ -31,8 +32,9 @@ class EvoLeViT(levit.LeViT):
     num_full: number of encoders of the first stage before the first selection,
       at least 1.
     layerwise: share of the steps of a phase with `Context.progress` in which
-      each encoder selects its tokens anew; 1: always, also at inference. Old
-      and new scores then have equal weights, and learned ones otherwise.
+      tokens are selected before every encoder instead of once per stage; 1 for
+      always, including inference. Old and new scores then have equal weights,
+      and learned ones otherwise.
   """
   unsaved = ('keep_ratio', 'layerwise')
   keep_ratio: float = 0.5
@@ -116,16 +118,14 @@ class EvoLeViT(levit.LeViT):
     return items
 
   def _selection(self, stage, first):
-    """The bridge that selects tokens, or in a stage, may select them anew."""
+    """The bridge that selects tokens; it always does if it begins a stage."""
     num = self.kept(stage)
     def again(x):
       return layers.select(layers.restore(x), num)
     def run(params, x, images, ctx):
       del params, images
-      anew = first or layers.selects_anew(self.layerwise, ctx)
-      if isinstance(anew, bool):
-        return again(x) if anew else x, {}
-      return jax.lax.cond(anew, again, lambda x: x, x), {}
+      selects = first or token_selection.reselects(self.layerwise, ctx)
+      return token_selection.select_if(selects, again, lambda x: x, x), {}
     return backbone.Bridge(run, 0)
 
   def _stack(self, stage, group, start, length, selected=False):
@@ -172,10 +172,7 @@ class EvoLeViT(levit.LeViT):
   def check(self):
     super().check()
     backbone.check_counts(self, 'num_full')
-    for name in ('keep_ratio', 'layerwise'):
-      value = getattr(self, name)
-      if type(value) not in (int, float) or not 0 <= value <= 1:
-        raise ValueError(f'{name}={value!r} must be a number in [0, 1]')
+    token_selection.check_shares(self, 'keep_ratio', 'layerwise')
     for stage in range(self.num_stages):
       if not self.kept(stage):
         raise ValueError(f'keep_ratio={self.keep_ratio} keeps none of the '

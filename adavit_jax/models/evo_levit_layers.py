@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from adavit_jax.models import levit_layers
 from adavit_jax.models import token_order
+from adavit_jax.models import token_selection
 from adavit_jax.models.backbone import Delta
 from adavit_jax.models.encoder import attention_and_row
 
@@ -64,14 +65,6 @@ def restore(x):
   tokens = jnp.concatenate(
       [x['tokens'][:, :1], token_order.take(patches(x), order)], 1)
   return dict(tokens=tokens, scores=token_order.take(scores, order))
-
-
-def selects_anew(layerwise, ctx):
-  """Whether each encoder selects its tokens, in this step: bool or [] bool."""
-  if layerwise == 1:
-    return True
-  return layerwise > 0 and ctx.progress is not None and (
-      ctx.progress < layerwise)
 
 
 def attention(num_heads, key_dim, layerwise, p, x, read, ctx):
@@ -147,6 +140,6 @@ def _weight(scores, p, layerwise, ctx):
 
   The first attention that runs sets them: before it, all are 0.
   """
-  weight = jnp.where(selects_anew(layerwise, ctx), _TRADEOFF,
+  weight = jnp.where(token_selection.reselects(layerwise, ctx), _TRADEOFF,
                      jax.nn.sigmoid(p['tradeoff']))
   return jnp.where((scores > 0).any(1, keepdims=True), weight, 1)

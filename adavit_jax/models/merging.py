@@ -122,7 +122,7 @@ def merge(x, size, pairs, prefix):
 
 
 def merge_macs(num, merged, width):
-  """MACs of `merge` for N tokens of width D, of which r merge into others."""
+  """MACs of `merge` for r pairs of N tokens of width D."""
   return num // 2 * merged * width
 
 

@@ -162,7 +162,7 @@ def _first(x, read):
 
 
 def _macs(m, num, merged):
-  """MACs of match and merge for N tokens, of which some merge."""
+  """MACs of match and of merge for N tokens and r pairs."""
   head_dim = m.width // m.num_heads
   return (num * m.width * head_dim
           + merging.match_macs(num, m.num_prefix, head_dim),

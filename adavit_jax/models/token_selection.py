@@ -1,5 +1,6 @@
 """Which patch tokens the encoders of Evo-ViT update (arXiv:2108.01390)."""
 
+import jax
 import jax.numpy as jnp
 
 from adavit_jax.models import token_order
@@ -32,6 +33,34 @@ def select(x, num, *, scored):
     scores = token_order.take(scores, order)
     x.update(scores=scores[:, :num], rest_scores=scores[:, num:])
   return x
+
+
+def reselects(layerwise, ctx):
+  """Whether every encoder selects its tokens in this step, bool or [] bool.
+
+  Args:
+    layerwise: share of the steps of a phase in which it does; 1 for always.
+    ctx: `Context`; without `progress`, tokens are selected once per stage.
+  """
+  if layerwise == 1:
+    return True
+  return layerwise > 0 and ctx.progress is not None and (
+      ctx.progress < layerwise)
+
+
+def select_if(condition, again, keep, x):
+  """Returns again(x) or keep(x), of equal shapes, by a bool or a [] bool."""
+  if isinstance(condition, bool):
+    return again(x) if condition else keep(x)
+  return jax.lax.cond(condition, again, keep, x)
+
+
+def check_shares(model, *names):
+  """Raises a ValueError for attributes that are not numbers in [0, 1]."""
+  for name in names:
+    value = getattr(model, name)
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+      raise ValueError(f'{name}={value!r} must be a number in [0, 1]')
 
 
 def keep(x, *, scored):

@@ -129,7 +129,7 @@ class Checkpoints:
     return tuple(kinds)
 
   def latest(self) -> tuple[str, int] | None:
-    """Returns (kind, step) of the newest checkpoint, None if there is none.
+    """Returns (kind, step) of the newest checkpoint, or None without any.
 
     Raises:
       ValueError: if there are checkpoints, but none is complete.
@@ -145,13 +145,13 @@ class Checkpoints:
       if broken:
         raise ValueError(
             f'no checkpoint in {self.directory} is complete ({broken}): copy '
-            f'them again, or delete {self.directory} to start anew')
+            f'them again, or delete {self.directory} to train from the start')
       return None
     step, _, kind = max(candidates)
     return kind, step
 
   def latest_step(self, kind: str = 'last') -> int | None:
-    """Returns the newest step of one kind, None if there is none."""
+    """Returns the newest step of one kind, or None without any."""
     steps = self.steps(kind)
     return steps[-1] if steps else None
 

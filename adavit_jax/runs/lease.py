@@ -118,7 +118,7 @@ def _identity(directory):
 
 
 def _read(path):
-  """Returns the record in the file, None if there is none or it is damaged."""
+  """Returns the record in the file, or None if it is missing or damaged."""
   for _ in range(10):
     try:
       record = json.loads(path.read_text())
@@ -134,7 +134,7 @@ def _wait_for(path, mine):
   """Waits until a lease is free.
 
   Returns:
-    The record of its last holder, None if there is none.
+    The record of its last holder, or None without a holder.
 
   Raises:
     ValueError: if its holder lives.
