@@ -157,7 +157,7 @@ def test_exits_and_a_policy_are_trained_on_merged_tokens(tmp_path):
   assert clf.system.model.merge == 1
   for threshold, exit in ((confidence.ALWAYS, 0), (confidence.NEVER, 2)):
     clf.thresholds = threshold
-    np.testing.assert_array_equal(clf(images).exits, [exit] * 5)
+    np.testing.assert_array_equal(clf(images).exit, [exit] * 5)
 
 
 def test_it_resumes_inside_the_last_phase(everything, tmp_path, stop_at):
