@@ -42,6 +42,16 @@ _CURVE = flags.DEFINE_string(
     "of the images leave, as DVT's paper. Default: best.")
 _BEST = flags.DEFINE_bool(
     'best', False, 'Use the best checkpoint of the last phase, not its last.')
+_DECIDE = flags.DEFINE_string(
+    'decide', None, "What chooses the layers: 'networks', the two policy "
+    "networks, or 'value', the value policy. Default: the config's "
+    'nets.decide.')
+_PRICE = flags.DEFINE_float(
+    'price', None, 'Price of MACs of the value policy: higher drops more '
+    'layers. Default: calibrated as the threshold.')
+_CEILING = flags.DEFINE_bool(
+    'ceiling', False, 'Also run every candidate mask on every test image, to '
+    'show what a better choice of layers could gain at most.')
 _STATIC = flags.DEFINE_bool(
     'static', True, 'Also tune static sub-networks, each for as many steps as '
     'the joint phase; done once, in the work directory.')
@@ -62,7 +72,8 @@ def main(argv):
         threshold=confidence.parse_thresholds(_THRESHOLD.value),
         data_dir=_DATA_DIR.value, rule=_RULE.value,
         mac_target=_MAC_TARGET.value, curve=_CURVE.value,
-        attributes=saved_run.parse_attributes(_MODEL.value))
+        attributes=saved_run.parse_attributes(_MODEL.value),
+        decide=_DECIDE.value, price=_PRICE.value, ceiling=_CEILING.value)
     if result is None:
       raise SystemExit('stopped by a signal; the same command resumes')
     pictures = not {'adaptive', 'exits'}.isdisjoint(result)

@@ -42,6 +42,12 @@ _RULE = flags.DEFINE_string(
     "Default: the config's exits.rule.")
 _BEST = flags.DEFINE_bool(
     'best', False, 'Use the best checkpoint of the last phase, not its last.')
+_DECIDE = flags.DEFINE_string(
+    'decide', None, 'What chooses the layers, as in eval.py. Default: the '
+    "config's nets.decide.")
+_PRICE = flags.DEFINE_float(
+    'price', None, 'Price of a value policy to suggest in the .json file. '
+    'Default: that of the fit.')
 _THRESHOLD = flags.DEFINE_list(
     'threshold', None, 'Threshold to suggest in the .json file, as printed by '
     "eval.py: the policy's, or that of each exit except the last. Default: for "
@@ -58,7 +64,7 @@ def main(argv):
                        f'--mode={_MODE.value}, which uses no policy; leave it '
                        f'out, or give --mode=cond, compact or stages')
     clf = adavit_jax.load(_WORKDIR.value, phase=_PHASE.value, best=_BEST.value,
-                          rule=_RULE.value)
+                          rule=_RULE.value, decide=_DECIDE.value)
     export.check_mode(clf, _MODE.value)
     options = dict(batch_size=_BATCH_SIZE.value, platforms=_PLATFORMS.value)
     if _MODE.value == 'stages':
@@ -73,15 +79,19 @@ def main(argv):
         raise ValueError(f'--threshold={threshold} must be one number in '
                          f'(0, 1) for a policy')
       clf.threshold = threshold
+    if _PRICE.value is not None:
+      clf.price = _PRICE.value
     export.export(clf, _OUTPUT.value, mode=_MODE.value, **options)
   except guards.USER_ERRORS as error:
     logging.debug('traceback', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error
   print(f'wrote {_OUTPUT.value} and {_OUTPUT.value}.json')
-  if _MODE.value in ('cond', 'compact') and threshold is None:
-    print(f"with the config's threshold {clf.threshold}; for one that meets "
+  if (_MODE.value in ('cond', 'compact')
+      and (threshold, _PRICE.value) == (None, None)):
+    name = clf.knob.name
+    print(f'with the default {name} {clf.number:.4g}; for one that meets '
           f'mac_target, run python eval.py --workdir={_WORKDIR.value} and give '
-          f'its threshold as --threshold')
+          f'its {name} as --{name}')
   _hint()
 
 

@@ -199,8 +199,9 @@ def _policy(model, nets):
   at = plan.tokens_at(model, model.num_fixed)
   num_msa, num_mlp = nets.num_layers
   features = nets.num_features(at)
+  by_value = nets.decide == 'value'
   inputs, macs = features, 0
-  if nets.aux:
+  if nets.aux and not by_value:
     macs += features * model.num_classes
     inputs += model.num_classes + 3
   if nets.head:
@@ -211,6 +212,8 @@ def _policy(model, nets):
     macs += behind - int(layers.msa.sum()) - int(layers.mlp.sum())
     macs += model.own_exits()[-1].macs
     inputs += model.num_classes + 3
+  if by_value:
+    return macs + inputs * nets.num_candidates
   if nets.hidden:
     macs += inputs * nets.hidden
     inputs += nets.hidden

@@ -39,10 +39,12 @@ def state():
   params = jax.tree.map(
       lambda x: jnp.float32(rng.normal(size=x.shape, scale=0.3)), state.params)
   params['policy_stats'] = jax.tree.map(jnp.ones_like, params['policy_stats'])
-  keep = rng.integers(0, 2, (state.candidates.msa.shape[0], 6))
+  value = params['value']
+  keep = rng.integers(0, 2, (len(value.bias), 6))
+  params['value'] = value._replace(
+      masks=Actions.from_keep(jnp.float32(keep), NUM_LAYERS))
   return state.replace(
       params=params, teacher=state_lib.model_params(params),
-      candidates=Actions.from_keep(jnp.float32(keep), NUM_LAYERS),
       log_price=jnp.float32(-1.))
 
 

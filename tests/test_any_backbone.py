@@ -153,11 +153,10 @@ def test_policy_networks_of_any_plan(tokens, dictionary):
       (8 if tokens == 'all' else 1 if dictionary else 2) * odd.D)
 
   def run(params, images):
-    policy, stats = learned.init_params(nets, model, jax.random.key(0))
-    params = {**params, 'policy': policy, 'policy_stats': stats}
+    params = {**params, **learned.init_params(nets, model, jax.random.key(0))}
     z1 = modes.before_policy(model, params, images)
     features = learned.observe(nets, model, params, z1)
-    return learned.greedy(nets, policy, features)
+    return learned.greedy(nets, params['policy'], features)
 
   args = tiny.params(model), _images()
   actions = jax.jit(run)(*args)
@@ -167,9 +166,8 @@ def test_policy_networks_of_any_plan(tokens, dictionary):
     features = learned.observe(nets, model, params, z1)
     return learned.greedy(nets, params['policy'], features)
 
-  policy = jax.eval_shape(
-      lambda: learned.init_params(nets, model, jax.random.key(0)))
-  params = {**args[0], 'policy': policy[0], 'policy_stats': policy[1]}
+  params = {**args[0], **jax.eval_shape(
+      lambda: learned.init_params(nets, model, jax.random.key(0)))}
   z1 = jax.eval_shape(
       lambda p, x: modes.before_policy(model, p, x), args[0], args[1][:1])
   program = jax.make_jaxpr(decide)(params, z1)

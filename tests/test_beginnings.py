@@ -148,8 +148,8 @@ def test_a_run_begins_from_another_runs_parameters(
     assert states.same(state.params['backbone'], vit)
     assert states.same(state.params['policy'], ends[phase].params['policy'])
     # Found anew from the dense phase, or taken over: they are the same.
-    for field in ('teacher', 'candidates'):
-      assert states.same(getattr(state, field), getattr(ends['policy'], field))
+    assert states.same(state.teacher, ends['policy'].teacher)
+    assert states.same(state.params['value'], ends['policy'].params['value'])
 
 
 @pytest.mark.parametrize('phase', ['dense', 'policy'])
@@ -232,7 +232,7 @@ def test_masks_are_searched_with_the_averaged_weights(trainer, monkeypatch):
   def search(trainer, params):
     del trainer
     searched.append(state_lib.model_params(params))
-    return state.candidates
+    return state.params['value'].masks
   monkeypatch.setattr(phase_start, 'static_masks', search)
   phase_start.enter(
       trainer, state.replace(teacher=model, ema=averaged), 'warm_start')

@@ -119,13 +119,13 @@ def test_policy_networks(kwargs, overrides):
   model = tiny.model(**overrides)
   nets = learned.PolicyNets(
       num_layers=plan.num_layers(model), num_classes=model.num_classes,
-      num_candidates=9, **kwargs)
+      **kwargs)
   z1 = jnp.zeros((1, model.num_tokens, model.width))
 
   def build():
-    policy, stats = learned.init_params(nets, model, jax.random.key(0))
-    return {**models.init_params(model, jax.random.key(0)),
-            'policy': policy, 'policy_stats': stats}
+    key = jax.random.key(0)
+    return {**models.init_params(model, key),
+            **learned.init_params(nets, model, key)}
 
   def decide(params, z1):
     features = learned.observe(nets, model, params, z1)

@@ -128,7 +128,7 @@ def test_metrics_of_a_run(run):
   workdir, _, state = run
   assert int(state.step) == STEPS
   assert set(state.params) == set(state.ema) == {'backbone'}
-  assert state.teacher is state.candidates is None
+  assert state.teacher is None
   rows = _rows(workdir)
   trained = {'loss', 'learning_rate', 'grad_norm'}
   trained |= {f'{k}_{i}' for k in ('loss', 'accuracy') for i in range(2)}

@@ -139,7 +139,7 @@ def test_a_run_loads_as_a_classifier(run, phase):
     want = trainer.evaluator.dense(params, dataset.test)
   else:
     want = trainer.evaluator.adaptive(
-        params, dataset.test, threshold=clf.threshold)
+        params, dataset.test, knob=clf.threshold)
   np.testing.assert_array_equal(got.labels, want.prediction)
   np.testing.assert_array_equal(got.actions.keep, want.actions.keep)
   assert clf.class_names == dataset.class_names

@@ -139,13 +139,17 @@ def test_only_the_trained_groups_change(ends, first):
 
 def test_what_the_policy_phases_start_from(ends, trainer):
   assert ends['dense'].teacher is None
-  masks = np.asarray(ends['warm_start'].candidates.keep)
+  masks = np.asarray(ends['warm_start'].params['value'].masks.keep)
   np.testing.assert_array_equal(masks[:7].sum(1), np.arange(6, -1, -1))
   stats = ends['warm_start'].params['policy_stats']
   assert 0 < stats.std.min() and np.abs(stats.mean).max() > 0
   for phase in ('policy', 'joint'):
     assert states.same(ends[phase].params['policy_stats'], stats)
-    assert states.same(ends[phase].candidates, ends['warm_start'].candidates)
+  value = [ends[phase].params['value']
+           for phase in ('warm_start', 'policy', 'joint')]
+  assert states.same(value[1], value[0])
+  assert states.same(value[2].masks, value[0].masks)
+  assert not states.same(value[2].kernel, value[0].kernel)  # fitted again
   # The controller of the price goes on where the last phase left it.
   prices = [float(ends[p].log_price) for p in tiny.PHASES]
   assert len(set(prices)) == 4
@@ -279,12 +283,12 @@ def test_evaluation_of_a_split_that_is_no_multiple_of_the_batch(
   split = trainer.dataset.train
   assert len(split) % trainer.config.eval_batch_size
   state = ends['joint']
-  out = trainer.evaluator.adaptive(state.params, split, threshold=0.5)
+  out = trainer.evaluator.adaptive(state.params, split, knob=0.5)
   assert [a.shape for a in out.actions] == [(len(split), 3)] * 2
   assert out.loss.shape == (len(split),)
   np.testing.assert_array_equal(
       out.correct, out.prediction == split.labels)
-  decided = trainer.evaluator.decisions(state.params, split, threshold=0.5)
+  decided = trainer.evaluator.decisions(state.params, split, knob=0.5)
   again = trainer.evaluator.with_actions(state.params, split, out.actions)
   for actions in (decided, again.actions):
     np.testing.assert_array_equal(actions.keep, out.actions.keep)
@@ -299,7 +303,7 @@ def test_evaluation_of_a_split_that_is_no_multiple_of_the_batch(
   log_p = np.asarray(jax.nn.log_softmax(logits))
   np.testing.assert_allclose(
       dense.loss, -log_p[np.arange(len(split)), split.labels], rtol=1e-4)
-  nothing = trainer.evaluator.adaptive(state.params, split, threshold=0.9999)
+  nothing = trainer.evaluator.adaptive(state.params, split, knob=0.9999)
   np.testing.assert_array_equal(nothing.actions.keep, 0)
 
 

@@ -275,7 +275,7 @@ def test_images_of_another_size(model, params):
 def _nets(model):
   return learned.PolicyNets(
       num_layers=plan.num_layers(model), num_classes=model.num_classes,
-      num_candidates=9, head=True, hidden=7)
+      head=True, hidden=7)
 
 
 def _count(model, stages, params):
@@ -326,9 +326,9 @@ def test_macs_with_a_policy_are_the_programs_own(num_fixed, asked):
   nets = _nets(model)
 
   def build():
-    policy, stats = learned.init_params(nets, model, jax.random.key(0))
-    return {**models.init_params(model, jax.random.key(0)),
-            'policy': policy, 'policy_stats': stats}
+    key = jax.random.key(0)
+    return {**models.init_params(model, key),
+            **learned.init_params(nets, model, key)}
 
   def decide(params, z1, images):
     features = learned.observe(nets, model, params, z1, images)

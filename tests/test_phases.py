@@ -26,36 +26,6 @@ import pytest
 import tiny
 
 
-def test_choose_meets_the_target_and_spends_on_the_hard():
-  ratios = jnp.float32([1., 0.6, 0.2])
-  value = jnp.float32([
-      [0.99, 0.98, 0.97],  # easy: little is gained by computing
-      [0.95, 0.85, 0.60],
-      [0.90, 0.55, 0.20],  # hard
-      [0.99, 0.98, 0.96]])
-  spent = []
-  for target in (0.25, 0.45, 0.65, 0.85, 1.):
-    price, best = warm_start.choose(value, ratios, target)
-    mean = ratios[best].mean()
-    assert mean <= target + 1e-6
-    assert ratios[best[2]] >= ratios[best[1]] >= ratios[best[0]]
-    # Dearer by nothing: at any clearly lower price too much would be spent.
-    cheaper = (value - 0.99 * price * ratios).argmax(-1)
-    assert ratios[cheaper].mean() > target or target == 1.
-    spent.append(mean)
-  assert spent == sorted(spent) and spent[0] < spent[-1]
-  # By hand: 0.4 is all that the hard one may cost, the others take 0.2.
-  _, best = warm_start.choose(value, ratios, 0.4)
-  np.testing.assert_array_equal(best, [2, 2, 0, 2])
-
-
-def test_choose_takes_no_more_than_helps():
-  """Every image is served best by the small mask: no price is needed."""
-  value = jnp.float32([[0.5, 0.9], [0.5, 0.9]])
-  _, best = warm_start.choose(value, jnp.float32([1., 0.3]), 0.8)
-  np.testing.assert_array_equal(best, [1, 1])
-
-
 @pytest.mark.parametrize('width', [6, 70])
 def test_num_unique(width):
   rng = np.random.default_rng(0)
@@ -220,7 +190,7 @@ def test_policy_gradient_image_by_image(
     z1 = modes.before_policy(system.model, params, batch.images)
     return policy.policy_gradient(
         system, c, params, z1, system.features(params, z1, batch.images),
-        state.log_price, batch, KEY, free)
+        state.log_price, batch, KEY, 0., free)
 
   grads, (metrics, updates) = jax.jit(
       jax.grad(loss, has_aux=True))(state.params)

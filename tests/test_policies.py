@@ -171,7 +171,7 @@ def _difficulty(logits):
     ('all', False), ('pooled', False), ('pooled', True)])
 def test_features_and_equations_6_to_10(tokens, head):
   nets, params, given, stats = _nets(
-      tokens=tokens, head=head, num_candidates=5)
+      tokens=tokens, head=head)
   answer = np.random.default_rng(2).normal(size=(B, K)).astype(np.float32)
   features = _apply(nets, params, given, stats, answer, method='features')
 
@@ -183,6 +183,8 @@ def test_features_and_equations_6_to_10(tokens, head):
                           + [_difficulty(answer)] * head, -1)
   np.testing.assert_allclose(features.aux_logits, aux, **CLOSE)
   np.testing.assert_allclose(features.inputs, inputs, **CLOSE)
+  np.testing.assert_allclose(features.fixed, np.concatenate(
+      [x * np.sqrt(0.03)] + [_difficulty(answer)] * head, -1), **CLOSE)
 
   bound = 0.9
   a1 = np.random.default_rng(1).integers(0, 2, (B, L1)).astype(np.float32)
@@ -196,8 +198,6 @@ def test_features_and_equations_6_to_10(tokens, head):
     assert want.min() > 0.1 - 1e-6 and want.max() < 0.9 + 1e-6
     np.testing.assert_allclose(
         learned.bounded(got, 1.), jax.nn.sigmoid(got), rtol=1e-6)
-  value = _apply(nets, params, features, method='value')
-  np.testing.assert_allclose(value, dense('value_head', inputs), **CLOSE)
 
 
 def test_hidden_layer_lies_beside_the_direct_path():
@@ -345,8 +345,8 @@ def _observed(model, images):
   """(jitted function of z1, parameters with a policy, z1, logits dropped)."""
   nets = learned.PolicyNets(
       num_layers=plan.num_layers(model), num_classes=4, head=True)
-  policy, stats = learned.init_params(nets, model, jax.random.key(0))
-  params = {**tiny.params(model), 'policy': policy, 'policy_stats': stats}
+  params = {**tiny.params(model),
+            **learned.init_params(nets, model, jax.random.key(0))}
   observe = jax.jit(
       lambda p, z1: learned.observe(nets, model, p, z1, images).inputs)
   z1 = jax.jit(lambda p: modes.before_policy(model, p, images))(params)

@@ -63,11 +63,11 @@ def test_each_phase_trains_its_groups(run):
   # The policy's phases leave the model as its exits left it.
   assert states.same(state.teacher, {'backbone': state.params['backbone']})
   # All encoders, of both branches, but the fixed one.
-  assert [a.shape for a in state.candidates] == [(3 * 7, 3)] * 2
+  assert [a.shape for a in state.params['value'].masks] == [(3 * 7, 3)] * 2
   rows = [json.loads(line) for line in pathlib.Path(
       workdir, 'metrics.jsonl').read_text().splitlines()]
   assert {key for row in rows for key in row} >= {
-      'exits/loss_0', 'exits/loss_1', 'warm_start/value_loss',
+      'exits/loss_0', 'exits/loss_1', 'warm_start/imitation_loss',
       'policy/reward', 'policy/keep_mlp', 'holdout/macs_ratio'}
   ratios = [row['policy/macs_ratio'] for row in rows
             if 'policy/macs_ratio' in row]
@@ -89,7 +89,7 @@ def decided(run):
   """`Actions` of the policy on the test images."""
   _, trainer, state = run
   found = trainer.evaluator.decisions(
-      state.params, trainer.dataset.test, threshold=0.5)
+      state.params, trainer.dataset.test, knob=0.5)
   assert 0 < found.keep.mean() < 1
   assert len(np.unique(found.keep, axis=0)) > 1
   return found

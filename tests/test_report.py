@@ -348,7 +348,7 @@ def test_the_calibrated_threshold_meets_the_budget_on_held_out_images(
       found.state(saved, trainer.system, trainer.mesh))
   def spent(threshold):
     out = trainer.evaluator.adaptive(
-        params, dataset.holdout, threshold=threshold)
+        params, dataset.holdout, knob=threshold)
     return trainer.system.cost.ratio(out.actions).mean()
   target = (spent(0.01) + spent(0.99)) / 2
   assert spent(0.99) < target < spent(0.01)

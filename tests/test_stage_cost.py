@@ -159,9 +159,9 @@ def test_policy_networks_of_a_ravit_are_the_programs_own(num_fixed):
       head=True, hidden=5)
 
   def build():
-    policy, stats = learned.init_params(nets, model, jax.random.key(0))
-    return {**models.init_params(model, jax.random.key(0)),
-            'policy': policy, 'policy_stats': stats}
+    key = jax.random.key(0)
+    return {**models.init_params(model, key),
+            **learned.init_params(nets, model, key)}
 
   def decide(params, z1, images):
     features = learned.observe(nets, model, params, z1, images)

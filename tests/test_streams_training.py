@@ -60,7 +60,7 @@ def _state(system, phase):
       return jax.random.key(0)
     if name.startswith('opt_state') or not x.shape:
       return np.zeros(x.shape, x.dtype)
-    if name.startswith('candidates'):
+    if '/masks/' in name:
       return np.float32(rng.integers(0, 2, x.shape))
     if name.endswith(('var', 'std')):
       return np.float32(rng.uniform(0.5, 2, x.shape))

@@ -14,6 +14,7 @@ from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 from adavit_jax.policies import learned
 from adavit_jax.policies import observation
+from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import state as state_lib
 
@@ -62,6 +63,7 @@ class Evaluator:
     self._decisions = jit(lambda *args: tuple(self._decide(*args)[-1]))
     self._z1 = jit(self._run_z1)
     self._moments = jit(self._run_moments)
+    self._success = jit(self._run_success)
 
   def with_actions(self, params, split, actions, num=None):
     """Classifies a split under given actions.
@@ -89,35 +91,35 @@ class Evaluator:
     return self.with_actions(params, split, fixed.all_layers(
         plan.num_layers(self._system.model)), num)
 
-  def adaptive(self, params, split, *, threshold):
+  def adaptive(self, params, split, *, knob):
     """Classifies a split under the learned policy.
 
     Args:
       params: groups, with the policy's.
       split: `Split`.
-      threshold: the policy's threshold, in (0, 1); a new value does not
-        recompile.
+      knob: the policy's threshold, in (0, 1), or a value policy's price; a new
+        number does not recompile.
 
     Returns:
       `Outputs`.
     """
     return self._outputs(split, lambda images, labels, rows: self._adaptive(
-        params, images, labels, jnp.float32(threshold)))
+        params, images, labels, jnp.float32(knob)))
 
-  def decisions(self, params, split, *, threshold):
+  def decisions(self, params, split, *, knob):
     """Returns the learned policy's actions, without running the layers.
 
     Args:
       params: as in `adaptive`.
       split: `Split` of n images.
-      threshold: as in `adaptive`.
+      knob: as in `adaptive`.
 
     Returns:
       `Actions` [n, L1], [n, L2].
     """
     return Actions(*self._collect(
         split, lambda images, labels, rows: self._decisions(
-            params, images, jnp.float32(threshold))))
+            params, images, jnp.float32(knob))))
 
   def z1(self, params, split, num):
     """Returns z1 of up to `num` evenly spaced images.
@@ -130,6 +132,33 @@ class Evaluator:
     z1, images = self._collect(
         split, lambda images, labels, rows: self._z1(params, images), rows)
     return z1, images, split.labels[rows]
+
+  def success(self, params, split, masks, num, progress=lambda done: None):
+    """Runs every one of a few masks on up to `num` evenly spaced images.
+
+    Args:
+      params: groups, with the policy's.
+      split: `Split`.
+      masks: `Actions` [C, L1], [C, L2].
+      num: the number of images.
+      progress: called after each batch with the number of images so far.
+
+    Returns:
+      NumPy arrays: what a value policy observes, float32 [n, F]; probability of
+      the true class, float32 [n, C]; whether the prediction is right, bool
+      [n, C].
+    """
+    params = {**state_lib.model_params(params),
+              **{name: params[name] for name in ('policy', 'policy_stats')}}
+    parts, done = [], 0
+    for valid, out in batched.run_batches(
+        split, _evenly(split, num), lambda images, labels, rows, valid: (
+            self._success(params, images, labels, tuple(masks))),
+        self._mesh, self._batch_size):
+      parts.append([x[:valid] for x in out])
+      done += valid
+      progress(done)
+    return tuple(map(np.concatenate, zip(*parts)))
 
   def feature_stats(self, params, split, num):
     """Returns mean and standard deviation of the policy's features.
@@ -176,19 +205,33 @@ class Evaluator:
     mean = x.mean(0, where=valid)
     return mean, jnp.square(x - mean).sum(0, where=valid)
 
+  def _run_success(self, params, images, labels, masks):
+    system, params = self._system, self._system.fold(params)
+    images = system.normalize(images)
+    z1 = system.before_policy(params, images)
+    observed = system.features(params, z1, images).fixed
+    def one(mask):  # shared by the batch, so that dropped layers are not run
+      p = jax.nn.softmax(modes.after_policy(
+          system.model, params, z1, Actions(*mask), 'cond',
+          images=images).total)
+      return (jnp.take_along_axis(p, labels[:, None], 1)[:, 0],
+              p.argmax(-1) == labels)
+    success, correct = jax.lax.map(one, masks)
+    return observed, success.T, correct.T
+
   def _run_with_actions(self, params, images, labels, actions):
     images, params = self._system.normalize(images), self._system.fold(params)
     z1 = self._system.before_policy(params, images)
     return self._classify(params, z1, images, labels, actions)
 
-  def _decide(self, params, images, threshold):
+  def _decide(self, params, images, knob):
     images, params = self._system.normalize(images), self._system.fold(params)
     z1 = self._system.before_policy(params, images)
     return params, images, z1, self._system.greedy(
-        params, z1, images, threshold)
+        params, z1, images, knob)
 
-  def _run_adaptive(self, params, images, labels, threshold):
-    params, images, z1, actions = self._decide(params, images, threshold)
+  def _run_adaptive(self, params, images, labels, knob):
+    params, images, z1, actions = self._decide(params, images, knob)
     return self._classify(params, z1, images, labels, actions)
 
   def _classify(self, params, z1, images, labels, actions):

@@ -27,7 +27,7 @@ def _last_exit(trainer, params, phase):
   actions = after.actions
   if actions is None:
     out = trainer.evaluator.adaptive(
-        params, split, threshold=config.nets.threshold)
+        params, split, knob=system.knob(params))
   else:
     out = trainer.evaluator.with_actions(params, split, actions)
   ratio = float(after.cost.ratio(out.actions).mean())

@@ -1,7 +1,6 @@
 """A trained model as a Python function: images in, predictions out."""
 
 import functools
-import numbers
 from typing import NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ from adavit_jax.inference.cascade_classifier import check_max_batch_size
 from adavit_jax.models import actions as actions_lib
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
+from adavit_jax.policies import knob as knob_lib
 from adavit_jax.runtime import modes
 from adavit_jax.train import state as state_lib
 
@@ -48,13 +48,14 @@ class Classifier:
 
   Attributes:
     class_names: K strings, or () if the run has none.
-    threshold: the policy's threshold, in (0, 1): higher drops more layers. It
-      may be changed at any time without recompiling.
+    threshold: the threshold of policy networks, in (0, 1): higher drops more
+      layers. It may be changed at any time without recompiling.
+    price: the price of a value policy, positive: as the threshold.
     params: groups, folded for inference.
   """
   EXPORTS = ('dense', 'static', 'cond', 'compact')  # modes of export.export
   # Slots make mistyped attributes, such as `thresholds`, errors.
-  __slots__ = ('class_names', 'threshold', 'params', '_system', '_actions',
+  __slots__ = ('class_names', 'params', '_system', '_actions', '_number',
                '_sizes', '_cost', '_run')
 
   def __init__(self, system, state, *, actions=None, class_names=(),
@@ -82,8 +83,9 @@ class Classifier:
       raise ValueError('actions=None needs a policy, but this system has none; '
                        'give actions, for example fixed.all_layers(...)')
     self._system, self.class_names = system, tuple(class_names)
-    self.threshold = system.config.nets.threshold
     params = state_lib.final_params(state)
+    self._number = (system.config.nets.threshold if actions is not None
+                    else float(system.knob(params)))
     if actions is not None:  # each array argument slows a call
       params = state_lib.model_params(params)
     self.params = jax.jit(system.fold)(params)
@@ -94,8 +96,8 @@ class Classifier:
 
   def __repr__(self):
     if self.actions is None:
-      layers = (f'a policy decides, threshold={self.threshold}; cond for one '
-                f'image, compact for more')
+      layers = (f'a policy decides, {self.knob.name}={self._number:.4g}; cond '
+                f'for one image, compact for more')
     else:
       kept, num = int(self.actions.num_kept), self.actions.keep.size
       layers = f'{kept} of {num} that may be dropped, of every image; static'
@@ -111,6 +113,42 @@ class Classifier:
   def actions(self):
     """`Actions` [L1], [L2] of every image, or None: the policy decides."""
     return self._actions
+
+  @property
+  def knob(self):
+    """The `Knob` of the policy; its number may be read and set by its name."""
+    system = self._system
+    by_value = self._actions is None and system.nets.decide == 'value'
+    return knob_lib.KNOBS['value' if by_value else 'networks']
+
+  @property
+  def number(self):
+    """The number of `knob`."""
+    return self._number
+
+  @property
+  def threshold(self):
+    return self._of('threshold')
+
+  @threshold.setter
+  def threshold(self, number):
+    self._of('threshold')
+    self._number = number
+
+  @property
+  def price(self):
+    return self._of('price')
+
+  @price.setter
+  def price(self, number):
+    self._of('price')
+    self._number = number
+
+  def _of(self, name):
+    if name != self.knob.name:
+      raise AttributeError(f'{name} is not for this policy; set '
+                           f'{self.knob.name}')
+    return self._number
 
   def read(self, path):
     """Reads an image file for the model, see `data.decode.read`."""
@@ -133,11 +171,11 @@ class Classifier:
       `Prediction`.
 
     Raises:
-      ValueError: if the images have another size or dtype, or the threshold is
-        outside (0, 1).
+      ValueError: if the images have another size or dtype, or the threshold or
+        price is out of its range.
     """
     images = models.as_pixels(self.system.model, images)
-    check_threshold(self.threshold)
+    self.knob.check(self._number)
     largest, parts = self._sizes[-1], []
     for start in range(0, len(images), largest):
       batch = images[start:start + largest]
@@ -146,7 +184,7 @@ class Classifier:
       if num < size:
         batch = np.pad(batch, [(0, size - num), *[(0, 0)] * 3])
       out = self._run(self.params, batch, np.arange(size) < num,
-                      np.float32(self.threshold))
+                      np.float32(self._number))
       parts.append(out)
       if len(parts) > 2:  # so that the device holds at most three parts
         parts[-3] = jax.device_get(parts[-3])
@@ -158,7 +196,7 @@ class Classifier:
                       self._cost.adaptive(actions))
 
 
-def predict(system, actions, params, images, valid, threshold):
+def predict(system, actions, params, images, valid, number):
   """Classifies images: the whole classifier as a pure function, to be jitted.
 
   Args:
@@ -168,7 +206,7 @@ def predict(system, actions, params, images, valid, threshold):
     params: groups, folded.
     images: uint8 [B, S, S, C].
     valid: [B] bool, False for padding.
-    threshold: the policy's threshold, [].
+    number: the policy's threshold or price, [].
 
   Returns:
     (logits [B, K], `Actions` [B, L1], [B, L2]).
@@ -177,20 +215,13 @@ def predict(system, actions, params, images, valid, threshold):
   z1 = system.before_policy(params, images)
   mode = 'static'
   if actions is None:
-    actions = system.greedy(params, z1, images, threshold)
+    actions = system.greedy(params, z1, images, number)
     actions = Actions(*(a * valid[:, None] for a in actions))
     mode = 'cond' if images.shape[0] == 1 else 'compact'
   logits = modes.after_policy(
       system.model, params, z1, actions, mode, images=images).total
   return logits, Actions(*(
       jnp.broadcast_to(a, (images.shape[0], a.shape[-1])) for a in actions))
-
-
-def check_threshold(value):
-  """Raises a ValueError unless `value` is a number in (0, 1)."""
-  if not (isinstance(value, (numbers.Real, np.ndarray, jax.Array))
-          and np.ndim(value) == 0 and 0 < value < 1):
-    raise ValueError(f'threshold={value!r} must be a number in (0, 1)')
 
 
 def batch_sizes(largest):

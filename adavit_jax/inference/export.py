@@ -31,8 +31,8 @@ def export(clf, path, *, mode, batch_size=None, platforms=_DEFAULT):
 
   'dense' runs all layers and 'static' those of the classifier's actions:
   `images -> (logits, keep)`. In 'cond' the policy decides for one image and in
-  'compact' for every image of a batch: `(images, threshold) -> (logits, keep)`,
-  with threshold [] float32 in (0, 1). Images are uint8 [B, S, S, C] in the
+  'compact' for every image of a batch: `(images, number) -> (logits, keep)`,
+  with its threshold or price, [] float32. Images are uint8 [B, S, S, C] in the
   model's size, logits are [B, K] float32, and keep [B, L1 + L2] marks the
   layers that ran, MSA then MLP. The passes of 'compact' are sized for the
   backend that exports.
@@ -47,7 +47,8 @@ def export(clf, path, *, mode, batch_size=None, platforms=_DEFAULT):
 
   Raises:
     ValueError: if mode, batch size or platforms are invalid or do not fit the
-      classifier, the threshold is outside (0, 1), or the path is a directory.
+      classifier, the threshold or price is out of its range, or the path is a
+      directory.
   """
   _check(clf, mode, batch_size, platforms)
   if epath.Path(path).expanduser().is_dir():
@@ -58,21 +59,21 @@ def export(clf, path, *, mode, batch_size=None, platforms=_DEFAULT):
     actions = fixed.all_layers(plan.num_layers(model))
   learned = mode in ('cond', 'compact')
   if learned:
-    classifier_lib.check_threshold(clf.threshold)
+    clf.knob.check(clf.number)
   size = (batch_size or 1) if learned else batch_size
   params = jax.tree.map(np.asarray, clf.params)
 
-  def run(images, threshold=None):
+  def run(images, number=None):
     valid = jnp.ones(images.shape[0])
     logits, ran = classifier_lib.predict(
-        clf.system, actions, params, images, valid, threshold)
+        clf.system, actions, params, images, valid, number)
     return logits, ran.keep
 
   args = [batch_of(_image(model), size)]
   if learned:
     args.append(jax.ShapeDtypeStruct((), jnp.float32))
   metadata = dict(
-      mode=mode, threshold=float(clf.threshold) if learned else None,
+      mode=mode, **_number(clf, learned),
       num_layers=list(plan.num_layers(model)), **_metadata(clf))
   # Lowered before anything is written, since it may fail.
   artefact = lower(run, args, platforms)
@@ -180,6 +181,11 @@ def lower(function, args, platforms):
 def _image(model):
   shape = (model.image_size, model.image_size, model.channels)
   return jax.ShapeDtypeStruct(shape, jnp.uint8)
+
+
+def _number(clf, learned):
+  """Returns the threshold or price that is written beside a program."""
+  return {clf.knob.name: float(clf.number) if learned else None}
 
 
 def _metadata(clf):

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.models.params import check_key
+from adavit_jax.policies import mask_search
 from adavit_jax.policies import observation
+from adavit_jax.policies import value as value_lib
 from adavit_jax.runtime import modes
 
 
@@ -36,8 +38,8 @@ class PolicyNets(nn.Module):
     hidden: width of a hidden layer in parallel to the direct path; 0 for the
       single dense layer of the patent.
     bias: initial bias; with positive values most layers are kept at first.
-    num_candidates: C, number of candidate masks whose success the value head
-      predicts; 0 for no value head.
+    decide: what chooses the layers at inference, 'networks' or 'value', a
+      linear value policy on the same observations, see `value`.
   """
   num_layers: tuple[int, int]
   num_classes: int
@@ -46,11 +48,20 @@ class PolicyNets(nn.Module):
   head: bool = False
   hidden: int = 0
   bias: float = 2.0
-  num_candidates: int = 0
+  decide: str = 'networks'
 
   def num_features(self, at):
     """F, number of token features at a place with `Tokens` `at`."""
     return observation.num_features(at, self.tokens)
+
+  def num_fixed_features(self, at):
+    """F'', number of inputs of the value policy at a place."""
+    return self.num_features(at) + (self.num_classes + 3 if self.head else 0)
+
+  @property
+  def num_candidates(self):
+    """C, number of masks that the value policy chooses from."""
+    return mask_search.NUM_CHAINS * (sum(self.num_layers) + 1)
 
   def setup(self):
     init = nn.initializers.normal(0.01)
@@ -62,8 +73,6 @@ class PolicyNets(nn.Module):
       self.aux_head = nn.Dense(self.num_classes, kernel_init=init)
     if self.hidden:
       self.hidden_layer = nn.Dense(self.hidden)
-    if self.num_candidates:
-      self.value_head = nn.Dense(self.num_candidates, kernel_init=init)
 
   def features(self, x, stats, head_logits=None):
     """Computes the input of both networks.
@@ -85,14 +94,15 @@ class PolicyNets(nn.Module):
                        'learned.observe')
     x = jax.lax.stop_gradient((x - stats.mean) / stats.std)
     aux_logits = self.aux_head(x) if self.aux else None
-    x = x * observation.TOKEN_SCALE
-    if self.aux:
-      x = jnp.concatenate([x, observation.difficulty(aux_logits)], axis=-1)
-    if self.head:
-      x = jnp.concatenate([x, observation.difficulty(head_logits)], axis=-1)
+    tokens = x * observation.TOKEN_SCALE
+    join = lambda *parts: jnp.concatenate(
+        [part for part in parts if part is not None], axis=-1)
+    head = observation.difficulty(head_logits) if self.head else None
+    aux = observation.difficulty(aux_logits) if self.aux else None
+    x = join(tokens, aux, head)
     if self.hidden:
-      x = jnp.concatenate([x, nn.gelu(self.hidden_layer(x))], axis=-1)
-    return observation.Features(x, aux_logits)
+      x = join(x, nn.gelu(self.hidden_layer(x)))
+    return observation.Features(join(tokens, head), x, aux_logits)
 
   def msa(self, features):
     """MSA logits [B, L1] (equation 6 before the sigmoid)."""
@@ -103,17 +113,11 @@ class PolicyNets(nn.Module):
     x = jnp.concatenate([features.inputs, msa_actions], axis=-1)
     return self.mlp_net(x)
 
-  def value(self, features):
-    """Logits [B, C] of the model being correct under each candidate mask."""
-    return self.value_head(features.inputs)
-
   def __call__(self, x, stats, head_logits=None):
     """Runs all networks to initialise them; arguments as in `features`."""
     features = self.features(x, stats, head_logits)
     msa = self.msa(features)
-    mlp = self.mlp(features, (msa > 0).astype(jnp.float32))
-    value = self.value(features) if self.num_candidates else None
-    return msa, mlp, value
+    return msa, self.mlp(features, (msa > 0).astype(jnp.float32))
 
 
 def init_params(nets, model, key):
@@ -125,24 +129,28 @@ def init_params(nets, model, key):
     key: PRNG key.
 
   Returns:
-    (parameter tree, `Stats` [F] of mean 0 and standard deviation 1).
+    The groups 'policy', 'policy_stats', `Stats` [F] of mean 0 and standard
+    deviation 1, and 'value', a `Value` before its fit.
 
   Raises:
     ValueError: if `key` is not a single PRNG key.
   """
   check_key(key)
-  return _init(
-      nets, nets.num_features(plan.tokens_at(model, model.num_fixed)), key)
+  return _init(nets, plan.tokens_at(model, model.num_fixed), key)
 
 
 # Jitted, so that later calls do not trace it again.
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _init(nets, num_features, key):
+def _init(nets, at, key):
+  num_features = nets.num_features(at)
   stats = observation.Stats(jnp.zeros(num_features, jnp.float32),
                             jnp.ones(num_features, jnp.float32))
   x = jnp.zeros((1, num_features))
   logits = jnp.zeros((1, nets.num_classes))
-  return nets.init(key, x, stats, logits)['params'], stats
+  return dict(
+      policy=nets.init(key, x, stats, logits)['params'], policy_stats=stats,
+      value=value_lib.new(nets.num_fixed_features(at), nets.num_candidates,
+                          nets.num_layers))
 
 
 def token_features(nets, model, z1):
@@ -239,7 +247,7 @@ def greedy(nets, params, features, *, threshold=0.5, free=None):
     params: parameters of the networks.
     features: `Features` of B images.
     threshold: in (0, 1); higher values drop more layers;
-      `policy_threshold.calibrate` finds one for a budget.
+      `knob.calibrate` finds one for a budget.
     free: see `sample`.
 
   Returns:
@@ -253,6 +261,14 @@ def greedy(nets, params, features, *, threshold=0.5, free=None):
   mlp = decide(nets.apply({'params': params}, features, msa, method='mlp'),
                free.mlp)
   return Actions(msa, mlp)
+
+
+def shifted(params, shift):
+  """Returns the parameters of the networks with `shift` [] added to all logits.
+  """
+  move = lambda net: {**net, 'bias': net['bias'] + shift}
+  return {**params, 'msa_net': move(params['msa_net']),
+          'mlp_net': move(params['mlp_net'])}
 
 
 def action_logits(nets, params, features, actions):

@@ -17,12 +17,15 @@ class Stats(NamedTuple):
 
 
 class Features(NamedTuple):
-  """The input of both networks.
+  """What the policy observes.
 
   Attributes:
-    inputs: [B, F'] policy features.
+    fixed: [B, F''] features that no network of the policy changes, the input of
+      the value policy.
+    inputs: [B, F'] input of both networks.
     aux_logits: [B, K] logits of the auxiliary classifier, or None.
   """
+  fixed: jax.Array
   inputs: jax.Array
   aux_logits: jax.Array | None
 

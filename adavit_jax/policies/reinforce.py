@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from adavit_jax.models.actions import Actions
-
-PRICES = 1e-3, 20.  # bounds of the price μ of MACs
+from adavit_jax.policies import value
 
 
 def drop_reward(actions):
@@ -112,7 +111,7 @@ def update_price(log_price, macs_ratio, target, rate):
       the policy ignores the image.
 
   Returns:
-    The new log μ, with μ clipped to `PRICES`.
+    The new log μ, with μ clipped to `value.PRICES`.
   """
   log_price = log_price + rate * (macs_ratio - target)
-  return jnp.clip(log_price, *map(jnp.log, PRICES))
+  return jnp.clip(log_price, *map(jnp.log, value.PRICES))

@@ -1,15 +1,19 @@
 """Evaluates a run: dense, adaptive, and baselines at the same MACs."""
 
+import copy
 import functools
 
 import jax
 import numpy as np
 
+from adavit_jax.evaluation import evaluator
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
+from adavit_jax.policies import knob as knob_lib
 from adavit_jax.policies import mask_search
-from adavit_jax.policies import policy_threshold
+from adavit_jax.policies import value as value_lib
+from adavit_jax.report import ceiling
 from adavit_jax.report import rows as rows_lib
 from adavit_jax.report import static_masks
 from adavit_jax.runs import phase_start
@@ -70,45 +74,51 @@ class Report:
   def dense_row(self):
     return rows_lib.row(self.dense, self._system.plain_cost)
 
+  @property
+  def knob(self):
+    """The `Knob` of the policy."""
+    return knob_lib.KNOBS[self._system.nets.decide]
+
   def calibrate(self, params, target):
-    """Finds the threshold at which held-out images take `target` mean MACs.
+    """Finds the knob's number at which held-out images take `target` mean MACs.
 
     Args:
       params: groups with a trained policy.
       target: MACs per image over the dense model's.
 
     Returns:
-      A threshold in (0, 1).
+      A number in the knob's range.
 
     Raises:
       ValueError: if no images were held out.
     """
+    name = self.knob.name
     if not len(self._data.holdout):
-      raise ValueError('no images were held out to calibrate the threshold on; '
-                       'give --threshold=0.5, or train with '
-                       '--config.data.holdout=0.1')
-    def macs_ratio(threshold):
+      raise ValueError(f'no images were held out to calibrate the {name} on; '
+                       f'give --{name}=0.5, or train with '
+                       f'--config.data.holdout=0.1')
+    def macs_ratio(number):
       actions = self._evaluator.decisions(
-          params, self._data.holdout, threshold=threshold)
+          params, self._data.holdout, knob=number)
       return self._system.cost.ratio(actions).mean()
-    return policy_threshold.calibrate(macs_ratio, target)
+    return knob_lib.calibrate(self.knob, macs_ratio, target)
 
-  def policy_rows(self, params, threshold):
+  def policy_rows(self, params, number):
     """Returns rows of one set of weights: policy, random and shuffled actions.
 
     Args:
       params: groups with a trained policy.
-      threshold: the policy's threshold; None calibrates it to the budget.
+      number: the knob's; None calibrates it to the budget.
 
     Returns:
       (dict of rows adaptive, random, shuffled; `Outputs` of the policy).
     """
-    if threshold is None:
-      threshold = self.calibrate(params, self._budget)
+    if number is None:
+      number = self.calibrate(params, self._budget)
     test, cost = self._data.test, self._system.cost
-    out = self._evaluator.adaptive(params, test, threshold=threshold)
+    out = self._evaluator.adaptive(params, test, knob=number)
     adaptive = rows_lib.adaptive_row(out, self.dense, cost, test.meta)
-    adaptive['threshold'] = threshold
+    adaptive[self.knob.name] = number
     keep = rows_lib.budget_keep(
         self._system.plain_cost, adaptive['macs_ratio'])
     random, shuffled = [], []
@@ -126,9 +136,9 @@ class Report:
     return dict(adaptive=adaptive, random=rows_lib.mean_rows(random),
                 shuffled=rows_lib.mean_rows(shuffled)), out
 
-  def final(self, threshold=None):
+  def final(self, number=None):
     """Returns `policy_rows` of the checkpoint."""
-    return self.policy_rows(self._params, threshold)
+    return self.policy_rows(self._params, number)
 
   def at(self, macs_ratio):
     """Returns the policy's row of the checkpoint, calibrated to `macs_ratio`.
@@ -140,15 +150,37 @@ class Report:
       macs_ratio: mean MACs per image over the dense model's.
 
     Returns:
-      A row, with the threshold.
+      A row, with the knob's number.
 
     Raises:
       ValueError: as `calibrate`.
     """
-    threshold = self.calibrate(self._params, macs_ratio)
-    out = self._evaluator.adaptive(
-        self._params, self._data.test, threshold=threshold)
-    return dict(rows_lib.row(out, self._system.cost), threshold=threshold)
+    return self._row_at(
+        self._params, self.calibrate(self._params, macs_ratio))
+
+  def by_value(self):
+    """Returns this report with the value policy; None if it is not fitted."""
+    if not value_lib.is_fitted(self._params['value']):
+      return None
+    report = copy.copy(self)
+    report._system = self._system.deciding('value')
+    report._evaluator = evaluator.Evaluator(
+        report._system, self.trainer.mesh, self.trainer.config.eval_batch_size)
+    return report
+
+  def untuned_at(self, macs_ratio):
+    """Returns the row, as `at`, of the weights before the joint phase."""
+    params = self._params_after('policy')
+    return self._row_at(params, self.calibrate(params, macs_ratio))
+
+  def ceiling(self):
+    """Returns `ceiling.rows` of the checkpoint's value policy."""
+    return ceiling.rows(self._evaluator, self._system, self._params,
+                        self._data.test, self._budget)
+
+  def _row_at(self, params, number):
+    out = self._evaluator.adaptive(params, self._data.test, knob=number)
+    return {**rows_lib.row(out, self._system.cost), self.knob.name: number}
 
   def one_set_of_weights(self):
     """Compares adaptive and static choices on the untuned weights.
@@ -186,18 +218,13 @@ class Report:
     return rows
 
   def sweep(self, num=11):
-    """Evaluates the final policy at `num` thresholds: one model, many budgets.
+    """Evaluates the final policy at `num` budgets.
 
     Returns:
-      Rows of the test split, from the lowest to the highest threshold.
+      Rows of the test split, from the lowest to the highest number of the knob.
     """
-    rows = []
-    for logit in np.linspace(-4, 4, num):
-      out = self._evaluator.adaptive(
-          self._params, self._data.test, threshold=_sigmoid(logit))
-      rows.append(dict(rows_lib.row(out, self._system.cost),
-                       threshold=_sigmoid(logit)))
-    return rows
+    return [self._row_at(self._params, number)
+            for number in self.knob.sweep(num)]
 
   def static_masks(self, macs_ratio):
     """Returns static masks to tune, with at least `macs_ratio` if possible.
@@ -219,7 +246,3 @@ class Report:
       i = static_masks.at_budget(*self._masks.score, macs_ratio, half)
       chosen['static'] = self._masks.mask(i)
     return chosen
-
-
-def _sigmoid(x):
-  return float(1 / (1 + np.exp(-x)))

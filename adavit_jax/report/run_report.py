@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 from etils import epath
 import jax
 from ml_collections import config_dict
-import numpy as np
 
 from adavit_jax.models import plan
+from adavit_jax.policies import knob as knob_lib
 from adavit_jax.report import exit_report
 from adavit_jax.report import pictures
 from adavit_jax.report import policy_report
@@ -19,9 +19,11 @@ from adavit_jax.runs import checks
 from adavit_jax.runs import loop
 from adavit_jax.runs import saved_run
 from adavit_jax.train import state as state_lib
+from adavit_jax.train.phases.phase import choice
 
 _LABELS = (
     ('dense', 'dense'), ('adaptive', 'adaptive'),
+    ('value', 'adaptive, by value'),
     ('adaptive_at_static', 'adaptive, at the MACs below'),
     ('static', 'static, best, tuned alike'),
     ('static_last', 'static, last k, tuned alike'), ('random', 'random'),
@@ -30,7 +32,7 @@ _LABELS = (
 
 def evaluate(workdir, *, threshold=None, best=False, static=True,
              data_dir=None, rule=None, mac_target=None, curve=None,
-             attributes=None):
+             attributes=None, decide=None, price=None, ceiling=False):
   """Evaluates a run on the test split; prints tables and draws pictures.
 
   Args:
@@ -49,6 +51,10 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
       'best'.
     attributes: {name: value} of the model that replace the config's, of those
       that may change after training.
+    decide: replaces the config's `nets.decide`.
+    price: the price of a value policy; None calibrates it as the threshold.
+    ceiling: also run every candidate mask on every test image, see
+      `ceiling.rows`.
 
   Returns:
     The report as a JSON-serialisable dict, or None if a signal stopped it. Its
@@ -62,7 +68,7 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
       sub-networks cannot be tuned on this number of devices.
   """
   options = _Options(threshold, best, static, data_dir, rule, mac_target,
-                     curve, attributes or {})
+                     curve, attributes or {}, decide, price, ceiling)
   with saved_run.Run(workdir) as run:
     return _evaluate(run, run.workdir, options)
 
@@ -77,6 +83,9 @@ class _Options(NamedTuple):
   mac_target: float | None
   curve: str | None
   attributes: dict[str, Any]
+  decide: str | None
+  price: float | None
+  ceiling: bool
 
 
 def _evaluate(run, workdir, options):
@@ -118,10 +127,14 @@ def _trainer(run, saved, workdir, options):
     config.data.data_dir = options.data_dir
   if options.rule is not None:
     config.exits.rule = options.rule
-  if options.mac_target is not None and options.threshold is not None:
-    raise ValueError(f'--mac_target={options.mac_target} calibrates thresholds '
-                     f'and --threshold={options.threshold} sets them; leave '
-                     f'one out')
+  if options.decide is not None:
+    choice('--decide', options.decide, tuple(knob_lib.KNOBS))
+    config.nets.decide = options.decide
+  for name in ('threshold', 'price'):
+    number = getattr(options, name)
+    if options.mac_target is not None and number is not None:
+      raise ValueError(f'--mac_target={options.mac_target} calibrates the '
+                       f'{name} and --{name}={number} sets it; leave one out')
   trained_for = config.mac_target
   if options.mac_target is not None:
     config.mac_target = options.mac_target  # `Trainer` checks it
@@ -139,7 +152,7 @@ def _tunes_static(phase, options):
 
 def _check_without_exits(trainer, saved, workdir, options):
   """Raises a ValueError for options that do not fit a model without exits."""
-  size, threshold = trainer.config.joint.batch_size, options.threshold
+  size = trainer.config.joint.batch_size
   if (_tunes_static(saved.info['phase'], options)
       and size % trainer.mesh.size):
     raise ValueError(f'joint.batch_size={size}, with which static sub-networks '
@@ -150,13 +163,14 @@ def _check_without_exits(trainer, saved, workdir, options):
     if (value := getattr(options, name)) is not None:
       raise ValueError(f'--{name}={value} is for a model with exits, but '
                        f'{workdir} holds one without; leave it out')
-  if threshold is not None and not (np.ndim(threshold) == 0
-                                    and 0 < threshold < 1):
-    raise ValueError(f'--threshold={threshold} must be a number in (0, 1) for '
-                     f'a policy')
   if trainer.system.after(saved.info['phase']).actions is None:
+    for decide, knob in knob_lib.KNOBS.items():
+      if (number := getattr(options, knob.name)) is not None:
+        knob.check(number)
+        choice(f'--{knob.name} is given and nets.decide',
+               trainer.config.nets.decide, (decide,))
     return
-  for name in ('threshold', 'mac_target'):
+  for name in ('threshold', 'price', 'mac_target', 'decide'):
     if (value := getattr(options, name)) is not None:
       raise ValueError(f'--{name}={value} is for a policy, but {workdir} ends '
                        f"with the phase {saved.info['phase']!r}, which has "
@@ -166,10 +180,21 @@ def _check_without_exits(trainer, saved, workdir, options):
 def _with_policy(trainer, run, state, metadata, options):
   """Reports on a run whose policy decides; None if a signal stopped it."""
   report = policy_report.Report(trainer, run, state, metadata['budget'])
+  by_value = report.by_value()
+  if by_value is None and (options.ceiling or report.knob.name == 'price'):
+    raise ValueError(f"--ceiling and nets.decide='value' need a run with the "
+                     f"phase warm_start, but {metadata['workdir']} has fitted "
+                     f'no value policy; leave them out')
   result = dict(metadata, dense=report.dense_row())
-  rows, outputs = report.final(options.threshold)
+  rows, outputs = report.final(getattr(options, report.knob.name))
   result.update(rows)
   one = report.one_set_of_weights()
+  if by_value and len(trainer.dataset.holdout):
+    result['value'] = by_value.at(result['adaptive']['macs_ratio'])
+    if one:
+      one['value'] = by_value.untuned_at(one['adaptive']['macs_ratio'])
+  if options.ceiling:
+    result['ceiling'] = by_value.ceiling()
   if _tunes_static(metadata['phase'], options):
     chosen = report.static_masks(result['adaptive']['macs_ratio'])
     for name, actions in chosen.items():
@@ -211,10 +236,15 @@ def _show(result, num_layers):
   _show_rows(result)
   print()
   print(table.format_policy(result['adaptive'], num_layers))
+  if 'ceiling' in result:
+    print('\nEvery candidate mask on every test image:\n')
+    print(table.format_ceiling(result['ceiling']))
   one = result['one_set_of_weights']
   if one:
-    labels = [('adaptive', 'adaptive'), ('static', 'static, best'),
-              ('random', 'random'), ('shuffled', 'adaptive, shuffled')]
+    labels = [('adaptive', 'adaptive'), ('value', 'adaptive, by value'),
+              ('static', 'static, best'), ('random', 'random'),
+              ('shuffled', 'adaptive, shuffled')]
+    labels = [(key, label) for key, label in labels if key in one]
     labels += [(key, f"policy {key[8]} of Table 1, {key[10:]} layers")
                for key in one if key.startswith('table_1')]
     print('\nOne set of weights, no tuning for the budget:\n')

@@ -31,11 +31,26 @@ def format_rows(rows, columns=_COLUMNS):
   return '\n'.join([head, '-' * len(head), *body])
 
 
+def format_ceiling(ceiling):
+  """Formats `ceiling.rows`.
+
+  Returns:
+    A string.
+  """
+  labels = dict(value='value policy', oracle='oracle',
+                cheapest='cheapest right mask')
+  share = ('of dense', lambda r: f"{r['macs_ratio']:.3f}")
+  rows = format_rows([(label, ceiling[key]) for key, label in labels.items()],
+                     (ACCURACY, share))
+  return (f"{rows}\nR² of the value policy on the interaction of images and "
+          f"masks: {ceiling['interaction_r2']:.3f}")
+
+
 def format_policy(row, num_layers):
   """Formats a few lines on how adaptive a policy is.
 
   Args:
-    row: a `rows_lib.adaptive_row` with its threshold.
+    row: a `rows_lib.adaptive_row` with its threshold or price.
     num_layers: (L1, L2).
 
   Returns:
@@ -50,7 +65,8 @@ def format_policy(row, num_layers):
       'rank correlation of kept layers with the dense loss: '
       + ('-' if correlation is None else f'{correlation:.2f}'),
       f"agreement with the dense prediction: {100 * row['agreement']:.2f} %",
-      f"threshold: {row['threshold']:.3f}",
+      *(f'{name}: {row[name]:.3f}' for name in ('threshold', 'price')
+        if name in row),
   ]
   if 'kept_easy' in row:
     lines.append(f"kept on easy images {row['kept_easy']:.2f}, on hard ones "

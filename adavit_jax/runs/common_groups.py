@@ -30,7 +30,7 @@ def common_groups(saved, wanted, info, workdir):
   learned = saved.nets and history.policy_has_learned(info)
   if wanted.nets and learned:
     _check_nets(saved, wanted, workdir)
-    groups |= {'policy', 'policy_stats'}
+    groups |= {'policy', 'policy_stats', 'value'}
   elif wanted.config.exits.policy and not config_lib.trains_policy(
       wanted.config):
     raise ValueError(f"{workdir!r} has no trained policy at the end of its "

@@ -22,6 +22,7 @@ from adavit_jax.runs import pretrained
 from adavit_jax.runs import progress as progress_lib
 from adavit_jax.runs import saved_run
 from adavit_jax.runs import teacher as teacher_lib
+from adavit_jax.runs import value_fit
 from adavit_jax.runs import workdir as workdir_lib
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import guards
@@ -176,6 +177,8 @@ class Trainer:
         if due.line:
           self._write_line(recent, step, phase, metrics, progress)
           recent = []
+        if due.end:
+          state = value_fit.refitted(self, state, phase)
         score = None
         if due.validation:
           score = self._validate(state, phase, step, metrics)

@@ -1,4 +1,4 @@
-"""Prepares the state for a phase: teacher, static masks, price, optimizer.
+"""Prepares the state for a phase: teacher, masks, values, price, optimizer.
 
 The functions take a `loop.Trainer` and read its system, data and config.
 """
@@ -13,6 +13,7 @@ from adavit_jax.policies import mask_search
 from adavit_jax.policies import observation
 from adavit_jax.runs import history
 from adavit_jax.runs import progress as progress_lib
+from adavit_jax.runs import value_fit
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases as phases_lib
 from adavit_jax.train import state as state_lib
@@ -46,8 +47,8 @@ def enter(trainer, state, phase, had_price=False):
   if 'policy' in rules.trains and not trainer.policy_has_learned(phase):
     state = with_stats(trainer, state)
   if phase == 'warm_start':
-    state = state.replace(
-        candidates=static_masks(trainer, state_lib.final_params(state)))
+    masks = static_masks(trainer, state_lib.final_params(state))
+    state = value_fit.fitted(trainer, state, masks)
   priced = had_price or history.sets_price(
       trainer.config, phases[:phases.index(phase)])
   if phase in ('policy', 'joint') and not priced:

@@ -194,14 +194,11 @@ class Run:
       fields['ema'] = {group: fresh.params[group] for group in averaged}
     if 'teacher' in kept:
       fields['teacher'] = model
-    if 'policy' in groups:
-      fields['candidates'] = fresh.candidates
     with self._reading(saved.kind, saved.step):
       restored = self._checkpoints.restore(
           fields, saved.step, saved.kind, partial=True)
     # Under jit only the missing groups are computed.
     new = mesh_lib.replicate(jax.jit(lambda: dict(
-        candidates=init().candidates,
         params={group: init().params[group]
                 for group in set(fresh.params) - groups}))(), mesh)
     restored['params'] = {**new['params'], **restored['params']}

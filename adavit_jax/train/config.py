@@ -9,7 +9,6 @@ from adavit_jax import data
 from adavit_jax.models import plan
 from adavit_jax.models import registry
 from adavit_jax.policies import learned
-from adavit_jax.policies import mask_search
 from adavit_jax.train import optimizer
 from adavit_jax.train import phases
 from adavit_jax.train import ranges
@@ -32,7 +31,8 @@ def default_config():
     config.model[field] = config_dict.placeholder(kind)
 
   config.nets = config_dict.ConfigDict(dict(
-      tokens='all', aux=True, head=True, hidden=0, bias=2.0, threshold=0.5))
+      tokens='all', aux=True, head=True, hidden=0, bias=2.0, threshold=0.5,
+      decide='networks'))
 
   config.init = config_dict.ConfigDict(dict(
       workdir='', phase='',  # another run to start from; '': newest checkpoint
@@ -45,6 +45,7 @@ def default_config():
   config.eval_every = 500
   config.checkpoint_every = 500
   config.num_search = 1000  # held-out images for the greedy static search
+  config.num_value = 10_000  # training images to fit the value policy to
   config.eval_batch_size = 256
   for name, phase in phases.PHASES.items():
     config[name] = config_dict.ConfigDict(dict(phase.defaults))
@@ -95,7 +96,7 @@ def policy_nets(config, model):
   return learned.PolicyNets(
       num_layers=tuple(num_layers), num_classes=model.num_classes,
       tokens=c.tokens, aux=c.aux, head=c.head, hidden=c.hidden, bias=c.bias,
-      num_candidates=mask_search.NUM_CHAINS * (sum(num_layers) + 1))
+      decide=c.decide)
 
 
 def has_teacher(config):
@@ -154,6 +155,7 @@ def check(config):
   data.check_augmentation(config.data)
   choice('dtype', config.dtype, ('float32', 'bfloat16'))
   choice('nets.tokens', config.nets.tokens, ('all', 'pooled'))
+  choice('nets.decide', config.nets.decide, ('networks', 'value'))
   init = config.init
   if init.workdir and init.weights:
     raise ValueError(f'init.workdir={init.workdir!r} and init.weights='

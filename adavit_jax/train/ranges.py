@@ -3,7 +3,7 @@
 import math
 import operator
 
-from adavit_jax.policies import reinforce
+from adavit_jax.policies import value
 
 POSITIVE = lambda x: x > 0, 'must be positive'
 COUNT = lambda x: x >= 1, 'must be at least 1'
@@ -11,13 +11,14 @@ FINITE = math.isfinite, 'must be a finite number'
 WEIGHT = lambda x: x >= 0, 'must not be negative'
 SHARE = lambda x: 0 <= x <= 1, 'is a fraction and must be in [0, 1]'
 BELOW_1 = lambda x: 0 <= x < 1, 'must be in [0, 1)'
-_LOW, _HIGH = reinforce.PRICES
+_LOW, _HIGH = value.PRICES
 PRICE = (lambda x: _LOW <= x <= _HIGH,
          f'must be in [{_LOW}, {_HIGH}], where training clips it')
 
 _RANGES = {
     '': dict(seed=WEIGHT, log_every=COUNT, eval_every=COUNT,
              checkpoint_every=COUNT, eval_batch_size=COUNT, num_search=COUNT,
+             num_value=COUNT,
              mac_target=(lambda x: 0 < x <= 1, "is a fraction of the dense "
                          "model's MACs and must be in (0, 1]")),
     'model': dict(unroll=COUNT),

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from adavit_jax import models
-from adavit_jax.models.actions import Actions
 from adavit_jax.policies import learned
 from adavit_jax.runtime import masked
 
@@ -18,15 +17,12 @@ class State:
 
   Attributes:
     step: steps taken over all phases, [] int32.
-    params: groups of parameters: those of `models.init_params`, 'policy', and
-      'policy_stats', the feature statistics of the policy.
+    params: groups of parameters: those of `models.init_params` and of
+      `learned.init_params`.
     opt_state: optimizer state of the current phase.
     ema: averaged parameters of the groups that the phase trains, with the batch
       statistics if it trains the backbone; None if averaging is off.
     log_price: log μ of the MAC controller, [].
-    candidates: `Actions` [C, L1], [C, L2], static masks of the greedy search;
-      the first L1 + L2 + 1 are the chain of all images
-      (`mask_search.candidates`). None without a policy.
     teacher: the model's groups at the end of the dense phase, or None.
     key: PRNG key of the run.
   """
@@ -35,7 +31,6 @@ class State:
   opt_state: Any
   ema: Any
   log_price: jax.Array
-  candidates: Actions
   teacher: Any
   key: jax.Array
 
@@ -49,16 +44,12 @@ def init_state(system, seed):
   """Returns the state before the first phase, without optimizer state."""
   model, nets = system.model, system.nets
   params = models.init_params(model, key_for(seed, 'model'))
-  candidates = None
   if nets is not None:
-    params['policy'], params['policy_stats'] = learned.init_params(
-        nets, model, key_for(seed, 'policy'))
-    candidates = Actions(*(jnp.ones((nets.num_candidates, num))
-                           for num in nets.num_layers))
+    params |= learned.init_params(nets, model, key_for(seed, 'policy'))
   return State(
       step=jnp.zeros((), jnp.int32), params=params, opt_state=None, ema=None,
-      log_price=jnp.zeros((), jnp.float32), candidates=candidates,
-      teacher=None, key=key_for(seed, 'steps'))
+      log_price=jnp.zeros((), jnp.float32), teacher=None,
+      key=key_for(seed, 'steps'))
 
 
 def restart(state, seed):

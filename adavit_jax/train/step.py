@@ -9,6 +9,7 @@ import optax
 
 from adavit_jax import data
 from adavit_jax.models import plan
+from adavit_jax.policies import learned
 from adavit_jax.train import optimizer
 from adavit_jax.train import phases
 from adavit_jax.train import state as state_lib
@@ -119,6 +120,9 @@ def make_step(system, phase, start, teacher=None):
     changes = rules.adjust(system, changes, done)
     params = {**state.params, **optax.apply_updates(trained, changes),
               **jax.lax.stop_gradient(updates.pop('params', {}))}
+    if 'shift' in updates:
+      params['policy'] = learned.shifted(
+          params['policy'], updates.pop('shift'))
     ema = state.ema
     if c.ema:
       ema = optimizer.ema_update(

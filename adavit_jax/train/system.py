@@ -18,7 +18,9 @@ from adavit_jax import data
 from adavit_jax import models
 from adavit_jax.exits import confidence
 from adavit_jax.models import plan
+from adavit_jax.models.actions import Actions
 from adavit_jax.policies import learned
+from adavit_jax.policies import value as value_lib
 from adavit_jax.runtime import masked
 from adavit_jax.runtime import modes
 from adavit_jax.train import after_phase
@@ -154,17 +156,40 @@ class System:
     """
     return learned.observe(self.nets, self.model, params, z1, images)
 
-  def greedy(self, params, z1, images, threshold=None):
+  def greedy(self, params, z1, images, knob=None):
     """Returns the policy's `Actions` [B, L1], [B, L2].
 
     Args:
       params: groups, folded, with the policy's.
       z1: activations of B images.
       images: [B, S, S, C], normalised.
-      threshold: the policy's threshold; None for the config's.
+      knob: the threshold of the policy networks, or the price of a value
+        policy; None for the default: the config's threshold, or the price of
+        the fit.
     """
-    return self.decide(params['policy'], self.features(params, z1, images),
-                       threshold=threshold)
+    knob = self.knob(params) if knob is None else knob
+    features = self.features(params, z1, images)
+    if self.nets.decide == 'value':
+      return self.by_value(params['value'], features, knob)
+    return self.decide(params['policy'], features, threshold=knob)
+
+  def knob(self, params):
+    """Returns the default `knob` of `greedy`."""
+    if self.nets.decide == 'value':
+      return params['value'].price
+    return self.config.nets.threshold
+
+  def by_value(self, value, features, price):
+    """Returns the `Actions` [B, L1], [B, L2] of a `Value` policy.
+
+    Args:
+      value: `Value`.
+      features: `observation.Features` of B images.
+      price: the price of MACs, [].
+    """
+    chosen = value_lib.best(value_lib.predict(value, features.fixed),
+                            self.cost.ratio(value.masks), price)
+    return Actions(*(mask[chosen] for mask in value.masks))
 
   def decide(self, policy, features, *, threshold=None, free=None):
     """Returns the policy's `Actions` for features, see `learned.greedy`.
@@ -185,6 +210,12 @@ class System:
       threshold = self.config.nets.threshold
     return learned.greedy(
         self.nets, policy, features, threshold=threshold, free=free)
+
+  def deciding(self, decide):
+    """Returns the system with another choice of layers, see `PolicyNets`."""
+    nets = self.nets.clone(decide=decide)
+    return dataclasses.replace(
+        self, nets=nets, cost=cost_lib.of(self.model, nets))
 
   def tokens(self, x):
     """Returns the tokens [B, N, D] of z1."""

@@ -24,7 +24,6 @@ def loss(system, params, state, batch, key, done):
   fraction `sampled` of the images, with greedy actions for the others.
   REINFORCE adds rows without gradient. Both losses are means over images.
   """
-  del done
   c, nets = system.config.joint, system.nets
   rl_key, sample_key, coin_key, key = jax.random.split(key, 4)
   start = training_pass.begin(system, params, batch.images, key)
@@ -36,7 +35,7 @@ def loss(system, params, state, batch, key, done):
                              batch.images)
   rl, (metrics, updates) = policy_phase.policy_gradient(
       system, c, {**frozen, 'policy': params['policy']}, z1, features,
-      state.log_price, batch, rl_key)
+      state.log_price, batch, rl_key, done / c.steps)
 
   policy = params['policy']
   drawn = learned.sample(nets, policy, features, sample_key, bound=c.bound)

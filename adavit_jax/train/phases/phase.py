@@ -20,7 +20,8 @@ class Phase:
     loss: (system, params, state, batch, key, done) -> (loss [], (metrics,
       updates)). params are all groups of parameters, batch is a `Batch`, done
       counts the steps of the phase so far; updates are new values of `State`
-      fields, and for `params` only of groups without gradient.
+      fields, and for `params` only of groups without gradient. `shift` [] is
+      added to all logits of the policy after the optimizer's update.
     trains: groups of parameters with a gradient.
     defaults: fields of its config.
     ranges: ranges of these fields, see `ranges`.

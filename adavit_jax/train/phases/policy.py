@@ -11,6 +11,7 @@ from adavit_jax.policies import learned
 from adavit_jax.policies import reinforce
 from adavit_jax.train import losses
 from adavit_jax.train import ranges
+from adavit_jax.train.phases import budget
 from adavit_jax.train.phases.phase import OPTIMIZER
 from adavit_jax.train.phases.phase import Phase
 from adavit_jax.train.phases.phase import choice
@@ -25,11 +26,12 @@ def loss(system, params, state, batch, key, done):
       done / c.steps, plan.num_layers(system.model), c.curriculum)
   features = system.features(frozen, z1, batch.images)
   return policy_gradient(
-      system, c, frozen, z1, features, state.log_price, batch, key, free)
+      system, c, frozen, z1, features, state.log_price, batch, key,
+      done / c.steps, free)
 
 
 def policy_gradient(system, c, params, z1, features, log_price, batch, key,
-                    free=None):
+                    progress, free=None):
   """Returns the REINFORCE loss with entropy bonus and auxiliary classifier.
 
   -mean(advantage x log π(actions)) - c.entropy x entropy(π) + c.aux x (the
@@ -42,18 +44,19 @@ def policy_gradient(system, c, params, z1, features, log_price, batch, key,
   Args:
     system: `System`.
     c: config of the phase: reward, alpha, samples, baseline, bound, entropy,
-      price_rate, aux, normalize.
+      price_rate, shift_rate, aux, normalize.
     params: groups, folded; only the policy's have a gradient.
     z1: activations where the policy decides.
     features: `observation.Features` of z1.
     log_price: log μ, [].
     batch: `Batch`.
     key: PRNG key.
+    progress: fraction of the phase that has passed, in [0, 1].
     free: `Actions` [L1], [L2], 1 for layers that the curriculum allows to drop;
       None for all.
 
   Returns:
-    (loss [], (metrics, updates of state fields)).
+    (loss [], (metrics, updates, see `Phase.loss`)).
   """
   nets, policy = system.nets, params['policy']
   if free is None:
@@ -88,10 +91,13 @@ def policy_gradient(system, c, params, z1, features, log_price, batch, key,
   updates = {}
   if c.reward == 'macs':
     metrics['price'] = jnp.exp(log_price)
-    # The price is fixed while the curriculum keeps some layers on.
+    # Both are fixed while the curriculum keeps some layers on.
+    all_free = free.keep.min()
     updates['log_price'] = reinforce.update_price(
         log_price, metrics['macs_ratio'], system.config.mac_target,
-        c.price_rate * free.keep.min())
+        c.price_rate * all_free)
+    updates['shift'] = all_free * budget.shift(
+        system, policy, features, c.shift_rate, progress)
   if nets.aux:
     aux = losses.cross_entropy(features.aux_logits, batch.targets)
     total += c.aux * aux
@@ -217,11 +223,12 @@ def check(name, system):
 
 RL_DEFAULTS = dict(
     reward='macs', alpha=2.5, samples=4, baseline='leave_one_out', bound=0.95,
-    entropy=0.002, price=0.3, price_rate=0.02, aux=1.0,
+    entropy=0.002, price=0.3, price_rate=0.02, shift_rate=0.2, aux=1.0,
     normalize=True)  # divide advantages by their standard deviation
 RL_RANGES = dict(
     alpha=ranges.WEIGHT, samples=ranges.COUNT, entropy=ranges.WEIGHT,
-    price=ranges.PRICE, price_rate=ranges.WEIGHT, aux=ranges.WEIGHT,
+    price=ranges.PRICE, price_rate=ranges.WEIGHT, shift_rate=ranges.SHARE,
+    aux=ranges.WEIGHT,
     bound=(lambda x: 0.5 < x <= 1, 'must be in (0.5, 1]'))
 
 PHASE = Phase(

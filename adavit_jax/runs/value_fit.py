@@ -1,0 +1,64 @@
+"""Fits the value policy of a run to what every mask does to every image."""
+
+import contextlib
+
+from absl import logging
+import jax.numpy as jnp
+
+from adavit_jax.policies import value as value_lib
+from adavit_jax.runs import progress as progress_lib
+from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import phases
+from adavit_jax.train import state as state_lib
+
+
+def fitted(trainer, state, masks):
+  """Returns the state with a value policy fitted to its model.
+
+  Args:
+    trainer: `loop.Trainer`, with held-out images.
+    state: `State` with the statistics of the policy's features.
+    masks: candidate `Actions` [C, L1], [C, L2].
+  """
+  config, system = trainer.config, trainer.system
+  params = state_lib.final_params(state)
+  inputs, success, _ = _success(
+      trainer, params, trainer.dataset.train, masks, config.num_value)
+  kernel, bias, penalty = value_lib.fit(inputs, success)
+  value = value_lib.Value(
+      jnp.asarray(kernel), jnp.asarray(bias), masks, jnp.ones(()))
+  inputs, success, _ = _success(
+      trainer, params, trainer.dataset.holdout, masks, config.num_search)
+  predicted = value_lib.predict(value, inputs)
+  price = value_lib.solve_price(
+      predicted, system.deciding('value').cost.ratio(masks), config.mac_target)
+  logging.info(
+      'value policy: interaction R² %.3f on held-out images, penalty %.3g, '
+      'price %.4g',
+      value_lib.interaction_r2(predicted, success), penalty, price)
+  return state.replace(
+      params={**state.params, 'value': value._replace(price=price)})
+
+
+def refitted(trainer, state, phase):
+  """Returns the state at the end of a phase, its value policy fitted again.
+
+  It is left alone if the phase did not change the model, or if there was no
+  value policy.
+  """
+  rules = phases.PHASES[phase]
+  if ('backbone' not in rules.trains or rules.decides != 'policy'
+      or not value_lib.is_fitted(state.params['value'])):
+    return state
+  state = fitted(trainer, state, state.params['value'].masks)
+  return mesh_lib.replicate(state, trainer.mesh)
+
+
+def _success(trainer, params, split, masks, num):
+  """Runs all masks on images of a split, see `Evaluator.success`."""
+  num = min(num, len(split))
+  with contextlib.closing(progress_lib.Progress(
+      num, 'images', f'{len(masks.msa)} masks on images')) as progress:
+    return trainer.evaluator.success(
+        params, split, masks, num,
+        lambda done: progress.update(done, done, {}))
