@@ -84,7 +84,7 @@ class Evaluator:
     return self._outputs(split, lambda images, labels, rows: self._with_actions(
         params, images, labels,
         Actions(*(a[rows].astype(np.float32) for a in every))),
-        None if num is None else _evenly(split, num))
+        None if num is None else evenly(split, num))
 
   def dense(self, params, split, num=None):
     """Classifies a split with all layers, see `with_actions`: `Outputs`."""
@@ -128,20 +128,19 @@ class Evaluator:
       (activations, normalised images or None unless `plan.rereads_images`,
       labels [n]).
     """
-    rows, params = _evenly(split, num), state_lib.model_params(params)
+    rows, params = evenly(split, num), state_lib.model_params(params)
     z1, images = self._collect(
         split, lambda images, labels, rows: self._z1(params, images), rows)
     return z1, images, split.labels[rows]
 
-  def success(self, params, split, masks, num, progress=lambda done: None):
-    """Runs every one of a few masks on up to `num` evenly spaced images.
+  def success(self, params, split, masks, places=None):
+    """Runs every one of a few masks on images of a split.
 
     Args:
       params: groups, with the policy's.
       split: `Split`.
       masks: `Actions` [C, L1], [C, L2].
-      num: the number of images.
-      progress: called after each batch with the number of images so far.
+      places: indices of the images, [n]; None for all.
 
     Returns:
       NumPy arrays: what a value policy observes, float32 [n, F]; probability of
@@ -150,15 +149,9 @@ class Evaluator:
     """
     params = {**state_lib.model_params(params),
               **{name: params[name] for name in ('policy', 'policy_stats')}}
-    parts, done = [], 0
-    for valid, out in batched.run_batches(
-        split, _evenly(split, num), lambda images, labels, rows, valid: (
-            self._success(params, images, labels, tuple(masks))),
-        self._mesh, self._batch_size):
-      parts.append([x[:valid] for x in out])
-      done += valid
-      progress(done)
-    return tuple(map(np.concatenate, zip(*parts)))
+    return self._collect(
+        split, lambda images, labels, rows: self._success(
+            params, images, labels, tuple(masks)), places)
 
   def feature_stats(self, params, split, num):
     """Returns mean and standard deviation of the policy's features.
@@ -172,7 +165,7 @@ class Evaluator:
     params = state_lib.model_params(params)
     count, mean, squares = 0, 0., 0.  # squares: sum of squared deviations
     for valid, (batch_mean, batch_squares) in batched.run_batches(
-        split, _evenly(split, num), lambda images, labels, rows, valid: (
+        split, evenly(split, num), lambda images, labels, rows, valid: (
             self._moments(params, images, np.arange(len(rows)) < valid)),
         self._mesh, self._batch_size):
       difference = batch_mean.astype(np.float64) - mean
@@ -241,5 +234,6 @@ class Evaluator:
     return prediction, prediction == labels, loss, *actions
 
 
-def _evenly(split, num):
+def evenly(split, num):
+  """Returns the indices of up to `num` evenly spaced images of a split."""
   return np.linspace(0, len(split) - 1, min(num, len(split))).astype(int)

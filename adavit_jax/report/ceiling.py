@@ -28,8 +28,7 @@ def rows(evaluator, system, params, split, budget):
     layers get right.
   """
   value = params['value']
-  observed, success, correct = evaluator.success(
-      params, split, value.masks, len(split))
+  observed, success, correct = evaluator.success(params, split, value.masks)
   ratios = np.asarray(system.cost.ratio(value.masks))
   predicted = np.asarray(value_lib.predict(value, observed))
   result = dict(interaction_r2=value_lib.interaction_r2(predicted, success))

@@ -175,7 +175,7 @@ class Trainer:
         recent.append(step_metrics)
         due = _due(self.config, phase, step - start, stop.should_stop())
         if due.line:
-          self._write_line(recent, step, phase, metrics, progress)
+          self._write_line(recent, step, phase, metrics, progress, due.end)
           recent = []
         if due.end:
           state = value_fit.refitted(self, state, phase)
@@ -202,8 +202,10 @@ class Trainer:
         repeats=step_lib.augmentation(self.config, phase).repeats,
         process_index=jax.process_index(), process_count=jax.process_count())
 
-  def _write_line(self, recent, step, phase, metrics, progress):
+  def _write_line(self, recent, step, phase, metrics, progress, end):
     """Checks the metrics of the last steps and writes their mean.
+
+    At the end of a phase that steers the MACs, it warns if they are off.
 
     Raises:
       NonFiniteError: if one is NaN or infinite.
@@ -213,6 +215,9 @@ class Trainer:
       guards.check_finite(i, row)
     values = _mean(rows)
     metrics.write(step, {f'{phase}/{k}': v for k, v in values.items()})
+    if end and 'price' in values:
+      guards.warn_off_target(
+          phase, float(values['macs_ratio']), self.config.mac_target)
     progress.update(step, step * self.config[phase].batch_size, values)
 
   def _validate(self, state, phase, step, metrics):

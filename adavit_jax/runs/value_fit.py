@@ -3,13 +3,19 @@
 import contextlib
 
 from absl import logging
+import jax
 import jax.numpy as jnp
+import numpy as np
 
+from adavit_jax.evaluation import evaluator
 from adavit_jax.policies import value as value_lib
 from adavit_jax.runs import progress as progress_lib
+from adavit_jax.runs import table_cache
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
 from adavit_jax.train import state as state_lib
+
+_PART = 4  # batches that are computed again if a run is killed
 
 
 def fitted(trainer, state, masks):
@@ -23,12 +29,12 @@ def fitted(trainer, state, masks):
   config, system = trainer.config, trainer.system
   params = state_lib.final_params(state)
   inputs, success, _ = _success(
-      trainer, params, trainer.dataset.train, masks, config.num_value)
+      trainer, params, 'train', masks, config.num_value)
   kernel, bias, penalty = value_lib.fit(inputs, success)
   value = value_lib.Value(
       jnp.asarray(kernel), jnp.asarray(bias), masks, jnp.ones(()))
   inputs, success, _ = _success(
-      trainer, params, trainer.dataset.holdout, masks, config.num_search)
+      trainer, params, 'holdout', masks, config.num_search)
   predicted = value_lib.predict(value, inputs)
   price = value_lib.solve_price(
       predicted, system.deciding('value').cost.ratio(masks), config.mac_target)
@@ -54,11 +60,25 @@ def refitted(trainer, state, phase):
   return mesh_lib.replicate(state, trainer.mesh)
 
 
-def _success(trainer, params, split, masks, num):
-  """Runs all masks on images of a split, see `Evaluator.success`."""
-  num = min(num, len(split))
+def _success(trainer, params, name, masks, num):
+  """Runs all masks on up to `num` images of a split, see `Evaluator.success`.
+
+  In a job of one process, the results are kept on disk part by part: a run that
+  is stopped in between goes on where it was.
+  """
+  split = getattr(trainer.dataset, name)
+  rows = evaluator.evenly(split, num)
+  size = _PART * trainer.config.eval_batch_size
+  cache = table_cache.TableCache(
+      trainer.workdir, name, (params, tuple(masks), rows),
+      enabled=jax.process_count() == 1)
+  parts, done = [], 0
   with contextlib.closing(progress_lib.Progress(
-      num, 'images', f'{len(masks.msa)} masks on images')) as progress:
-    return trainer.evaluator.success(
-        params, split, masks, num,
-        lambda done: progress.update(done, done, {}))
+      len(rows), 'images', f'{len(masks.msa)} masks, {name}')) as progress:
+    for i in range(0, len(rows), size):
+      here = rows[i:i + size]
+      parts.append(cache.get(i, lambda: trainer.evaluator.success(
+          params, split, masks, here)))
+      done += len(here)
+      progress.update(done, done, {})
+  return tuple(map(np.concatenate, zip(*parts)))

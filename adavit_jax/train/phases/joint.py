@@ -7,6 +7,7 @@ from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 from adavit_jax.policies import learned
+from adavit_jax.policies import value as value_lib
 from adavit_jax.train import losses
 from adavit_jax.train import ranges
 from adavit_jax.train import training_pass
@@ -23,6 +24,10 @@ def loss(system, params, state, batch, key, done):
   The model's gradient comes from one row per image: with sampled actions for a
   fraction `sampled` of the images, with greedy actions for the others.
   REINFORCE adds rows without gradient. Both losses are means over images.
+
+  If a value policy decides, the greedy actions are its choice at the price that
+  meets the target in the batch, and the sampled ones are those of a random
+  candidate mask. There is no REINFORCE then.
   """
   c, nets = system.config.joint, system.nets
   rl_key, sample_key, coin_key, key = jax.random.split(key, 4)
@@ -33,19 +38,35 @@ def loss(system, params, state, batch, key, done):
         else system.before_policy(frozen, batch.images))
   features = system.features({**frozen, 'policy': params['policy']}, z1,
                              batch.images)
-  rl, (metrics, updates) = policy_phase.policy_gradient(
-      system, c, {**frozen, 'policy': params['policy']}, z1, features,
-      state.log_price, batch, rl_key, done / c.steps)
-
-  policy = params['policy']
-  drawn = learned.sample(nets, policy, features, sample_key, bound=c.bound)
-  greedy = system.decide(policy, features)
+  if nets.decide == 'value':
+    rl, updates = 0., {}
+    drawn, greedy, metrics = _by_value(
+        system, frozen['value'], features, sample_key)
+  else:
+    policy = params['policy']
+    rl, (metrics, updates) = policy_phase.policy_gradient(
+        system, c, {**frozen, 'policy': policy}, z1, features, state.log_price,
+        batch, rl_key, done / c.steps)
+    drawn = learned.sample(nets, policy, features, sample_key, bound=c.bound)
+    greedy = system.decide(policy, features)
   coin = jax.random.bernoulli(coin_key, c.sampled, (len(batch.labels), 1))
   actions = Actions(*(jnp.where(coin, a, b) for a, b in zip(drawn, greedy)))
   path, (path_metrics, path_updates) = path_loss(
       system, c, params, start, state.teacher, batch,
       jax.lax.stop_gradient(actions))
   return rl + path, ({**metrics, **path_metrics}, {**updates, **path_updates})
+
+
+def _by_value(system, value, features, key):
+  """Returns random and chosen `Actions` of a value policy, and metrics."""
+  ratios = system.cost.ratio(value.masks)
+  price = value_lib.solve_price(
+      value_lib.predict(value, features.fixed), ratios,
+      system.config.mac_target)
+  chosen = system.by_value(value, features, price)
+  drawn = jax.random.randint(key, chosen.msa.shape[:1], 0, len(ratios))
+  metrics = {'price': price, **policy_phase.greedy_metrics(chosen, system.cost)}
+  return Actions(*(a[drawn] for a in value.masks)), chosen, metrics
 
 
 def path_loss(system, c, params, start, teacher, batch, actions):
