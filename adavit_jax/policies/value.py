@@ -81,7 +81,8 @@ def solve_price(predicted, ratios, target):
   Returns:
     The price, [].
   """
-  predicted = jax.lax.stop_gradient(predicted)
+  predicted = jax.lax.stop_gradient(jnp.asarray(predicted))
+  ratios = jnp.asarray(ratios)
 
   def halve(_, bounds):
     low, high = bounds

@@ -66,7 +66,7 @@ class Report:
   @functools.cached_property
   def _masks(self):
     """Static masks of the untuned model, `static_masks.Known`."""
-    candidates = self._state.candidates
+    candidates = self._state.params['value'].masks
     if 'warm_start' not in self.trainer.config.phases:
       candidates = phase_start.static_masks(self.trainer, self._untuned)
     return static_masks.known(self.trainer, self._untuned, candidates)

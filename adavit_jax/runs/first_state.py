@@ -103,7 +103,7 @@ def begin(trainer, weights=None):
   state = mesh_lib.replicate(state, trainer.mesh)
   logging.info('%s', parameter_overview.get_parameter_overview(
       {group: tree for group, tree in state.params.items()
-       if not group.endswith('stats')}, include_stats=False))
+       if group in ('backbone', 'heads', 'policy')}, include_stats=False))
   if weights is not None:
     pretrained.warn_near_chance(trainer, state.params)
   return FirstState(state, 0, 0, Origin())
