@@ -88,7 +88,7 @@ def test_metrics_file(whole):
   vit = {'loss', 'accuracy'}
   assert keys['dense'] >= common | vit | {'nested_loss', 'masked_loss'}
   assert keys['warm_start'] >= common | {
-      'value_loss', 'imitation_loss', 'macs_ratio', 'target_macs_ratio'}
+      'imitation_loss', 'macs_ratio', 'target_macs_ratio'}
   assert keys['policy'] >= rl
   assert keys['joint'] >= rl | vit | {'distill_loss'}
   assert keys['holdout'] == {'accuracy', 'loss', 'macs_ratio'}
