@@ -7,6 +7,8 @@ import os
 import shutil
 import tempfile
 
+import pytest
+
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # Tiny programs compile longer than they run.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
@@ -24,6 +26,9 @@ _FLAGS = {
 # Another XLA may not know this flag, and dies of those that it does not know.
 if importlib.metadata.version('jaxlib').startswith('0.10.'):
   _FLAGS['--xla_cpu_use_fusion_emitters'] = 'false'  # half the time to compile
+  for _kind in ('alias_scope', 'noalias', 'invariant_load'):
+    # Of use to optimisations alone; a tenth of the time to compile.
+    _FLAGS[f'--xla_llvm_enable_{_kind}_metadata'] = 'false'
 for _flag, _value in _FLAGS.items():
   if _flag not in os.environ.get('XLA_FLAGS', ''):
     os.environ['XLA_FLAGS'] = (
@@ -33,6 +38,18 @@ os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')
 # By default, an eighth of the time goes into looking for garbage among all that
 # JAX has traced.
 gc.set_threshold(200_000, 50, 100)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def few_pass_sizes(request):
+  """Two sizes of the last pass of `compact`, each of which is compiled.
+
+  The files that test the sizes have as many as users have.
+  """
+  with pytest.MonkeyPatch.context() as patch:
+    if request.module.__name__ not in ('test_compact', 'test_modes'):
+      patch.setattr('adavit_jax.runtime.compact._SIZES', 2)
+    yield
 
 
 # First and in this order, the longest before the others, so that no worker is

@@ -290,9 +290,8 @@ MODELS = {
                   ('exits', 'dense', 'static', 'warm_start', 'policy', 'joint',
                    'classifier_wise'))}
 # Which no other test compiles, or which have most of the others in them.
-FIRST = {'ravit': ('layer_wise', 'static', 'warm_start', 'joint'),
-         'ravit_exit': ('layer_wise', 'classifier_wise'),
-         'vit_exits': ('static', 'joint')}
+FIRST = {'ravit': ('layer_wise', 'warm_start', 'joint'),
+         'ravit_exit': ('classifier_wise',), 'vit_exits': ('joint',)}
 
 
 @pytest.mark.parametrize('model, names', [

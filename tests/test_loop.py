@@ -255,11 +255,15 @@ def _cheap_step(system, phase, start):
   return step
 
 
-def test_processes_are_killed_and_resumed(tmp_path, monkeypatch):
+@pytest.mark.parametrize('stops', [
+    {signal.SIGINT: 130},
+    pytest.param({signal.SIGTERM: 0, signal.SIGINT: 130},
+                 marks=pytest.mark.nightly)], ids=len)
+def test_processes_are_killed_and_resumed(tmp_path, monkeypatch, stops):
   """SIGTERM, Ctrl-C, SIGKILL, each resumed: the same end, bit for bit."""
   monkeypatch.setattr(step_lib, 'make_step', _cheap_step)
   workdir, step = tmp_path / 'run', 0
-  for signum, code in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
+  for signum, code in stops.items():
     process = _signalled(workdir, signum, step + 3)
     assert process.code == code, process.err[-2000:]
     assert 'stopped by a signal at step' in process.err

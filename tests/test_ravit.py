@@ -99,9 +99,9 @@ def _ravit(model, params, images, keep=None):
 
 
 @pytest.mark.parametrize('overrides', [
-    dict(),
+    pytest.param(dict(), marks=pytest.mark.nightly),
     dict(layers=(1, 0, 1), factors=(2, 1, 1), shared_stem=True),
-    dict(layers=(0, 1), num_fixed=0),
+    pytest.param(dict(layers=(0, 1), num_fixed=0), marks=pytest.mark.nightly),
     dict(image_size=12, layers=(1, 1, 1), factors=(1.5, 1, 1)),
 ])
 def test_ravit_is_its_formulas(overrides):

@@ -153,7 +153,7 @@ def test_all_heads_in_a_cascade(model, params, images):
   found = np.asarray(confidence.confidences(rule, logits))
   thresholds = np.median(found[:-1], 1)
   runner = cascade.Cascade(stages.stages(model), params, rule, thresholds,
-                           cost.of(model).stages, sizes=(1, 8))
+                           cost.of(model).stages, sizes=(8,))
   chosen = confidence.choose(found, thresholds)
   assert len(set(chosen)) > 1 and len(logits) == 8
   out = runner(np.asarray(images))
@@ -295,14 +295,26 @@ def test_exported_and_run_again(trained, dataset, tmp_path):
   np.testing.assert_array_equal(keep, want.actions.keep)
 
 
-def test_exits_behind_its_policy(trained, dataset, tmp_path):
-  """Classifier-wise exits on the trained run, loaded, exported, run again."""
+def _behind_its_policy(trained, workdir, dataset):
+  """A trainer of exits on the trained run."""
   config = _config(('classifier_wise',))
   config.init.workdir = trained[0]
   config.exits.policy = True
   config.model.exits = ((2, 'cnn_add'),)
+  return loop.Trainer(config, workdir, dataset)
+
+
+def test_exits_behind_its_policy_fit_it(trained, dataset, tmp_path):
+  """Nothing is compiled; `nightly` trains them."""
+  system = _behind_its_policy(trained, str(tmp_path), dataset).system
+  states.check_step(system, 'classifier_wise')
+
+
+@pytest.mark.nightly
+def test_exits_behind_its_policy(trained, dataset, tmp_path):
+  """Classifier-wise exits on the trained run, loaded, exported, run again."""
   workdir = str(tmp_path / 'exits')
-  state = loop.Trainer(config, workdir, dataset).train()
+  state = _behind_its_policy(trained, workdir, dataset).train()
   for group in ('backbone', 'batch_stats', 'policy'):  # frozen
     for a, b in zip(jax.tree.leaves(state.params[group]),
                     jax.tree.leaves(trained[1].params[group])):

@@ -33,22 +33,22 @@ def chunk_size(batch_size, macs_per_row, backend=None):
   return min(chunk, batch_size)
 
 
-def pass_sizes(chunk, most=_SIZES):
+def pass_sizes(chunk, most=None):
   """Returns the sizes of the last pass, ascending; the largest fits C - 1 rows.
 
   Args:
     chunk: C, rows of a full pass.
-    most: maximum number of evenly spaced sizes. A quarter of a step is added
-      as the smallest size if it is 2 or more, because under a trained policy
-      few images keep many of the layers.
+    most: maximum number of evenly spaced sizes; None for `_SIZES`. A quarter of
+      a step is added as the smallest size if it is 2 or more, because under a
+      trained policy few images keep many of the layers.
   """
-  step = -(-chunk // most)
+  step = -(-chunk // (most or _SIZES))
   even = [min(size, chunk) for size in range(step, chunk - 1 + step, step)]
   small = step // 4
   return [small, *even] if small >= 2 else even
 
 
-def residual(run, x, keep, chunk, most=_SIZES):
+def residual(run, x, keep, chunk, most=None):
   """Returns x + run(x) in the kept rows; other rows are not computed.
 
   A loop runs full passes of `chunk` kept rows. The remaining kept rows run in
