@@ -60,7 +60,7 @@ def test_mistaken_flags_end_in_one_sentence(command, named, tmp_path):
     ({'dense.steps': 0}, 'dense.steps=0'),
     ({'dense.ema': 1.}, 'dense.ema=1.0'),
     ({'policy.samples': 1}, 'policy.samples=1'),
-    ({'policy.bound': 0.5}, 'policy.bound=0.5'),
+    ({'policy.bound': 1.5}, 'policy.bound=1.5'),
     ({'policy.optimizer': 'muon'}, "policy.optimizer='muon'"),
     ({'joint.reward': 'mac'}, "joint.reward='mac'"),
     ({'policy.baseline': 'mean'}, "policy.baseline='mean'"),

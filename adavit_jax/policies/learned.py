@@ -184,7 +184,10 @@ def bounded(logits, bound):
 
   Args:
     logits: [B, L].
-    bound: λ in [0.5, 1]; 1 returns sigmoid(logits).
+    bound: λ in [0, 1]; 1 returns sigmoid(logits). At 0.5 every probability is
+      0.5, whatever the logits. Below 0.5 the probabilities are reversed: a
+      higher logit makes it less likely that the layer is kept, while `greedy`
+      still keeps it.
 
   Returns:
     s [B, L].
