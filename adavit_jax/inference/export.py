@@ -19,6 +19,7 @@ import numpy as np
 from adavit_jax.data import data_config as data_config
 from adavit_jax.inference import classifier as classifier_lib
 from adavit_jax.models import plan
+from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 
 MODES = ('dense', 'static', 'cond', 'compact')
@@ -218,13 +219,14 @@ def _check(clf, mode, batch_size, platforms):
   if mode == 'stages':
     raise ValueError("mode='stages' is for export_stages")
   check_mode(clf, mode)
-  if mode == 'static' and clf.actions is None:
+  if mode == 'static' and not isinstance(clf.actions, Actions):
     raise ValueError("mode='static' needs a classifier with fixed actions, but "
-                     "this one uses a policy; use 'cond' or 'compact', or "
-                     "Classifier(..., actions=...)")
+                     "this one uses a policy; use 'cond' or 'compact', or set "
+                     "its actions to a mask")
   if mode in ('cond', 'compact') and clf.actions is not None:
     raise ValueError(f"mode={mode!r} needs a trained policy, but this "
-                     f"classifier has fixed actions; use 'static' or 'dense'")
+                     f"classifier has actions={clf.actions}; set them to None, "
+                     f"or use 'static' or 'dense'")
   _check_batch_size(batch_size)
   if mode == 'cond' and batch_size not in (None, 1):
     raise ValueError(f"batch_size={batch_size}: mode='cond' takes one image; "
