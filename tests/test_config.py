@@ -81,6 +81,7 @@ def test_mistaken_flags_end_in_one_sentence(command, named, tmp_path):
     ({'joint.sampled': 30.}, 'joint.sampled=30.0'),
     ({'static.survival': 3.}, 'static.survival=3.0'),
     ({'nets.hidden': -5}, 'nets.hidden=-5'),
+    ({'nets.conv': -5}, 'nets.conv=-5'),
     ({'seed': -1}, 'seed=-1'),
     ({'dtype': 'float16'}, "dtype='float16'"),
     ({'model.num_heads': 3}, 'num_heads=3'),

@@ -107,6 +107,31 @@ def choose(value, num_layers):
   return Actions(*(np.asarray(a, np.float32) for a in checked))
 
 
+def parse_choice(text, num_layers):
+  """Parses text to layers for every image, see `choose`.
+
+  Args:
+    text: '1' to '5' for a policy of Table 1, a mask for `parse`, or
+      'stochastic:FINAL' for a `Stochastic`.
+    num_layers: (L1, L2).
+
+  Returns:
+    `Actions` of NumPy arrays [L1], [L2], or a `Stochastic`.
+
+  Raises:
+    ValueError: as `choose`.
+  """
+  kind, _, final = text.partition(':')
+  if kind == 'stochastic':
+    try:
+      return choose(Stochastic(float(final)), num_layers)
+    except ValueError as e:
+      raise ValueError(f'actions={text!r}: give stochastic:FINAL with a '
+                       f'probability in [0, 1]') from e
+  return choose(int(text) if len(text) == 1 and text.isdecimal() else text,
+                num_layers)
+
+
 def survival(num_layers, final):
   """Survival probabilities that decrease linearly with depth (figure 9).
 
