@@ -4,7 +4,8 @@ Prints a table and writes DIR/report.json and pictures. For a policy, it
 compares dense and adaptive with random, shuffled and static choices at the same
 MACs (keep_rate.png, accuracy_macs.png, easy_hard.png). For a model with exits,
 it reports each exit alone and the cascade, with its accuracy over all budgets
-(exits.png). After a dense or static phase, it reports accuracy and MACs.
+(exits.png). After a dense or static phase, it reports accuracy and MACs. With
+--actions, it compares these layers with all layers, in report_actions.json.
 """
 
 import json
@@ -55,6 +56,11 @@ _CEILING = flags.DEFINE_bool(
 _STATIC = flags.DEFINE_bool(
     'static', True, 'Also tune static sub-networks, each for as many steps as '
     'the joint phase; done once, in the work directory.')
+_ACTIONS = flags.DEFINE_string(
+    'actions', None, 'Layers for every image, instead of the learned policy: 1 '
+    'to 5 for a policy of Table 1 of the patent, a mask of digits 0 and 1, MSA '
+    'then MLP layers, or stochastic:FINAL, the survival probability of the '
+    'last layer.')
 _MODEL = flags.DEFINE_list(
     'model', [], 'Attributes of the model that may change after training, as '
     'NAME=VALUE: merge=8 or keep_ratio=0.7. Static sub-networks are not tuned '
@@ -73,12 +79,14 @@ def main(argv):
         data_dir=_DATA_DIR.value, rule=_RULE.value,
         mac_target=_MAC_TARGET.value, curve=_CURVE.value,
         attributes=saved_run.parse_attributes(_MODEL.value),
-        decide=_DECIDE.value, price=_PRICE.value, ceiling=_CEILING.value)
+        decide=_DECIDE.value, price=_PRICE.value, ceiling=_CEILING.value,
+        actions=_ACTIONS.value)
     if result is None:
       raise SystemExit('stopped by a signal; the same command resumes')
     pictures = not {'adaptive', 'exits'}.isdisjoint(result)
     if jax.process_index() == 0:
-      path = epath.Path(_WORKDIR.value).expanduser() / 'report.json'
+      name = 'report.json' if _ACTIONS.value is None else 'report_actions.json'
+      path = epath.Path(_WORKDIR.value).expanduser() / name
       path.write_text(json.dumps(result, indent=1))
       print(f'\nwrote {path}' + (' and pictures beside it' if pictures else ''))
   except guards.USER_ERRORS as error:

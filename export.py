@@ -1,11 +1,13 @@
-"""Exports a trained run to one StableHLO file:
+"""Exports a trained run to one StableHLO or ONNX file:
 
   python export.py --workdir=DIR --mode=cond --output=FILE
+  python export.py --workdir=DIR --mode=dense --format=onnx --output=FILE.onnx
   python examples/run_exported.py FILE IMAGE...
 
-The file runs with jax alone, on every platform it was lowered for. For a model
-with exits, --mode=stages writes a file for each stage into the directory FILE,
-which run_exported.py accepts too.
+A StableHLO file runs with jax alone, on every platform it was lowered for. An
+ONNX file runs in onnxruntime and others, without jax. For a model with exits,
+--mode=stages writes a file for each stage into the directory FILE, which
+run_exported.py accepts too.
 """
 
 from absl import app
@@ -15,6 +17,8 @@ from absl import logging
 import adavit_jax
 from adavit_jax.exits import confidence
 from adavit_jax.inference import export
+from adavit_jax.models import plan
+from adavit_jax.policies import fixed
 from adavit_jax.runs import orbax_manager
 from adavit_jax.train import guards
 
@@ -25,9 +29,16 @@ _OUTPUT = flags.DEFINE_string(
     'images that it takes.', required=True)
 _MODE = flags.DEFINE_enum(
     'mode', None, (*export.MODES, 'stages'), 'dense: all layers. static: the '
-    'mask of a static phase. cond: the policy decides for one image. compact: '
-    'the policy decides for each image of a batch. stages: each stage of a '
-    'model with exits.', required=True)
+    'mask of a static phase, or --actions. cond: the policy decides for one '
+    'image. compact: the policy decides for each image of a batch. stages: '
+    'each stage of a model with exits.', required=True)
+_FORMAT = flags.DEFINE_enum(
+    'format', 'stablehlo', export.FORMATS, 'stablehlo: for jax. onnx: for '
+    'other runtimes, in the modes dense, static, and stages without a policy; '
+    "needs the extra 'onnx'.")
+_ACTIONS = flags.DEFINE_string(
+    'actions', None, 'For --mode=static: 1 to 5 for a policy of Table 1 of the '
+    'patent, or a mask of digits 0 and 1, MSA then MLP layers.')
 _BATCH_SIZE = flags.DEFINE_integer(
     'batch_size', None, 'Images per call; required for compact. Default: one '
     'for cond, else any number.', lower_bound=1)
@@ -66,7 +77,14 @@ def main(argv):
     clf = adavit_jax.load(_WORKDIR.value, phase=_PHASE.value, best=_BEST.value,
                           rule=_RULE.value, decide=_DECIDE.value)
     export.check_mode(clf, _MODE.value)
-    options = dict(batch_size=_BATCH_SIZE.value, platforms=_PLATFORMS.value)
+    options = dict(batch_size=_BATCH_SIZE.value, platforms=_PLATFORMS.value,
+                   format=_FORMAT.value)
+    if _ACTIONS.value is not None:
+      if _MODE.value != 'static':
+        raise ValueError(f'--actions={_ACTIONS.value} is for --mode=static, '
+                         f'not --mode={_MODE.value}; leave it out')
+      clf.actions = fixed.parse_choice(
+          _ACTIONS.value, plan.num_layers(clf.system.model))
     if _MODE.value == 'stages':
       if threshold is not None:
         clf.thresholds = threshold

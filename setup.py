@@ -59,6 +59,7 @@ setup(
         'test': ['pytest>=8', 'pytest-xdist>=3.8'],
         'hub': ['huggingface_hub>=0.25'],
         'gcs': ['gcsfs>=2024.6'],  # work directories gs://
+        'onnx': ['jax2onnx>=0.17'],  # and with it onnxruntime
         'torch': ['torch>=2.6'],  # reads .pth files
         'tensorboard': ['tensorboardX>=2.6'],
         'cuda': ['jax[cuda13]>=0.7.2'],

@@ -217,4 +217,9 @@ def _policy(model, nets):
   if nets.hidden:
     macs += inputs * nets.hidden
     inputs += nets.hidden
-  return macs + inputs * num_msa + (inputs + num_msa) * num_mlp
+  convolved = 0
+  if nets.conv:
+    (rows, columns), convolved = at.grid, nets.conv
+    macs += 9 * rows * columns * at.width * nets.conv
+    macs += 9 * -(-rows // 2) * -(-columns // 2) * nets.conv ** 2
+  return (macs + (inputs + convolved) * num_msa + (inputs + num_msa) * num_mlp)

@@ -1,5 +1,7 @@
 """Layer dropping on ImageNet: DeiT-S; `:base` is ViT-B/16, `:tiny` a test.
 
+`:taught` is DeiT-S with a teacher that is another model.
+
 On every host of a TPU v5e 4x4 slice (16 chips of 16 GiB):
 
   python train.py --config=configs/imagenet_policy.py --distributed \\
@@ -23,11 +25,19 @@ was not measured):
 No step gathers the batch, and none has a conditional, because training uses the
 `masked` mode.
 
-With a teacher, the distillation token learns from its classes, as in DeiT. Any
-run of this library can be the teacher, or a file of weights for one of its
-models; without one, both tokens learn from the labels:
+With a teacher, the distillation token learns from its classes, as in DeiT, or
+from its softmax with --config.dense.hard_distill=False; without one, both
+tokens learn from the labels. `:taught` learns from a ViT-B/16 in the dense and
+in the joint phase; FILE has timm's weights of vit_base_patch16_224:
 
-  --config.teacher.workdir=RUN
+  python train.py --config=configs/imagenet_policy.py:taught --distributed \\
+      --config.teacher.weights=FILE --config.data.data_dir=DIR \\
+      --workdir=gs://BUCKET/RUN
+
+Any run of this library can be the teacher instead, or a file of weights for
+another of its models that takes 224 pixels:
+
+  --config.teacher.workdir=RUN --config.teacher.model=''
   --config.teacher.weights=FILE --config.teacher.model=NAME
 
 DeiT's repeated augmentation needs batches that hold whole repeats:
@@ -49,9 +59,12 @@ _STEPS_PER_EPOCH = 1_268_355 // 1024
 
 def get_config(variant='small'):
   """Returns the schedule for DeiT-S; 'base' is ViT-B/16, 'tiny' a short test.
+
+  'taught' is DeiT-S with a teacher, whose file is to be given.
   """
   models = {
       'small': 'deit_small_distilled_patch16_224',
+      'taught': 'deit_small_distilled_patch16_224',
       'base': 'vit_base_patch16_224',
       'tiny': 'vit_tiny_patch16_224',
   }
@@ -95,6 +108,10 @@ def get_config(variant='small'):
   config.joint.learning_rate = 1e-4
   config.joint.policy_lr_factor = 10.0  # the policy's learning rate is 1e-3
   config.joint.ema = 0.9999
+  if variant == 'taught':
+    config.teacher.update(
+        model='vit_base_patch16_224', phases=('dense', 'joint'))
+    config.joint.hard_distill = True  # as the dense phase
   return _shrink(config) if variant == 'tiny' else config
 
 

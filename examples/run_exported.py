@@ -3,7 +3,8 @@
   python examples/run_exported.py FILE IMAGE...
   python examples/run_exported.py DIRECTORY IMAGE...  # from --mode=stages
 
-Requires jax, flatbuffers, NumPy and Pillow, but not adavit_jax.
+Requires NumPy and Pillow, but not adavit_jax. StableHLO files require jax and
+flatbuffers, ONNX files onnxruntime.
 """
 
 import contextlib
@@ -12,8 +13,6 @@ import json
 import pathlib
 import sys
 
-import jax
-from jax import export
 import numpy as np
 from PIL import Image
 
@@ -71,17 +70,49 @@ def prepare(image, spec):
   return np.asarray(image).reshape(size, size, -1)
 
 
-def load(path):
+def load(path, format):
+  """Loads a program.
+
+  Args:
+    path: path of the file.
+    format: `format` of the .json file.
+
+  Returns:
+    (function of arrays that returns a list of arrays, batch size), the size an
+    int, or a symbol for any size.
+  """
   try:
-    return export.deserialize(bytearray(path.read_bytes()))
+    return (load_onnx if format == 'onnx' else load_stablehlo)(path)
+  except ImportError:
+    raise
   except Exception as error:  # of any type, where bytes are missing
-    raise ValueError(f'{path} is damaged, or of another version of jax '
+    raise ValueError(f'{path} is damaged, or of another version of {format} '
                      f'({type(error).__name__}: {error})') from error
 
 
-def batches(images, exported, any_size):
+def load_stablehlo(path):
+  import jax  # not needed for ONNX
+  from jax import export
+  exported = export.deserialize(bytearray(path.read_bytes()))
+  return jax.jit(exported.call), exported.in_avals[0].shape[0]
+
+
+def load_onnx(path):
+  import onnxruntime  # not needed for StableHLO
+  session = onnxruntime.InferenceSession(
+      path.read_bytes(), providers=['CPUExecutionProvider'])
+  used = {x.name for x in session.get_inputs()}
+
+  def call(images, *carry):
+    given = {'images': images,
+             **{f'carry_{i}': x for i, x in enumerate(carry)}}
+    return session.run(None, {name: given[name] for name in used})
+
+  return call, session.get_inputs()[0].shape[0]
+
+
+def batches(images, size, any_size):
   """Yields (batch of the program's size, padded; number of its images)."""
-  size = exported.in_avals[0].shape[0]  # An int, or a symbol for any size.
   step = size if isinstance(size, int) else any_size
   for start in range(0, len(images), step):
     batch = images[start:start + step]
@@ -91,11 +122,11 @@ def batches(images, exported, any_size):
 
 def run_program(path, info, images):
   """Yields the logits [K] of each image and the share of layers that ran."""
-  exported = load(path)
+  call, size = load(path, info['format'])
   threshold = info['threshold']
   args = [] if threshold is None else [np.float32(threshold)]
-  for batch, num in batches(images, exported, len(images)):
-    logits, keep = map(np.asarray, exported.call(batch, *args))
+  for batch, num in batches(images, size, len(images)):
+    logits, keep = map(np.asarray, call(batch, *args))
     for y, ran in zip(logits[:num], keep):
       yield y, f'{ran.mean():.0%} of the adaptive layers ran'
 
@@ -105,10 +136,10 @@ def run_stages(path, info, images):
 
   A batch stops once all of its images have left.
   """
-  stages = [load(path.with_name(f'stage_{i}'))
-            for i in range(info['num_stages'])]
-  calls = [jax.jit(stage.call) for stage in stages]
-  for batch, num in batches(images, stages[0], 1):
+  calls, sizes = zip(*(
+      load(path.with_name(f'stage_{i}{path.suffix}'), info['format'])
+      for i in range(info['num_stages'])))
+  for batch, num in batches(images, sizes[0], 1):
     carry, memory, left = (), None, {}
     for k, call in enumerate(calls):
       *carry, logits = call(batch, *carry)
@@ -164,7 +195,8 @@ def describe(y, info):
 
 def main(path, *files):
   path = pathlib.Path(path)
-  path = path / 'stage_0' if path.is_dir() else path
+  if path.is_dir():
+    path = next(path.glob('stage_0.onnx'), path / 'stage_0')
   info_path = pathlib.Path(f'{path}.json')
   if not (path.exists() and info_path.exists()):
     raise SystemExit(f'error: {path} and {info_path} must both exist, as '
@@ -184,5 +216,5 @@ if __name__ == '__main__':
     sys.exit(__doc__)
   try:
     main(*sys.argv[1:])
-  except (OSError, ValueError) as error:  # also: made for other platforms
+  except (ImportError, OSError, ValueError) as error:  # also: other platforms
     sys.exit(f'error: {error}')

@@ -10,6 +10,7 @@ from adavit_jax.models import exit_heads
 from adavit_jax.models import params as params_lib
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
+from adavit_jax.policies import fixed
 from adavit_jax.policies import learned
 from adavit_jax.runtime import cascade
 from adavit_jax.runtime import masked
@@ -149,6 +150,82 @@ def test_a_fixed_policy_runs_its_mask(images):
   assert set(got.macs) == {clf.system.plain_cost.adaptive(actions)}
 
 
+def test_actions_are_a_knob_at_run_time(clf, images, oracle):
+  """Table 1, masks and the learned policy in turn; nothing compiles twice."""
+  mask = Actions([1, 0, 1], [0, 0, 1])
+  table_1 = Actions(np.float32([0, 1, 1]), np.float32([0, 0, 1]))
+  want = [(4, table_1), ('101001', mask), (mask, mask)]
+  answers = []
+
+  def run():
+    answers.clear()
+    for value in (*(value for value, _ in want), None):
+      clf.actions = value
+      answers.append(clf(images[:4]))
+
+  first, again = _compilations(run)
+  assert clf.actions is None
+  # The policy's program may have been compiled by the tests before.
+  assert first - 2 in (0, 1) and again == 0
+  *given, learnt = answers
+  for got, (_, kept) in zip(given, want, strict=True):
+    np.testing.assert_array_equal(got.actions.msa, [kept.msa] * 4)
+    np.testing.assert_array_equal(got.actions.mlp, [kept.mlp] * 4)
+    actions = Actions(*map(np.float32, kept))
+    assert set(got.macs) == {clf.system.plain_cost.adaptive(actions)}
+    np.testing.assert_allclose(got.logits, modes.forward(
+        clf.system.model, clf.params, clf.system.normalize(images[:4]), actions,
+        mode='masked').total, **CLOSE)
+  logits, actions = oracle(images, 0.5)
+  np.testing.assert_allclose(learnt.logits, logits[:4], **CLOSE)
+  np.testing.assert_array_equal(learnt.actions.keep, actions.keep[:4])
+
+
+def test_a_stochastic_policy_draws_by_key(clf, images):
+  """An image's layers depend on key and place, not on how batches are cut."""
+  key, num_layers = jax.random.key(5), (3, 3)
+  answers = []
+
+  def run():
+    for final in (0.2, 0.7):
+      clf.actions = adavit_jax.Stochastic(final)
+      answers[:] = [clf(images[:num], key=key) for num in (4, 1, 9)]
+
+  try:
+    _, again = _compilations(run)
+    with pytest.raises(ValueError, match='^key=None'):
+      clf(images)
+  finally:
+    clf.actions = None
+  assert again == 0
+  with pytest.raises(ValueError, match='^key='):
+    clf(images, key=key)
+  want = jax.device_get(fixed.stochastic_rows(
+      key, np.arange(9), num_layers, final=np.float32(0.7)))
+  assert len(np.unique(want.keep, axis=0)) > 3
+  got = answers[-1]
+  np.testing.assert_array_equal(got.actions.keep, want.keep)
+  np.testing.assert_allclose(got.macs, clf.system.plain_cost.adaptive(want))
+  np.testing.assert_allclose(got.logits, modes.forward(
+      clf.system.model, clf.params, clf.system.normalize(images[:9]), want,
+      mode='masked').total, **CLOSE)
+  for part in answers[:2]:
+    num = len(part.labels)
+    np.testing.assert_array_equal(part.actions.keep, want.keep[:num])
+    np.testing.assert_allclose(part.logits, got.logits[:num], **CLOSE)
+
+
+@pytest.mark.parametrize('value, field', [
+    (6, 'policy 6'), (1, 'cannot drop 5'), ('10', "keep='10'"),
+    (True, 'actions=True'), (0.5, 'actions=0.5'),
+    (Actions([1, 0, 2], [1, 1, 1]), 'an action is 2'),
+    (adavit_jax.Stochastic(1.5), 'final=1.5')])
+def test_wrong_actions(clf, value, field):
+  with pytest.raises(ValueError, match=field):
+    clf.actions = value
+  assert clf.actions is None
+
+
 @pytest.mark.parametrize('images', [
     np.zeros((8, 8, 1), np.uint8), np.zeros((2, 9, 9, 1), np.uint8),
     np.zeros((0, 8, 8, 1), np.uint8),
@@ -188,7 +265,7 @@ def test_there_is_no_policy_to_ask():
     classifier.Classifier(system, state_lib.init_state(system, 0))
 
 
-@pytest.mark.parametrize('name', ['actions', 'system', 'thresholds'])
+@pytest.mark.parametrize('name', ['system', 'thresholds'])
 def test_what_calls_would_ignore_cannot_be_set(clf, name):
   with pytest.raises(AttributeError):
     setattr(clf, name, None)

@@ -22,12 +22,13 @@ VARIANTS = dict(
     cifar10_ravit=('', 'cpu'), cifar10_vil=('', 'cpu'),
     digit_scenes_policy=('mix', 'max'),
     digits_exits=('', 'end_to_end', 'layer_wise'),
-    digits_policy=('', 'patent'), folder_policy=('small', 'tiny'),
+    digits_policy=('', 'patent', 'self_critical'),
+    folder_policy=('small', 'tiny'),
     imagenet_crossvit=('small_240', '15_dagger_408'),
     imagenet_evo=('tiny_224', 'small_224', 'base_384'),
     imagenet_levit=('128s', '256', '384', 'evo_128'),
     imagenet_dvt=('t2t_12', 't2t_14', 'deit_small'),
-    imagenet_policy=('small', 'base', 'tiny'),
+    imagenet_policy=('small', 'taught', 'base', 'tiny'),
     cifar10_shuffle=('', 'cpu'), imagenet_shuffle=('tiny', 'base'),
     imagenet_vil=('small_224', 'base_deep_384', 'l1,p4,f8_l2,s0,g0'))
 
@@ -39,6 +40,8 @@ def test_a_variant_can_train(name, variant):
   config = tiny.load(f'configs/{name}.py').get_config(variant)
   if config.phases[0] not in phases.having('from_scratch'):
     config.init.workdir = 'a run that is there'
+  if config.teacher.model:
+    config.teacher.weights = 'a file that is there'
   config_lib.check(config)
   regression = name.startswith('rotated')
   channels = 1 if 'digit' in name else 3

@@ -112,14 +112,14 @@ def test_xla_counts_the_same_flops(name):
 @pytest.mark.parametrize('kwargs', [
     dict(), dict(tokens='pooled'), dict(aux=False), dict(hidden=7),
     dict(head=True, hidden=7), dict(aux=False, head=True),
-    dict(aux=False, hidden=7)])
+    dict(aux=False, hidden=7), dict(conv=5)])
 @pytest.mark.parametrize('overrides', [
     dict(distillation=True), dict(num_fixed=0), dict(num_fixed=3)])
 def test_policy_networks(kwargs, overrides):
   model = tiny.model(**overrides)
   nets = learned.PolicyNets(
       num_layers=plan.num_layers(model), num_classes=model.num_classes,
-      **kwargs)
+      at=plan.tokens_at(model, model.num_fixed), **kwargs)
   z1 = jnp.zeros((1, model.num_tokens, model.width))
 
   def build():

@@ -5,6 +5,7 @@ import json
 import re
 import runpy
 import subprocess
+import sys
 
 from adavit_jax.exits import confidence as confidence_lib
 from adavit_jax.inference import cascade_classifier
@@ -244,6 +245,64 @@ def test_the_example_runs_it_without_the_models_code(clf, cond, tmp_path):
   assert modules == '[]'
 
 
+def test_onnx_files_run_without_jax(clf, fixed, images, tmp_path):
+  """In onnxruntime, on any number of images, with the classifier's logits."""
+  pytest.importorskip('jax2onnx')
+  path = tmp_path / 'a.png'
+  Image.fromarray(images[0, ..., 0]).save(path)
+  dense = _make(Actions(*np.ones((2, 3), np.float32)))
+  for mode, given, own in (('dense', clf, dense), ('static', fixed, fixed)):
+    export.export(given, tmp_path / mode, mode=mode, format='onnx')
+    call, _ = _load_onnx(tmp_path / mode)
+    want = own(images)
+    for num in (1, 8):
+      logits, keep = call(images[:num])
+      np.testing.assert_allclose(logits, want.logits[:num], **CLOSE)
+      np.testing.assert_array_equal(keep, want.actions.keep[:num])
+  code = ('import runpy, sys; sys.argv = sys.argv[1:]; '
+          'runpy.run_path(sys.argv[0], run_name="__main__"); '
+          'print("jax" in sys.modules)')
+  process = subprocess.run(**tiny.command(
+      '-c', code, f'{tiny.ROOT}/examples/run_exported.py',
+      str(tmp_path / 'static'), str(path)), timeout=120)
+  assert process.returncode == 0, process.stderr[-2000:]
+  name = clf.class_names[want.labels[0]]
+  assert process.stdout.splitlines() == [
+      f'{path}: {name} ({want.logits[0].max():.3f}), 50% of the adaptive '
+      f'layers ran', 'False']
+
+
+def _load_onnx(path):
+  return runpy.run_path(f'{tiny.ROOT}/examples/run_exported.py')['load'](
+      path, 'onnx')
+
+
+def test_onnx_files_of_a_cascade(
+    cascade, stages, small, at_exits, tmp_path, capsys):
+  pytest.importorskip('jax2onnx')
+  paths = export.export_stages(cascade, tmp_path, format='onnx')
+  assert [path.name for path in paths] == ['stage_0.onnx', 'stage_1.onnx']
+  carry = ()
+  for path, want in zip(paths, at_exits):
+    *carry, logits = _load_onnx(path)[0](small, *carry)
+    np.testing.assert_allclose(logits, want, **CLOSE)
+  assert _example(tmp_path, small, tmp_path, capsys) == _example(
+      stages, small, tmp_path, capsys)
+
+
+def test_onnx_needs_its_extra_and_no_policy(
+    clf, cascade, tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'jax2onnx', None)
+  for write in (functools.partial(export.export, clf, mode='dense'),
+                functools.partial(export.export_stages, cascade)):
+    with pytest.raises(ValueError, match="^format='onnx'.*extra"):
+      write(path := tmp_path / 'a', format='onnx')
+    assert not path.exists()
+  drops = _cascade('exits', 'warm_start', 'policy', layers=(1, 1))
+  with pytest.raises(ValueError, match="^format='onnx'.*policy"):
+    export.export_stages(drops, path, batch_size=2, format='onnx')
+
+
 def _example(path, images, directory, capsys):
   """What the example says of each image behind the name of its file."""
   files = [str(directory / f'{i}.png') for i in range(len(images))]
@@ -307,7 +366,8 @@ def test_the_example_hands_on_what_a_policy_decides(small, tmp_path, capsys):
 def test_what_lies_beside_an_artefact(cond):
   about = json.loads((cond.parent / 'model.json').read_text())
   assert about == dict(
-      mode='cond', class_names=['ant', 'bee', 'cat', 'dog'], threshold=0.5,
+      mode='cond', format='stablehlo', threshold=0.5,
+      class_names=['ant', 'bee', 'cat', 'dog'],
       num_layers=[3, 3],
       images=dict(size=8, channels=1, resize=8, interpolation='bicubic'))
 
@@ -323,6 +383,9 @@ def test_what_lies_beside_an_artefact(cond):
     (dict(mode='dense', platforms=('gpu',)), r"platforms=\('gpu',\)"),
     (dict(mode='dense', platforms=()), r'platforms=\(\)'),
     (dict(mode='dense', platforms='cpu'), "platforms='cpu'"),
+    (dict(mode='dense', format='tflite'), "format='tflite'"),
+    (dict(mode='cond', format='onnx'), "format='onnx'.*mode='cond'"),
+    (dict(mode='compact', format='onnx'), "format='onnx'.*mode='compact'"),
 ])
 def test_wrong_arguments(clf, tmp_path, arguments, field):
   with pytest.raises(ValueError, match=f'^{field}'):

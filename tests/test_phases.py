@@ -173,7 +173,7 @@ def test_static_loss_is_the_path_loss_of_its_policy(state, batch, path_loss):
 
 
 @pytest.mark.parametrize('reward, baseline', [
-    ('macs', 'leave_one_out'), ('split', 'greedy')])
+    ('macs', 'leave_one_out'), ('split', 'greedy'), ('layers', 'none')])
 def test_policy_gradient_image_by_image(
     state, batch, z1, classify, reward, baseline):
   """The batched gradient against one written out for single images."""
@@ -215,20 +215,28 @@ def test_policy_gradient_image_by_image(
   def rewards_of(actions):  # -> [B, 2]
     logits = np.asarray(classify(actions))
     spent = np.asarray(system.cost.ratio(actions))
+    every = np.ones_like(actions.msa)
+    alone = [np.asarray(classify(a)) for a in (
+        Actions(actions.msa, every), Actions(every, actions.mlp))]
     rows = []
     for i, label in enumerate(np.asarray(batch.labels)):
+      dropped = [1 - a[i].mean() for a in actions]
       if reward == 'macs':
         p = np.exp(log_softmax(logits[i]))[label]
         rows.append([p - np.exp(-1.) * spent[i]] * 2)
+      elif reward == 'layers':
+        rows.append(
+            [sum(dropped) + c.alpha * (logits[i].argmax() == label)] * 2)
       else:
-        right = c.alpha * (logits[i].argmax() == label)
-        rows.append([1 - actions.msa[i].mean() + right,
-                     1 - actions.mlp[i].mean() + right])
+        rows.append([drop + c.alpha * (y[i].argmax() == label)
+                     for drop, y in zip(dropped, alone)])
     return np.array(rows)
 
   table = np.array([rewards_of(a) for a in draws])
   if baseline == 'greedy':
     base = rewards_of(greedy)
+  elif baseline == 'none':
+    base = 0.
   else:
     base = (table.sum(0) - table) / (c.samples - 1)
   advantage = np.float32(table - base)  # [S, B, 2]

@@ -9,16 +9,20 @@ import numpy as np
 def test_easy_images_keep_the_fewest_layers(monkeypatch):
   figures = []
   monkeypatch.setattr(pictures, '_save', lambda *args: figures.append(args[0]))
-  kept = np.array([3, 0, 6, 2, 5, 1, 6, 4], np.float32)
+  kept = np.array([3, 0, 6, 2, 5, 1, 6, 4])
+  msa = (np.arange(4) < kept[:, None] - 2).astype(np.float32)
+  mlp = (np.arange(2) < kept[:, None]).astype(np.float32)
   labels = np.arange(8) % 2
   split = data.ArraySplit(np.zeros((8, 4, 4, 1), np.uint8), labels)
-  pictures.easy_and_hard(split, kept, ('ant', 'cat'), labels, '')
+  pictures.easy_and_hard(
+      split, Actions(msa, mlp), ('ant', 'cat'), labels, '')
   (fewest, most), = (figure.subfigs for figure in figures)
-  for part, title, want in ((fewest, 'fewest layers kept', [0, 1, 2, 3]),
-                            (most, 'most layers kept', [4, 5, 6, 6])):
-    assert part.get_suptitle() == title
+  for part, title, want in (
+      (fewest, 'fewest', ['0 + 0', '0 + 1', '0 + 2', '1 + 2']),
+      (most, 'most', ['2 + 2', '3 + 2', '4 + 2', '4 + 2'])):
+    assert part.get_suptitle() == f'{title} layers kept, MSA + MLP'
     cells = [axes.get_title().split(': ') for axes in part.axes]
-    assert [int(number) for _, number in cells] == want
+    assert [numbers for _, numbers in cells] == want
 
 
 def test_bars_of_kinds_that_differ_in_number(monkeypatch):

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import signal
 import tiny
 
 B, N, D, K = 5, 4, 6, 4
@@ -207,6 +208,35 @@ def test_hidden_layer_lies_beside_the_direct_path():
   assert features.inputs.shape == (B, N * D + 7)
   x = (np.float64(x) - stats.mean) / stats.std * np.sqrt(0.03)
   np.testing.assert_allclose(features.inputs[:, :N * D], x, **CLOSE)
+
+
+def test_the_first_network_convolves_the_grid():
+  """By SciPy; the class token and the second network see nothing of it."""
+  width, conv, prefix, grid = D, 3, 1, (3, 1)
+  nets, params, x, stats = _nets(aux=False, conv=conv, at=Tokens(
+      width=width, num=N, prefix=prefix, grid=grid))
+  features = _apply(nets, params, x, stats, method='features')
+  got = _apply(nets, params, features, method='msa')
+
+  def convolve(x, layer, stride):  # [rows, columns, C]
+    kernel = np.float64(layer['kernel'])  # [3, 3, C, conv]
+    out = np.stack([sum(
+        signal.correlate2d(x[..., i], kernel[..., i, j], 'same')
+        for i in range(x.shape[-1])) for j in range(conv)], -1) + layer['bias']
+    # With stride 2, padding of an odd side puts the first centre at 0.
+    out = out[::stride, ::stride]
+    return np.asarray(jax.nn.gelu(out), np.float64)
+
+  inputs = np.float64(features.inputs)
+  for row, logits in zip(inputs, got):
+    patches = row[prefix * width:].reshape(*grid, width)
+    hidden = convolve(convolve(patches, params['conv_1'], 1),
+                      params['conv_2'], 2).mean((0, 1))
+    net = params['msa_net']
+    np.testing.assert_allclose(
+        logits, np.concatenate([row, hidden]) @ net['kernel'] + net['bias'],
+        **CLOSE)
+  assert params['mlp_net']['kernel'].shape[0] == N * D + L1
 
 
 def test_first_actions_follow_the_bias():

@@ -329,3 +329,12 @@ def test_resizing_keeps_constants_and_leaves_the_full_size_alone():
   images = jnp.full((1, 12, 12, 2), 3.)
   np.testing.assert_allclose(ravit.resize(images, 8), 3., rtol=1e-6)
   assert ravit.resize(images, 12) is images
+
+
+@pytest.mark.parametrize('size', [5, 8, 17])
+def test_resizing_is_that_of_jax(size):
+  images = np.random.default_rng(0).normal(size=(2, 12, 12, 3))
+  images = images.astype(np.float32)
+  np.testing.assert_allclose(
+      ravit.resize(images, size), jax.image.resize(
+          images, (2, size, size, 3), 'linear', antialias=True), atol=1e-6)

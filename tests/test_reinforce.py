@@ -1,19 +1,25 @@
 """Rewards by hand, and the sampled gradient against the exact one."""
 
+import functools
 import itertools
+import types
 
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import learned
 from adavit_jax.policies import observation
 from adavit_jax.policies import reinforce
+from adavit_jax.train import config as config_lib
+from adavit_jax.train.phases import policy
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-L, B, N, D = 2, 2, 2, 3
-BOUND = 0.95
-VECTORS = np.float32(list(itertools.product((0, 1), repeat=L)))  # [2^L, L]
+NUM = 1, 2  # MSA and MLP layers
+B, N, D = 2, 2, 3
+BOUND, ALPHA, PRICE = 0.95, 1.5, 0.7
+VECTORS = [np.float32(list(itertools.product((0, 1), repeat=num)))
+           for num in NUM]  # [2^L1, L1], [2^L2, L2]
 SAMPLES = 2  # an image and draw
 DRAWS = 40_000
 
@@ -35,9 +41,14 @@ def test_layers_are_counted_as_shares_of_their_kind():
 
 
 def test_split_rewards_are_equations_15_and_16():
-  msa, mlp = reinforce.split_rewards(ACTIONS, CORRECT, 2.5)
+  """Each network with its own accuracy, all layers of the other's kind."""
+  for got, want in zip(reinforce.split_actions(ACTIONS), (
+      (ACTIONS.msa, np.ones((2, 4))), (np.ones((2, 4)), ACTIONS.mlp))):
+    np.testing.assert_array_equal(got.msa, want[0])
+    np.testing.assert_array_equal(got.mlp, want[1])
+  msa, mlp = reinforce.split_rewards(ACTIONS, (CORRECT, 1 - CORRECT), 2.5)
   np.testing.assert_allclose(msa, [0.75 + 2.5, 0])
-  np.testing.assert_allclose(mlp, [0.5 + 2.5, 0.25])
+  np.testing.assert_allclose(mlp, [0.5, 0.25 + 2.5])
 
 
 def test_mac_reward_by_hand():
@@ -87,12 +98,12 @@ def test_price_rises_while_too_much_is_spent():
 
 @pytest.fixture(scope='module')
 def toy():
-  """Networks, parameters, features, statistics, and two reward tables.
+  """Networks, parameters, features, and the results of every decision.
 
-  The tables [B, 2^L, 2^L] give each pair of decisions a reward of its own, so
-  that no shortcut of the estimator goes unseen.
+  The tables [B, 2^L1, 2^L2] of correctness and success give each pair of
+  decisions a result of its own.
   """
-  nets = learned.PolicyNets(num_layers=(L, L), num_classes=2, aux=False)
+  nets = learned.PolicyNets(num_layers=NUM, num_classes=2, aux=False)
   rng = np.random.default_rng(0)
   z1 = rng.normal(size=(B, N, D)).astype(np.float32)
   x = np.asarray(observation.token_features(z1, 'all', 1))
@@ -101,71 +112,74 @@ def toy():
   shapes = jax.eval_shape(nets.init, jax.random.key(0), x, stats)['params']
   params = jax.tree.map(
       lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
-  tables = rng.normal(size=(2, B, 2**L, 2**L), loc=1.).astype(np.float32)
-  return nets, params, x, stats, tables
+  features = nets.apply({'params': params}, x, stats, method='features')
+  shape = B, *(len(v) for v in VECTORS)
+  correct = np.float32([[[1, 0, 1, 1], [0, 1, 0, 0]],
+                        [[0, 1, 1, 0], [1, 0, 1, 1]]])
+  assert correct.shape == shape
+  success = rng.uniform(size=shape).astype(np.float32)
+  return nets, params, features, policy.Results(correct, success)
 
 
-def _features(nets, params, x, stats):
-  return nets.apply({'params': params}, x, stats, method='features')
+def _ratio(actions):
+  """MACs of three layers that differ."""
+  return 0.2 + (actions.keep * np.float32([0.3, 0.1, 0.4])).sum(-1)
 
 
-def _log_likelihoods(nets, params, features, actions):
-  """log π of the MSA and of the MLP actions, [B] each."""
-  logits = learned.action_logits(nets, params, features, actions)
-  return [learned.log_likelihood(learned.bounded(x, BOUND), a).sum(-1)
-          for x, a in zip(logits, actions)]
+def _rewards(reward, results):
+  """The reward of each network for every pair of decisions, by hand."""
+  msa, mlp = (v.mean(-1) for v in VECTORS)
+  if reward == 'split':  # equations 15 and 16
+    r1 = (1 - msa) + ALPHA * results.correct[:, :, -1]  # all MLP layers
+    r2 = (1 - mlp) + ALPHA * results.correct[:, -1]  # all MSA layers
+    return r1[:, :, None] + 0 * mlp, r2[:, None] + 0 * msa[:, None]
+  shared = np.zeros_like(results.success)
+  for i, j in itertools.product(*map(range, shared.shape[1:])):
+    actions = Actions(VECTORS[0][i], VECTORS[1][j])
+    if reward == 'layers':  # equation 12
+      shared[:, i, j] = (1 - msa[i]) + (1 - mlp[j]) + (
+          ALPHA * results.correct[:, i, j])
+    else:
+      shared[:, i, j] = results.success[:, i, j] - PRICE * _ratio(actions)
+  return shared, shared
 
 
-@pytest.fixture(scope='module')
-def exact(toy):
-  """Gradient of the negative expected reward, by enumeration.
+def _exact(toy, reward):
+  """Gradient of each network's negative expected reward, by enumeration."""
+  nets, params, features, results = toy
 
-  Of each network with respect to its own reward (equations 15 and 16).
-  """
-  nets, params, x, stats, tables = toy
-
+  @jax.jit
   def loss(params, table):
-    features = _features(nets, params, x, stats)
     expected = 0.
-    for i, j in itertools.product(range(2**L), repeat=2):
-      actions = Actions(*(jnp.tile(VECTORS[k], (B, 1)) for k in (i, j)))
-      msa, mlp = _log_likelihoods(nets, params, features, actions)
+    for i, j in itertools.product(*map(range, table.shape[1:])):
+      actions = Actions(*(jnp.tile(v[k], (B, 1))
+                          for v, k in zip(VECTORS, (i, j))))
+      logits = learned.action_logits(nets, params, features, actions)
+      msa, mlp = (learned.log_likelihood(learned.bounded(x, BOUND), a).sum(-1)
+                  for x, a in zip(logits, actions))
       expected += jnp.exp(msa + mlp) * table[:, i, j]
     return -expected.mean()
 
-  grad = jax.jit(jax.grad(loss))
-  return {'msa_net': grad(params, tables[0])['msa_net'],
-          'mlp_net': grad(params, tables[1])['mlp_net']}
+  tables = _rewards(reward, results)
+  return {net: jax.grad(loss)(params, table)[net]
+          for net, table in zip(('msa_net', 'mlp_net'), tables)}
 
 
-def _sampled(toy, baseline):
-  """Mean and standard error of the loss's gradient over `DRAWS` draws."""
-  nets, params, x, stats, tables = toy
-  powers = 2 ** np.arange(L)[::-1]
-  every = Actions(jnp.ones(L), jnp.ones(L))
+def _sampled(toy, reward, baseline):
+  """Mean and standard error of the phase's gradient over `DRAWS` draws."""
+  nets, params, features, results = toy
+  config = config_lib.default_config()
+  config.policy.update(
+      reward=reward, baseline=baseline, samples=SAMPLES, alpha=ALPHA,
+      bound=BOUND, entropy=0., normalize=False)
+  system = types.SimpleNamespace(
+      config=config, nets=nets, cost=types.SimpleNamespace(ratio=_ratio),
+      decide=functools.partial(learned.greedy, nets))
 
-  def rewards(actions):  # [..., B, L] -> two of [..., B]
-    i, j = ((a @ powers).astype(int) for a in actions)
-    return [table[jnp.arange(B), i, j] for table in jnp.asarray(tables)]
-
-  def loss(params, key):
-    features = _features(nets, params, x, stats)
-    draw = lambda key: learned.sample(
-        nets, params, features, key, bound=BOUND, free=every)
-    actions = jax.vmap(draw)(jax.random.split(key, SAMPLES))  # [S, B, L]
-    log_p = jax.vmap(
-        lambda a: jnp.stack(_log_likelihoods(nets, params, features, a)),
-        out_axes=1)(actions)  # [2, S, B]
-    greedy = rewards(learned.greedy(nets, params, features))
-    total = 0.
-    for one_log_p, reward, one_greedy in zip(log_p, rewards(actions), greedy):
-      advantage = {
-          'none': lambda: reward,
-          'leave_one_out': lambda: reinforce.leave_one_out(reward),
-          'greedy': lambda: reinforce.self_critical(reward, one_greedy),
-      }[baseline]()
-      total += reinforce.policy_gradient_loss(one_log_p, advantage)
-    return total
+  def loss(net_params, key):
+    return policy.policy_gradient(
+        system, config.policy, {'policy': net_params}, None, features,
+        jnp.log(PRICE), None, key)[0]
 
   keys = jax.random.split(jax.random.key(1), DRAWS)
   grads = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(params, keys)
@@ -175,9 +189,20 @@ def _sampled(toy, baseline):
   return mean, error
 
 
+@pytest.mark.parametrize('reward', ['macs', 'layers', 'split'])
 @pytest.mark.parametrize('baseline', ['none', 'leave_one_out', 'greedy'])
-def test_sampled_gradient_is_the_exact_one(toy, exact, baseline):
-  mean, error = _sampled(toy, baseline)
+def test_sampled_gradient_is_the_exact_one(toy, monkeypatch, reward, baseline):
+  """The whole estimator; only the model's results come from a table."""
+  def run_tried(system, params, z1, batch, actions):
+    del system, params, z1, batch
+    i, j = ((a @ 2 ** np.arange(a.shape[-1])[::-1]).astype(int)
+            for a in actions)  # [R, B]
+    return jax.tree.map(
+        lambda table: jnp.asarray(table)[np.arange(B), i, j], toy[-1])
+
+  monkeypatch.setattr(policy, 'run_tried', run_tried)
+  mean, error = _sampled(toy, reward, baseline)
+  exact = _exact(toy, reward)
   assert sorted(mean) == ['mlp_net', 'msa_net']
   for net in mean:
     for leaf in ('kernel', 'bias'):

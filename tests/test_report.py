@@ -12,6 +12,7 @@ import adavit_jax
 from adavit_jax import data
 from adavit_jax import report
 from adavit_jax.models.actions import Actions
+from adavit_jax.policies import fixed
 from adavit_jax.report import policy_report
 from adavit_jax.report import static_masks
 from adavit_jax.report import rows as rows_lib
@@ -21,6 +22,7 @@ from adavit_jax.runs import loop
 from adavit_jax.runs import saved_run
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import state as state_lib
+import jax
 import numpy as np
 import pytest
 import states
@@ -168,6 +170,29 @@ def test_a_run_without_a_policy_has_a_row_of_what_it_reaches(
   for field, value in (('depth', 2), ('merge', 1.5), ('mlp_ratio', 'a')):
     with pytest.raises(ValueError, match=f'^{field}='):
       report.evaluate(str(tmp_path), attributes={field: value})
+
+
+def test_layers_that_the_user_chooses(run, reported, tiny_data, maker):
+  """Table 1, a mask, and a stochastic policy that draws as a classifier's."""
+  workdir, dataset = run
+  params, evaluator = maker._params, maker.trainer.evaluator
+  row = lambda actions: rows_lib.row(
+      evaluator.with_actions(params, dataset.test, actions),
+      maker.trainer.system.plain_cost)
+  drawn = Actions(*map(np.asarray, fixed.stochastic_rows(
+      jax.random.key(0), np.arange(len(dataset.test)), (3, 3), final=0.5)))
+  for text, actions in (('4', fixed.table_1(4, (3, 3))),
+                        ('011101', fixed.parse('011101', (3, 3))),
+                        ('stochastic:0.5', drawn)):
+    result = report.evaluate(workdir, actions=text)
+    assert result['given'] == row(actions)
+    assert (result['actions'], result['dense']) == (
+        text, reported[0]['dense'])
+  for text in ('1', '0110', 'stochastic:2', 'stochastic'):
+    with pytest.raises(ValueError, match='drop|keep=|actions='):
+      report.evaluate(workdir, actions=text)
+  with pytest.raises(ValueError, match='^--threshold=0.5.*--actions=4'):
+    report.evaluate(workdir, actions='4', threshold=0.5)
 
 
 def test_a_best_checkpoint_that_is_replaced_meanwhile(

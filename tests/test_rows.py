@@ -47,6 +47,8 @@ def test_adaptive_row_by_hand():
   assert row['difficulty_correlation'] == pytest.approx(1)
   assert row['agreement'] == pytest.approx(2 / 3)
   assert (row['kept_easy'], row['kept_hard']) == (0.5, 4)
+  assert [row[f'kept_{name}'] for name in (
+      'easy_msa', 'easy_mlp', 'hard_msa', 'hard_mlp')] == [0.5, 0, 2, 2]
 
 
 def test_rows_of_layers_that_differ_in_number_and_macs():
@@ -67,6 +69,18 @@ def test_random_actions_meet_the_budget_in_the_mean(msa, mlp):
   keep = rows_lib.budget_keep(spend, 0.8)
   expected = 10 + 6 + 6 + keep * (sum(msa) + sum(mlp))
   assert expected / spend.dense == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize('msa, mlp', [((4, 4), (2, 2)), ((4,), (2, 3, 5))])
+def test_stochastic_actions_meet_the_budget_in_the_mean(msa, mlp):
+  spend = dataclasses.replace(SPEND, msa=msa, mlp=mlp, policy=0)
+  final = rows_lib.survival_final(spend, 0.8)
+  expected = 10 + 6 + 6
+  for macs in (msa, mlp):
+    depth = np.arange(1, len(macs) + 1) / len(macs)
+    expected += ((1 - (1 - final) * depth) * macs).sum()
+  assert expected / spend.dense == pytest.approx(0.8)
+  assert rows_lib.survival_final(spend, 0.1) == 0
 
 
 def test_draws_are_averaged():
@@ -92,14 +106,17 @@ def test_a_table_to_the_letter():
 def test_what_is_said_of_a_policy_to_the_letter():
   row = dict(kept_msa_mean=2.5, kept_msa_std=.5, kept_mlp_mean=1.25,
              kept_mlp_std=.75, unique_actions=7, difficulty_correlation=.375,
-             agreement=.9, threshold=.625, kept_easy=3., kept_hard=4.5)
+             agreement=.9, threshold=.625, kept_easy=3., kept_hard=4.5,
+             kept_easy_msa=2., kept_easy_mlp=1., kept_hard_msa=2.5,
+             kept_hard_mlp=2.)
   lines = (
       'kept: MSA 2.50 ± 0.50 of 3, MLP 1.25 ± 0.75 of 4\n'
       'distinct action vectors: 7\n'
       'rank correlation of kept layers with the dense loss: 0.38\n'
       'agreement with the dense prediction: 90.00 %\n'
       'threshold: 0.625')
-  split = '\nkept on easy images 3.00, on hard ones 4.50'
+  split = ('\nkept on easy images: 3.00, MSA 2.00, MLP 1.00'
+           '\nkept on hard images: 4.50, MSA 2.50, MLP 2.00')
   assert table.format_policy(row, (3, 4)) == lines + split
   del row['kept_easy']
   row['difficulty_correlation'] = None

@@ -80,4 +80,4 @@ def test_the_example_names_a_cut_file(tmp_path, text):
   with pytest.raises(ValueError, match='m.bin.json'):
     _example()['main'](str(tmp_path / 'm.bin'))
   with pytest.raises(ValueError, match='m.bin'):
-    _example()['load'](tmp_path / 'm.bin')
+    _example()['load'](tmp_path / 'm.bin', 'stablehlo')

@@ -11,9 +11,10 @@ from adavit_jax import describe
 from adavit_jax import models
 from adavit_jax.data import decode
 from adavit_jax.inference.cascade_classifier import check_max_batch_size
-from adavit_jax.models import actions as actions_lib
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
+from adavit_jax.models.params import check_key
+from adavit_jax.policies import fixed
 from adavit_jax.policies import knob as knob_lib
 from adavit_jax.runtime import modes
 from adavit_jax.train import state as state_lib
@@ -41,10 +42,10 @@ class Prediction(NamedTuple):
 class Classifier:
   """Runs a `System` on batches of any size, in the fastest mode.
 
-  A learned policy runs in mode `cond` for one image and `compact` for more;
-  given actions run in `static`. Batches are padded to one of a few sizes, each
-  compiled on first use; under a learned policy, padding drops every adaptive
-  layer. A classifier cannot be pickled: load it in each process.
+  A learned or stochastic policy runs in mode `cond` for one image and `compact`
+  for more; given actions run in `static`. Batches are padded to one of a few
+  sizes, each compiled on first use; under a policy, padding drops every
+  adaptive layer. A classifier cannot be pickled: load it in each process.
 
   Attributes:
     class_names: K strings, or () if the run has none.
@@ -56,7 +57,7 @@ class Classifier:
   EXPORTS = ('dense', 'static', 'cond', 'compact')  # modes of export.export
   # Slots make mistyped attributes, such as `thresholds`, errors.
   __slots__ = ('class_names', 'params', '_system', '_actions', '_number',
-               '_sizes', '_cost', '_run')
+               '_sizes', '_programs')
 
   def __init__(self, system, state, *, actions=None, class_names=(),
                max_batch_size=256):
@@ -65,39 +66,30 @@ class Classifier:
     Args:
       system: `System`.
       state: `State` of the system.
-      actions: `Actions` [L1], [L2] for every image; array-likes are accepted.
-        None uses the learned policy.
+      actions: see the property `actions`.
       class_names: K strings.
       max_batch_size: larger batches are split.
 
     Raises:
-      ValueError: if max_batch_size is not a positive integer, actions have
-        other shapes or values other than 0/1, or actions is None but there is
-        no policy.
+      ValueError: if max_batch_size is not a positive integer, or as the
+        property `actions`.
     """
     check_max_batch_size(max_batch_size)
-    if actions is not None:
-      actions = Actions(*map(np.asarray, actions_lib.checked(
-          actions, None, plan.num_layers(system.model), gates=False)))
-    elif system.nets is None:
-      raise ValueError('actions=None needs a policy, but this system has none; '
-                       'give actions, for example fixed.all_layers(...)')
     self._system, self.class_names = system, tuple(class_names)
+    self._programs = {}
+    self.actions = actions
     params = state_lib.final_params(state)
-    self._number = (system.config.nets.threshold if actions is not None
+    self._number = (system.config.nets.threshold if system.nets is None
                     else float(system.knob(params)))
-    if actions is not None:  # each array argument slows a call
-      params = state_lib.model_params(params)
     self.params = jax.jit(system.fold)(params)
-    self._actions = actions
     self._sizes = batch_sizes(max_batch_size)
-    self._cost = system.cost if actions is None else system.plain_cost
-    self._run = jax.jit(functools.partial(predict, system, actions))
 
   def __repr__(self):
     if self.actions is None:
       layers = (f'a policy decides, {self.knob.name}={self._number:.4g}; cond '
                 f'for one image, compact for more')
+    elif isinstance(self.actions, fixed.Stochastic):
+      layers = f'{self.actions}; cond for one image, compact for more'
     else:
       kept, num = int(self.actions.num_kept), self.actions.keep.size
       layers = f'{kept} of {num} that may be dropped, of every image; static'
@@ -111,15 +103,24 @@ class Classifier:
 
   @property
   def actions(self):
-    """`Actions` [L1], [L2] of every image, or None: the policy decides."""
+    """How layers are chosen: `Actions`, `fixed.Stochastic` or None.
+
+    None: the learned policy decides. To set it, give None, the number of a
+    policy of Table 1, a mask, or a `Stochastic`: see `fixed.choose`. It may be
+    changed at any time. Each mask is compiled on first use and then kept; all
+    `Stochastic` share one program.
+
+    Raises:
+      ValueError: if the value does not fit the layers, or is None but there is
+        no policy.
+    """
     return self._actions
 
   @property
   def knob(self):
     """The `Knob` of the policy; its number may be read and set by its name."""
-    system = self._system
-    by_value = self._actions is None and system.nets.decide == 'value'
-    return knob_lib.KNOBS['value' if by_value else 'networks']
+    nets = self._system.nets
+    return knob_lib.KNOBS[nets.decide if nets else 'networks']
 
   @property
   def number(self):
@@ -150,6 +151,52 @@ class Classifier:
                            f'{self.knob.name}')
     return self._number
 
+  @actions.setter
+  def actions(self, value):
+    if value is not None:
+      value = fixed.choose(value, plan.num_layers(self.system.model))
+    elif self.system.nets is None:
+      raise ValueError('actions=None needs a policy, but this system has none; '
+                       'give actions, for example fixed.all_layers(...)')
+    self._actions = value
+
+  @property
+  def _cost(self):
+    system = self.system
+    return system.cost if self.actions is None else system.plain_cost
+
+  def _program(self, key):
+    """Returns the program of the current actions, (batch, valid, start) -> out.
+
+    Raises:
+      ValueError: as `__call__` for the key.
+    """
+    actions, params = self.actions, self.params
+    draws = isinstance(actions, fixed.Stochastic)
+    if draws:
+      check_key(key)
+    elif key is not None:
+      raise ValueError(f'key={key!r} is for a Stochastic policy only, but '
+                       f'actions={actions}; leave it out')
+    if actions is None:
+      run = self._jitted('learned', predict, None)
+      return lambda batch, valid, start: run(
+          params, batch, valid, np.float32(self._number))
+    params = state_lib.model_params(params)  # each array argument slows a call
+    if draws:
+      run = self._jitted('stochastic', predict_stochastic)
+      return lambda batch, valid, start: run(
+          params, batch, valid, np.float32(actions.final), key, start)
+    run = self._jitted(actions.keep.tobytes(), predict, actions)
+    return lambda batch, valid, start: run(params, batch, valid, None)
+
+  def _jitted(self, name, function, *args):
+    """Jits a function once for each name."""
+    if name not in self._programs:
+      self._programs[name] = jax.jit(
+          functools.partial(function, self.system, *args))
+    return self._programs[name]
+
   def read(self, path):
     """Reads an image file for the model, see `data.decode.read`."""
     return decode.read(path, self.system.config.data, self.system.model)
@@ -158,24 +205,29 @@ class Classifier:
     """Compiles the program for every batch size in advance."""
     model = self.system.model
     shape = (model.image_size, model.image_size, model.channels)
+    key = (jax.random.key(0) if isinstance(self.actions, fixed.Stochastic)
+           else None)
     for size in self._sizes:
-      self(np.zeros((size, *shape), np.uint8))
+      self(np.zeros((size, *shape), np.uint8), key=key)
 
-  def __call__(self, images):
+  def __call__(self, images, *, key=None):
     """Classifies images.
 
     Args:
       images: uint8 [B, S, S, C], for example from `read`.
+      key: PRNG key for a `Stochastic`, else None. The layers of an image depend
+        on the key and its place among the images.
 
     Returns:
       `Prediction`.
 
     Raises:
-      ValueError: if the images have another size or dtype, or the threshold or
-        price is out of its range.
+      ValueError: if the images have another size or dtype, the threshold or
+        price is out of its range, or a key is missing, invalid or not needed.
     """
     images = models.as_pixels(self.system.model, images)
     self.knob.check(self._number)
+    run = self._program(key)
     largest, parts = self._sizes[-1], []
     for start in range(0, len(images), largest):
       batch = images[start:start + largest]
@@ -183,9 +235,7 @@ class Classifier:
       size = next(s for s in self._sizes if s >= num)
       if num < size:
         batch = np.pad(batch, [(0, size - num), *[(0, 0)] * 3])
-      out = self._run(self.params, batch, np.arange(size) < num,
-                      np.float32(self._number))
-      parts.append(out)
+      parts.append(run(batch, np.arange(size) < num, start))
       if len(parts) > 2:  # so that the device holds at most three parts
         parts[-3] = jax.device_get(parts[-3])
     # Only the last part is padded.
@@ -213,11 +263,42 @@ def predict(system, actions, params, images, valid, number):
   """
   images = system.normalize(images)
   z1 = system.before_policy(params, images)
-  mode = 'static'
-  if actions is None:
-    actions = system.greedy(params, z1, images, number)
-    actions = Actions(*(a * valid[:, None] for a in actions))
-    mode = 'cond' if images.shape[0] == 1 else 'compact'
+  if actions is not None:
+    return _after(system, params, z1, images, actions, 'static')
+  return _per_image(system, params, z1, images, valid, system.greedy(
+      params, z1, images, number))
+
+
+def predict_stochastic(system, params, images, valid, final, key, start):
+  """Classifies images under a stochastic policy: a pure function, to be jitted.
+
+  Args:
+    system: `System`.
+    params: groups of the model, folded.
+    images: uint8 [B, S, S, C].
+    valid: [B] bool, False for padding.
+    final: survival probability of the last layer, [].
+    key: PRNG key.
+    start: place of the first image among all images of the key, [].
+
+  Returns:
+    As `predict`.
+  """
+  actions = fixed.stochastic_rows(
+      key, start + jnp.arange(images.shape[0]), plan.num_layers(system.model),
+      final=final)
+  images = system.normalize(images)
+  z1 = system.before_policy(params, images)
+  return _per_image(system, params, z1, images, valid, actions)
+
+
+def _per_image(system, params, z1, images, valid, actions):
+  actions = Actions(*(a * valid[:, None] for a in actions))
+  mode = 'cond' if images.shape[0] == 1 else 'compact'
+  return _after(system, params, z1, images, actions, mode)
+
+
+def _after(system, params, z1, images, actions, mode):
   logits = modes.after_policy(
       system.model, params, z1, actions, mode, images=images).total
   return logits, Actions(*(

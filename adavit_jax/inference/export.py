@@ -1,9 +1,10 @@
-"""Exports models as StableHLO: programs that run without their Python code.
+"""Exports models as programs that run without their Python code.
 
-An artefact is serialised by `jax.export` and contains the parameters as
-constants. It runs with jax (and flatbuffers) alone, on every platform it was
-lowered for; JAX keeps it readable for six months of new versions. A JSON file
-beside it describes the images that it takes.
+A program contains the parameters as constants, and a JSON file beside it
+describes the images that it takes. It has one of two formats. 'stablehlo' is
+serialised by `jax.export`: it runs with jax (and flatbuffers) alone, on every
+platform it was lowered for; JAX keeps it readable for six months of new
+versions. 'onnx' runs in onnxruntime and others, without JAX.
 """
 
 import functools
@@ -18,15 +19,19 @@ import numpy as np
 
 from adavit_jax.data import data_config as data_config
 from adavit_jax.inference import classifier as classifier_lib
+from adavit_jax.inference import onnx_program
 from adavit_jax.models import plan
+from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 
 MODES = ('dense', 'static', 'cond', 'compact')
+FORMATS = ('stablehlo', 'onnx')
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 _DEFAULT = ('cpu', 'cuda', 'tpu')
 
 
-def export(clf, path, *, mode, batch_size=None, platforms=_DEFAULT):
+def export(clf, path, *, mode, batch_size=None, platforms=_DEFAULT,
+           format='stablehlo'):
   """Writes a classifier as one program.
 
   'dense' runs all layers and 'static' those of the classifier's actions:
@@ -43,13 +48,16 @@ def export(clf, path, *, mode, batch_size=None, platforms=_DEFAULT):
     mode: one of `MODES`.
     batch_size: B. None for any number of images ('dense', 'static'), or for
       the single image of 'cond'. 'compact' needs at least 2.
-    platforms: platforms to lower for, from `PLATFORMS`.
+    platforms: platforms to lower for, from `PLATFORMS`; for 'stablehlo'.
+    format: one of `FORMATS`. In 'onnx' the names are those above; it is for
+      'dense' and 'static'.
 
   Raises:
-    ValueError: if mode, batch size or platforms are invalid or do not fit the
-      classifier, the threshold or price is out of its range, or the path is a
-      directory.
+    ValueError: if mode, format, batch size or platforms are invalid or do not
+      fit the classifier, the threshold or price is out of its range, the path
+      is a directory, or jax2onnx is not installed or cannot convert the model.
   """
+  _check_format(format, mode in ('cond', 'compact'), f'mode={mode!r}')
   _check(clf, mode, batch_size, platforms)
   if epath.Path(path).expanduser().is_dir():
     raise ValueError(f'{path} is a directory; give the path of a file')
@@ -73,14 +81,18 @@ def export(clf, path, *, mode, batch_size=None, platforms=_DEFAULT):
   if learned:
     args.append(jax.ShapeDtypeStruct((), jnp.float32))
   metadata = dict(
-      mode=mode, **_number(clf, learned),
+      mode=mode, format=format, **_number(clf, learned),
       num_layers=list(plan.num_layers(model)), **_metadata(clf))
   # Lowered before anything is written, since it may fail.
-  artefact = lower(run, args, platforms)
+  if format == 'onnx':
+    artefact = onnx_program.convert(run, args, (['images'], ['logits', 'keep']))
+  else:
+    artefact = lower(run, args, platforms)
   _write(path, artefact, metadata)
 
 
-def export_stages(clf, directory, *, batch_size=None, platforms=_DEFAULT):
+def export_stages(clf, directory, *, batch_size=None, platforms=_DEFAULT,
+                  format='stablehlo'):
   """Writes each stage of a model with exits as a separate program.
 
   The first is `images -> (carry, logits)`, the others are `(images, carry) ->
@@ -90,44 +102,57 @@ def export_stages(clf, directory, *, batch_size=None, platforms=_DEFAULT):
 
   Args:
     clf: `CascadeClassifier`.
-    directory: directory for stage_0, stage_1, ... and their JSON files.
+    directory: directory for stage_0, stage_1, ... (stage_0.onnx, ...) and their
+      JSON files.
     batch_size: B; None for any.
-    platforms: platforms to lower for, from `PLATFORMS`.
+    platforms: platforms to lower for, from `PLATFORMS`; for 'stablehlo'.
+    format: one of `FORMATS`. In 'onnx' the leaves of the carry are the inputs
+      carry_0, carry_1, ... and the outputs next_0, next_1, ...; it is for
+      stages without a policy.
 
   Returns:
     The paths of the programs.
 
   Raises:
-    ValueError: if the classifier cannot be exported in stages, a platform is
-      unknown, batch_size is not a positive integer, or batch_size is None
-      although a policy drops layers.
+    ValueError: if the classifier cannot be exported in stages or in this
+      format, a platform or the format is unknown, batch_size is not a positive
+      integer, batch_size is None although a policy drops layers, or jax2onnx is
+      not installed or cannot convert the model.
   """
+  check_mode(clf, 'stages')
+  _check_format(format, clf.drops_layers, 'a policy that drops layers')
   _check_batch_size(batch_size)
   _check_platforms(platforms)
-  check_mode(clf, 'stages')
   system = clf.system
   after, dropping = system.after(clf.phase), clf.drops_layers
   stages = after.programs()
   if dropping and batch_size is None:
     raise ValueError('batch_size=None: stages in which a policy drops layers '
                      'need a fixed batch size')
-  artefacts = lower_stages(
-      stages, clf.params, _image(system.model), batch_size, platforms)
+  if format == 'onnx':
+    serialise = lambda run, args: onnx_program.convert(
+        run, args, (['images', 'carry_'][:len(args)], ['next_', 'logits']))
+  else:
+    serialise = lambda run, args: lower(run, args, platforms)
+  artefacts = _each_stage(
+      stages, clf.params, _image(system.model), batch_size, serialise)
   metadata = dict(
-      mode='stages', num_stages=len(stages), rule=system.config.exits.rule,
+      mode='stages', format=format, num_stages=len(stages),
+      rule=system.config.exits.rule,
       thresholds=[float(x) for x in clf.thresholds],
       # A policy's MACs differ from image to image.
       stage_macs=None if dropping else [
           int(after.stage_macs(i)) for i in range(len(stages))],
       unit=system.target.unit if system.target else None, **_metadata(clf))
-  paths = [epath.Path(directory).expanduser() / f'stage_{i}'
+  suffix = '.onnx' if format == 'onnx' else ''
+  paths = [epath.Path(directory).expanduser() / f'stage_{i}{suffix}'
            for i in range(len(stages))]
   for i, (path, artefact) in enumerate(zip(paths, artefacts)):
     _write(path, artefact, dict(stage=i, **metadata))
   return paths
 
 
-def lower_stages(stages, params, image, batch_size, platforms):
+def _each_stage(stages, params, image, batch_size, serialise):
   """Serialises each of a list of stages.
 
   Args:
@@ -136,7 +161,7 @@ def lower_stages(stages, params, image, batch_size, platforms):
     params: their parameters.
     image: object with the shape [S, S, C] and the dtype of one image.
     batch_size: B; None for any.
-    platforms: platforms to lower for, from `PLATFORMS`.
+    serialise: function (function, args) -> bytes, such as `lower`.
 
   Returns:
     List of E bytes objects.
@@ -146,7 +171,7 @@ def lower_stages(stages, params, image, batch_size, platforms):
   artefacts, args = [], [images]
   for stage in stages:
     run = functools.partial(_stage, stage, params)
-    artefacts.append(lower(run, args, platforms))
+    artefacts.append(serialise(run, args))
     args = [images, jax.eval_shape(run, *args)[0]]
   return artefacts
 
@@ -220,17 +245,27 @@ def check_mode(clf, mode):
                      f'one of {clf.EXPORTS}')
 
 
+def _check_format(format, decides, what):
+  """Raises a ValueError for an unknown format, or if a policy `decides`."""
+  if format not in FORMATS:
+    raise ValueError(f'format={format!r}; known: {FORMATS}')
+  if format == 'onnx' and decides:
+    raise ValueError(f"format='onnx' is not for {what}, since the conditionals "
+                     f'of a policy are not converted; use dense or static')
+
+
 def _check(clf, mode, batch_size, platforms):
   if mode == 'stages':
     raise ValueError("mode='stages' is for export_stages")
   check_mode(clf, mode)
-  if mode == 'static' and clf.actions is None:
+  if mode == 'static' and not isinstance(clf.actions, Actions):
     raise ValueError("mode='static' needs a classifier with fixed actions, but "
-                     "this one uses a policy; use 'cond' or 'compact', or "
-                     "Classifier(..., actions=...)")
+                     "this one uses a policy; use 'cond' or 'compact', or set "
+                     "its actions to a mask")
   if mode in ('cond', 'compact') and clf.actions is not None:
     raise ValueError(f"mode={mode!r} needs a trained policy, but this "
-                     f"classifier has fixed actions; use 'static' or 'dense'")
+                     f"classifier has actions={clf.actions}; set them to None, "
+                     f"or use 'static' or 'dense'")
   _check_batch_size(batch_size)
   if mode == 'cond' and batch_size not in (None, 1):
     raise ValueError(f"batch_size={batch_size}: mode='cond' takes one image; "

@@ -21,8 +21,8 @@ def load(workdir, *, phase='', best=False, actions=None, rule=None,
     workdir: directory of the run.
     phase: the checkpoint at the end of this phase; '' for the newest.
     best: the best checkpoint of the last phase instead.
-    actions: `Actions` [L1], [L2] for every image, instead of the run's policy
-      or mask.
+    actions: for every image, instead of the run's policy or mask: the number of
+      a policy of Table 1, a mask or a `Stochastic`, see `Classifier.actions`.
     rule: replaces the config's `exits.rule`; for a model with exits.
     thresholds: for a model with exits, see `CascadeClassifier.thresholds`; None
       lets no image leave early.

@@ -5,6 +5,7 @@ import itertools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from adavit_jax.models import backbone
 from adavit_jax.models import inputs
@@ -238,12 +239,22 @@ def resize(images, size):
   """Resizes [B, S, S, C] to [B, size, size, C], linear with antialiasing.
 
   The weights of each output pixel sum to 1, so resizing commutes with the
-  normalisation of images.
+  normalisation of images. As `jax.image.resize`, but plain products, which also
+  convert to ONNX for any number of images.
   """
-  b, s, _, c = images.shape
-  if size == s:
+  if images.shape[1] == size:
     return images
-  return jax.image.resize(images, (b, size, size, c), 'linear', antialias=True)
+  u = jnp.asarray(_linear(images.shape[1], size), images.dtype)
+  return jnp.einsum('brsc,ir,js->bijc', images, u, u,
+                    precision=jax.lax.Precision.HIGHEST)
+
+
+def _linear(old, new):
+  """The matrix of one axis, float64 [new, old]; its rows sum to 1."""
+  centre = (np.arange(new) + 0.5) * old / new - 0.5
+  distance = np.abs(centre[:, None] - np.arange(old)) / max(old / new, 1)
+  weights = np.maximum(1 - distance, 0)
+  return weights / weights.sum(1, keepdims=True)
 
 
 # Models of the paper.

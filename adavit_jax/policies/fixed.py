@@ -1,13 +1,26 @@
 """Policies without training: fixed, random, stochastic and all layers."""
 
+import numbers
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adavit_jax.models import actions as actions_lib
 from adavit_jax.models.actions import Actions
 
 # (MSA, MLP) layers dropped by policies 1 to 5 (Table 1 of US 12,394,190).
 TABLE_1 = {1: (5, 5), 2: (5, 3), 3: (3, 3), 4: (1, 2), 5: (0, 0)}
+
+
+class Stochastic(NamedTuple):
+  """A policy that draws the layers of each image (figure 9), see `survival`.
+
+  Attributes:
+    final: survival probability of the last layer, in [0, 1].
+  """
+  final: float
 
 
 def all_layers(num_layers):
@@ -64,6 +77,61 @@ def parse(keep, num_layers):
   return Actions.from_keep(np.array(list(keep), np.float32), num_layers)
 
 
+def choose(value, num_layers):
+  """Converts what a user may give to choose layers for every image.
+
+  Args:
+    value: the number of a policy of Table 1, which drops the first layers, as
+      printed; a mask, as text for `parse` or as `Actions` of array-likes; or a
+      `Stochastic`.
+    num_layers: (L1, L2).
+
+  Returns:
+    `Actions` of NumPy arrays [L1], [L2], or the `Stochastic`.
+
+  Raises:
+    ValueError: if the value is none of these, or does not fit the layers.
+  """
+  if isinstance(value, Stochastic):
+    if not (isinstance(value.final, numbers.Real) and 0 <= value.final <= 1):
+      raise ValueError(f'{value} must have a probability in [0, 1]')
+    return value
+  if isinstance(value, str):
+    return parse(value, num_layers)
+  if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+    return table_1(value, num_layers)
+  if not isinstance(value, tuple) or len(value) != 2:
+    raise ValueError(f'actions={value!r}: give 1 to 5 for a policy of Table 1, '
+                     f'a mask of digits 0 and 1, Actions or Stochastic')
+  checked = actions_lib.checked(value, None, num_layers, gates=False)
+  return Actions(*(np.asarray(a, np.float32) for a in checked))
+
+
+def parse_choice(text, num_layers):
+  """Parses text to layers for every image, see `choose`.
+
+  Args:
+    text: '1' to '5' for a policy of Table 1, a mask for `parse`, or
+      'stochastic:FINAL' for a `Stochastic`.
+    num_layers: (L1, L2).
+
+  Returns:
+    `Actions` of NumPy arrays [L1], [L2], or a `Stochastic`.
+
+  Raises:
+    ValueError: as `choose`.
+  """
+  kind, _, final = text.partition(':')
+  if kind == 'stochastic':
+    try:
+      return choose(Stochastic(float(final)), num_layers)
+    except ValueError as e:
+      raise ValueError(f'actions={text!r}: give stochastic:FINAL with a '
+                       f'probability in [0, 1]') from e
+  return choose(int(text) if len(text) == 1 and text.isdecimal() else text,
+                num_layers)
+
+
 def survival(num_layers, final):
   """Survival probabilities that decrease linearly with depth (figure 9).
 
@@ -106,6 +174,25 @@ def stochastic(key, batch_size, num_layers, *, final):
     `Actions` [B, L1], [B, L2].
   """
   return draw(key, batch_size, survival(num_layers, final))
+
+
+def stochastic_rows(key, rows, num_layers, *, final):
+  """`stochastic`, where each image's actions depend on its row alone.
+
+  Args:
+    key: PRNG key.
+    rows: [B] int, the place of each image among all images of the key.
+    num_layers: (L1, L2).
+    final: see `stochastic`.
+
+  Returns:
+    `Actions` [B, L1], [B, L2].
+  """
+  def one(row):
+    drawn = stochastic(
+        jax.random.fold_in(key, row), 1, num_layers, final=final)
+    return Actions(*(a[0] for a in drawn))
+  return jax.vmap(one)(rows)
 
 
 def uniform(key, batch_size, num_layers, *, keep):

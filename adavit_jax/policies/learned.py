@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
+from adavit_jax.models.backbone import Tokens
 from adavit_jax.models.params import check_key
 from adavit_jax.policies import mask_search
 from adavit_jax.policies import observation
@@ -37,6 +38,10 @@ class PolicyNets(nn.Module):
     head: whether to add the model's predictions with every layer dropped.
     hidden: width of a hidden layer in parallel to the direct path; 0 for the
       single dense layer of the patent.
+    conv: channels of a small convolutional network in the MSA network, in
+      parallel to the direct path; 0 for none. It has two 3 x 3 convolutions,
+      the second with stride 2, and the mean over the grid. Needs tokens='all'.
+    at: `Tokens` where the policy decides, required with `conv`.
     bias: initial bias; with positive values most layers are kept at first.
     decide: what chooses the layers at inference, 'networks' or 'value', a
       linear value policy on the same observations, see `value`.
@@ -47,6 +52,8 @@ class PolicyNets(nn.Module):
   aux: bool = True
   head: bool = False
   hidden: int = 0
+  conv: int = 0
+  at: Tokens | None = None
   bias: float = 2.0
   decide: str = 'networks'
 
@@ -73,6 +80,9 @@ class PolicyNets(nn.Module):
       self.aux_head = nn.Dense(self.num_classes, kernel_init=init)
     if self.hidden:
       self.hidden_layer = nn.Dense(self.hidden)
+    if self.conv:
+      self.conv_1 = nn.Conv(self.conv, (3, 3))
+      self.conv_2 = nn.Conv(self.conv, (3, 3), strides=2)
 
   def features(self, x, stats, head_logits=None):
     """Computes the input of both networks.
@@ -106,7 +116,17 @@ class PolicyNets(nn.Module):
 
   def msa(self, features):
     """MSA logits [B, L1] (equation 6 before the sigmoid)."""
-    return self.msa_net(features.inputs)
+    x = features.inputs
+    if self.conv:
+      x = jnp.concatenate([x, self._convolved(x)], axis=-1)
+    return self.msa_net(x)
+
+  def _convolved(self, inputs):
+    """The convolutional network on the token features of inputs, [B, conv]."""
+    at, (rows, columns) = self.at, self.at.grid
+    patches = inputs[:, at.prefix * at.width:at.num * at.width]
+    x = patches.reshape(-1, rows, columns, at.width)
+    return nn.gelu(self.conv_2(nn.gelu(self.conv_1(x)))).mean((1, 2))
 
   def mlp(self, features, msa_actions):
     """MLP logits [B, L2] for a1 [B, L1] (equation 9 before the sigmoid)."""
@@ -192,7 +212,10 @@ def bounded(logits, bound):
 
   Args:
     logits: [B, L].
-    bound: λ in [0.5, 1]; 1 returns sigmoid(logits).
+    bound: λ in [0, 1]; 1 returns sigmoid(logits). At 0.5 every probability is
+      0.5, whatever the logits. Below 0.5 the probabilities are reversed: a
+      higher logit makes it less likely that the layer is kept, while `greedy`
+      still keeps it.
 
   Returns:
     s [B, L].

@@ -32,15 +32,30 @@ def layer_reward(actions, correct, alpha):
   return msa + mlp + alpha * correct
 
 
+def split_actions(actions):
+  """Each network's actions alone, with all layers of the other kind.
+
+  Args:
+    actions: `Actions` [..., L1], [..., L2].
+
+  Returns:
+    (`Actions` of a1 and ones, `Actions` of ones and a2): what the accuracies in
+    equations 15 and 16 are measured under.
+  """
+  msa, mlp = actions
+  return Actions(msa, jnp.ones_like(mlp)), Actions(jnp.ones_like(msa), mlp)
+
+
 def split_rewards(actions, correct, alpha):
   """One reward for each network (equations 15 and 16), ([...], [...]).
 
-  The patent uses the accuracy under the MSA actions for one network and under
-  the MLP actions for the other. Here both use the accuracy under the joint
-  actions, which needs only one forward pass.
+  Args:
+    actions: `Actions` [..., L1], [..., L2].
+    correct: pair of 0/1 correctness [...], under each of `split_actions`.
+    alpha: α, weight of the accuracy.
   """
-  msa, mlp = drop_reward(actions)
-  return msa + alpha * correct, mlp + alpha * correct
+  return tuple(drop + alpha * right
+               for drop, right in zip(drop_reward(actions), correct))
 
 
 def mac_reward(macs_ratio, success, price):

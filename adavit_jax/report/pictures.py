@@ -88,18 +88,20 @@ def exits(report, path):
   _save(figure, path)
 
 
-def easy_and_hard(split, kept, class_names, prediction, path, *, columns=10):
+def easy_and_hard(split, actions, class_names, prediction, path, *,
+                  columns=10):
   """Draws the images with the fewest and most layers (figure 5 of the patent).
 
   Args:
     split: `Split` of n images.
-    kept: number of layers that each image keeps, [n].
+    actions: `Actions` of each image, [n, L1], [n, L2].
     class_names: K names.
     prediction: [n] classes.
     path: path of the PNG file.
     columns: maximum number of images in a row. Each kind has two rows; with
       four images or more, no image is in both kinds.
   """
+  kept, (msa, mlp) = actions.num_kept, (a.sum(-1) for a in actions)
   columns = max(min(columns, len(kept) // 4), 1)
   # Ties are broken at random, with a fixed seed: a sort would order by class.
   order = np.lexsort((np.random.default_rng(0).random(len(kept)), kept))
@@ -107,14 +109,15 @@ def easy_and_hard(split, kept, class_names, prediction, path, *, columns=10):
   figure = Figure(figsize=(columns * 0.9, 4.6), layout='constrained')
   parts = figure.subfigures(2, 1)
   for part, rows, title in zip(parts, chosen, ('fewest', 'most')):
-    part.suptitle(f'{title} layers kept', fontsize=10)
+    part.suptitle(f'{title} layers kept, MSA + MLP', fontsize=10)
     for axes, i in zip(part.subplots(2, columns).flat, rows):
       image = split.images(np.array([i]))[0]
       axes.imshow(image.squeeze(), cmap='gray')
       wrong = prediction[i] != split.labels[i]
-      axes.set_title(f'{class_names[split.labels[i]]}: {int(kept[i])}',
-                     fontsize=7, pad=2, color='C3' if wrong else 'black',
-                     parse_math=False)
+      axes.set_title(
+          f'{class_names[split.labels[i]]}: {int(msa[i])} + {int(mlp[i])}',
+          fontsize=7, pad=2, color='C3' if wrong else 'black',
+          parse_math=False)
       axes.axis('off')
   _save(figure, path)
 

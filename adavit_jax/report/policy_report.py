@@ -187,9 +187,10 @@ class Report:
 
     Returns:
       Rows adaptive, random and shuffled at the end of the policy phase; static,
-      interpolated on the curve of the best static masks at the same MACs; and
-      frontier, the rows of this curve. {} if the run had no policy phase, or
-      held out no images.
+      interpolated on the curve of the best static masks at the same MACs;
+      frontier, the rows of this curve; the policies of Table 1; and stochastic,
+      the policy of figure 9 for the same MACs, as near as it comes. {} if the
+      run had no policy phase, or held out no images.
     """
     if ('policy' not in self.trainer.config.phases
         or not len(self._data.holdout)):
@@ -198,7 +199,9 @@ class Report:
     curve = [self._untuned_row(self._masks.mask(i))
              for i in static_masks.frontier(*self._masks.score)]
     best = rows_lib.interpolate(curve, rows['adaptive']['macs_ratio'])
-    return dict(rows, static=best, frontier=curve, **self._fixed_rows())
+    return dict(
+        rows, static=best, frontier=curve, **self._fixed_rows(),
+        stochastic=self._stochastic_row(rows['adaptive']['macs_ratio']))
 
   def _untuned_row(self, actions):
     return rows_lib.row(
@@ -216,6 +219,15 @@ class Report:
           rows[f'table_1_{number}_{which}'] = self._untuned_row(
               fixed.table_1(number, num_layers, which=which))
     return rows
+
+  def _stochastic_row(self, macs_ratio):
+    """Row of the patent's stochastic policy, untuned, a mean of draws."""
+    final = rows_lib.survival_final(self._system.plain_cost, macs_ratio)
+    draw = lambda seed: Actions(*map(np.asarray, fixed.stochastic(
+        jax.random.key(seed), len(self._data.test),
+        plan.num_layers(self._system.model), final=final)))
+    rows = [self._untuned_row(draw(seed)) for seed in range(_DRAWS)]
+    return dict(rows_lib.mean_rows(rows), survival=final)
 
   def sweep(self, num=11):
     """Evaluates the final policy at `num` budgets.

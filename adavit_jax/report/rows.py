@@ -4,6 +4,7 @@ import numpy as np
 from scipy import stats
 
 from adavit_jax.models.actions import Actions
+from adavit_jax.policies import fixed
 
 
 def row(outputs, cost):
@@ -41,7 +42,7 @@ def adaptive_row(outputs, dense, cost, meta=None):
     kept layers against the dense model's loss; None if either is constant),
     agreement (share of images with the dense prediction), keep_rate (lists for
     msa and mlp, per layer), and kept_easy and kept_hard if `meta` has 'hard'
-    with images of both kinds.
+    with images of both kinds, also for each kind of layer: kept_easy_msa, ...
   """
   msa, mlp = outputs.actions
   kept = outputs.actions.num_kept
@@ -61,8 +62,10 @@ def adaptive_row(outputs, dense, cost, meta=None):
   if meta and 'hard' in meta:
     hard = np.asarray(meta['hard'], bool)
     if 0 < hard.sum() < len(hard):
-      result['kept_easy'] = float(kept[~hard].mean())
-      result['kept_hard'] = float(kept[hard].mean())
+      for name, rows in (('easy', ~hard), ('hard', hard)):
+        result[f'kept_{name}'] = float(kept[rows].mean())
+        result[f'kept_{name}_msa'] = float(msa[rows].sum(-1).mean())
+        result[f'kept_{name}_mlp'] = float(mlp[rows].sum(-1).mean())
   return result
 
 
@@ -72,6 +75,18 @@ def budget_keep(cost, macs_ratio):
   none, every = (cost.ratio(Actions(*map(fill, num_layers)))
                  for fill in (np.zeros, np.ones))
   return float(np.clip((macs_ratio - none) / (every - none), 0, 1))
+
+
+def survival_final(cost, macs_ratio):
+  """Returns the survival probability of the last layer for `macs_ratio`.
+
+  Under it, the expected MACs of `fixed.Stochastic` are `macs_ratio` times those
+  of the dense model, or as near as probabilities in [0, 1] come.
+  """
+  num_layers = len(cost.msa), len(cost.mlp)
+  low, high = (float(cost.ratio(fixed.survival(num_layers, final)))
+               for final in (0., 1.))
+  return float(np.clip((macs_ratio - low) / (high - low), 0, 1))
 
 
 def mean_rows(rows):

@@ -6,8 +6,11 @@ from typing import Any, NamedTuple
 from etils import epath
 import jax
 from ml_collections import config_dict
+import numpy as np
 
 from adavit_jax.models import plan
+from adavit_jax.models.actions import Actions
+from adavit_jax.policies import fixed
 from adavit_jax.policies import knob as knob_lib
 from adavit_jax.report import exit_report
 from adavit_jax.report import pictures
@@ -32,7 +35,8 @@ _LABELS = (
 
 def evaluate(workdir, *, threshold=None, best=False, static=True,
              data_dir=None, rule=None, mac_target=None, curve=None,
-             attributes=None, decide=None, price=None, ceiling=False):
+             attributes=None, decide=None, price=None, ceiling=False,
+             actions=None):
   """Evaluates a run on the test split; prints tables and draws pictures.
 
   Args:
@@ -55,6 +59,9 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
     price: the price of a value policy; None calibrates it as the threshold.
     ceiling: also run every candidate mask on every test image, see
       `ceiling.rows`.
+    actions: layers for every image, as text for `fixed.parse_choice`. The
+      report then has the rows dense and given, of these layers, and no
+      pictures.
 
   Returns:
     The report as a JSON-serialisable dict, or None if a signal stopped it. Its
@@ -64,11 +71,12 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
     ValueError: if there is no such run; its data is missing or has other
       classes or images; a policy's threshold is outside (0, 1); a rule or curve
       is unknown or given for a policy; threshold and mac_target are given
-      together, cannot be met or are given without a policy; or static
-      sub-networks cannot be tuned on this number of devices.
+      together, cannot be met or are given without a policy; static
+      sub-networks cannot be tuned on this number of devices; or actions do not
+      fit the layers, or are given for a model with exits or with a threshold.
   """
   options = _Options(threshold, best, static, data_dir, rule, mac_target,
-                     curve, attributes or {}, decide, price, ceiling)
+                     curve, attributes or {}, decide, price, ceiling, actions)
   with saved_run.Run(workdir) as run:
     return _evaluate(run, run.workdir, options)
 
@@ -86,6 +94,7 @@ class _Options(NamedTuple):
   decide: str | None
   price: float | None
   ceiling: bool
+  actions: str | None
 
 
 def _evaluate(run, workdir, options):
@@ -105,10 +114,18 @@ def _evaluate(run, workdir, options):
       budget=budget, num_test=len(trainer.dataset.test),
       attributes=options.attributes)
   if trainer.system.staged:
+    if options.actions is not None:
+      raise ValueError(f'--actions={options.actions} is for a model without '
+                       f'exits, but {workdir} holds one with exits; leave it '
+                       f'out')
     return exit_report.evaluate(trainer, state, metadata, budget=budget,
                                 threshold=options.threshold,
                                 curve=options.curve or 'best')
   _check_without_exits(trainer, saved, workdir, options)
+  if options.actions is not None:
+    result = dict(metadata, **_given(trainer, state, options.actions))
+    _show_rows(result, [('dense', 'dense'), (options.actions, 'given')])
+    return result
   if trainer.system.after(saved.info['phase']).actions is not None:
     result = dict(metadata, **_without_policy(trainer, state, saved))
     _show_rows(result, [(key, key) for key in ('dense', 'static')])
@@ -147,7 +164,8 @@ def _trainer(run, saved, workdir, options):
 
 
 def _tunes_static(phase, options):
-  return options.static and not options.attributes and phase == 'joint'
+  return (options.static and not options.attributes
+          and options.actions is None and phase == 'joint')
 
 
 def _check_without_exits(trainer, saved, workdir, options):
@@ -163,6 +181,12 @@ def _check_without_exits(trainer, saved, workdir, options):
     if (value := getattr(options, name)) is not None:
       raise ValueError(f'--{name}={value} is for a model with exits, but '
                        f'{workdir} holds one without; leave it out')
+  for name in ('threshold', 'price', 'mac_target', 'decide'):
+    value = getattr(options, name)
+    if value is not None and options.actions is not None:
+      raise ValueError(f'--{name}={value} is for the learned policy, but '
+                       f'--actions={options.actions} chooses the layers; leave '
+                       f'one out')
   if trainer.system.after(saved.info['phase']).actions is None:
     for decide, knob in knob_lib.KNOBS.items():
       if (number := getattr(options, knob.name)) is not None:
@@ -224,6 +248,23 @@ def _without_policy(trainer, state, saved):
               static=row(trainer.evaluator.with_actions(params, test, mask)))
 
 
+def _given(trainer, state, text):
+  """Returns the rows dense and given, for layers that the user chose."""
+  system, test = trainer.system, trainer.dataset.test
+  params = state_lib.final_params(state)
+  row = lambda out: rows_lib.row(out, system.plain_cost)
+  num_layers = plan.num_layers(system.model)
+  actions = fixed.parse_choice(text, num_layers)
+  if isinstance(actions, fixed.Stochastic):
+    actions = Actions(*map(np.asarray, fixed.stochastic_rows(
+        jax.random.key(trainer.config.seed), np.arange(len(test)), num_layers,
+        final=actions.final)))
+  dense = params if state.teacher is None else state.teacher
+  return dict(
+      actions=text, dense=row(trainer.evaluator.dense(dense, test)),
+      given=row(trainer.evaluator.with_actions(params, test, actions)))
+
+
 def _show_rows(result, labels=_LABELS):
   if jax.process_index() == 0:
     print(f"\n{result['num_test']} test images, seed {result['seed']}, "
@@ -247,6 +288,7 @@ def _show(result, num_layers):
     labels = [(key, label) for key, label in labels if key in one]
     labels += [(key, f"policy {key[8]} of Table 1, {key[10:]} layers")
                for key in one if key.startswith('table_1')]
+    labels.append(('stochastic', 'stochastic, fewer later layers'))
     print('\nOne set of weights, no tuning for the budget:\n')
     print(table.format_rows([('dense', result['dense'])]
                             + [(label, one[key]) for key, label in labels]))
@@ -261,6 +303,5 @@ def _draw(result, outputs, trainer, workdir):
                       path('keep_rate.png'))
   pictures.accuracy_against_macs(result, path('accuracy_macs.png'))
   pictures.easy_and_hard(
-      trainer.dataset.test, outputs.actions.num_kept,
-      trainer.dataset.class_names,
+      trainer.dataset.test, outputs.actions, trainer.dataset.class_names,
       outputs.prediction, path('easy_hard.png'))

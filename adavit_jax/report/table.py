@@ -69,8 +69,9 @@ def format_policy(row, num_layers):
         if name in row),
   ]
   if 'kept_easy' in row:
-    lines.append(f"kept on easy images {row['kept_easy']:.2f}, on hard ones "
-                 f"{row['kept_hard']:.2f}")
+    lines += [f"kept on {name} images: {row[f'kept_{name}']:.2f}, "
+              f"MSA {row[f'kept_{name}_msa']:.2f}, "
+              f"MLP {row[f'kept_{name}_mlp']:.2f}" for name in ('easy', 'hard')]
   return '\n'.join(lines)
 
 

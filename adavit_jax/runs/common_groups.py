@@ -60,7 +60,7 @@ def _check_nets(saved, wanted, workdir):
   """
   fields = {f'nets.{field}': (saved.config.nets[field],
                               wanted.config.nets[field])
-            for field in ('tokens', 'aux', 'head', 'hidden')}
+            for field in ('tokens', 'aux', 'head', 'hidden', 'conv')}
   fields['model.num_fixed'] = saved.model.num_fixed, wanted.model.num_fixed
   if wanted.config.nets.tokens == 'all':
     _check_tokens(saved, wanted, wanted.model.num_fixed,

@@ -31,8 +31,8 @@ def default_config():
     config.model[field] = config_dict.placeholder(kind)
 
   config.nets = config_dict.ConfigDict(dict(
-      tokens='all', aux=True, head=True, hidden=0, bias=2.0, threshold=0.5,
-      decide='networks'))
+      tokens='all', aux=True, head=True, hidden=0, conv=0, bias=2.0,
+      threshold=0.5, decide='networks'))
 
   config.init = config_dict.ConfigDict(dict(
       workdir='', phase='',  # another run to start from; '': newest checkpoint
@@ -86,17 +86,24 @@ def policy_nets(config, model):
   """Returns the `PolicyNets` of the config for a `Backbone`.
 
   Raises:
-    ValueError: if the backbone has no MSA or no MLP layers to drop.
+    ValueError: if the backbone has no MSA or no MLP layers to drop, or
+      `nets.conv` does not fit the tokens.
   """
   c, num_layers = config.nets, plan.num_layers(model)
   if not all(num_layers):
     raise ValueError(f'num_fixed={model.num_fixed} leaves {num_layers.msa} MSA '
                      f'and {num_layers.mlp} MLP layers to drop, but a policy '
                      f'needs both; set it lower')
+  at = plan.tokens_at(model, model.num_fixed)
+  if c.conv and (c.tokens != 'all' or at.grid is None):
+    raise ValueError(f'nets.conv={c.conv} convolves a grid of all tokens, but '
+                     f'nets.tokens={c.tokens!r}, and the grid at num_fixed='
+                     f'{model.num_fixed} is {at.grid}; set nets.tokens=all, or '
+                     f'nets.conv=0')
   return learned.PolicyNets(
       num_layers=tuple(num_layers), num_classes=model.num_classes,
-      tokens=c.tokens, aux=c.aux, head=c.head, hidden=c.hidden, bias=c.bias,
-      decide=c.decide)
+      tokens=c.tokens, aux=c.aux, head=c.head, hidden=c.hidden, conv=c.conv,
+      at=at if c.conv else None, bias=c.bias, decide=c.decide)
 
 
 def has_teacher(config):

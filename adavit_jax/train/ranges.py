@@ -22,7 +22,7 @@ _RANGES = {
              mac_target=(lambda x: 0 < x <= 1, "is a fraction of the dense "
                          "model's MACs and must be in (0, 1]")),
     'model': dict(unroll=COUNT),
-    'nets': dict(hidden=WEIGHT, bias=FINITE,
+    'nets': dict(hidden=WEIGHT, conv=WEIGHT, bias=FINITE,
                  threshold=(lambda x: 0 < x < 1, 'must be in (0, 1)')),
 }
 # For each phase that runs; `optimizer.make_optimizer` checks the other fields.

@@ -39,7 +39,8 @@ def policy_gradient(system, c, params, z1, features, log_price, batch, key,
   the actions minus a baseline (equations 12 to 16).
 
   S actions are sampled per image, and R are tried: with the greedy baseline
-  R = S + 1, the greedy ones last, else R = S.
+  R = S + 1, the greedy ones last, else R = S. The reward 'split' runs the model
+  twice for each, see `run_rewarded`.
 
   Args:
     system: `System`.
@@ -69,14 +70,15 @@ def policy_gradient(system, c, params, z1, features, log_price, batch, key,
     tried = Actions(*(jnp.concatenate([a, g[None]])
                       for a, g in zip(sampled, greedy)))  # [R, B, ...]
 
-  results = run_tried(system, params, z1, batch, tried)
+  results = run_rewarded(system, c, params, z1, batch, tried)
   rewards = reward(c, tried, results, system.cost, jnp.exp(log_price))
   advantages = [advantage(c, r) for r in rewards]
   rl_loss, entropy = reinforce_loss(
       nets, c, policy, features, sampled, advantages, free)
   total = rl_loss - c.entropy * entropy
 
-  results, rewards = jax.tree.map(lambda x: x[:c.samples], (results, rewards))
+  results, rewards = jax.tree.map(
+      lambda x: x[..., :c.samples, :], (results, rewards))
   metrics = {
       'reward': (rewards[0] + rewards[1]).mean() / 2,
       'reward_std': rewards[0].std(),
@@ -136,13 +138,35 @@ def run_tried(system, params, z1, batch, actions):
   return Results(correct, success)
 
 
+def run_rewarded(system, c, params, z1, batch, actions):
+  """Runs the model as the reward needs it.
+
+  Args:
+    system: `System`.
+    c: config of the phase.
+    params: groups, folded.
+    z1: activations of B images.
+    batch: `Batch`.
+    actions: `Actions` [R, B, L1], [R, B, L2].
+
+  Returns:
+    `Results` [R, B]. For the reward 'split' [2, R, B]: under the actions of the
+    MSA network with all MLP layers, and of the MLP network with all MSA layers.
+  """
+  if c.reward != 'split':
+    return run_tried(system, params, z1, batch, actions)
+  both = Actions(*map(jnp.concatenate, zip(*reinforce.split_actions(actions))))
+  results = run_tried(system, params, z1, batch, both)  # [2 R, B]
+  return jax.tree.map(lambda x: x.reshape(2, -1, x.shape[-1]), results)
+
+
 def reward(c, actions, results, cost, price):
   """Returns the rewards of the MSA and the MLP network, each [R, B].
 
   Args:
     c: config of the phase.
     actions: `Actions` [R, B, L1], [R, B, L2].
-    results: `Results` under these actions.
+    results: from `run_rewarded` under these actions.
     cost: `Cost` with the policy networks.
     price: μ, [].
   """
@@ -156,10 +180,11 @@ def reward(c, actions, results, cost, price):
 
 
 def advantage(c, rewards):
-  """Returns rewards [R, B] minus their baseline: [S, B]."""
+  """Returns rewards [R, B] minus their baseline, if any: [S, B]."""
+  result = rewards
   if c.baseline == 'greedy':
     result = reinforce.self_critical(rewards[:-1], rewards[-1])
-  else:
+  elif c.baseline == 'leave_one_out':
     result = reinforce.leave_one_out(rewards)
   if c.normalize:
     result = result / jnp.maximum(result.std(), 1e-3)
@@ -215,10 +240,10 @@ def check(name, system):
   """Raises a ValueError for an invalid reward or baseline."""
   c = system.config[name]
   choice(f'{name}.reward', c.reward, ('macs', 'layers', 'split'))
-  choice(f'{name}.baseline', c.baseline, ('leave_one_out', 'greedy'))
+  choice(f'{name}.baseline', c.baseline, ('leave_one_out', 'greedy', 'none'))
   if c.baseline == 'leave_one_out' and c.samples < 2:
     raise ValueError(f'{name}.samples={c.samples}: the leave_one_out baseline '
-                     f'needs at least 2; or set baseline=greedy')
+                     f'needs at least 2; or set baseline=greedy or none')
 
 
 RL_DEFAULTS = dict(
@@ -228,8 +253,7 @@ RL_DEFAULTS = dict(
 RL_RANGES = dict(
     alpha=ranges.WEIGHT, samples=ranges.COUNT, entropy=ranges.WEIGHT,
     price=ranges.PRICE, price_rate=ranges.WEIGHT, shift_rate=ranges.SHARE,
-    aux=ranges.WEIGHT,
-    bound=(lambda x: 0.5 < x <= 1, 'must be in (0.5, 1]'))
+    aux=ranges.WEIGHT, bound=ranges.SHARE)
 
 PHASE = Phase(
     loss, trains=('policy',), teacher=True, decides='policy',
