@@ -269,12 +269,13 @@ def test_policy_gradient_image_by_image(
   np.testing.assert_allclose(metrics['macs_ratio'], spent, rtol=1e-6)
   if reward == 'macs':  # It rests until all encoders are free.
     np.testing.assert_array_equal(updates['log_price'], state.log_price)
+    assert updates['shift'] == 0
     _, (metrics, updates) = jax.jit(loss)(
         state.params, Actions(*map(np.ones_like, free)))
+    missing = updates['shift'] / c.shift_rate
     np.testing.assert_allclose(
         updates['log_price'], reinforce.update_price(
-            state.log_price, metrics['macs_ratio'], system.config.mac_target,
-            c.price_rate), rtol=1e-6)
+            state.log_price, missing, c.price_rate), rtol=1e-5)
     assert updates['log_price'] != state.log_price
   else:
     assert not updates

@@ -87,13 +87,13 @@ def test_curriculum_of_fewer_mlp_layers():
     np.testing.assert_array_equal(mlp, np.arange(2) >= 2 - num_mlp)
 
 
-def test_price_rises_while_too_much_is_spent():
-  update = lambda log_price, spent: float(
-      reinforce.update_price(log_price, spent, 0.5, 0.1))
-  np.testing.assert_allclose(update(-1., 0.7), -0.98, rtol=1e-6)
-  np.testing.assert_allclose(update(-1., 0.4), -1.01, rtol=1e-6)
-  np.testing.assert_allclose(update(3., 1.), np.log(20), rtol=1e-6)
-  np.testing.assert_allclose(update(-7., 0.), np.log(1e-3), rtol=1e-6)
+def test_price_rises_while_the_logits_must_fall():
+  update = lambda log_price, missing: float(
+      reinforce.update_price(log_price, missing, 0.1))
+  np.testing.assert_allclose(update(-1., -0.2), -0.98, rtol=1e-6)
+  np.testing.assert_allclose(update(-1., 0.1), -1.01, rtol=1e-6)
+  np.testing.assert_allclose(update(3., -1.), np.log(20), rtol=1e-6)
+  np.testing.assert_allclose(update(-7., 1.), np.log(1e-3), rtol=1e-6)
 
 
 @pytest.fixture(scope='module')

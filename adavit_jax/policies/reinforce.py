@@ -115,18 +115,20 @@ def curriculum(progress, num_layers, share):
   return Actions(*map(free, num_layers))
 
 
-def update_price(log_price, macs_ratio, target, rate):
-  """Updates the price towards the MAC target: log μ += rate x (MACs - target).
+def update_price(log_price, missing_shift, rate):
+  """Updates the price: log μ -= rate x missing shift.
+
+  A shift that keeps missing shows that the reward pulls the MACs away from
+  their target: the price is wrong.
 
   Args:
     log_price: log μ.
-    macs_ratio: mean MACs of the batch as a share of the dense model's.
-    target: target value of `macs_ratio`.
+    missing_shift: shift of all logits at which a batch meets the MAC target.
     rate: step size; if it is too large, the price saturates at its maximum and
       the policy ignores the image.
 
   Returns:
     The new log μ, with μ clipped to `value.PRICES`.
   """
-  log_price = log_price + rate * (macs_ratio - target)
-  return jnp.clip(log_price, *map(jnp.log, value.PRICES))
+  return jnp.clip(log_price - rate * missing_shift,
+                  *map(jnp.log, value.PRICES))

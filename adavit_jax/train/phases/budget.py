@@ -1,4 +1,4 @@
-"""Keeps the mean MACs of the learned policy at a target during training."""
+"""Keeps the mean MACs of the policy networks at a target during training."""
 
 import jax
 import jax.numpy as jnp
@@ -10,25 +10,24 @@ _RANGE = 2.0
 _STEPS = 16  # of the bisection, each of which halves the range
 
 
-def missing_shift(macs_ratio, params, target):
-  """Finds the shift of all logits at which a batch meets the target.
+def missing_shift(system, params, features):
+  """Finds the shift of all logits at which a batch meets the MAC target.
 
   Args:
-    macs_ratio: function of the parameters of the policy networks that returns
-      the mean MACs of a batch under their greedy actions, over the dense
-      model's. They rise with a shift of the logits.
+    system: `System`.
     params: parameters of the networks.
-    target: target of `macs_ratio`.
+    features: `observation.Features` of the batch.
 
   Returns:
     [] float32 in [-2, 2], without gradient.
   """
-  params = jax.lax.stop_gradient(params)
+  params, features = jax.lax.stop_gradient((params, features))
 
   def halve(_, bounds):
     low, high = bounds
     middle = (low + high) / 2
-    spends = macs_ratio(learned.shifted(params, middle)) > target
+    actions = system.decide(learned.shifted(params, middle), features)
+    spends = system.cost.ratio(actions).mean() > system.config.mac_target
     return jnp.where(spends, low, middle), jnp.where(spends, middle, high)
 
   bounds = jnp.float32(-_RANGE), jnp.float32(_RANGE)
@@ -36,22 +35,14 @@ def missing_shift(macs_ratio, params, target):
   return (low + high) / 2
 
 
-def shift(system, params, features, first, progress):
-  """Returns the shift of the logits to apply in a step, [].
+def share(first, progress):
+  """Share of the missing shift to apply in a step, [].
 
   A batch has its own mean, and its noise must not stay in the policy: the share
-  of `missing_shift` that is applied falls to a tenth over the first 90 % of a
-  phase.
+  falls to a tenth over the first 90 % of a phase.
 
   Args:
-    system: `System`.
-    params: parameters of the networks.
-    features: `observation.Features` of a batch.
     first: the share in the first step, in [0, 1].
     progress: fraction of the phase that has passed, in [0, 1].
   """
-  features = jax.lax.stop_gradient(features)
-  def macs_ratio(params):
-    return system.cost.ratio(system.decide(params, features)).mean()
-  share = first * jnp.maximum(1 - progress, 0.1)
-  return share * missing_shift(macs_ratio, params, system.config.mac_target)
+  return first * jnp.maximum(1 - progress, 0.1)

@@ -143,6 +143,6 @@ PHASE = Phase(
     adjust=scale_policy, undecayed=('policy',),
     defaults=dict(OPTIMIZER, learning_rate=5e-4, policy_lr_factor=2.0,
                   sampled=0.3, **PATH_DEFAULTS,
-                  **{**policy_phase.RL_DEFAULTS, 'price_rate': 0.05}),
+                  **policy_phase.RL_DEFAULTS),
     ranges=dict(policy_phase.RL_RANGES, **PATH_RANGES,
                 policy_lr_factor=ranges.WEIGHT, sampled=ranges.SHARE))

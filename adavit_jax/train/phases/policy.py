@@ -95,11 +95,10 @@ def policy_gradient(system, c, params, z1, features, log_price, batch, key,
     metrics['price'] = jnp.exp(log_price)
     # Both are fixed while the curriculum keeps some layers on.
     all_free = free.keep.min()
+    missing = budget.missing_shift(system, policy, features)
+    updates['shift'] = all_free * budget.share(c.shift_rate, progress) * missing
     updates['log_price'] = reinforce.update_price(
-        log_price, metrics['macs_ratio'], system.config.mac_target,
-        c.price_rate * all_free)
-    updates['shift'] = all_free * budget.shift(
-        system, policy, features, c.shift_rate, progress)
+        log_price, missing, all_free * c.price_rate)
   if nets.aux:
     aux = losses.cross_entropy(features.aux_logits, batch.targets)
     total += c.aux * aux
@@ -248,7 +247,7 @@ def check(name, system):
 
 RL_DEFAULTS = dict(
     reward='macs', alpha=2.5, samples=4, baseline='leave_one_out', bound=0.95,
-    entropy=0.002, price=0.3, price_rate=0.02, shift_rate=0.2, aux=1.0,
+    entropy=0.002, price=0.3, price_rate=0.05, shift_rate=0.2, aux=1.0,
     normalize=True)  # divide advantages by their standard deviation
 RL_RANGES = dict(
     alpha=ranges.WEIGHT, samples=ranges.COUNT, entropy=ranges.WEIGHT,

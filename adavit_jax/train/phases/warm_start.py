@@ -47,8 +47,8 @@ def loss(system, params, state, batch, key, done):
     aux = losses.cross_entropy(features.aux_logits, batch.targets)
     total += aux
     metrics['aux_loss'] = aux
-  shift = budget.shift(
-      system, params['policy'], features, c.shift_rate, done / c.steps)
+  shift = budget.share(c.shift_rate, done / c.steps) * budget.missing_shift(
+      system, params['policy'], features)
   log_price = 0.95 * state.log_price + 0.05 * jnp.log(price)
   return total, (metrics, {'log_price': log_price, 'shift': shift})
 
