@@ -30,7 +30,7 @@ parameters; the first one is what the others are compared with.
   python benchmarks/execution.py --workdir=DIR --output=trained.json
 
 This times a trained policy, or a cascade of exits, as `adavit_jax.load(DIR)`
-runs it.
+runs it, beside the dense model; after a dense phase the dense model alone.
 """
 
 import functools
@@ -89,6 +89,9 @@ _WORKDIR = flags.DEFINE_list(
 _THRESHOLD = flags.DEFINE_float(
     'threshold', None, 'Threshold of the policy or of all exits. Default: '
     "calibrated by eval.py, else for a policy the config's.")
+_DECIDE = flags.DEFINE_string(
+    'decide', None, "What chooses the layers of a run with a policy, 'networks' "
+    "or 'value'. Default: the config's.")
 _DATA_DIR = flags.DEFINE_string(
     'data_dir', None, 'Data directory, if it moved.')
 
@@ -167,7 +170,8 @@ def _rows(named, batches, keeps, shares):
   for workdir in map(os.path.expanduser, _WORKDIR.value):
     yield from trained.rows(
         workdir, batches, repeats=_REPEATS.value,
-        threshold=_THRESHOLD.value, data_dir=_DATA_DIR.value)
+        threshold=_THRESHOLD.value, data_dir=_DATA_DIR.value,
+        decide=_DECIDE.value)
   for name, model in named.items():
     params = _random_params(model)
     for batch in batches:

@@ -14,7 +14,6 @@ from adavit_jax.policies import fixed
 from adavit_jax.runs import saved_run
 from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
-from adavit_jax.train import phases
 from adavit_jax.train import state as state_lib
 import reports
 import timing
@@ -28,8 +27,8 @@ def check(workdir, threshold=None):
     threshold: as in `rows`.
 
   Raises:
-    ValueError: if there is no checkpoint; the model has one exit and neither a
-      policy nor a mask; or it has several exits but no thresholds.
+    ValueError: if there is no checkpoint, or the model has several exits but no
+      thresholds.
   """
   with saved_run.Run(workdir) as run:
     info = run.find().info
@@ -39,15 +38,11 @@ def check(workdir, threshold=None):
     raise ValueError(f'{workdir!r} has no thresholds yet, so that no image '
                      f'would leave early; run python eval.py '
                      f'--workdir={workdir} first, or give --threshold')
-  if not many and phases.decider(system.config, info['phase']) == 'all':
-    raise ValueError(f'{workdir!r} has only a dense phase and no policy to '
-                     f'time; train its other phases, or time its model with '
-                     f'--models')
   return info
 
 
 def rows(workdir, batches, *, repeats, threshold=None, settings=None,
-         data_dir=None):
+         data_dir=None, decide=None):
   """Times `adavit_jax.load(workdir)` on test images against its dense model.
 
   Both take uint8 images in NumPy and return NumPy. At batch size 1 a round
@@ -64,10 +59,12 @@ def rows(workdir, batches, *, repeats, threshold=None, settings=None,
     settings: {name: threshold, or thresholds of the exits}, each in a separate
       row, instead of `threshold`.
     data_dir: replaces the config's `data.data_dir`.
+    decide: what chooses the layers under a policy, see `adavit_jax.load`; the
+      number of its knob is the default one unless the report is of it.
 
   Yields:
     dicts of `timing.row`; keep is the fraction of adaptive layers that ran, for
-    a cascade the fraction of stages.
+    a cascade the fraction of stages. After a dense phase only the dense row.
 
   Raises:
     ValueError: as `check`.
@@ -80,14 +77,14 @@ def rows(workdir, batches, *, repeats, threshold=None, settings=None,
   report = _report(workdir) if threshold is None else {}
   best = report.get('best', False)
   clf = adavit_jax.load(workdir, rule=report.get('rule'), best=best,
-                        max_batch_size=max(batches))
+                        decide=decide, max_batch_size=max(batches))
   if clf.system.staged:
     dense, dense_macs, kept, defaults = _cascade(clf, workdir, threshold)
   else:
     dense, dense_macs, kept, defaults = _policy(
         clf, workdir, threshold, best, max(batches))
   settings = {name: functools.partial(
-      setattr, clf, 'thresholds' if clf.system.staged else 'threshold', value)
+      setattr, clf, 'thresholds' if clf.system.staged else clf.knob.name, value)
               for name, value in (settings or {}).items()} or defaults
   test = data.load(config.data, seed=config.seed).test
   row = functools.partial(
@@ -123,19 +120,25 @@ def _policy(clf, workdir, threshold, best, max_batch_size):
     (dense model, its MACs, function from a `Prediction` to the fraction kept,
     {name of a setting: function that applies it}).
   """
+  system, name = clf.system, clf.knob.name
   if threshold is None:
-    threshold = _report(workdir).get('adaptive', {}).get('threshold')
+    threshold = _report(workdir).get('adaptive', {}).get(name)
   if threshold is not None:
-    clf.threshold = threshold
-  system = clf.system
+    setattr(clf, name, threshold)
   with saved_run.Run(workdir) as run:
     state = run.state(run.find(best=best), system, mesh_lib.make_mesh(1))
+  if state.teacher is not None:
+    state = state.replace(params=state.teacher, ema=None)
   dense = adavit_jax.Classifier(
-      system, state.replace(params=state.teacher, ema=None),
-      actions=fixed.all_layers(plan.num_layers(system.model)),
+      system, state, actions=fixed.all_layers(plan.num_layers(system.model)),
       max_batch_size=max_batch_size)
+  settings = {}
+  if clf.actions is None:
+    settings = {'policy': lambda: None}
+  elif not clf.actions.keep.all():
+    settings = {'static': lambda: None}
   return (dense, system.plain_cost.dense, lambda p: p.actions.keep.mean(),
-          {'policy' if clf.actions is None else 'static': lambda: None})
+          settings)
 
 
 def _cascade(clf, workdir, threshold):
