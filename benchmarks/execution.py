@@ -90,8 +90,8 @@ _THRESHOLD = flags.DEFINE_float(
     'threshold', None, 'Threshold of the policy or of all exits. Default: '
     "calibrated by eval.py, else for a policy the config's.")
 _DECIDE = flags.DEFINE_string(
-    'decide', None, "What chooses the layers of a run with a policy, 'networks' "
-    "or 'value'. Default: the config's.")
+    'decide', None, 'What chooses the layers of a run with a policy: '
+    "'networks' or 'value'. Default: the config's.")
 _DATA_DIR = flags.DEFINE_string(
     'data_dir', None, 'Data directory, if it moved.')
 
