@@ -217,6 +217,8 @@ def _with_policy(trainer, run, state, metadata, options):
     result['value'] = by_value.at(result['adaptive']['macs_ratio'])
     if one:
       one['value'] = by_value.untuned_at(one['adaptive']['macs_ratio'])
+      one['static_at_value'] = rows_lib.interpolate(
+          one['frontier'], one['value']['macs_ratio'])
   if options.ceiling:
     result['ceiling'] = by_value.ceiling()
   if _tunes_static(metadata['phase'], options):
@@ -282,9 +284,10 @@ def _show(result, num_layers):
     print(table.format_ceiling(result['ceiling']))
   one = result['one_set_of_weights']
   if one:
-    labels = [('adaptive', 'adaptive'), ('value', 'adaptive, by value'),
-              ('static', 'static, best'), ('random', 'random'),
-              ('shuffled', 'adaptive, shuffled')]
+    labels = [('adaptive', 'adaptive'), ('static', 'static, best'),
+              ('value', 'adaptive, by value'),
+              ('static_at_value', 'static, best, at its MACs'),
+              ('random', 'random'), ('shuffled', 'adaptive, shuffled')]
     labels = [(key, label) for key, label in labels if key in one]
     labels += [(key, f"policy {key[8]} of Table 1, {key[10:]} layers")
                for key in one if key.startswith('table_1')]
