@@ -131,7 +131,8 @@ def test_all_layers_are_the_plain_forward_pass(model, params, images):
 
 def test_macs_are_those_of_the_program(model, params):
   model = model.clone(num_fixed=2)
-  folded, image = models.fold(model, params), jnp.zeros((1, 8, 8, 1))
+  folded = jax.eval_shape(lambda p: models.fold(model, p), params)
+  image = jnp.zeros((1, 8, 8, 1))
   every = fixed.all_layers(plan.num_layers(model))
   for keep in (every, Actions(*(1 - np.arange(len(a)) % 2 for a in every))):
     program = jax.make_jaxpr(lambda p, x, keep=keep: modes.forward(
