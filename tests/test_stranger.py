@@ -154,7 +154,7 @@ def test_all_heads_in_a_cascade(model, params, images):
   found = np.asarray(confidence.confidences(rule, logits))
   thresholds = np.median(found[:-1], 1)
   runner = cascade.Cascade(stages.stages(model), params, rule, thresholds,
-                           cost.of(model).stages, sizes=(8,))
+                           cost.of(model).stages, sizes=(1, 8))
   chosen = confidence.choose(found, thresholds)
   assert len(set(chosen)) > 1 and len(logits) == 8
   out = runner(np.asarray(images))
