@@ -200,7 +200,7 @@ def test_batch_statistics_are_folded_for_inference():
   np.testing.assert_allclose(inference, want, **CLOSE)
   np.testing.assert_allclose(last, want[-1], **CLOSE)
   jax.tree.map(np.testing.assert_array_equal, same, stats)
-  folded = models.fold(model, params)
+  folded = jax.jit(lambda p: models.fold(model, p))(params)
   assert folded['batch_stats'] is None
   assert models.fold(model, folded) is folded
   np.testing.assert_array_equal(

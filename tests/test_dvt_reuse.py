@@ -126,8 +126,8 @@ def test_sinusoids_by_hand():
 def test_patches_that_overlap_the_border():
   stem = PatchStem(4, 3, padding=2)  # 7 pixels: windows at -2, 1, 4
   images = _random(2, 7, 7, 1)
-  params = stem.init(jax.random.key(0), jnp.float32(images))['params']
-  got = stem.apply({'params': params}, jnp.float32(images))
+  params = jax.jit(stem.init)(jax.random.key(0), jnp.float32(images))['params']
+  got = jax.jit(stem.apply)({'params': params}, jnp.float32(images))
   want = numpy_dvt.patches(images, numpy_dvt._float64(params), 3, 2)
   assert got.shape == (2, 9, 4)
   np.testing.assert_allclose(got, want, **CLOSE)

@@ -134,7 +134,7 @@ def branches():
   rng = np.random.default_rng(0)
   images = rng.normal(size=(9, 16, 16, 1)).astype(np.float32)
   params = tiny.params(model, scale=0.5)
-  z1 = modes.before_policy(model, params, images)
+  z1 = jax.jit(lambda p, x: modes.before_policy(model, p, x))(params, images)
   return model, params, cost.of(model), z1, images, rng.integers(0, 4, 9)
 
 

@@ -232,7 +232,7 @@ def test_conv_stem_equals_numpy():
       lambda: stem.init(jax.random.key(0), jnp.float32(images)))['params']
   params = jax.tree.map(
       lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
-  got = stem.apply({'params': params}, jnp.float32(images))
+  got = jax.jit(stem.apply)({'params': params}, jnp.float32(images))
 
   p = _float64(params)
   padded = np.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)])

@@ -179,9 +179,10 @@ def test_one_tree_serves_every_number_of_fixed_encoders(deep, num_fixed):
 
 def test_without_adaptive_layers_the_heads_read_z1(model, params, z1, run):
   zeros = Actions(np.zeros(L, np.float32), np.zeros(L, np.float32))
-  want = modes.classify(model, params, z1[:, :2]).total
-  np.testing.assert_allclose(
-      modes.without_layers(model, params, z1).total, want, **CLOSE)
+  want, got = jax.jit(lambda p, z1: (
+      modes.classify(model, p, z1[:, :2]).total,
+      modes.without_layers(model, p, z1).total))(params, z1)
+  np.testing.assert_allclose(got, want, **CLOSE)
   np.testing.assert_allclose(run['cond'](params, z1, zeros), want, **CLOSE)
   zeros = Actions(*(np.zeros((4, L), np.float32),) * 2)
   for mode in ('masked', 'compact'):
@@ -192,11 +193,16 @@ def test_gates_scale_a_branch(model, params, z1):
   """Stochastic depth's 1 / survival: by hand for one branch."""
   gates = Actions(np.zeros((4, L), np.float32), np.zeros((4, L), np.float32))
   gates.msa[:, 1] = 2.5
-  row = model.num_fixed + 1
-  p = jax.tree.map(lambda leaf: leaf[row], params['backbone']['encoders'])
-  branch = model.encoder.apply({'params': p}, z1, method='msa')
-  x, stats, prefix = masked_lib.run(
-      model, params, z1, None, gates, start=model.num_fixed, firsts=2)
+
+  @jax.jit
+  def run(params, z1):
+    p = jax.tree.map(lambda leaf: leaf[model.num_fixed + 1],
+                     params['backbone']['encoders'])
+    return (model.encoder.apply({'params': p}, z1, method='msa'),
+            masked_lib.run(model, params, z1, None, gates,
+                           start=model.num_fixed, firsts=2))
+
+  branch, (x, stats, prefix) = run(params, z1)
   assert stats is None and prefix.shape == (L, 4, 2, model.width)
   np.testing.assert_allclose(x, z1 + 2.5 * branch, **CLOSE)
   np.testing.assert_array_equal(prefix[0], z1[:, :2])
@@ -256,7 +262,7 @@ def test_tokens_that_nobody_reads_are_left_as_they_are(
   # The last MSA layer is the second; before it, only an MLP layer.
   actions = Actions(np.float32([0, 1, 0]), np.float32([1, 1, 1]))
   before = run(params, z1, Actions(np.zeros(L), np.float32([1, 0, 0])))
-  want = _masked(model, params, z1, actions)
+  want = jax.jit(functools.partial(_masked, model))(params, z1, actions)
   got = run(params, z1, actions, read=2)
   np.testing.assert_allclose(got[:, :2], want[:, :2], **CLOSE)
   np.testing.assert_allclose(got[:, 2:], before[:, 2:], **CLOSE)
@@ -266,11 +272,12 @@ def test_tokens_that_nobody_reads_are_left_as_they_are(
 
 def test_static_returns_the_tokens_that_are_read(model, params, z1):
   actions = Actions(np.float32([0, 1, 0]), np.float32([1, 1, 1]))
-  want = _masked(model, params, z1, actions)
-  got = _skipping('static', model, params, z1, actions, read=2)
-  np.testing.assert_allclose(got, want[:, :2], **CLOSE)
-  got = _skipping('static', model, params, z1, actions)
-  np.testing.assert_allclose(got, want, **CLOSE)
+  want, first, every = jax.jit(lambda *args: (
+      _masked(model, *args, actions),
+      _skipping('static', model, *args, actions, read=2),
+      _skipping('static', model, *args, actions)))(params, z1)
+  np.testing.assert_allclose(first, want[:, :2], **CLOSE)
+  np.testing.assert_allclose(every, want, **CLOSE)
 
 
 def _value_and_grad(model, **kwargs):

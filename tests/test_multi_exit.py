@@ -161,7 +161,8 @@ def test_parameters_are_those_of_the_backbone_and_of_the_heads(model, params):
 def test_heads_start_apart():
   """Each from a key of its own."""
   model = tiny.model(exits=((1, 'mlp'), (1, 'mlp')))
-  heads = models.init_params(model, jax.random.key(0))['heads']
+  heads = jax.jit(lambda key: models.init_params(model, key))(
+      jax.random.key(0))['heads']
   first, second = (heads[f'exit_{i}']['mlp']['fc1']['kernel'] for i in (0, 1))
   assert np.abs(first - second).max() > 0.01
 

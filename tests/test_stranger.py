@@ -131,7 +131,8 @@ def test_all_layers_are_the_plain_forward_pass(model, params, images):
 
 def test_macs_are_those_of_the_program(model, params):
   model = model.clone(num_fixed=2)
-  folded, image = models.fold(model, params), jnp.zeros((1, 8, 8, 1))
+  folded = jax.eval_shape(lambda p: models.fold(model, p), params)
+  image = jnp.zeros((1, 8, 8, 1))
   every = fixed.all_layers(plan.num_layers(model))
   for keep in (every, Actions(*(1 - np.arange(len(a)) % 2 for a in every))):
     program = jax.make_jaxpr(lambda p, x, keep=keep: modes.forward(
@@ -153,7 +154,7 @@ def test_all_heads_in_a_cascade(model, params, images):
   found = np.asarray(confidence.confidences(rule, logits))
   thresholds = np.median(found[:-1], 1)
   runner = cascade.Cascade(stages.stages(model), params, rule, thresholds,
-                           cost.of(model).stages, sizes=(8,))
+                           cost.of(model).stages, sizes=(1, 8))
   chosen = confidence.choose(found, thresholds)
   assert len(set(chosen)) > 1 and len(logits) == 8
   out = runner(np.asarray(images))

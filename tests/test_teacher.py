@@ -43,17 +43,21 @@ def _cross_entropy(logits, targets):
 def test_a_teacher_sees_the_images_in_its_own_normalisation():
   """As if it had normalised the pixels itself; with statistics, folded."""
   model = efficient.levit(channels=3)
-  params = models.fold(model, efficient.params(model))
   rng = np.random.default_rng(0)
   pixels = rng.uniform(size=(2, 12, 12, 3)).astype(np.float32)
   mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
   own_mean, own_std = (0.5, 0.4, 0.3), (0.5, 0.25, 0.1)
   teacher = distillation.Teacher(model, own_mean, own_std)
-  both = jax.jit(lambda p, x: (
-      teacher.logits(p, (x - np.float32(mean)) / np.float32(std), mean, std),
-      modes.forward(
-          model, p, (x - np.float32(own_mean)) / np.float32(own_std)).total))
-  got, want = both(params, pixels)
+
+  @jax.jit
+  def both(params, x):
+    p = models.fold(model, params)
+    return (
+        teacher.logits(p, (x - np.float32(mean)) / np.float32(std), mean, std),
+        modes.forward(
+            model, p, (x - np.float32(own_mean)) / np.float32(own_std)).total)
+
+  got, want = both(efficient.params(model), pixels)
   np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * np.std(want))
 
 
