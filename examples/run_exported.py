@@ -99,8 +99,10 @@ def load_stablehlo(path):
 
 def load_onnx(path):
   import onnxruntime  # not needed for StableHLO
+  options = onnxruntime.SessionOptions()
+  options.log_severity_level = 3  # errors: it warns of each unused constant
   session = onnxruntime.InferenceSession(
-      path.read_bytes(), providers=['CPUExecutionProvider'])
+      path.read_bytes(), options, providers=['CPUExecutionProvider'])
   used = {x.name for x in session.get_inputs()}
 
   def call(images, *carry):
