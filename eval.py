@@ -18,6 +18,7 @@ import jax
 
 from adavit_jax import report
 from adavit_jax.exits import confidence
+from adavit_jax.report import promised_row
 from adavit_jax.runs import orbax_manager
 from adavit_jax.runs import saved_run
 from adavit_jax.train import guards
@@ -41,6 +42,16 @@ _CURVE = flags.DEFINE_string(
     'curve', None, "How the curve of a model with exits finds its thresholds: "
     "'best', those of the highest accuracy, or 'shares', those that let shares "
     "of the images leave, as DVT's paper. Default: best.")
+_RISK = flags.DEFINE_float(
+    'risk', None, 'Also find the cheapest thresholds whose expected loss '
+    'against the full model is at most this, from held-out images: a share of '
+    'the images, or the unit of a regression.')
+_CONFIDENCE = flags.DEFINE_float(
+    'confidence', 0.95, 'Probability of that promise.')
+_RISK_KIND = flags.DEFINE_string(
+    'risk_kind', None, "The loss of --risk: 'harm', 'gap' or 'disagreement', "
+    "for a regression 'error' or 'disagreement'; see adavit_jax.calibrate. "
+    'Default: harm or error.')
 _BEST = flags.DEFINE_bool(
     'best', False, 'Use the best checkpoint of the last phase, not its last.')
 _DECIDE = flags.DEFINE_string(
@@ -80,7 +91,7 @@ def main(argv):
         mac_target=_MAC_TARGET.value, curve=_CURVE.value,
         attributes=saved_run.parse_attributes(_MODEL.value),
         decide=_DECIDE.value, price=_PRICE.value, ceiling=_CEILING.value,
-        actions=_ACTIONS.value)
+        actions=_ACTIONS.value, wanted=_wanted())
     if result is None:
       raise SystemExit('stopped by a signal; the same command resumes')
     pictures = not {'adaptive', 'exits'}.isdisjoint(result)
@@ -92,6 +103,15 @@ def main(argv):
   except guards.USER_ERRORS as error:
     logging.debug('traceback', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error
+
+
+def _wanted():
+  if _RISK.value is None:
+    for flag in (_CONFIDENCE, _RISK_KIND):
+      if flag.present:
+        raise ValueError(f'--{flag.name}={flag.value} needs --risk')
+    return None
+  return promised_row.Wanted(_RISK.value, _CONFIDENCE.value, _RISK_KIND.value)
 
 
 if __name__ == '__main__':

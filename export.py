@@ -19,7 +19,9 @@ from adavit_jax.exits import confidence
 from adavit_jax.inference import export
 from adavit_jax.models import plan
 from adavit_jax.policies import fixed
+from adavit_jax.report import promised_row
 from adavit_jax.runs import orbax_manager
+from adavit_jax.runs import saved_run
 from adavit_jax.train import guards
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a run.',
@@ -63,6 +65,9 @@ _THRESHOLD = flags.DEFINE_list(
     'threshold', None, 'Threshold to suggest in the .json file, as printed by '
     "eval.py: the policy's, or that of each exit except the last. Default: for "
     "a policy the config's; for exits one that lets no image leave early.")
+_PROMISE = flags.DEFINE_bool(
+    'promise', False, 'Suggest the thresholds that eval.py --risk found, and '
+    'write what they promise into the .json file.')
 
 
 def main(argv):
@@ -74,9 +79,13 @@ def main(argv):
       raise ValueError(f'--threshold={threshold} has no effect with '
                        f'--mode={_MODE.value}, which uses no policy; leave it '
                        f'out, or give --mode=cond, compact or stages')
+    promise = _promise() if _PROMISE.value else None
     clf = adavit_jax.load(_WORKDIR.value, phase=_PHASE.value, best=_BEST.value,
-                          rule=_RULE.value, decide=_DECIDE.value)
+                          rule=promise.rule if promise else _RULE.value,
+                          decide=_DECIDE.value)
     export.check_mode(clf, _MODE.value)
+    if promise:
+      clf.promise = promise
     options = dict(batch_size=_BATCH_SIZE.value, platforms=_PLATFORMS.value,
                    format=_FORMAT.value)
     if _ACTIONS.value is not None:
@@ -105,12 +114,23 @@ def main(argv):
     raise SystemExit(f'error: {error}') from error
   print(f'wrote {_OUTPUT.value} and {_OUTPUT.value}.json')
   if (_MODE.value in ('cond', 'compact')
-      and (threshold, _PRICE.value) == (None, None)):
+      and (threshold, _PRICE.value, promise) == (None, None, None)):
     name = clf.knob.name
     print(f'with the default {name} {clf.number:.4g}; for one that meets '
           f'mac_target, run python eval.py --workdir={_WORKDIR.value} and give '
           f'its {name} as --{name}')
   _hint()
+
+
+def _promise():
+  given = [_THRESHOLD.value, _PRICE.value, _RULE.value, _ACTIONS.value]
+  if any(x is not None for x in given) or _MODE.value in ('dense', 'static'):
+    raise ValueError('--promise sets thresholds and their rule; leave out '
+                     '--threshold, --price, --rule and --actions, and give '
+                     '--mode=cond, compact or stages')
+  with saved_run.Run(_WORKDIR.value) as run:
+    saved = run.find(phase=_PHASE.value, best=_BEST.value)
+  return promised_row.read(_WORKDIR.value, saved, _BEST.value)
 
 
 def _hint():

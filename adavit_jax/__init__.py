@@ -3,7 +3,9 @@
 from adavit_jax.inference import CascadeClassifier as CascadeClassifier
 from adavit_jax.inference import Classifier as Classifier
 from adavit_jax.inference import Prediction as Prediction
+from adavit_jax.inference import calibrate as calibrate
 from adavit_jax.inference import load as load
+from adavit_jax.inference import watch as watch
 from adavit_jax.models import Actions as Actions
 from adavit_jax.models import create as create
 from adavit_jax.models import names as names

@@ -69,12 +69,13 @@ def record(x, **formatters):
 def classifier(clf, max_batch_size, lines):
   """Formats a classifier: its model, images and parameters, then `lines`."""
   model = clf.system.model
+  params = {k: v for k, v in clf.params.items() if k != 'threshold'}
   side = model.image_size
   outputs = (f'{model.num_classes} classes' if clf.system.target is None
              else clf.system.target.unit)
   return '\n  '.join([
       f'{type(clf).__name__} of {clf.system.config.model.name}, '
-      f'{num_params(clf.params)}',
+      f'{num_params(params)}',
       f'images: uint8 [B, {side}, {side}, {model.channels}] to {outputs}, at '
       f'most {max_batch_size} at once',
       *lines])

@@ -4,6 +4,7 @@ import functools
 
 import adavit_jax
 from adavit_jax.exits import confidence
+from adavit_jax.inference import batch_sizes
 from adavit_jax.inference import classifier
 from adavit_jax.models import encoder
 from adavit_jax.models import exit_heads
@@ -104,8 +105,8 @@ def test_every_batch_size_gives_each_image_its_own_result(
       np.testing.assert_allclose(got.macs, macs[:size])
 
   first, again = _compilations(every_size)
-  assert classifier.batch_sizes(8) == [1, 2, 3, 4, 6, 8]
-  assert (first, again) == (len(classifier.batch_sizes(4)), 0)
+  assert batch_sizes.up_to(8) == [1, 2, 3, 4, 6, 8]
+  assert (first, again) == (len(batch_sizes.up_to(4)), 0)
 
 
 def test_images_of_a_batch_keep_their_order(clf, images, oracle):

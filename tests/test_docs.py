@@ -207,6 +207,9 @@ def place(tmp_path_factory):
   """A directory with what the pages speak of: an image and weights."""
   path = tmp_path_factory.mktemp('docs')
   Image.effect_noise((16, 12), 90).save(path / 'image.png')
+  (path / 'images').mkdir()
+  for i in range(450):
+    Image.effect_noise((8, 8), 90).save(path / 'images' / f'{i}.png')
   name = 'deit_tiny_distilled_patch16_224'
   model = models.create(name)
   weights.save(path / f'{name}.safetensors', model, tiny.params(model))

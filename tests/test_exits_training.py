@@ -1,6 +1,7 @@
 """A model with exits from its config to a report and a classifier."""
 
 import json
+import pathlib
 
 import adavit_jax
 from adavit_jax import data
@@ -8,7 +9,9 @@ from adavit_jax import report
 from adavit_jax import weights
 from adavit_jax.exits import calibrate
 from adavit_jax.exits import confidence
+from adavit_jax.promise import promises
 from adavit_jax.report import exit_report
+from adavit_jax.report import promised_row
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import loop
 from adavit_jax.runs import preemption
@@ -217,6 +220,39 @@ def test_report_with_a_threshold_or_a_target_too_low(
   monkeypatch.setattr(trainer.config, 'mac_target', 1e-3)
   result = exit_report.evaluate(*args)
   assert 'mac_target' not in result and 'same_accuracy' in result
+
+
+def test_report_with_a_promise(run, dataset, tiny_data, capsys):
+  workdir, trainer, state = run
+  with pytest.raises(ValueError, match='^--risk=0.1: 16 images .* 29 '):
+    report.evaluate(workdir, wanted=promised_row.Wanted(0.1))
+  result = report.evaluate(workdir, wanted=promised_row.Wanted(0.3, 0.9))
+  assert json.loads(json.dumps(result)) == result
+  row = result['promised']
+  promise = promises.Promise.from_dict(row['promise'])
+  assert row['thresholds'] == list(promise.thresholds)
+  assert (promise.num_images, promise.rule) == (16, 'entropy')
+  test = trainer.exit_evaluator(
+      'exits', state_lib.final_params(state), dataset.test)
+  chosen = confidence.choose(test.confidence, promise.thresholds)
+  score = test.score[chosen, np.arange(16)]
+  assert row['accuracy'] == score.mean()
+  assert row['test_loss'] == ((test.score[-1] == 1) & (score == 0)).mean()
+  out = capsys.readouterr().out
+  assert 'cascade, promised risk' in out and str(promise) in out
+  # Another program finds it there, for this checkpoint alone.
+  pathlib.Path(workdir, 'report.json').write_text(json.dumps(result))
+  with saved_run.Run(workdir) as opened:
+    saved = opened.find()
+  clf = adavit_jax.load(workdir)
+  clf.promise = promised_row.read(workdir, saved)
+  assert clf.promise == promise
+  assert clf.thresholds.tolist() == list(promise.thresholds)
+  with pytest.raises(ValueError, match='^the promise .* step'):
+    promised_row.read(workdir, saved._replace(step=1))
+  pathlib.Path(workdir, 'report.json').unlink()
+  with pytest.raises(ValueError, match='report.json .*--risk'):
+    promised_row.read(workdir, saved)
 
 
 def test_a_run_loads_as_a_cascade(run, dataset):

@@ -368,7 +368,7 @@ def test_what_lies_beside_an_artefact(cond):
   assert about == dict(
       mode='cond', format='stablehlo', threshold=0.5,
       class_names=['ant', 'bee', 'cat', 'dog'],
-      num_layers=[3, 3],
+      num_layers=[3, 3], promise=None,
       images=dict(size=8, channels=1, resize=8, interpolation='bicubic'))
 
 

@@ -13,7 +13,9 @@ from adavit_jax import data
 from adavit_jax import report
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
+from adavit_jax.promise import promises
 from adavit_jax.report import policy_report
+from adavit_jax.report import promised_row
 from adavit_jax.report import static_masks
 from adavit_jax.report import rows as rows_lib
 from adavit_jax.report import run_report
@@ -382,6 +384,30 @@ def test_the_calibrated_threshold_meets_the_budget_on_held_out_images(
   # The bisection ends 12 / 2^10 logits above a threshold that spends more.
   logit = np.log(threshold / (1 - threshold))
   assert spent(1 / (1 + np.exp(0.02 - logit))) > target
+
+
+def test_a_threshold_with_a_promise(run, maker, monkeypatch, capsys):
+  wanted = promised_row.Wanted(0.4, 0.95)
+  # Training has chosen its masks on all held-out images.
+  with pytest.raises(ValueError, match='^--risk=0.4: 0 images .*num_search'):
+    maker.promised(wanted)
+  with pytest.raises(ValueError, match='^--risk=0.4: .*--best'):
+    report.evaluate(run[0], best=True, wanted=wanted)
+  config, (_, dataset) = maker.trainer.config, run
+  monkeypatch.setattr(config, 'num_search', 3)
+  row = maker.promised(wanted)
+  promise = promises.Promise.from_dict(json.loads(json.dumps(row['promise'])))
+  assert promise.num_images == promise.num_tested == 13
+  assert promise.risk == 0.4 and promise.kind == 'harm'
+  assert row['threshold'] == promise.number
+  params = state_lib.final_params(maker._state)
+  out = maker.trainer.evaluator.adaptive(
+      params, dataset.test, knob=promise.number)
+  dense = maker.trainer.evaluator.dense(params, dataset.test)
+  assert row['accuracy'] == out.accuracy
+  assert row['test_loss'] == (dense.correct & ~out.correct).mean()
+  promised_row.show(row)
+  assert str(promise) in capsys.readouterr().out
 
 
 def test_one_set_of_weights_is_compared_at_the_same_macs(run, opened, maker):

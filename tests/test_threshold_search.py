@@ -108,3 +108,16 @@ def test_every_exit_is_used_where_that_is_best():
       confidence, np.repeat(np.eye(5), 3, axis=1), np.ones(5), min_accuracy=1)
   np.testing.assert_allclose(got.shares, .2)
   assert got.accuracy == 1 and got.macs == 3
+
+
+def test_fewer_thresholds_of_the_first_of_three_exits():
+  """Every point is one that is reached; few are much worse."""
+  images = held_out.HeldOut(*_data(3, 200, 0), np.array(MACS[:3]))
+  thresholds, score, macs = threshold_search.frontier(images, 20)
+  for t, *found in zip(thresholds, score, macs):
+    assert found == pytest.approx(list(images.totals(t)))
+  assert (np.diff(score) > 0).all() and (np.diff(macs) > 0).all()
+  _, best, most = threshold_search.frontier(images)
+  for points in zip(best, most):
+    assert (score[macs <= points[1] * 1.02]).max() >= points[0] - 2
+  assert len(score) < len(best)

@@ -138,7 +138,7 @@ def _extend(images, points, starts, exits):
   return _undominated(points)
 
 
-def frontier(images):
+def frontier(images, most_starts=None):
   """Computes the frontier of score and MACs.
 
   It is exact for two exits, and for three exits up to `_EXHAUSTIVE`; otherwise
@@ -146,6 +146,8 @@ def frontier(images):
 
   Args:
     images: `HeldOut`.
+    most_starts: for three exits, tries so many thresholds of the first, evenly
+      spaced over the images; None tries all of them.
 
   Returns:
     Points, ascending in score and in MACs.
@@ -155,6 +157,9 @@ def frontier(images):
   starts = np.array([never])
   if len(exits) == 2:
     first = images.sweep(never, 0)[0]
+    if most_starts is not None:
+      first = first[np.unique(
+          np.linspace(0, len(first) - 1, most_starts).astype(int))]
     starts = np.stack([first, np.full_like(first, confidence_lib.NEVER)], 1)
   if len(exits) <= 2 and len(starts) * images.num <= _EXHAUSTIVE:
     return _extend(images, [_point(images, never)], starts, exits[-1:])

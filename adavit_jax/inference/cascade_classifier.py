@@ -1,7 +1,5 @@
 """A trained model with exits as a Python function that stops early."""
 
-import numbers
-
 import jax
 import numpy as np
 
@@ -9,6 +7,10 @@ from adavit_jax import describe
 from adavit_jax import models
 from adavit_jax.data import decode
 from adavit_jax.exits import confidence
+from adavit_jax.inference import batch_sizes
+from adavit_jax.inference import every_exit
+from adavit_jax.policies import knob as knob_lib
+from adavit_jax.promise import checks
 from adavit_jax.runtime import cascade
 from adavit_jax.train import state as state_lib
 
@@ -23,9 +25,9 @@ class CascadeClassifier:
     phase: the last phase of the run.
   """
   EXPORTS = ('stages',)  # see export.export_stages
-  # Slots make mistyped attributes, such as `threshold`, errors.
+  # Slots make mistyped attributes errors.
   __slots__ = ('class_names', 'phase', '_system', '_cascade',
-               '_max_batch_size', '_cost')
+               '_max_batch_size', '_cost', '_every', '_promise')
 
   def __init__(self, system, state, phase, *, thresholds=confidence.NEVER,
                class_names=(), max_batch_size=256):
@@ -44,10 +46,12 @@ class CascadeClassifier:
       ValueError: if thresholds are invalid, or max_batch_size is not a positive
         integer.
     """
-    check_max_batch_size(max_batch_size)
+    batch_sizes.check(max_batch_size)
     self._system, self.phase = system, phase
     self.class_names = tuple(class_names)
     params = jax.jit(system.fold)(state_lib.final_params(state))
+    if self._has_threshold:
+      params = dict(params, threshold=np.float32(system.config.nets.threshold))
     sizes = [s for s in cascade.SIZES if s < max_batch_size] + [max_batch_size]
     self._max_batch_size = max_batch_size
     after = self._after
@@ -61,11 +65,14 @@ class CascadeClassifier:
         after.programs(), params, system.rule, thresholds, stage_macs,
         image_macs=after.stage_macs if self.drops_layers else None,
         predict=predict, sizes=sizes)
+    self._every = every_exit.EveryExit(system, phase, max_batch_size)
     self.thresholds = thresholds
 
   def __repr__(self):
     layers = {'all': 'all', 'mask': 'the same for every image',
               'policy': 'a policy decides'}[self._after.decider]
+    if self._has_threshold:
+      layers += f', threshold={self.threshold:.4g}'
     thresholds = ', '.join(map(confidence.format_threshold, self.thresholds))
     return describe.classifier(self, self._max_batch_size, [
         f'layers: {layers}; phase {self.phase}',
@@ -89,7 +96,7 @@ class CascadeClassifier:
 
   @property
   def params(self):
-    """Groups of parameters, folded for inference."""
+    """Groups of parameters, folded, and `threshold` of a policy."""
     return self._cascade.params
 
   @property
@@ -98,8 +105,9 @@ class CascadeClassifier:
 
     One number sets all of them. They are compared with the confidence of the
     config's `exits.rule`; entropy and differences are negated. They may be
-    changed at any time without recompiling; but without `warm_up` a late stage
-    is compiled when it first runs with a new batch size.
+    changed at any time without recompiling, which sets `promise` to None; but
+    without `warm_up` a late stage is compiled when it first runs with a new
+    batch size.
 
     Raises:
       ValueError: if their number is not E - 1, or one is out of the rule's
@@ -111,6 +119,53 @@ class CascadeClassifier:
   def thresholds(self, value):
     confidence.check_range(self.system.config.exits.rule, value)
     self._cascade.thresholds = value
+    self._promise = None
+
+  @property
+  def threshold(self):
+    """The policy's threshold, in (0, 1): higher drops more layers.
+
+    It may be changed at any time without recompiling, which sets `promise` to
+    None.
+
+    Raises:
+      AttributeError: if no policy networks drop layers.
+      ValueError: if the threshold is outside (0, 1).
+    """
+    self._check_policy()
+    return float(self.params['threshold'])
+
+  @threshold.setter
+  def threshold(self, value):
+    self._check_policy()
+    knob_lib.KNOBS['networks'].check(value)
+    self._cascade.params = dict(
+        self.params, threshold=jax.device_put(np.float32(value)))
+    self._promise = None
+
+  @property
+  def _has_threshold(self):
+    return self.drops_layers and self.system.nets.decide == 'networks'
+
+  def _check_policy(self):
+    if not self._has_threshold:
+      raise AttributeError('threshold is that of policy networks, but this '
+                           'model has none; set thresholds')
+
+  @property
+  def promise(self):
+    """`Promise` of the thresholds, or None without one."""
+    return self._promise
+
+  @promise.setter
+  def promise(self, value):
+    checks.check_fits(
+        value, exits=True, knob='threshold' if self._has_threshold else None,
+        rule=self.system.config.exits.rule)
+    if self._has_threshold:
+      self.threshold = value.number
+    self.thresholds = value.thresholds
+    self._promise = value
 
   def read(self, path):
     """Reads an image file for the model, see `data.decode.read`."""
@@ -130,6 +185,19 @@ class CascadeClassifier:
     """
     images = models.as_pixels(self.system.model, images)
     return self._cascade(images)
+
+  def at_exits(self, images, threshold=None):
+    """Runs every exit on all images, see `every_exit.EveryExit.exits`."""
+    images = models.as_pixels(self.system.model, images)
+    params = self.params
+    if threshold is not None:
+      params = dict(params, threshold=np.float32(threshold))
+    return self._every.exits(params, images)
+
+  def full(self, images):
+    """Returns the outputs [B, K] of the last exit without the policy."""
+    images = models.as_pixels(self.system.model, images)
+    return self._every.full(self.params, images)
 
   def warm_up(self):
     """Compiles every stage for every batch size in advance."""
@@ -157,9 +225,3 @@ class CascadeClassifier:
     for image in images:
       yield models.as_pixels(
           self.system.model, np.asarray(image)[None])[0]
-
-
-def check_max_batch_size(value):
-  """Raises a ValueError unless `value` is a positive integer."""
-  if not isinstance(value, numbers.Integral) or value < 1:
-    raise ValueError(f'max_batch_size={value!r} is not a positive integer')

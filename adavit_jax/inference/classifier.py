@@ -10,12 +10,13 @@ import numpy as np
 from adavit_jax import describe
 from adavit_jax import models
 from adavit_jax.data import decode
-from adavit_jax.inference.cascade_classifier import check_max_batch_size
+from adavit_jax.inference import batch_sizes
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.models.params import check_key
 from adavit_jax.policies import fixed
 from adavit_jax.policies import knob as knob_lib
+from adavit_jax.promise import checks
 from adavit_jax.runtime import modes
 from adavit_jax.train import state as state_lib
 
@@ -50,14 +51,15 @@ class Classifier:
   Attributes:
     class_names: K strings, or () if the run has none.
     threshold: the threshold of policy networks, in (0, 1): higher drops more
-      layers. It may be changed at any time without recompiling.
+      layers. It may be changed at any time without recompiling, which sets
+      `promise` to None.
     price: the price of a value policy, positive: as the threshold.
     params: groups, folded for inference.
   """
   EXPORTS = ('dense', 'static', 'cond', 'compact')  # modes of export.export
   # Slots make mistyped attributes, such as `thresholds`, errors.
   __slots__ = ('class_names', 'params', '_system', '_actions', '_number',
-               '_sizes', '_programs')
+               '_sizes', '_programs', '_promise')
 
   def __init__(self, system, state, *, actions=None, class_names=(),
                max_batch_size=256):
@@ -74,7 +76,7 @@ class Classifier:
       ValueError: if max_batch_size is not a positive integer, or as the
         property `actions`.
     """
-    check_max_batch_size(max_batch_size)
+    batch_sizes.check(max_batch_size)
     self._system, self.class_names = system, tuple(class_names)
     self._programs = {}
     self.actions = actions
@@ -82,7 +84,7 @@ class Classifier:
     self._number = (system.config.nets.threshold if system.nets is None
                     else float(system.knob(params)))
     self.params = jax.jit(system.fold)(params)
-    self._sizes = batch_sizes(max_batch_size)
+    self._sizes = batch_sizes.up_to(max_batch_size)
 
   def __repr__(self):
     if self.actions is None:
@@ -133,8 +135,7 @@ class Classifier:
 
   @threshold.setter
   def threshold(self, number):
-    self._of('threshold')
-    self._number = number
+    self._set('threshold', number)
 
   @property
   def price(self):
@@ -142,8 +143,11 @@ class Classifier:
 
   @price.setter
   def price(self, number):
-    self._of('price')
-    self._number = number
+    self._set('price', number)
+
+  def _set(self, name, number):
+    self._of(name)
+    self._number, self._promise = number, None
 
   def _of(self, name):
     if name != self.knob.name:
@@ -158,7 +162,26 @@ class Classifier:
     elif self.system.nets is None:
       raise ValueError('actions=None needs a policy, but this system has none; '
                        'give actions, for example fixed.all_layers(...)')
-    self._actions = value
+    self._actions, self._promise = value, None
+
+  @property
+  def promise(self):
+    """`Promise` of the policy's number, or None without one.
+
+    To set it sets the number, or all layers if the promise has none.
+    """
+    return self._promise
+
+  @promise.setter
+  def promise(self, value):
+    checks.check_fits(value, exits=False,
+                      knob=self.system.nets and self.knob.name)
+    if value.number is None:
+      self.actions = fixed.all_layers(plan.num_layers(self.system.model))
+    else:
+      self.actions = None
+      self._set(value.knob, value.number)
+    self._promise = value
 
   @property
   def _cost(self):
@@ -227,23 +250,47 @@ class Classifier:
     """
     images = models.as_pixels(self.system.model, images)
     self.knob.check(self._number)
-    run = self._program(key)
-    largest, parts = self._sizes[-1], []
-    for start in range(0, len(images), largest):
-      batch = images[start:start + largest]
-      num = len(batch)
-      size = next(s for s in self._sizes if s >= num)
-      if num < size:
-        batch = np.pad(batch, [(0, size - num), *[(0, 0)] * 3])
-      parts.append(run(batch, np.arange(size) < num, start))
-      if len(parts) > 2:  # so that the device holds at most three parts
-        parts[-3] = jax.device_get(parts[-3])
-    # Only the last part is padded.
-    join = lambda *x: (
-        np.concatenate(x) if len(x) > 1 else x[0])[:len(images)]
-    logits, actions = jax.tree.map(join, *jax.device_get(parts))
+    return self._run(self._program(key), images, self._cost)
+
+  def at(self, images, number):
+    """Classifies images under the policy with another number than `number`."""
+    images = models.as_pixels(self.system.model, images)
+    self.knob.check(number)
+    run = self._jitted('learned', predict, None)
+    return self._run(lambda batch, valid, start: run(
+        self.params, batch, valid, np.float32(number)), images,
+        self.system.cost)
+
+  def decisions(self, images, numbers):
+    """Returns which layers the policy keeps under each of T numbers.
+
+    Args:
+      images: uint8 [B, S, S, C].
+      numbers: [T].
+
+    Returns:
+      [B, T, L1 + L2] of 0 and 1, MSA then MLP; no other layer is run.
+    """
+    images = models.as_pixels(self.system.model, images)
+    numbers, run = np.asarray(numbers, np.float32), self._jitted(
+        'decisions', _decisions)
+    return batch_sizes.run(lambda batch, valid, start: run(
+        self.params, batch, numbers), images, self._sizes)
+
+  def full(self, images):
+    """Returns the logits [B, K] of the model with all its layers."""
+    images = models.as_pixels(self.system.model, images)
+    every = Actions(*map(np.asarray, fixed.all_layers(
+        plan.num_layers(self.system.model))))
+    run = self._jitted(every.keep.tobytes(), predict, every)
+    params = state_lib.model_params(self.params)
+    return self._run(lambda batch, valid, start: run(
+        params, batch, valid, None), images, self.system.plain_cost).logits
+
+  def _run(self, run, images, cost):
+    logits, actions = batch_sizes.run(run, images, self._sizes)
     return Prediction(logits, logits.argmax(-1), actions,
-                      self._cost.adaptive(actions))
+                      cost.adaptive(actions))
 
 
 def predict(system, actions, params, images, valid, number):
@@ -305,12 +352,8 @@ def _after(system, params, z1, images, actions, mode):
       jnp.broadcast_to(a, (images.shape[0], a.shape[-1])) for a in actions))
 
 
-def batch_sizes(largest):
-  """Returns 1, 2, 3, 4, 6, 8, 12, ... up to `largest`: below 1/3 padding."""
-  sizes = {largest}
-  for base in (1, 3):
-    size = base
-    while size < largest:
-      sizes.add(size)
-      size *= 2
-  return sorted(sizes)
+def _decisions(system, params, images, numbers):
+  images = system.normalize(images)
+  z1 = system.before_policy(params, images)
+  return jax.vmap(lambda number: system.greedy(
+      params, z1, images, number).keep, out_axes=1)(numbers)

@@ -42,6 +42,8 @@ def export(clf, path, *, mode, batch_size=None, platforms=_DEFAULT,
   layers that ran, MSA then MLP. The passes of 'compact' are sized for the
   backend that exports.
 
+  The JSON file holds the classifier's number and its `promise`, if it has one.
+
   Args:
     clf: `Classifier`.
     path: path of the new file; PATH.json is written beside it.
@@ -82,7 +84,8 @@ def export(clf, path, *, mode, batch_size=None, platforms=_DEFAULT,
     args.append(jax.ShapeDtypeStruct((), jnp.float32))
   metadata = dict(
       mode=mode, format=format, **_number(clf, learned),
-      num_layers=list(plan.num_layers(model)), **_metadata(clf))
+      num_layers=list(plan.num_layers(model)), **_metadata(clf),
+      promise=_promise(clf) if learned else None)
   # Lowered before anything is written, since it may fail.
   if format == 'onnx':
     artefact = onnx_program.convert(run, args, (['images'], ['logits', 'keep']))
@@ -143,7 +146,8 @@ def export_stages(clf, directory, *, batch_size=None, platforms=_DEFAULT,
       # A policy's MACs differ from image to image.
       stage_macs=None if dropping else [
           int(after.stage_macs(i)) for i in range(len(stages))],
-      unit=system.target.unit if system.target else None, **_metadata(clf))
+      unit=system.target.unit if system.target else None, **_metadata(clf),
+      promise=_promise(clf))
   suffix = '.onnx' if format == 'onnx' else ''
   paths = [epath.Path(directory).expanduser() / f'stage_{i}{suffix}'
            for i in range(len(stages))]
@@ -221,6 +225,10 @@ def _metadata(clf):
                   channels=clf.system.model.channels,
                   resize=data_config.load_size(c),
                   interpolation=data_config.interpolation(c)))
+
+
+def _promise(clf):
+  return clf.promise and clf.promise.as_dict()
 
 
 def _write(path, artefact, metadata):

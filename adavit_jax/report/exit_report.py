@@ -9,6 +9,7 @@ from adavit_jax import cost
 from adavit_jax.exits import calibrate
 from adavit_jax.exits import confidence
 from adavit_jax.report import pictures
+from adavit_jax.report import promised_row
 from adavit_jax.report import table
 from adavit_jax.train import phases
 from adavit_jax.train import state as state_lib
@@ -16,19 +17,22 @@ from adavit_jax.train import state as state_lib
 _TARGETS = (('same_accuracy', 'cascade, same accuracy'),
             ('slack', 'cascade, slack'),
             ('mac_target', 'cascade, mac_target'),
-            ('threshold', 'cascade, threshold given'))
+            ('threshold', 'cascade, threshold given'),
+            ('promised', 'cascade, promised risk'))
 _DROPS = {'all': '', 'mask': ', a mask drops layers',
           'policy': ', a policy drops layers'}
 
 
 def evaluate(trainer, state, metadata, *, threshold=None, budget=None,
-             curve='best'):
+             curve='best', wanted=None):
   """Evaluates a run on the test split; prints a table and draws a picture.
 
   Thresholds are calibrated on held-out images for three targets: the accuracy
   of the last exit, this accuracy minus the config's `exits.slack`, and
-  `mac_target` times the MACs without exits. A target that cannot be met is left
-  out. For regression, minus the mean absolute error replaces accuracy.
+  `mac_target` times the MACs without exits. They are estimates: on other images
+  the target may be missed. Those of `wanted` keep a promise. A target that
+  cannot be met is left out. For regression, minus the mean absolute error
+  replaces accuracy.
 
   Args:
     trainer: `loop.Trainer` of the run.
@@ -40,16 +44,17 @@ def evaluate(trainer, state, metadata, *, threshold=None, budget=None,
     threshold: confidence threshold of all exits, or [E - 1] thresholds, instead
       of calibrated ones.
     curve: how the thresholds of the curve are found, one of `calibrate.CURVES`.
+    wanted: `promised_row.Wanted`, or None.
 
   Returns:
     `metadata` with exits (a row for each exit alone), best_heads (see
-    `best_heads`), same_accuracy, slack and mac_target, or threshold (a row
-    each), and curve (rows of increasing MACs). Without threshold, there are no
-    cascade rows if heads share a depth or there is one exit. A row has
-    accuracy, or mae and rmse, macs, macs_ratio (over the MACs without exits),
-    shares [E], paper_flops if the model's paper counts differently, and for a
-    cascade thresholds [E - 1]; the row of an added exit also has layer, head,
-    head_macs and head_params.
+    `best_heads`), same_accuracy, slack and mac_target, or threshold, and
+    promised if wanted (a row each), and curve (rows of increasing MACs).
+    Without threshold, there are no cascade rows if heads share a depth or there
+    is one exit. A row has accuracy, or mae and rmse, macs, macs_ratio (over the
+    MACs without exits), shares [E], paper_flops if the model's paper counts
+    differently, and for a cascade thresholds [E - 1]; the row of an added exit
+    also has layer, head, head_macs and head_params.
 
   Raises:
     ValueError: if no images were held out and no threshold is given, a
@@ -63,6 +68,9 @@ def evaluate(trainer, state, metadata, *, threshold=None, budget=None,
   num_exits, holdout = system.num_exits, trainer.dataset.holdout
   if threshold is not None:
     _check_threshold(threshold, system, metadata['workdir'])
+  if wanted is not None and num_exits == 1:
+    raise ValueError(f'--risk={wanted.risk} needs several exits, but the model '
+                     f"in {metadata['workdir']} has one; leave it out")
   # If several heads share a depth, every image would run all of them.
   depths = {e.place for e in system.exits}
   calibrated = threshold is None and len(depths) == num_exits > 1
@@ -83,6 +91,10 @@ def evaluate(trainer, state, metadata, *, threshold=None, budget=None,
   if calibrated:
     budget = trainer.config.mac_target if budget is None else budget
     result.update(_calibrated(rows, system, outputs, budget, curve))
+  if wanted is not None:
+    fields, outputs = promised_row.of_exits(trainer, params, phase, wanted)
+    result['promised'] = dict(_Rows(system, phase, outputs).cascade(
+        fields['promise']['thresholds']), **fields)
   if jax.process_index() == 0:
     _show(result, system)
     pictures.exits(result, epath.Path(metadata['workdir']) / 'exits.png')
@@ -209,6 +221,11 @@ def _show(result, system):
   for label, row in cascades:
     print(f"\n{label}: --rule={result['rule']} --threshold=" + ','.join(
         confidence.format_threshold(t) for t in row['thresholds']))
+  if 'same_accuracy' in result and 'promised' not in result:
+    print('\nThese thresholds are estimates; --risk=0.01 finds some that keep '
+          'a promise.')
+  if 'promised' in result:
+    promised_row.show(result['promised'])
 
 
 _HEAD_COLUMNS = (

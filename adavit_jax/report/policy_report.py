@@ -14,6 +14,7 @@ from adavit_jax.policies import knob as knob_lib
 from adavit_jax.policies import mask_search
 from adavit_jax.policies import value as value_lib
 from adavit_jax.report import ceiling
+from adavit_jax.report import promised_row
 from adavit_jax.report import rows as rows_lib
 from adavit_jax.report import static_masks
 from adavit_jax.runs import phase_start
@@ -181,6 +182,11 @@ class Report:
   def _row_at(self, params, number):
     out = self._evaluator.adaptive(params, self._data.test, knob=number)
     return {**rows_lib.row(out, self._system.cost), self.knob.name: number}
+
+  def promised(self, wanted):
+    """Returns the row of a number with a promise, see `promised_row`."""
+    fields, out = promised_row.of_policy(self.trainer, self._params, wanted)
+    return dict(rows_lib.row(out, self._system.cost), **fields)
 
   def one_set_of_weights(self):
     """Compares adaptive and static choices on the untuned weights.

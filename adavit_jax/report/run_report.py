@@ -15,6 +15,7 @@ from adavit_jax.policies import knob as knob_lib
 from adavit_jax.report import exit_report
 from adavit_jax.report import pictures
 from adavit_jax.report import policy_report
+from adavit_jax.report import promised_row
 from adavit_jax.report import rows as rows_lib
 from adavit_jax.report import static_masks
 from adavit_jax.report import table
@@ -26,7 +27,7 @@ from adavit_jax.train.phases.phase import choice
 
 _LABELS = (
     ('dense', 'dense'), ('adaptive', 'adaptive'),
-    ('value', 'adaptive, by value'),
+    ('value', 'adaptive, by value'), ('promised', 'adaptive, promised risk'),
     ('adaptive_at_static', 'adaptive, at the MACs below'),
     ('static', 'static, best, tuned alike'),
     ('static_last', 'static, last k, tuned alike'), ('random', 'random'),
@@ -36,7 +37,7 @@ _LABELS = (
 def evaluate(workdir, *, threshold=None, best=False, static=True,
              data_dir=None, rule=None, mac_target=None, curve=None,
              attributes=None, decide=None, price=None, ceiling=False,
-             actions=None):
+             actions=None, wanted=None):
   """Evaluates a run on the test split; prints tables and draws pictures.
 
   Args:
@@ -62,6 +63,8 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
     actions: layers for every image, as text for `fixed.parse_choice`. The
       report then has the rows dense and given, of these layers, and no
       pictures.
+    wanted: `promised_row.Wanted`: also find thresholds with a promise; not with
+      `best`.
 
   Returns:
     The report as a JSON-serialisable dict, or None if a signal stopped it. Its
@@ -72,11 +75,17 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
       classes or images; a policy's threshold is outside (0, 1); a rule or curve
       is unknown or given for a policy; threshold and mac_target are given
       together, cannot be met or are given without a policy; static
-      sub-networks cannot be tuned on this number of devices; or actions do not
-      fit the layers, or are given for a model with exits or with a threshold.
+      sub-networks cannot be tuned on this number of devices; actions do not
+      fit the layers, or are given for a model with exits or with a threshold;
+      or no promise can be made.
   """
+  if wanted is not None and best:
+    raise ValueError(f'--risk={wanted.risk}: the best checkpoint was chosen on '
+                     f'the held-out images, which cannot make a promise for it '
+                     f'then; leave out --best')
   options = _Options(threshold, best, static, data_dir, rule, mac_target,
-                     curve, attributes or {}, decide, price, ceiling, actions)
+                     curve, attributes or {}, decide, price, ceiling, actions,
+                     wanted)
   with saved_run.Run(workdir) as run:
     return _evaluate(run, run.workdir, options)
 
@@ -95,6 +104,11 @@ class _Options(NamedTuple):
   price: float | None
   ceiling: bool
   actions: str | None
+  wanted: promised_row.Wanted | None
+
+  @property
+  def risk(self):
+    return self.wanted and self.wanted.risk
 
 
 def _evaluate(run, workdir, options):
@@ -120,7 +134,8 @@ def _evaluate(run, workdir, options):
                        f'out')
     return exit_report.evaluate(trainer, state, metadata, budget=budget,
                                 threshold=options.threshold,
-                                curve=options.curve or 'best')
+                                curve=options.curve or 'best',
+                                wanted=options.wanted)
   _check_without_exits(trainer, saved, workdir, options)
   if options.actions is not None:
     result = dict(metadata, **_given(trainer, state, options.actions))
@@ -181,7 +196,7 @@ def _check_without_exits(trainer, saved, workdir, options):
     if (value := getattr(options, name)) is not None:
       raise ValueError(f'--{name}={value} is for a model with exits, but '
                        f'{workdir} holds one without; leave it out')
-  for name in ('threshold', 'price', 'mac_target', 'decide'):
+  for name in ('threshold', 'price', 'mac_target', 'decide', 'risk'):
     value = getattr(options, name)
     if value is not None and options.actions is not None:
       raise ValueError(f'--{name}={value} is for the learned policy, but '
@@ -194,7 +209,7 @@ def _check_without_exits(trainer, saved, workdir, options):
         choice(f'--{knob.name} is given and nets.decide',
                trainer.config.nets.decide, (decide,))
     return
-  for name in ('threshold', 'price', 'mac_target', 'decide'):
+  for name in ('threshold', 'price', 'mac_target', 'decide', 'risk'):
     if (value := getattr(options, name)) is not None:
       raise ValueError(f'--{name}={value} is for a policy, but {workdir} ends '
                        f"with the phase {saved.info['phase']!r}, which has "
@@ -212,6 +227,8 @@ def _with_policy(trainer, run, state, metadata, options):
   result = dict(metadata, dense=report.dense_row())
   rows, outputs = report.final(getattr(options, report.knob.name))
   result.update(rows)
+  if options.wanted is not None:
+    result['promised'] = report.promised(options.wanted)
   one = report.one_set_of_weights()
   if by_value and len(trainer.dataset.holdout):
     result['value'] = by_value.at(result['adaptive']['macs_ratio'])
@@ -279,6 +296,8 @@ def _show(result, num_layers):
   _show_rows(result)
   print()
   print(table.format_policy(result['adaptive'], num_layers))
+  if 'promised' in result:
+    promised_row.show(result['promised'])
   if 'ceiling' in result:
     print('\nEvery candidate mask on every test image:\n')
     print(table.format_ceiling(result['ceiling']))

@@ -49,7 +49,6 @@ class Cascade:
   Threads may share it; their batches run one after the other.
 
   Attributes:
-    params: parameters of the model, on the device.
     num_stages: E.
     batch_size: the largest batch size.
     macs_dtype: dtype of `Prediction.macs`.
@@ -86,10 +85,10 @@ class Cascade:
                        f'of the {len(stages)} stages')
     # Through the host: with parameters placed on a mesh, the pools would change
     # their sharding on first use and trigger a second compilation.
-    self.params = jax.device_put(jax.tree.map(np.asarray, params))
+    self._params = jax.device_put(jax.tree.map(np.asarray, params))
     self._programs = [
         stage_program.StageProgram(
-            stage_program.with_exit(stage, rule, image_macs, k), self.params)
+            stage_program.with_exit(stage, rule, image_macs, k), self._params)
         for k, stage in enumerate(stages)]
     self._batches = [
         image_buffer.fastest_batches(sizes, macs) for macs in stage_macs]
@@ -101,6 +100,20 @@ class Cascade:
     self._sizes, self.batch_size = sizes, sizes[-1]
     self._buffer, self._lock = None, threading.Lock()
     self.thresholds = thresholds
+
+  @property
+  def params(self):
+    """Parameters of the model, on the device.
+
+    They may be replaced by others of the same shapes without recompiling.
+    """
+    return self._params
+
+  @params.setter
+  def params(self, value):
+    self._params = value
+    for program in self._programs:
+      program.set_params(value)
 
   @property
   def thresholds(self):

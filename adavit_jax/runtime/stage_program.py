@@ -44,7 +44,14 @@ class StageProgram:
       params: pytree of arrays.
     """
     self._run, self._params = run, params
-    self._leaves = self._program = None
+    self._leaves = self._program = self._used = None
+
+  def set_params(self, params):
+    """Replaces the parameters by a tree of the same shapes and dtypes."""
+    self._params = params
+    if self._program is not None:
+      leaves = jax.tree.leaves(params)
+      self._leaves = [leaves[i] for i in self._used]
 
   def __call__(self, images, state):
     """Runs the function on images [B, ...] and the previous stage's state."""
@@ -66,7 +73,7 @@ class StageProgram:
     used = [i for i, v in enumerate(jaxpr.invars[:len(shapes)]) if v in read]
     # Set before the program, since other threads test for the program. Threads
     # that compile at the same time set equal values.
-    self._leaves = [leaves[i] for i in used]
+    self._leaves, self._used = [leaves[i] for i in used], used
 
     def program(leaves, images, state):
       every = list(shapes)  # parameters that are not read need only a shape

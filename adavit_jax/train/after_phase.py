@@ -50,18 +50,30 @@ class AfterPhase:
       mode: see `stages.stages`; 'masked' for training, None for inference.
 
     Returns:
-      As `stages.stages`; images and outputs [B, K] are normalised.
+      As `stages.stages`; images and outputs [B, K] are normalised. The policy's
+      threshold is `params['threshold']`, or the config's if there is none.
     """
-    system, decider = self.system, self.decider
+    decide = self._decide if self.decider == 'policy' else None
+    return self._stages(decide, mode)
+
+  def _stages(self, decide, mode):
     return stages_lib.stages(
-        system.model, decide=system.greedy if decider == 'policy' else None,
-        actions=self.actions if decider == 'mask' else None, mode=mode,
-        inference=mode is None, **system.scan)
+        self.system.model, decide=decide,
+        actions=self.actions if self.decider == 'mask' else None, mode=mode,
+        inference=mode is None, **self.system.scan)
+
+  def _decide(self, params, z1, images):
+    return self.system.greedy(params, z1, images, params.get('threshold'))
 
   def programs(self, mode=None):
     """Returns `stages` from uint8 images to outputs in the target's unit."""
     return [functools.partial(_program, self.system, stage)
             for stage in self.stages(mode)]
+
+  def full_programs(self):
+    """Returns `programs` without the policy: every layer runs."""
+    return [functools.partial(_program, self.system, stage)
+            for stage in self._stages(None, None)]
 
   def stage_macs(self, index, carry=None):
     """Returns the MACs of a stage: [], or [B] if a policy decides per image.

@@ -1,0 +1,1 @@
+"""Thresholds with a promise: tests of recorded outputs, without models."""
