@@ -289,7 +289,11 @@ def test_a_stream_that_stays_and_one_that_shifts():
   assert limit.update(rng.random(200) < 0.05) is None
   found = limit.update(rng.random(400) < 0.4)
   assert 3 < found < 100 and limit.num == 600
-  assert 0.1 <= limit.limit < limit.mean
+  assert 0.1 <= limit.limit < 0.4
+  # As many as there were before do not make it blind.
+  late = drift.LowerLimit(0.1, 0.95)
+  assert late.update(rng.random(4000) < 0.05) is None
+  assert late.update(rng.random(400) < 0.4) < 150
   for given in ((0., 0.9), (1., 0.9), (0.1, 1.)):
     with pytest.raises(ValueError, match='^(bound|confidence)='):
       drift.LowerLimit(*given)

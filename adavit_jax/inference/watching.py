@@ -72,7 +72,7 @@ class Watch:
 
   @property
   def at_least(self):
-    """Lower confidence limit of the disagreement, valid at any time."""
+    """Lower confidence limit of the largest disagreement so far."""
     return self._limit.limit
 
   def __call__(self, images):

@@ -1,28 +1,31 @@
 """Says when a mean leaves its bound, at any time, in a stream of losses."""
 
+import math
+
 import numpy as np
 
 from adavit_jax.promise import p_values
 
-# Number of means between the bound and the largest loss that are tested for
-# the lower limit.
-_MEANS = 32
-# Number of losses that are added at once.
-_BLOCK = 256
+# Number of means between the bound and the largest loss, and below the bound,
+# that are tested for the lower limit.
+_MEANS = 16
+# Wealth is not counted beyond this.
+_MOST = 1e100
 
 
 class LowerLimit:
-  """Lower confidence limit of a mean that holds at all times at once.
+  """Lower confidence limit of the largest mean so far, valid at all times.
 
   A confidence sequence by betting (Waudby-Smith and Ramdas, 2024): it may be
-  looked at after every loss. While the mean is at most `bound`, the limit ever
-  exceeds it with probability at most 1 - confidence.
+  looked at after every loss. If the expectation of every loss is at most m, the
+  limit ever reaches m with probability at most 1 - confidence. Part of the
+  wealth enters the bets at every loss, so that a change after a long time is
+  found too.
 
   Attributes:
     bound: see `__init__`.
     confidence: see `__init__`.
     num: number of losses seen.
-    mean: their mean, or 0.
     limit: the lower limit, one of a grid of means.
   """
 
@@ -43,20 +46,20 @@ class LowerLimit:
     if not 0 < confidence < 1:
       raise ValueError(f'confidence={confidence} must be between 0 and 1')
     self.bound, self.confidence = bound, confidence
-    self._largest = largest
     self._means = np.unique(np.concatenate([
-        np.geomspace(bound / 100, bound, _MEANS // 2),
-        np.geomspace(bound, largest, _MEANS // 2)]))[:-1]
-    self._log_wealth = np.zeros((len(self._means), len(p_values.BETS)))
+        np.geomspace(bound / 100, bound, _MEANS),
+        np.geomspace(bound, largest, _MEANS)]))[:-1]
+    self._bet = np.zeros((len(self._means), len(p_values.BETS)))
     self.num, self._sum, self.limit = 0, 0., 0.
 
   @property
   def mean(self):
+    """Mean of the losses, 0 before the first."""
     return self._sum / max(self.num, 1)
 
   @property
   def exceeded(self):
-    """Whether the limit has exceeded the bound."""
+    """Whether the limit has reached the bound."""
     return self.limit >= self.bound
 
   def update(self, losses):
@@ -66,21 +69,26 @@ class LowerLimit:
       losses: [n], from 0 to `largest`, in the order of the images.
 
     Returns:
-      The number of these losses after which the bound was exceeded for the
-      first time, or None.
+      The number of these losses after which the bound was reached for the first
+      time, or None.
     """
-    losses, first = np.asarray(losses, np.float64), None
-    for start in range(0, len(losses), _BLOCK):
-      block = losses[start:start + _BLOCK, None, None]
-      wealth = self._log_wealth + np.cumsum(np.log1p(
-          p_values.BETS * (block / self._means[:, None] - 1)), 0)
-      self._log_wealth = wealth[-1]
+    first = None
+    for i, loss in enumerate(np.asarray(losses, np.float64)):
+      kept = _kept(self.num + 1)
+      self._bet += _kept(self.num) - kept
+      self._bet *= 1 + p_values.BETS * (loss / self._means[:, None] - 1)
+      np.minimum(self._bet, _MOST, out=self._bet)
       # The wealth falls as the mean rises: a limit rejects all means below.
-      rejected = p_values.mix(wealth) >= -np.log1p(-self.confidence)
-      limits = np.where(rejected, self._means, 0.).max(1)
-      if first is None and not self.exceeded and limits.max() >= self.bound:
-        first = start + int((limits >= self.bound).argmax()) + 1
-      self.limit = max(self.limit, float(limits.max()))
-    self.num += len(losses)
-    self._sum += float(losses.sum())
+      rejected = self._bet.mean(1) + kept >= 1 / (1 - self.confidence)
+      self.num, self._sum = self.num + 1, self._sum + loss
+      if rejected.any():
+        before = self.exceeded
+        self.limit = max(self.limit, float(self._means[rejected].max()))
+        if self.exceeded and not before:
+          first = i + 1
     return first
+
+
+def _kept(num):
+  """The share of the wealth that has not entered the bets after n losses."""
+  return 1 / (1 + math.log1p(num))

@@ -111,13 +111,7 @@ def log_wealth(x, mean):
     [n].
   """
   gains = np.log1p(BETS * (np.asarray(x, np.float64)[:, None] / mean - 1))
-  return mix(np.cumsum(gains, 0))
-
-
-def mix(log_wealths):
-  """Logarithm of the mean wealth over the last axis, that of `BETS`."""
-  most = log_wealths.max(-1, keepdims=True)
-  return np.log(np.exp(log_wealths - most).mean(-1)) + most[..., 0]
+  return special.logsumexp(np.cumsum(gains, 0), axis=1) - np.log(len(BETS))
 
 
 def betting(losses, risk, bound):
