@@ -221,6 +221,7 @@ def test_a_watch(images, caplog):
   clf = _make(True, False)
   with pytest.raises(ValueError, match='^clf '):
     adavit_jax.watch(clf)
+  assert adavit_jax.watch(clf, bound=0.1).bound == 0.1
   labels = (_full(clf, images).argmax(-1) + 1) % 4
   adavit_jax.calibrate(clf, images, labels, **RISK)  # all leave at the first
   assert clf.promise.share_early > 0.5

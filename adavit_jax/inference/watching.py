@@ -24,28 +24,33 @@ class Watch:
     """Starts to watch.
 
     Args:
-      clf: `Classifier` or `CascadeClassifier` with a promise.
+      clf: `Classifier` or `CascadeClassifier`.
       share: of the images on which the full model runs too, in (0, 1].
-      bound: of the disagreement; None for the promise's.
-      confidence: in (0, 1); None for the promise's.
+      bound: of the disagreement; None for the promise's. Losses of a regression
+        above the promise's `loss_bound`, or without one the standard deviation
+        of the target, count as that.
+      confidence: in (0, 1); None for the promise's, or 0.95 without one.
       seed: of the choice of images.
 
     Raises:
-      ValueError: if the classifier has no promise or nothing leaves early, or
-        an argument is out of range.
+      ValueError: if no bound is given, and the classifier has no promise or no
+        thresholds passed; or an argument is out of range.
     """
     promise = clf.promise
-    if promise is None or not promise.passed:
+    if bound is None and not (promise and promise.passed):
       raise ValueError('clf has no thresholds with a promise to watch; call '
-                       'adavit_jax.calibrate first')
+                       'adavit_jax.calibrate first, or give a bound')
     if not 0 < share <= 1:
       raise ValueError(f'share={share} must be in (0, 1]')
     self._clf, self._share = clf, share
-    self._loss = risks.Loss(risks.UNLABELLED, promise.loss_bound, promise.unit)
-    self._limit = drift.LowerLimit(
-        promise.disagreement if bound is None else bound,
-        promise.confidence if confidence is None else confidence,
-        promise.loss_bound)
+    self._loss = risks.create(
+        risks.UNLABELLED, target=clf.system.target, labelled=False,
+        bound=promise.loss_bound if promise and promise.unit else None)
+    if bound is None:
+      bound = promise.disagreement
+    if confidence is None:
+      confidence = promise.confidence if promise else 0.95
+    self._limit = drift.LowerLimit(bound, confidence, self._loss.bound)
     self._rng = np.random.default_rng(seed)
     self.num_seen, self.alarm = 0, None
 
