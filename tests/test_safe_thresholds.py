@@ -10,6 +10,7 @@ from adavit_jax.inference import cascade_classifier
 from adavit_jax.inference import classifier
 from adavit_jax.inference import export
 from adavit_jax.inference import safe_thresholds
+from adavit_jax.models.actions import Actions
 from adavit_jax.promise import promises
 from adavit_jax.runtime import cascade
 from adavit_jax.train import state as state_lib
@@ -152,6 +153,32 @@ def test_a_policys_threshold_in_a_cascade(images):
     clf.threshold = 1
   with pytest.raises(AttributeError, match='^threshold '):
     _make(True, False).threshold = 0.5
+
+
+def test_the_price_of_a_value_policy(images):
+  """Two masks: of a low price the first, of a high one the cheaper second."""
+  system, state, _ = _made(False, True)
+  system = system.deciding('value')
+  value, masks = state.params['value'], [[1, 1, 1], [1, 0, 0]]
+  kernel = np.zeros((len(value.kernel), 2), np.float32)
+  value = value._replace(
+      kernel=kernel, bias=np.float32([0.5, 0.4]), masks=Actions(
+          *map(np.float32, (masks, masks))), price=np.float32(0.01))
+  clf = classifier.Classifier(system, state.replace(
+      params={**state.params, 'value': value}), max_batch_size=64)
+  full = _full(clf, images).argmax(-1)
+  np.testing.assert_array_equal(clf(images).labels, full)
+  # The second mask saves MACs, and is right wherever the full model is not.
+  promise = adavit_jax.calibrate(clf, images, (full + 1) % 4, **RISK)
+  assert promise.passed and promise.knob == 'price'
+  assert clf.price == promise.number > 0.1 and clf.promise is promise
+  np.testing.assert_array_equal(
+      clf(images).actions.msa, [[1, 0, 0]] * len(images))
+  # Every change is a harm: all layers run.
+  promise = adavit_jax.calibrate(clf, images, full, **RISK)
+  assert not promise.passed and promise.number is None
+  np.testing.assert_array_equal(clf(images).labels, full)
+  assert clf.promise is promise and clf(images).actions.keep.all()
 
 
 def test_labels_are_read(images):
