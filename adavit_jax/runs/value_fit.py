@@ -70,7 +70,7 @@ def _success(trainer, params, name, masks, num):
   rows = evaluator.evenly(split, num)
   size = _PART * trainer.config.eval_batch_size
   cache = table_cache.TableCache(
-      trainer.workdir, name, (params, tuple(masks), rows),
+      trainer.workdir, name, (params, tuple(masks), rows, np.int64(size)),
       enabled=jax.process_count() == 1)
   parts, done = [], 0
   with contextlib.closing(progress_lib.Progress(
