@@ -164,6 +164,11 @@ def check(config):
   choice('nets.tokens', config.nets.tokens, ('all', 'pooled'))
   choice('nets.decide', config.nets.decide, ('networks', 'value'))
   init = config.init
+  if (config.nets.decide == 'value' and uses_policy(config)
+      and 'warm_start' not in config.phases and not init.workdir):
+    raise ValueError("nets.decide='value' needs the phase 'warm_start', before "
+                     'which the value policy is fitted; add it to '
+                     "config.phases, or set nets.decide='networks'")
   if init.workdir and init.weights:
     raise ValueError(f'init.workdir={init.workdir!r} and init.weights='
                      f'{init.weights!r} are both set, but parameters come from '
