@@ -223,7 +223,10 @@ def _check_without_exits(trainer, saved, workdir, options):
   if trainer.system.after(saved.info['phase']).actions is None:
     for decide, knob in knob_lib.KNOBS.items():
       if (number := getattr(options, knob.name)) is not None:
-        knob.check(number)
+        try:
+          knob.check(number)
+        except ValueError as error:
+          raise ValueError(f'--{error}') from error
         choice(f'--{knob.name} is given and nets.decide',
                trainer.config.nets.decide, (decide,))
     return
