@@ -76,10 +76,7 @@ def main(argv):
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   try:
     threshold = confidence.parse_thresholds(_THRESHOLD.value)
-    if threshold is not None and _MODE.value in ('dense', 'static'):
-      raise ValueError(f'--threshold={threshold} has no effect with '
-                       f'--mode={_MODE.value}, which uses no policy; leave it '
-                       f'out, or give --mode=cond, compact or stages')
+    _check_flags(threshold)
     promise = _promise() if _PROMISE.value else None
     clf = adavit_jax.load(_WORKDIR.value, phase=_PHASE.value, best=_BEST.value,
                           rule=promise.rule if promise else _RULE.value,
@@ -96,9 +93,6 @@ def main(argv):
       clf.actions = fixed.parse_choice(
           _ACTIONS.value, plan.num_layers(clf.system.model))
     if _MODE.value == 'stages':
-      if _PRICE.value is not None:
-        raise ValueError(f'--price={_PRICE.value} is for a model without '
-                         f'exits; leave it out')
       if threshold is not None:
         clf.thresholds = threshold
       paths = export.export_stages(clf, _OUTPUT.value, **options)
@@ -131,6 +125,17 @@ def _promise():
   return promised_row.read(_WORKDIR.value, saved, _BEST.value)
 
 
+def _check_flags(threshold):
+  if threshold is not None and _MODE.value in ('dense', 'static'):
+    raise ValueError(f'--threshold={threshold} has no effect with '
+                     f'--mode={_MODE.value}, which uses no policy; leave it '
+                     f'out, or give --mode=cond, compact or stages')
+  if _PRICE.value is not None and _MODE.value not in ('cond', 'compact'):
+    raise ValueError(f'--price={_PRICE.value} has no effect with '
+                     f'--mode={_MODE.value}; leave it out, or give --mode=cond '
+                     f'or compact')
+
+
 def _decide(promise):
   """Returns what chooses the layers: what the promise is about, if any."""
   if _DECIDE.value is None and promise and promise.knob:
@@ -143,14 +148,14 @@ def _set_number(clf, threshold):
   """Sets the policy's threshold or price, if one is given.
 
   Raises:
-    ValueError: if it is out of range, or not for this policy or mode.
+    ValueError: if it is out of range, or not for this policy.
   """
   for name, number in (('threshold', threshold), ('price', _PRICE.value)):
     if number is None:
       continue
-    if _MODE.value not in ('cond', 'compact') or name != clf.knob.name:
-      raise ValueError(f'--{name}={number} is not for --mode={_MODE.value} of '
-                       f'a policy with a {clf.knob.name}; leave it out')
+    if name != clf.knob.name:
+      raise ValueError(f'--{name}={number} is not for this policy, which has a '
+                       f'{clf.knob.name}; leave it out')
     clf.knob.check(number)
     setattr(clf, name, number)
 
