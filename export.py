@@ -19,6 +19,7 @@ from adavit_jax.exits import confidence
 from adavit_jax.inference import export
 from adavit_jax.models import plan
 from adavit_jax.policies import fixed
+from adavit_jax.policies import knob as knob_lib
 from adavit_jax.report import promised_row
 from adavit_jax.runs import orbax_manager
 from adavit_jax.runs import saved_run
@@ -75,14 +76,11 @@ def main(argv):
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   try:
     threshold = confidence.parse_thresholds(_THRESHOLD.value)
-    if threshold is not None and _MODE.value in ('dense', 'static'):
-      raise ValueError(f'--threshold={threshold} has no effect with '
-                       f'--mode={_MODE.value}, which uses no policy; leave it '
-                       f'out, or give --mode=cond, compact or stages')
+    _check_flags(threshold)
     promise = _promise() if _PROMISE.value else None
     clf = adavit_jax.load(_WORKDIR.value, phase=_PHASE.value, best=_BEST.value,
                           rule=promise.rule if promise else _RULE.value,
-                          decide=_DECIDE.value)
+                          decide=_decide(promise))
     export.check_mode(clf, _MODE.value)
     if promise:
       clf.promise = promise
@@ -101,13 +99,7 @@ def main(argv):
       print(*(f'wrote {path} and {path}.json' for path in paths), sep='\n')
       _hint()
       return
-    if threshold is not None:
-      if not (isinstance(threshold, float) and 0 < threshold < 1):
-        raise ValueError(f'--threshold={threshold} must be one number in '
-                         f'(0, 1) for a policy')
-      clf.threshold = threshold
-    if _PRICE.value is not None:
-      clf.price = _PRICE.value
+    _set_number(clf, threshold)
     export.export(clf, _OUTPUT.value, mode=_MODE.value, **options)
   except guards.USER_ERRORS as error:
     logging.debug('traceback', exc_info=True)  # shown with -v=1
@@ -131,6 +123,41 @@ def _promise():
   with saved_run.Run(_WORKDIR.value) as run:
     saved = run.find(phase=_PHASE.value, best=_BEST.value)
   return promised_row.read(_WORKDIR.value, saved, _BEST.value)
+
+
+def _check_flags(threshold):
+  if threshold is not None and _MODE.value in ('dense', 'static'):
+    raise ValueError(f'--threshold={threshold} has no effect with '
+                     f'--mode={_MODE.value}, which uses no policy; leave it '
+                     f'out, or give --mode=cond, compact or stages')
+  if _PRICE.value is not None and _MODE.value not in ('cond', 'compact'):
+    raise ValueError(f'--price={_PRICE.value} has no effect with '
+                     f'--mode={_MODE.value}; leave it out, or give --mode=cond '
+                     f'or compact')
+
+
+def _decide(promise):
+  """Returns what chooses the layers: what the promise is about, if any."""
+  if _DECIDE.value is None and promise and promise.knob:
+    return next(name for name, knob in knob_lib.KNOBS.items()
+                if knob.name == promise.knob)
+  return _DECIDE.value
+
+
+def _set_number(clf, threshold):
+  """Sets the policy's threshold or price, if one is given.
+
+  Raises:
+    ValueError: if it is out of range, or not for this policy.
+  """
+  for name, number in (('threshold', threshold), ('price', _PRICE.value)):
+    if number is None:
+      continue
+    if name != clf.knob.name:
+      raise ValueError(f'--{name}={number} is not for this policy, which has a '
+                       f'{clf.knob.name}; leave it out')
+    clf.knob.check(number)
+    setattr(clf, name, number)
 
 
 def _hint():

@@ -125,8 +125,8 @@ def batches(images, size, any_size):
 def run_program(path, info, images):
   """Yields the logits [K] of each image and the share of layers that ran."""
   call, size = load(path, info['format'])
-  threshold = info['threshold']
-  args = [] if threshold is None else [np.float32(threshold)]
+  number = info.get('threshold', info.get('price'))  # of a policy
+  args = [] if number is None else [np.float32(number)]
   for batch, num in batches(images, size, len(images)):
     logits, keep = map(np.asarray, call(batch, *args))
     for y, ran in zip(logits[:num], keep):

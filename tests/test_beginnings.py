@@ -134,6 +134,11 @@ def test_wrong_initial_runs(trainer, whole, tmp_path):
       'phases': ('joint',), 'init.workdir': whole[0], 'model.width': 32})
   with pytest.raises(ValueError, match='backbone/cls'):
     wider.train()
+  unfitted = _other(trainer, tmp_path / 'd', **{
+      'phases': ('joint',), 'init.workdir': whole[0], 'init.phase': 'dense',
+      'nets.decide': 'value'})
+  with pytest.raises(ValueError, match="^nets.decide='value'.*'dense'"):
+    unfitted.train()
 
 
 def test_a_run_begins_from_another_runs_parameters(

@@ -74,6 +74,8 @@ def test_mistaken_flags_end_in_one_sentence(command, named, tmp_path):
      "static.policy='random'"),
     ({'warm_start.shift_rate': 2.}, 'warm_start.shift_rate=2'),
     ({'nets.decide': 'both'}, 'nets.decide=.both'),
+    ({'nets.decide': 'value', 'phases': ('dense', 'policy')},
+     'nets.decide=.value.*warm_start'),
     ({'policy.price': 0.}, r'policy.price=0.0 .*0.001, 20.0'),
     ({'joint.price': float('nan')}, 'joint.price=nan'),
     ({'nets.bias': float('nan')}, 'nets.bias=nan'),

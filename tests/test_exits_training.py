@@ -224,6 +224,9 @@ def test_report_with_a_threshold_or_a_target_too_low(
 
 def test_report_with_a_promise(run, dataset, tiny_data, capsys):
   workdir, trainer, state = run
+  for name, value in (('price', 0.5), ('ceiling', True), ('actions', '5')):
+    with pytest.raises(ValueError, match=f'^--{name}={value} '):
+      report.evaluate(workdir, **{name: value})
   with pytest.raises(ValueError, match='^--risk=0.1: 16 images .* 29 '):
     report.evaluate(workdir, wanted=promised_row.Wanted(0.1))
   result = report.evaluate(workdir, wanted=promised_row.Wanted(0.3, 0.9))

@@ -201,6 +201,40 @@ def test_a_share_of_the_images_learns_under_sampled_actions(
   assert abs(seen[0] - seen[1]) > 1e-2
 
 
+def test_the_model_learns_under_the_masks_of_a_value_policy(
+    state, batch, z1, classify):
+  """The joint loss without REINFORCE: the chosen masks, or random ones."""
+  system = make_system(**{'joint.distill': 0., 'nets.decide': 'value'})
+  value = state.params['value']
+  keep, ratios = np.asarray(value.masks.keep), system.cost.ratio(value.masks)
+
+  @jax.jit
+  def run(params, share):
+    with system.config.ignore_type():
+      system.config.joint.sampled = share  # traced: one program for both
+    features = system.features(params, z1, batch.images)
+    return features.fixed, jax.value_and_grad(lambda p: joint.loss(
+        system, p, state, batch, KEY, 0.), has_aux=True)(params)
+
+  chosen, drawn = (run(state.params, share) for share in (0., 1.))
+  predicted = np.asarray(chosen[0] @ value.kernel + value.bias)
+  price = value_lib.solve_price(predicted, ratios, system.config.mac_target)
+  best = np.asarray((predicted - price * ratios).argmax(1))
+  of = lambda rows: losses.cross_entropy(
+      classify(Actions.from_keep(keep[rows], NUM_LAYERS)), batch.targets)
+  (total, (metrics, updates)), grads = chosen[1]
+  np.testing.assert_allclose(total, of(best), rtol=1e-5)
+  np.testing.assert_allclose(metrics['price'], price, rtol=1e-5)
+  np.testing.assert_allclose(
+      metrics['macs_ratio'], ratios[best].mean(), rtol=1e-5)
+  assert 'log_price' not in updates
+  assert max(np.abs(g).max() for g in jax.tree.leaves(grads['policy'])) == 0
+  rows = jax.random.randint(
+      jax.random.split(KEY, 4)[1], (B,), 0, len(ratios))
+  np.testing.assert_allclose(drawn[1][0][0], of(np.asarray(rows)), rtol=1e-5)
+  assert abs(total - drawn[1][0][0]) > 1e-2
+
+
 def test_the_policy_moves_by_a_factor_of_its_own_in_the_joint_phase(
     state, monkeypatch):
   """And without decay: the first step of Adam, whatever size the loss has."""

@@ -114,7 +114,8 @@ def test_report_has_what_it_promises(run, reported):
     (lambda data: dict(holdout=data.test, test=data.holdout), {},
      '^the images'),
     (lambda data: {}, dict(threshold=1.5), '^--threshold=1.5'),
-    (lambda data: {}, dict(rule='entropy'), '^--rule=entropy')])
+    (lambda data: {}, dict(rule='entropy'), '^--rule=entropy'),
+    (lambda data: {}, dict(ceiling=True, actions='5'), '^--ceiling=True')])
 def test_what_has_no_report(run, monkeypatch, changed, given, field):
   dataset = dataclasses.replace(run[1], **changed(run[1]))
   folders = []

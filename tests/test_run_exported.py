@@ -81,3 +81,20 @@ def test_the_example_names_a_cut_file(tmp_path, text):
     _example()['main'](str(tmp_path / 'm.bin'))
   with pytest.raises(ValueError, match='m.bin'):
     _example()['load'](tmp_path / 'm.bin', 'stablehlo')
+
+
+@pytest.mark.parametrize('about, given', [
+    (dict(threshold=0.6), [0.6]), (dict(price=0.3), [0.3]),
+    (dict(threshold=None), []), (dict(price=None), [])])
+def test_the_example_hands_on_the_number_of_a_policy(monkeypatch, about, given):
+  calls = []
+
+  def call(batch, *numbers):
+    calls.append(numbers)
+    return np.zeros((len(batch), 2)), np.ones((len(batch), 6))
+
+  run = _example()['run_program']
+  monkeypatch.setitem(run.__globals__, 'load', lambda *args: (call, 1))
+  images = np.zeros((2, 8, 8, 1), np.uint8)
+  assert len(list(run('a', dict(about, format='stablehlo'), images))) == 2
+  np.testing.assert_allclose(calls, [given, given], rtol=1e-6)

@@ -179,6 +179,10 @@ def test_the_price_of_a_value_policy(images):
   assert not promise.passed and promise.number is None
   np.testing.assert_array_equal(clf(images).labels, full)
   assert clf.promise is promise and clf(images).actions.keep.all()
+  # It may be tried again, with more images or another risk.
+  assert adavit_jax.calibrate(clf, images, full, **RISK) == promise
+  clf.actions = None
+  assert clf.promise is None
 
 
 def test_labels_are_read(images):

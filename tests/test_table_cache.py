@@ -1,6 +1,10 @@
 """Parts of a computation are kept on disk, whole or not at all."""
 
+import types
+
+from adavit_jax.models.actions import Actions
 from adavit_jax.runs import table_cache
+from adavit_jax.runs import value_fit
 import numpy as np
 import pytest
 
@@ -62,3 +66,18 @@ def test_without_a_cache_nothing_is_written(tmp_path):
   for _ in range(2):
     cache.get(0, _compute(calls, 0))
   assert calls == [0, 0] and not list(tmp_path.iterdir())
+
+
+def test_parts_of_another_batch_size_are_not_read(tmp_path):
+  """It may change when a run is resumed."""
+  masks = Actions(np.ones((2, 3)), np.ones((2, 3)))
+  for size in (2, 1):
+    trainer = types.SimpleNamespace(
+        workdir=tmp_path, dataset=types.SimpleNamespace(train=range(11)),
+        config=types.SimpleNamespace(eval_batch_size=size),
+        evaluator=types.SimpleNamespace(
+            success=lambda params, split, masks, places: (places, -places)))
+    rows, negative = value_fit._success(
+        trainer, {}, 'train', masks, 11)
+    np.testing.assert_array_equal(rows, np.arange(11))
+    np.testing.assert_array_equal(negative, -np.arange(11))

@@ -1,8 +1,13 @@
 """The value policy against closed forms."""
 
+import types
+
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import knob
 from adavit_jax.policies import value
+from adavit_jax.report import ceiling
+from adavit_jax.runs import value_fit
+from adavit_jax.train import state as state_lib
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -37,7 +42,6 @@ def test_no_price_takes_no_more_than_helps():
   success, ratios = jnp.float32([[0.5, 0.9]] * 2), jnp.float32([1., 0.3])
   best = value.best(success, ratios, value.solve_price(success, ratios, 0.8))
   np.testing.assert_array_equal(best, [1, 1])
-
 
 
 def test_ridge_solves_its_equations_and_finds_the_truth():
@@ -114,3 +118,47 @@ def test_a_knob_out_of_range(decide, bad):
   with pytest.raises(ValueError, match=f'{name}='):
     knob.KNOBS[decide].check(bad)
   knob.KNOBS[decide].check(np.float32(0.5))
+
+
+@pytest.mark.parametrize('num', [0, 6])
+def test_the_price_is_of_held_out_images_if_there_are_any(tmp_path, num):
+  rng = np.random.default_rng(0)
+  inputs = rng.normal(size=(20, 3)).astype(np.float32)
+  success = np.float32([1.2, 0.3]) * inputs[:, :1] + 0.1 * inputs[:, 1:]
+  masks = Actions(*np.float32([[[1, 1], [0, 1]]] * 2))
+  ratios = jnp.float32([1., 0.5])
+  cost = types.SimpleNamespace(ratio=lambda masks: ratios)
+  trainer = types.SimpleNamespace(
+      workdir=tmp_path,
+      dataset=types.SimpleNamespace(train=range(20), holdout=range(num)),
+      config=types.SimpleNamespace(
+          eval_batch_size=4, num_value=20, num_search=10, mac_target=0.75),
+      system=types.SimpleNamespace(
+          deciding=lambda decide: types.SimpleNamespace(cost=cost)),
+      evaluator=types.SimpleNamespace(success=lambda params, split, masks, i: (
+          inputs[i], success[i], success[i] > 0)))
+  state = state_lib.State(*[None] * 7).replace(params={})
+  got = value_fit.fitted(trainer, state, masks).params['value']
+  assert value.is_fitted(got)
+  rows = np.arange(num) if num else np.linspace(0, 19, 10).astype(int)
+  assert got.price == value.solve_price(
+      value.predict(got, inputs[rows]), ratios, 0.75)
+
+
+def test_the_ceiling_of_three_images_by_hand():
+  success = np.float32([[0.9, 0.8], [0.9, 0.2], [0.3, 0.6]])
+  correct = np.array([[True, True], [True, False], [False, True]])
+  ratios = np.float32([1., 0.5])
+  evaluator = types.SimpleNamespace(success=lambda params, split, masks: (
+      np.zeros((3, 2), np.float32), success, correct))
+  system = types.SimpleNamespace(
+      cost=types.SimpleNamespace(ratio=lambda masks: ratios))
+  blind = value.new(2, 2, (1, 1))._replace(bias=jnp.float32([0.6, 0.5]))
+  got = ceiling.rows(evaluator, system, dict(value=blind), None, 0.75)
+  assert got['interaction_r2'] == pytest.approx(0)
+  # All images alike: with all layers they would take more than 0.75.
+  assert got['value'] == pytest.approx(dict(accuracy=2 / 3, macs_ratio=0.5))
+  # All layers for the second one only.
+  assert got['oracle'] == pytest.approx(dict(accuracy=1, macs_ratio=2 / 3))
+  assert got['cheapest'] == pytest.approx(
+      dict(accuracy=2 / 3, macs_ratio=0.75))

@@ -100,10 +100,11 @@ def _knob(clf):
   """The `Knob` of a classifier's policy, or None without one."""
   system = clf.system
   if not system.staged:
-    if clf.system.nets is None or clf.actions is not None:
+    # The layers may be those of a promise that did not pass.
+    if clf.system.nets is None or clf.actions is not None and not clf.promise:
       raise ValueError('clf: a classifier whose layers are given has no '
-                       'threshold to calibrate; load a run with a policy or '
-                       'with exits')
+                       'threshold to calibrate; set its actions to None, or '
+                       'load a run with a policy or with exits')
     return clf.knob
   if system.num_exits == 1:
     raise ValueError('clf: a model with a single exit has no thresholds to '

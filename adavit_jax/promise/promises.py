@@ -42,8 +42,9 @@ class Promise(NamedTuple):
       early and drop no layer.
     observed: mean loss of the images of the test under these thresholds; if
       none passed, under the first that was tested.
-    limit: upper confidence limit of the expected loss under these thresholds
-      alone, at most `risk`; 0 if none passed.
+    limit: upper confidence limit of the expected loss, as if no other
+      thresholds had been tested; at most `risk`. 0 if none passed. What is
+      promised is `risk`.
     macs: mean MACs of these images.
     full_macs: MACs of the full model.
     share_early: share of these images that leave before the last exit; None

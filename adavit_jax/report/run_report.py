@@ -12,6 +12,7 @@ from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 from adavit_jax.policies import knob as knob_lib
+from adavit_jax.policies import value as value_lib
 from adavit_jax.report import exit_report
 from adavit_jax.report import pictures
 from adavit_jax.report import policy_report
@@ -110,6 +111,11 @@ class _Options(NamedTuple):
   def risk(self):
     return self.wanted and self.wanted.risk
 
+  def given(self, name):
+    """Returns an argument, None if it is left out or switched off."""
+    value = getattr(self, name)
+    return None if value is False else value
+
 
 def _evaluate(run, workdir, options):
   trainer = _trainer(run, run.find(best=options.best), workdir, options)
@@ -128,10 +134,7 @@ def _evaluate(run, workdir, options):
       budget=budget, num_test=len(trainer.dataset.test),
       attributes=options.attributes)
   if trainer.system.staged:
-    if options.actions is not None:
-      raise ValueError(f'--actions={options.actions} is for a model without '
-                       f'exits, but {workdir} holds one with exits; leave it '
-                       f'out')
+    _check_with_exits(trainer, saved, state, workdir, options)
     return exit_report.evaluate(trainer, state, metadata, budget=budget,
                                 threshold=options.threshold,
                                 curve=options.curve or 'best',
@@ -183,6 +186,20 @@ def _tunes_static(phase, options):
           and options.actions is None and phase == 'joint')
 
 
+def _check_with_exits(trainer, saved, state, workdir, options):
+  """Raises a ValueError for options that do not fit a model with exits."""
+  for name in ('actions', 'price', 'ceiling'):
+    if (value := options.given(name)) is not None:
+      raise ValueError(f'--{name}={value} is for a model without exits, but '
+                       f'{workdir} holds one with exits; leave it out')
+  system = trainer.system
+  if options.decide == 'value' and not (
+      system.after(saved.info['phase']).decider == 'policy'
+      and value_lib.is_fitted(state.params['value'])):
+    raise ValueError(f'--decide=value needs a value policy, but {workdir} has '
+                     f'none; leave it out')
+
+
 def _check_without_exits(trainer, saved, workdir, options):
   """Raises a ValueError for options that do not fit a model without exits."""
   size = trainer.config.joint.batch_size
@@ -196,8 +213,9 @@ def _check_without_exits(trainer, saved, workdir, options):
     if (value := getattr(options, name)) is not None:
       raise ValueError(f'--{name}={value} is for a model with exits, but '
                        f'{workdir} holds one without; leave it out')
-  for name in ('threshold', 'price', 'mac_target', 'decide', 'risk'):
-    value = getattr(options, name)
+  of_policy = 'threshold', 'price', 'mac_target', 'decide', 'risk', 'ceiling'
+  for name in of_policy:
+    value = options.given(name)
     if value is not None and options.actions is not None:
       raise ValueError(f'--{name}={value} is for the learned policy, but '
                        f'--actions={options.actions} chooses the layers; leave '
@@ -205,12 +223,15 @@ def _check_without_exits(trainer, saved, workdir, options):
   if trainer.system.after(saved.info['phase']).actions is None:
     for decide, knob in knob_lib.KNOBS.items():
       if (number := getattr(options, knob.name)) is not None:
-        knob.check(number)
+        try:
+          knob.check(number)
+        except ValueError as error:
+          raise ValueError(f'--{error}') from error
         choice(f'--{knob.name} is given and nets.decide',
                trainer.config.nets.decide, (decide,))
     return
-  for name in ('threshold', 'price', 'mac_target', 'decide', 'risk'):
-    if (value := getattr(options, name)) is not None:
+  for name in of_policy:
+    if (value := options.given(name)) is not None:
       raise ValueError(f'--{name}={value} is for a policy, but {workdir} ends '
                        f"with the phase {saved.info['phase']!r}, which has "
                        f'none; leave it out')

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from absl import logging
 from clu import parameter_overview
 
+from adavit_jax.policies import value
 from adavit_jax.runs import checks
 from adavit_jax.runs import history
 from adavit_jax.runs import pretrained
@@ -126,6 +127,13 @@ def from_run(trainer):
   init = config.init
   with saved_run.Run(init.workdir) as run:
     info, state = saved_run.reread(lambda: _read(trainer, run))
+  if (trainer.system.nets and config.nets.decide == 'value'
+      and 'warm_start' not in config.phases
+      and not value.is_fitted(state.params['value'])):
+    raise ValueError(f"nets.decide='value', but {init.workdir} has fitted no "
+                     f"value policy at the end of its phase {info['phase']!r}; "
+                     f"add 'warm_start' to config.phases, or set "
+                     f"nets.decide='networks'")
   logging.info('initialised from %s, step %d', init.workdir, state.step)
   state = state_lib.restart(state, config.seed)
   state = state.replace(key=mesh_lib.replicate(state.key, trainer.mesh))

@@ -22,7 +22,8 @@ def fitted(trainer, state, masks):
   """Returns the state with a value policy fitted to its model.
 
   Args:
-    trainer: `loop.Trainer`, with held-out images.
+    trainer: `loop.Trainer`. The price is solved for on held-out images, or on
+      training images if there are none.
     state: `State` with the statistics of the policy's features.
     masks: candidate `Actions` [C, L1], [C, L2].
   """
@@ -33,15 +34,16 @@ def fitted(trainer, state, masks):
   kernel, bias, penalty = value_lib.fit(inputs, success)
   value = value_lib.Value(
       jnp.asarray(kernel), jnp.asarray(bias), masks, jnp.ones(()))
+  priced = 'holdout' if len(trainer.dataset.holdout) else 'train'
   inputs, success, _ = _success(
-      trainer, params, 'holdout', masks, config.num_search)
+      trainer, params, priced, masks, config.num_search)
   predicted = value_lib.predict(value, inputs)
   price = value_lib.solve_price(
       predicted, system.deciding('value').cost.ratio(masks), config.mac_target)
   logging.info(
-      'value policy: interaction R² %.3f on held-out images, penalty %.3g, '
-      'price %.4g',
-      value_lib.interaction_r2(predicted, success), penalty, price)
+      'value policy: interaction R² %.3f on images of the split %s, penalty '
+      '%.3g, price %.4g',
+      value_lib.interaction_r2(predicted, success), priced, penalty, price)
   return state.replace(
       params={**state.params, 'value': value._replace(price=price)})
 
@@ -70,7 +72,7 @@ def _success(trainer, params, name, masks, num):
   rows = evaluator.evenly(split, num)
   size = _PART * trainer.config.eval_batch_size
   cache = table_cache.TableCache(
-      trainer.workdir, name, (params, tuple(masks), rows),
+      trainer.workdir, name, (params, tuple(masks), rows, np.int64(size)),
       enabled=jax.process_count() == 1)
   parts, done = [], 0
   with contextlib.closing(progress_lib.Progress(

@@ -140,6 +140,15 @@ def _check_teacher(config):
                        f'teacher.phases')
 
 
+def _check_decide(config):
+  choice('nets.decide', config.nets.decide, ('networks', 'value'))
+  if (config.nets.decide == 'value' and uses_policy(config)
+      and 'warm_start' not in config.phases and not config.init.workdir):
+    raise ValueError("nets.decide='value' needs the phase 'warm_start', before "
+                     'which the value policy is fitted; add it to '
+                     "config.phases, or set nets.decide='networks'")
+
+
 def check(config):
   """Raises a ValueError that names the field if a value is invalid."""
   known = tuple(phases.PHASES)
@@ -162,7 +171,7 @@ def check(config):
   data.check_augmentation(config.data)
   choice('dtype', config.dtype, ('float32', 'bfloat16'))
   choice('nets.tokens', config.nets.tokens, ('all', 'pooled'))
-  choice('nets.decide', config.nets.decide, ('networks', 'value'))
+  _check_decide(config)
   init = config.init
   if init.workdir and init.weights:
     raise ValueError(f'init.workdir={init.workdir!r} and init.weights='
