@@ -24,7 +24,7 @@ def test_no_two_purposes_share_a_key(monkeypatch):
     return function
 
   monkeypatch.setattr(models, 'init_params', record({}))
-  monkeypatch.setattr(learned, 'init_params', record(({}, {})))
+  monkeypatch.setattr(learned, 'init_params', record({}))
   monkeypatch.setattr(weights, 'load', record({}))
   system = make_system()
   seed = system.config.seed

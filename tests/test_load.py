@@ -80,13 +80,13 @@ def test_a_run_loads_with_actions_of_ones_own(run):
   clf = adavit_jax.load(
       run[0], actions=Actions([1, 0, 1], [0, 0, 1]), max_batch_size=3)
   clf.warm_up()
-  compiled = clf._run._cache_size()
-  assert compiled == 3
+  program, = clf._programs.values()
+  assert program._cache_size() == 3
   for size in (1, 2, 3, 5):
     images = np.zeros((size, 8, 8, 1), np.uint8)
     np.testing.assert_array_equal(
         clf(images).actions.keep, [[1, 0, 1, 0, 0, 1]] * size)
-  assert clf._run._cache_size() == compiled
+  assert program._cache_size() == 3
   for actions in (Actions([1, 0], [0, 0]), Actions(*np.ones((2, 4, 3)))):
     with pytest.raises(ValueError, match='^actions '):
       adavit_jax.load(run[0], actions=actions)

@@ -179,7 +179,7 @@ def _sampled(toy, reward, baseline):
   def loss(net_params, key):
     return policy.policy_gradient(
         system, config.policy, {'policy': net_params}, None, features,
-        jnp.log(PRICE), None, key)[0]
+        jnp.log(PRICE), None, key, 0.)[0]
 
   keys = jax.random.split(jax.random.key(1), DRAWS)
   grads = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(params, keys)

@@ -111,7 +111,7 @@ def test_every_exit_is_used_where_that_is_best():
 
 
 def test_fewer_thresholds_of_the_first_of_three_exits():
-  """Every point is one that is reached; few are much worse."""
+  """Every point is one that is reached; none is much worse."""
   images = held_out.HeldOut(*_data(3, 200, 0), np.array(MACS[:3]))
   thresholds, score, macs = threshold_search.frontier(images, 20)
   for t, *found in zip(thresholds, score, macs):
@@ -119,5 +119,5 @@ def test_fewer_thresholds_of_the_first_of_three_exits():
   assert (np.diff(score) > 0).all() and (np.diff(macs) > 0).all()
   _, best, most = threshold_search.frontier(images)
   for points in zip(best, most):
-    assert (score[macs <= points[1] * 1.02]).max() >= points[0] - 2
+    assert (score[macs <= points[1] * 1.02]).max() >= points[0] - 4
   assert len(score) < len(best)

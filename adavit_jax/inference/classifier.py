@@ -88,8 +88,10 @@ class Classifier:
 
   def __repr__(self):
     if self.actions is None:
-      layers = (f'a policy decides, {self.knob.name}={self._number:.4g}; cond '
-                f'for one image, compact for more')
+      # `values` takes any object: what was set is checked in a call.
+      number = describe.values(np.asarray(self._number))
+      layers = (f'a policy decides, {self.knob.name}={number}; cond for one '
+                f'image, compact for more')
     elif isinstance(self.actions, fixed.Stochastic):
       layers = f'{self.actions}; cond for one image, compact for more'
     else:
