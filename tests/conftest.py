@@ -58,7 +58,8 @@ _LONG = [f'test_{name}.py' for name in (
     'stranger', 'loop', 'modes', 'multi_exit_training', 'exits_training',
     'multihost', 'dvt', 'beginnings', 'multi_exit_policy', 'ravit', 'report',
     'ravit_policy', 'models', 'any_backbone', 'export', 'dvt_training',
-    'phases', 'combinations')]
+    'phases', 'combinations', 'safe_thresholds', 'classifier', 'reinforce',
+    'promise', 'phase_losses', 'streams_training')]
 
 
 def pytest_collection_modifyitems(items):

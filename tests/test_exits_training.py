@@ -295,6 +295,7 @@ def test_a_run_loads_as_a_cascade(run, dataset):
     next(clf.stream([np.zeros((9, 9, 1), np.uint8)]))
 
 
+@pytest.mark.nightly
 def test_another_rule_than_the_one_of_the_config(run, dataset, tiny_data):
   workdir, trainer, state = run
   images = dataset.test.images(np.arange(16))

@@ -175,6 +175,7 @@ def test_a_run_without_a_policy_has_a_row_of_what_it_reaches(
       report.evaluate(str(tmp_path), attributes={field: value})
 
 
+@pytest.mark.nightly
 def test_layers_that_the_user_chooses(run, reported, tiny_data, maker):
   """Table 1, a mask, and a stochastic policy that draws as a classifier's."""
   workdir, dataset = run
@@ -246,6 +247,7 @@ def test_a_run_is_evaluated_on_other_devices(run, reported, monkeypatch):
           result[name][key], reported[0][name][key], rtol=1e-5)
 
 
+@pytest.mark.nightly
 def test_another_budget_than_the_configs(
     run, reported, tiny_data, opens, monkeypatch):
   want, _ = reported

@@ -97,7 +97,8 @@ def _full(clf, images):
 
 
 @pytest.mark.parametrize('exits, policy', [
-    (True, False), (False, True), (True, True)])
+    pytest.param(True, False, marks=pytest.mark.nightly), (False, True),
+    pytest.param(True, True, marks=pytest.mark.nightly)])
 def test_thresholds_of_a_classifier(images, exits, policy):
   clf = _make(exits, policy)
   full = _full(clf, images)
@@ -155,6 +156,7 @@ def test_a_policys_threshold_in_a_cascade(images):
     _make(True, False).threshold = 0.5
 
 
+@pytest.mark.nightly
 def test_the_price_of_a_value_policy(images):
   """Two masks: of a low price the first, of a high one the cheaper second."""
   system, state, _ = _made(False, True)
