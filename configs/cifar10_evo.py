@@ -7,9 +7,9 @@
 DIR is the data_dir of a data set that tfds prepared as array_record. `:cpu` is
 meant for 40 minutes on 2 CPU cores; without a variant, the full schedule (300
 epochs, bfloat16) is for one GPU. Neither has been run as it is: the numbers of
-steps are first guesses. With 1000 dense steps and no policy,
-docs/results/fewer_tokens.md, test accuracy was 64.9 %, after about 17 minutes
-of one core.
+steps are first guesses. With 1000 dense steps and no policy, test accuracy was
+64.9 % after about 17 minutes of one core
+(docs/results/fewer_tokens.md).
 """
 
 from adavit_jax.train import config as base
