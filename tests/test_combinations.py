@@ -67,6 +67,7 @@ def stop_at(monkeypatch):
 
 @pytest.mark.parametrize('phase, module', [
     ('dense', dense), ('static', static)])
+@pytest.mark.nightly
 def test_early_exits_of_a_backbone_keep_learning(phase, module):
   """Where the last exit trains it, they are added with their weights."""
   system = system_lib.create(_ravit(('dense', phase)[-1:], **{
@@ -160,6 +161,7 @@ def test_exits_and_a_policy_are_trained_on_merged_tokens(tmp_path):
     np.testing.assert_array_equal(clf(images).exit, [exit] * 5)
 
 
+@pytest.mark.nightly
 def test_it_resumes_inside_the_last_phase(everything, tmp_path, stop_at):
   config, workdir, whole = everything
   at = 2 * STEPS + 1

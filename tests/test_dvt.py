@@ -107,6 +107,7 @@ def test_modes_agree(grids, num_fixed):
   np.testing.assert_allclose(static[0], want[0], **CLOSE)
 
 
+@pytest.mark.nightly
 def test_added_exits_split_a_transformer(params, plain):
   """The logits of its first encoders are carried, and joined by the others."""
   m = model(exits=((1, 'mlp'), (3, 'mlp')))

@@ -47,6 +47,7 @@ def trained(dataset, tmp_path_factory):
   return workdir, trainer, trainer.train()
 
 
+@pytest.mark.nightly
 def test_the_losses_of_both_exits_fall(trained):
   with open(f'{trained[0]}/metrics.jsonl') as f:
     rows = [row for row in map(json.loads, f) if 'exits/loss_0' in row]
@@ -58,6 +59,7 @@ def test_the_losses_of_both_exits_fall(trained):
   assert total == pytest.approx(first + second, rel=1e-5)
 
 
+@pytest.mark.nightly
 def test_it_is_loaded_as_a_cascade(trained, dataset):
   clf = adavit_jax.load(trained[0])
   images = dataset.test.images(np.arange(8))
@@ -74,6 +76,7 @@ def test_it_is_loaded_as_a_cascade(trained, dataset):
       got.logits, logits[chosen, np.arange(8)], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.nightly
 def test_its_report_draws_the_papers_curve(trained, dataset, monkeypatch):
   monkeypatch.setattr(loop.data, 'load', lambda *args, **kwargs: dataset)
   result = report.evaluate(trained[0], curve='shares')

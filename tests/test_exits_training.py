@@ -222,6 +222,7 @@ def test_report_with_a_threshold_or_a_target_too_low(
   assert 'mac_target' not in result and 'same_accuracy' in result
 
 
+@pytest.mark.nightly
 def test_report_with_a_promise(run, dataset, tiny_data, capsys):
   workdir, trainer, state = run
   for name, value in (('price', 0.5), ('ceiling', True), ('actions', '5')):

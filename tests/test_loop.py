@@ -259,6 +259,7 @@ def _cheap_step(system, phase, start):
     {signal.SIGINT: 130},
     pytest.param({signal.SIGTERM: 0, signal.SIGINT: 130},
                  marks=pytest.mark.nightly)], ids=len)
+@pytest.mark.nightly
 def test_processes_are_killed_and_resumed(tmp_path, monkeypatch, stops):
   """SIGTERM, Ctrl-C, SIGKILL, each resumed: the same end, bit for bit."""
   monkeypatch.setattr(step_lib, 'make_step', _cheap_step)

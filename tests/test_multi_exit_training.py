@@ -155,6 +155,7 @@ def test_a_policy_that_nothing_has_trained(policies, train):
         'exits.policy': True, 'model.num_fixed': 2}))
 
 
+@pytest.mark.nightly
 def test_exits_learn_on_a_frozen_backbone_with_a_policy(
     policies, dataset, tmp_path):
   """One of them lies before the place where it decides."""

@@ -226,6 +226,7 @@ def test_its_cascade_is_timed(run, decided, tiny_data, monkeypatch):
       macs / trainer.system.plain_cost.dense)
 
 
+@pytest.mark.nightly
 def test_a_ravit_with_a_policy_loads_as_a_cascade(run, clf, by_hand):
   """It is the policy with every branch computed, but for what it spends."""
   images = run[1].dataset.test.images(np.arange(16))

@@ -147,6 +147,7 @@ def test_static_masks_are_of_the_model_that_the_joint_phase_began_with(
       phase == 'policy')
 
 
+@pytest.mark.nightly
 def test_a_run_without_a_policy_has_a_row_of_what_it_reaches(
     run, reported, tiny_data, tmp_path, capsys):
   """Every static baseline is a run of its own."""

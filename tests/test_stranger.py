@@ -140,6 +140,7 @@ def test_macs_are_those_of_the_program(model, params):
     assert products.macs(program.jaxpr) == cost.of(model).adaptive(keep)
 
 
+@pytest.mark.nightly
 def test_all_heads_in_a_cascade(model, params, images):
   places = sum(model.depths) - 1
   model = model.clone(exits=tuple(
@@ -284,6 +285,7 @@ def _run_exported(path, *args):
   return exported.call(*args)
 
 
+@pytest.mark.nightly
 def test_exported_and_run_again(trained, dataset, tmp_path):
   clf = adavit_jax.load(trained[0])
   pixels = dataset.test.images(np.arange(3))

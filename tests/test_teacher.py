@@ -188,6 +188,7 @@ def test_a_student_is_resumed_bit_for_bit(run, whole, tmp_path, monkeypatch):
       step_lib.abstract_state(trainer.system, 'dense'))
 
 
+@pytest.mark.nightly
 def test_the_teacher_must_stay_and_then_is_free_to_go(
     run, whole, tmp_path, monkeypatch):
   stops = iter([True])
