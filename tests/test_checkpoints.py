@@ -234,6 +234,7 @@ def _killed(workdir):
   os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.nightly
 def test_killed_while_saving(tmp_path):
   process = processes.Process(tmp_path, _killed, str(tmp_path))
   assert process.wait() == -signal.SIGKILL, process.err

@@ -182,6 +182,7 @@ def test_actions_are_a_knob_at_run_time(clf, images, oracle):
   np.testing.assert_array_equal(learnt.actions.keep, actions.keep[:4])
 
 
+@pytest.mark.nightly
 def test_a_stochastic_policy_draws_by_key(clf, images):
   """An image's layers depend on key and place, not on how batches are cut."""
   key, num_layers = jax.random.key(5), (3, 3)

@@ -34,6 +34,7 @@ def test_the_contract_is_kept():
     pytest.param(0, marks=pytest.mark.nightly), 1,
     pytest.param(2, marks=pytest.mark.nightly),
     pytest.param(3, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
 def test_modes_agree(num_fixed):
   model = efficient.crossvit(num_fixed=num_fixed)
   assert plan.num_layers(model) == (6 - num_fixed, 6 - num_fixed)

@@ -92,6 +92,7 @@ def test_the_contract_is_kept(overrides):
   models.check_backbone(model(**overrides))
 
 
+@pytest.mark.nightly
 def test_the_carry_is_what_the_next_transformer_reuses():
   def carries(m):
     params, carry, found = _shapes(m), None, []

@@ -104,6 +104,7 @@ def test_feature_statistics_are_of_all_images_but_fetched_without_them(
   assert shapes == {(features.shape[1],)}
 
 
+@pytest.mark.nightly
 def test_devices_share_the_images_of_the_mask_search(
     trainer, state, monkeypatch):
   """15 images in batches of 6; each of 2 devices runs 3 of a batch."""

@@ -76,6 +76,7 @@ def test_equals_lists_of_tokens(overrides):
         **efficient.CLOSE)
 
 
+@pytest.mark.nightly
 def test_layerwise_ends_with_the_steps():
   """Until then each encoder selects anew; inference selects by stages."""
   model = efficient.evo(depth=3, stage_length=2, layerwise=0.75)

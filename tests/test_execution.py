@@ -178,6 +178,7 @@ def test_unknown_modes_are_refused(execution, monkeypatch):
   assert message.startswith("error: --modes has ['masked']")
 
 
+@pytest.mark.nightly
 def test_rows_of_a_cascade_at_given_shares(quick):
   model = models.create(
       'dvt_cifar_32', image_size=8, channels=1, num_classes=4, grids=(2, 4),

@@ -154,6 +154,7 @@ def test_the_best_of_the_heads_at_one_layer():
       layer=1, head='resmlp', score=.3, mean=pytest.approx(.2))
 
 
+@pytest.mark.nightly
 def test_heads_at_one_layer_are_no_cascade(tmp_path):
   """In which every image would pay for all of them."""
   trainer = loop.Trainer(

@@ -333,6 +333,7 @@ def test_the_example_stops_at_the_exit_that_is_sure(
       f'MACs' for y, k in zip(at_exits.swapaxes(0, 1), chosen)]
 
 
+@pytest.mark.nightly
 def test_the_example_hands_on_what_a_policy_decides(small, tmp_path, capsys):
   """Inside the first stage, about one encoder there and one in the second."""
   clf = _cascade('exits', 'warm_start', 'policy', layers=(2, 1))

@@ -29,6 +29,7 @@ def blocks(tmp_path, monkeypatch):
   sys.modules.pop('mine', None)
 
 
+@pytest.mark.nightly
 def test_the_example_runs_and_trains(blocks, steps, tmp_path):
   exec(compile(blocks[1], 'extending.md', 'exec'), {})
   config = tiny.get_config()

@@ -240,6 +240,7 @@ def _ravit_by_hand(model, params, images, keep=None):
   return jnp.stack([*added[:3], own[0], added[3], own[1]])
 
 
+@pytest.mark.nightly
 def test_a_ravit_has_added_exits_beside_its_own():
   model = _ravit(exits=BRANCHES)
   params = tiny.params(model)

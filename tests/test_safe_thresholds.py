@@ -132,6 +132,7 @@ def test_thresholds_of_a_classifier(images, exits, policy):
     assert clf.promise is None
 
 
+@pytest.mark.nightly
 def test_a_policys_threshold_in_a_cascade(images):
   """It changes the layers that run, and compiles nothing."""
   clf = _make(True, True)

@@ -128,6 +128,7 @@ def test_no_array_grows_with_the_square_of_the_tokens():
   assert largest(64) < 4.2 * largest(32) < 4.2**2 * largest(16)
 
 
+@pytest.mark.nightly
 def test_random_shift_ends_with_the_steps():
   """Each step and encoder draws its own neighbour, and evaluation none."""
   model = efficient.vil(**{

@@ -144,6 +144,7 @@ def test_one_file_for_any_number_of_fixed_encoders(tmp_path):
     np.testing.assert_allclose(logits.total, want, atol=1e-5)
 
 
+@pytest.mark.nightly
 def test_added_exits_are_not_in_the_file(tmp_path):
   model = tiny.model(exits=((1, 'mlp'), (2, 'vit')))
   params = tiny.params(model)

@@ -67,6 +67,7 @@ def test_round_trip_is_exact(file, model, names):
   same(adavit_jax.init_params(model.copy(weights=str(file)), KEY), params)
 
 
+@pytest.mark.nightly
 def test_added_exits_begin_anew(file):
   model = ravit(exits=((2, 'mlp'),))
   params = save(file, model)
