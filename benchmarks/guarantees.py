@@ -111,7 +111,7 @@ def without_promise(recorded, labels, wanted):
     wanted: risks.
 
   Returns:
-    List of `Setting`, or None where there is none.
+    List with a `Setting` for each risk, or None if no setting meets it.
   """
   loss = risks.create('gap')
   losses = loss.of(recorded.prediction, recorded.full, labels)

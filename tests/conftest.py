@@ -42,7 +42,7 @@ gc.set_threshold(200_000, 50, 100)
 
 @pytest.fixture(scope='module', autouse=True)
 def few_pass_sizes(request):
-  """Two sizes of the last pass of `compact`, each of which is compiled.
+  """Two sizes of the last pass of `compact`; each is compiled.
 
   The files that test the sizes have as many as users have.
   """

@@ -27,7 +27,7 @@ def test_the_price_meets_the_target_and_spends_on_the_hard():
     mean = ratios[best].mean()
     assert mean <= target + 1e-6
     assert ratios[best[2]] >= ratios[best[1]] >= ratios[best[0]]
-    # Dearer by nothing: at any clearly lower price too much would be spent.
+    # It is the lowest such price: at a lower one the mean exceeds the target.
     cheaper = (success - 0.99 * price * ratios).argmax(-1)
     assert ratios[cheaper].mean() > target or target == 1.
     spent.append(mean)

@@ -4,20 +4,19 @@ import functools
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from adavit_jax import describe
 from adavit_jax import models
 from adavit_jax.data import decode
 from adavit_jax.inference import batch_sizes
+from adavit_jax.inference import predict
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.models.params import check_key
 from adavit_jax.policies import fixed
 from adavit_jax.policies import knob as knob_lib
 from adavit_jax.promise import checks
-from adavit_jax.runtime import modes
 from adavit_jax.train import state as state_lib
 
 
@@ -59,7 +58,7 @@ class Classifier:
   EXPORTS = ('dense', 'static', 'cond', 'compact')  # modes of export.export
   # Slots make mistyped attributes, such as `thresholds`, errors.
   __slots__ = ('class_names', 'params', '_system', '_actions', '_number',
-               '_sizes', '_programs', '_promise')
+               '_sizes', '_programs', '_promise', '_mask')
 
   def __init__(self, system, state, *, actions=None, class_names=(),
                max_batch_size=256):
@@ -165,6 +164,8 @@ class Classifier:
       raise ValueError('actions=None needs a policy, but this system has none; '
                        'give actions, for example fixed.all_layers(...)')
     self._actions, self._promise = value, None
+    # Once, since a call of a small model takes less than a millisecond.
+    self._mask = (value.keep.tobytes() if isinstance(value, Actions) else None)
 
   @property
   def promise(self):
@@ -204,15 +205,15 @@ class Classifier:
       raise ValueError(f'key={key!r} is for a Stochastic policy only, but '
                        f'actions={actions}; leave it out')
     if actions is None:
-      run = self._jitted('learned', predict, None)
+      run = self._jitted('learned', predict.predict, None)
       return lambda batch, valid, start: run(
           params, batch, valid, np.float32(self._number))
     params = state_lib.model_params(params)  # each array argument slows a call
     if draws:
-      run = self._jitted('stochastic', predict_stochastic)
+      run = self._jitted('stochastic', predict.predict_stochastic)
       return lambda batch, valid, start: run(
           params, batch, valid, np.float32(actions.final), key, start)
-    run = self._jitted(actions.keep.tobytes(), predict, actions)
+    run = self._jitted(self._mask, predict.predict, actions)
     return lambda batch, valid, start: run(params, batch, valid, None)
 
   def _jitted(self, name, function, *args):
@@ -258,7 +259,7 @@ class Classifier:
     """Classifies images under the policy with another number than `number`."""
     images = models.as_pixels(self.system.model, images)
     self.knob.check(number)
-    run = self._jitted('learned', predict, None)
+    run = self._jitted('learned', predict.predict, None)
     return self._run(lambda batch, valid, start: run(
         self.params, batch, valid, np.float32(number)), images,
         self.system.cost)
@@ -275,7 +276,7 @@ class Classifier:
     """
     images = models.as_pixels(self.system.model, images)
     numbers, run = np.asarray(numbers, np.float32), self._jitted(
-        'decisions', _decisions)
+        'decisions', predict.decisions)
     return batch_sizes.run(lambda batch, valid, start: run(
         self.params, batch, numbers), images, self._sizes)
 
@@ -284,7 +285,7 @@ class Classifier:
     images = models.as_pixels(self.system.model, images)
     every = Actions(*map(np.asarray, fixed.all_layers(
         plan.num_layers(self.system.model))))
-    run = self._jitted(every.keep.tobytes(), predict, every)
+    run = self._jitted(every.keep.tobytes(), predict.predict, every)
     params = state_lib.model_params(self.params)
     return self._run(lambda batch, valid, start: run(
         params, batch, valid, None), images, self.system.plain_cost).logits
@@ -293,69 +294,3 @@ class Classifier:
     logits, actions = batch_sizes.run(run, images, self._sizes)
     return Prediction(logits, logits.argmax(-1), actions,
                       cost.adaptive(actions))
-
-
-def predict(system, actions, params, images, valid, number):
-  """Classifies images: the whole classifier as a pure function, to be jitted.
-
-  Args:
-    system: `System`.
-    actions: `Actions` [L1], [L2] of NumPy arrays, or None for the learned
-      policy.
-    params: groups, folded.
-    images: uint8 [B, S, S, C].
-    valid: [B] bool, False for padding.
-    number: the policy's threshold or price, [].
-
-  Returns:
-    (logits [B, K], `Actions` [B, L1], [B, L2]).
-  """
-  images = system.normalize(images)
-  z1 = system.before_policy(params, images)
-  if actions is not None:
-    return _after(system, params, z1, images, actions, 'static')
-  return _per_image(system, params, z1, images, valid, system.greedy(
-      params, z1, images, number))
-
-
-def predict_stochastic(system, params, images, valid, final, key, start):
-  """Classifies images under a stochastic policy: a pure function, to be jitted.
-
-  Args:
-    system: `System`.
-    params: groups of the model, folded.
-    images: uint8 [B, S, S, C].
-    valid: [B] bool, False for padding.
-    final: survival probability of the last layer, [].
-    key: PRNG key.
-    start: place of the first image among all images of the key, [].
-
-  Returns:
-    As `predict`.
-  """
-  actions = fixed.stochastic_rows(
-      key, start + jnp.arange(images.shape[0]), plan.num_layers(system.model),
-      final=final)
-  images = system.normalize(images)
-  z1 = system.before_policy(params, images)
-  return _per_image(system, params, z1, images, valid, actions)
-
-
-def _per_image(system, params, z1, images, valid, actions):
-  actions = Actions(*(a * valid[:, None] for a in actions))
-  mode = 'cond' if images.shape[0] == 1 else 'compact'
-  return _after(system, params, z1, images, actions, mode)
-
-
-def _after(system, params, z1, images, actions, mode):
-  logits = modes.after_policy(
-      system.model, params, z1, actions, mode, images=images).total
-  return logits, Actions(*(
-      jnp.broadcast_to(a, (images.shape[0], a.shape[-1])) for a in actions))
-
-
-def _decisions(system, params, images, numbers):
-  images = system.normalize(images)
-  z1 = system.before_policy(params, images)
-  return jax.vmap(lambda number: system.greedy(
-      params, z1, images, number).keep, out_axes=1)(numbers)

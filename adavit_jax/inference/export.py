@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from adavit_jax.data import data_config as data_config
-from adavit_jax.inference import classifier as classifier_lib
 from adavit_jax.inference import onnx_program
+from adavit_jax.inference import predict
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
@@ -75,7 +75,7 @@ def export(clf, path, *, mode, batch_size=None, platforms=_DEFAULT,
 
   def run(images, number=None):
     valid = jnp.ones(images.shape[0])
-    logits, ran = classifier_lib.predict(
+    logits, ran = predict.predict(
         clf.system, actions, params, images, valid, number)
     return logits, ran.keep
 

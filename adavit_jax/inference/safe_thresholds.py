@@ -87,7 +87,7 @@ def numbers(knob, num_exits):
     num_exits: E.
 
   Returns:
-    Tuple, the first of which stands for all layers; (None,) without a policy.
+    Tuple of T numbers; at the first, all layers run. (None,) without a policy.
   """
   if knob is None:
     return (None,)

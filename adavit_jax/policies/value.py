@@ -11,7 +11,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn import linear_model
 
 from adavit_jax.models.actions import Actions
 
@@ -106,6 +105,7 @@ def fit(inputs, success):
   Returns:
     (kernel [F, C], bias [C], penalty), NumPy float32 and a float.
   """
+  from sklearn import linear_model  # here, since its import takes a second
   model = linear_model.RidgeCV(alphas=_PENALTIES)
   model.fit(np.asarray(inputs, np.float64), np.asarray(success, np.float64))
   return (np.float32(model.coef_.T), np.float32(model.intercept_),

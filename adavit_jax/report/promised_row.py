@@ -167,7 +167,7 @@ def read(workdir, saved, best=False):
     `Promise`.
 
   Raises:
-    ValueError: if there is none, or it is of another checkpoint.
+    ValueError: if report.json has no promise, or that of another checkpoint.
   """
   path = epath.Path(workdir).expanduser() / 'report.json'
   report = json.loads(path.read_text()) if path.exists() else {}

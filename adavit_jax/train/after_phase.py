@@ -51,7 +51,7 @@ class AfterPhase:
 
     Returns:
       As `stages.stages`; images and outputs [B, K] are normalised. The policy's
-      threshold is `params['threshold']`, or the config's if there is none.
+      threshold is `params['threshold']`; by default, the config's.
     """
     decide = self._decide if self.decider == 'policy' else None
     return self._stages(decide, mode)

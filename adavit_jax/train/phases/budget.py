@@ -7,7 +7,7 @@ from adavit_jax.policies import learned
 
 # In logits. A step corrects at most this much.
 _RANGE = 2.0
-_STEPS = 16  # of the bisection, each of which halves the range
+_STEPS = 16  # of the bisection
 
 
 def missing_shift(system, params, features):
