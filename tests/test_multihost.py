@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 import traceback
+import types
 
 import adavit_jax
 import numpy as np
@@ -89,7 +90,35 @@ def _worker(index, port, workdir):
       got = ckpts.restore(abstract, kind=kind)['grad']
       assert (mesh_lib.fetch(got) == mesh_lib.fetch(grad)).all()
 
+  fitted = _fitted(index)
+  print('FITTED', *map(float.hex, map(float, (
+      fitted.price, *np.ravel(fitted.kernel)))))
+
   _train(workdir + '/run')
+
+
+def _fitted(index):
+  """A value policy fitted to other results in each process."""
+  from adavit_jax.models.actions import Actions
+  from adavit_jax.policies import value
+  from adavit_jax.runs import value_fit
+  from adavit_jax.train import state as state_lib
+  import jax.numpy as jnp
+  rng = np.random.default_rng(index)
+  inputs = rng.normal(size=(20, 3)).astype(np.float32)
+  success = inputs[:, :2] + 1
+  value_fit._success = lambda *_: (inputs, success, None)
+  trainer = types.SimpleNamespace(
+      dataset=types.SimpleNamespace(holdout=()),
+      config=types.SimpleNamespace(num_value=20, num_search=20, mac_target=0.7),
+      system=types.SimpleNamespace(
+          deciding=lambda _: types.SimpleNamespace(cost=types.SimpleNamespace(
+              ratio=lambda masks: jnp.float32([1., 0.5])))))
+  masks = Actions(*np.float32([[[1, 1], [0, 1]]] * 2))
+  state = state_lib.State(*[None] * 7).replace(params={})
+  got = value_fit.fitted(trainer, state, masks).params['value']
+  assert value.is_fitted(got)
+  return got
 
 
 def _train(workdir):
@@ -149,9 +178,10 @@ def test_two_processes(tmp_path):
   batch = {k: v.astype(np.float64) for k, v in _batch().items()}
   error = batch['x'] @ W - batch['y']
   want = [np.mean(error ** 2), *(2 * error @ batch['x'] / B)]
-  trained = [line for out in outputs for line in out.splitlines()
-             if line.startswith('TRAINED')]
-  assert len(trained) == 2 and trained[0] == trained[1]
+  for word in ('TRAINED', 'FITTED'):
+    found = [line for out in outputs for line in out.splitlines()
+             if line.startswith(word)]
+    assert len(found) == 2 and found[0] == found[1], word
   assert 'LOADED' in outputs[1] and 'LOADED' not in outputs[0]
   lines = [line for out in outputs for line in out.splitlines()
            if line.startswith('RESULT')]

@@ -4,6 +4,7 @@ import contextlib
 
 from absl import logging
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
@@ -44,8 +45,9 @@ def fitted(trainer, state, masks):
       'value policy: interaction R² %.3f on images of the split %s, penalty '
       '%.3g, price %.4g',
       value_lib.interaction_r2(predicted, success), priced, penalty, price)
-  return state.replace(
-      params={**state.params, 'value': value._replace(price=price)})
+  # Hosts may round the fit differently, but must choose the same layers.
+  value = multihost_utils.broadcast_one_to_all(value._replace(price=price))
+  return state.replace(params={**state.params, 'value': value})
 
 
 def refitted(trainer, state, phase):
