@@ -7,6 +7,7 @@ import signal
 
 from absl import logging
 from adavit_jax.runs import checkpoints
+from adavit_jax.runs import first_state
 from adavit_jax.runs import orbax_manager
 from adavit_jax.train import mesh as mesh_lib
 import flax.struct
@@ -308,6 +309,70 @@ def test_an_incomplete_checkpoint_is_passed_over(tmp_path, caplog, spoil):
   with checkpoints.Checkpoints(tmp_path) as ckpts:
     with pytest.raises(ValueError, match=str(tmp_path)):
       ckpts.latest()
+
+
+def _flip(step):
+  for path in step.rglob('d/*'):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def _truncate(step):
+  for path in step.rglob('d/*'):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+@pytest.mark.parametrize('spoil', [_flip, _truncate])
+def test_damaged_arrays_do_not_load(tmp_path, spoil):
+  # Of a size that is stored in a file of its own, without a checksum.
+  tree = lambda step: {'w': jax.random.normal(jax.random.key(step), (2**16,)),
+                       'key': jax.random.key(step)}
+  abstract = jax.eval_shape(lambda: tree(0))
+  with checkpoints.Checkpoints(tmp_path) as ckpts:
+    for step in (1, 2):
+      ckpts.save(step, tree(step), {})
+  last = tmp_path / 'checkpoints' / 'last' / '2'
+  spoil(last)
+  with checkpoints.Checkpoints(tmp_path) as ckpts:
+    with pytest.raises(checkpoints.Damaged, match=str(last)):
+      ckpts.restore(abstract)
+    ckpts.discard('last', 2)
+    assert ckpts.latest() == ('last', 1)
+    _assert_same(ckpts.restore(abstract), tree(1))
+    ckpts.save(2, tree(3), {})
+    assert ckpts.latest() == ('last', 2)
+    _assert_same(ckpts.restore(abstract), tree(3))
+
+
+def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(
+    tmp_path, caplog, monkeypatch):
+  tree = lambda step: {'w': jnp.full(2**16, float(step))}
+  abstract = jax.eval_shape(lambda: tree(0))
+  monkeypatch.setattr(
+      first_state, '_restored', lambda trainer, ckpts, kind, step: (
+          step, ckpts.restore(abstract, step, kind)))
+  with checkpoints.Checkpoints(tmp_path) as ckpts:
+    for step in (1, 2, 3):
+      ckpts.save(step, tree(step), {}, metric=float(step))
+  for kind, step in (('last', 3), ('best', 3), ('last', 2)):
+    _flip(tmp_path / 'checkpoints' / kind / str(step))
+  with checkpoints.Checkpoints(tmp_path) as ckpts:
+    step, got = first_state.resume(None, ckpts)
+  assert step == 1 and (got['w'] == 1).all()
+  for name in ('last/3', 'best/3', 'last/2'):
+    assert f'{tmp_path}/checkpoints/{name}' in caplog.text
+
+
+def test_a_flipped_byte_in_what_describes_a_checkpoint(tmp_path, caplog):
+  with checkpoints.Checkpoints(tmp_path) as ckpts:
+    for step in (1, 2):
+      ckpts.save(step, {'w': jnp.ones(3)}, {'config': {'lr': 0.125}})
+  path = tmp_path / 'checkpoints' / 'last' / '2' / 'info' / 'metadata'
+  path.write_text(path.read_text().replace('0.125', '0.625'))
+  with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts:
+    assert ckpts.latest() == ('last', 1)
+  assert 'info' in caplog.text
 
 
 def test_missing_arrays_are_named_by_their_path(tmp_path):

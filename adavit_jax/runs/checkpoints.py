@@ -11,14 +11,21 @@ import math
 from absl import logging
 from etils import epath
 import jax
+from jax.experimental import multihost_utils
+import numpy as np
 import orbax.checkpoint as ocp
 
+from adavit_jax.runs import checksums
 from adavit_jax.runs import lease as lease_lib
 from adavit_jax.runs import orbax_manager
 from adavit_jax.runs import workdir as workdir_lib
 
 # If two kinds hold the same step, the earlier one here is preferred.
 KINDS = ('last', 'phases', 'best')
+
+
+class Damaged(ValueError):
+  """A checkpoint cannot be read, or not as it was saved."""
 
 
 class Checkpoints:
@@ -66,8 +73,10 @@ class Checkpoints:
         for kind in KINDS}
     # Steps this object has saved or restored.
     self._known = {kind: set() for kind in KINDS}
-    # (kind, step) of those that were looked at, and are warned about.
-    self._complete, self._incomplete = set(), set()
+    # (kind, step) of those that were looked at, that are warned about, and that
+    # were discarded.
+    self._complete, self._incomplete, self._discarded = set(), set(), set()
+    self._alone = alone
     self._best = -math.inf
     step = self.latest_step('best')
     # Readers do not need it, and a running training may be replacing it.
@@ -113,6 +122,9 @@ class Checkpoints:
     kinds = [kind for kind in kinds if step not in self._known[kind]]
     summary = {'metric': None if metric is None else float(metric),
                'leaves': _describe(state)}
+    if jax.process_index() == 0:  # which writes it
+      summary['arrays'] = checksums.of_arrays(state)
+      summary['json'] = checksums.of_json(info, summary)
     for kind in kinds:
       manager = self._managers[kind]
       if step in manager.all_steps():
@@ -173,17 +185,22 @@ class Checkpoints:
     return tuple(step for step in steps if self._is_complete(kind, step))
 
   def _is_complete(self, kind, step):
-    if (kind, step) in self._complete:
-      return True
     # Others of this object may be on their way to the disk.
     if step in self._known[kind]:
       return True
+    if (kind, step) in self._discarded:
+      return False
+    if (kind, step) in self._complete:
+      return True
     path = self.directory / kind / str(step)
     try:
-      for item in ('info', 'about'):
-        json.loads((path / item / 'metadata').read_text())
+      info, about = (json.loads((path / item / 'metadata').read_text())
+                     for item in ('info', 'about'))
       missing = [name for name in ('_METADATA', 'manifest.ocdbt')
                  if not (path / 'state' / name).exists()]
+      saved = about.pop('json', None)  # older ones have none
+      if saved not in (None, checksums.of_json(info, about)):
+        missing.append('info and about differ from what was saved')
     except (OSError, ValueError) as error:
       missing = [str(error)]
     if missing:
@@ -238,15 +255,17 @@ class Checkpoints:
       The tree of `abstract_state`, with arrays.
 
     Raises:
+      Damaged: if files of the checkpoint are missing, or arrays are not those
+        that were saved. All processes raise it.
       FileNotFoundError: if there is no such checkpoint.
       ValueError: if leaves are missing or left over, or differ in shape or
-        dtype, or files of the checkpoint are missing or damaged.
+        dtype.
     """
     step = self._find(step, kind)
     self._managers[kind].wait_until_finished()
-    _check_leaves(self._json(kind, step, 'about')['leaves'],
-                  _describe(abstract_state), partial,
-                  f'{self.directory / kind / str(step)}')
+    path = self.directory / kind / str(step)
+    about = self._json(kind, step, 'about')
+    _check_leaves(about['leaves'], _describe(abstract_state), partial, path)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(
@@ -255,14 +274,30 @@ class Checkpoints:
     arguments = ocp.args.Composite(state=ocp.args.PyTreeRestore(
         target, partial_restore=partial,
         restore_args=ocp.checkpoint_utils.construct_restore_args(target)))
+    state, error = None, None
     try:
       state = self._managers[kind].restore(step, args=arguments).state
-    except (ValueError, KeyError, OSError) as error:
-      raise ValueError(
-          f'{self.directory / kind / str(step)} cannot be read: copy it again, '
-          f'or delete it to use the checkpoint before it\n{error}') from error
+      differ = checksums.differing(state, about.get('arrays', {}))
+      if differ:
+        error = ValueError(f'{len(differ)} arrays differ from what was saved, '
+                           f'the first is {differ[0]}')
+    except (ValueError, KeyError, OSError) as failure:
+      error = failure
+    if not self._alone and jax.process_count() > 1:
+      failed = multihost_utils.process_allgather(np.array(error is not None))
+      if error is None and failed.any():
+        error = ValueError(f'process {failed.argmax()} cannot read it')
+    if error is not None:
+      raise Damaged(f'{path} cannot be read: copy it again, or delete it to '
+                    f'use the checkpoint before it\n{error}') from error
     self._known[kind].add(step)
     return state
+
+  def discard(self, kind: str, step: int) -> None:
+    """Leaves a checkpoint out from now on, until its step is saved again."""
+    self._discarded.add((kind, step))
+    self._known[kind].discard(step)
+    self._complete.discard((kind, step))
 
   def wait(self) -> None:
     """Waits until all saves are on disk; re-raises their errors."""

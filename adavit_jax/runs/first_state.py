@@ -9,6 +9,7 @@ from absl import logging
 from clu import parameter_overview
 
 from adavit_jax.policies import value
+from adavit_jax.runs import checkpoints
 from adavit_jax.runs import checks
 from adavit_jax.runs import history
 from adavit_jax.runs import pretrained
@@ -50,7 +51,7 @@ class FirstState(NamedTuple):
 
 
 def resume(trainer, ckpts):
-  """Restores the newest checkpoint.
+  """Restores the newest checkpoint, or if it is damaged, the one before it.
 
   Args:
     trainer: `loop.Trainer`.
@@ -60,10 +61,20 @@ def resume(trainer, ckpts):
     `FirstState`.
 
   Raises:
-    ValueError: if it is of another config or model, or of other images.
+    ValueError: if it is of another config or model, or of other images, or all
+      are damaged.
   """
+  while True:
+    kind, step = ckpts.latest()
+    try:
+      return _restored(trainer, ckpts, kind, step)
+    except checkpoints.Damaged as error:
+      logging.warning('%s\nthe one before it is used', error)
+      ckpts.discard(kind, step)
+
+
+def _restored(trainer, ckpts, kind, step):
   config, workdir = trainer.config, trainer.workdir
-  kind, step = ckpts.latest()
   info = ckpts.info(step, kind)
   info = {**info, 'config': saved_run.with_defaults(info['config'])}
   checks.same_run(info, config, workdir, nets=trainer.system.nets is not None)

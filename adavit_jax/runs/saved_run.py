@@ -31,7 +31,8 @@ class Replaced(ValueError):
 def reread(read):
   """Reads from a run, and retries if its training replaces the checkpoint.
 
-  A running training keeps one best checkpoint and few of the last ones.
+  A running training keeps one best checkpoint and few of the last ones. If the
+  checkpoint is damaged, the one before it is read.
 
   Args:
     read: function that finds a checkpoint and reads everything from it; a retry
@@ -41,6 +42,7 @@ def reread(read):
     The result of `read`.
 
   Raises:
+    Damaged: if the checkpoint is damaged and no attempt is left.
     Replaced: if the checkpoint was replaced in every attempt. In a job of
       several processes there is one attempt: reads are collective, and a
       process that retries alone would wait for the others forever.
@@ -50,6 +52,8 @@ def reread(read):
       return read()
     except Replaced as error:
       logging.warning('%s; reading the newer one', error)
+    except checkpoints.Damaged as error:
+      logging.warning('%s\nreading the one before it', error)
   return read()
 
 
@@ -148,6 +152,8 @@ class Run:
       steps = self._checkpoints.steps(kind)
       stays = step in steps if kind == 'phases' else steps[-1:] == (step,)
       if stays:
+        if isinstance(error, checkpoints.Damaged):
+          self._checkpoints.discard(kind, step)
         raise
       raise Replaced(f'the checkpoint {kind}/{step} of {self.workdir!r} was '
                      f'replaced by its training during the read; try again'
