@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import resource
 import shutil
 import signal
 
@@ -386,13 +387,45 @@ def test_missing_arrays_are_named_by_their_path(tmp_path):
       ckpts.restore({'w': jax.ShapeDtypeStruct((8,), jnp.float32)})
 
 
+def test_a_deleted_directory_is_not_made_again(tmp_path):
+  with checkpoints.Checkpoints(tmp_path) as ckpts:
+    ckpts.save(1, {'w': jnp.ones(3)}, {})
+    ckpts.wait()
+    shutil.rmtree(tmp_path / 'checkpoints')
+    with pytest.raises(ValueError, match=str(tmp_path)):
+      ckpts.save(2, {'w': jnp.ones(3)}, {})
+  assert not (tmp_path / 'checkpoints').exists()
+
+
+def _fails_to_save(workdir):
+  with checkpoints.Checkpoints(workdir) as ckpts:
+    ckpts.save(1, {'w': jnp.ones(2)}, {})
+    ckpts.wait()
+    # As if the disk were full: files of arrays cannot grow to this size.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+    try:
+      ckpts.save(2, {'w': jax.random.normal(jax.random.key(0), (2**18,))}, {})
+      ckpts.wait()
+    except ValueError as error:
+      print(error)
+
+
+def test_a_save_that_fails_is_an_error_and_the_process_ends(tmp_path):
+  process = processes.Process(tmp_path, _fails_to_save, str(tmp_path))
+  assert process.wait() == 0, process.err
+  assert f'{tmp_path}/checkpoints/last cannot be written' in process.out
+  with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts:
+    assert ckpts.latest() == ('last', 1)
+
+
 def test_a_save_that_fails_does_not_keep_the_lease(tmp_path, monkeypatch):
   ckpts = checkpoints.Checkpoints(tmp_path)
   with monkeypatch.context() as patch:
     def fail():
       raise OSError('no space left')
     patch.setattr(ckpts._managers['last'], 'close', fail)
-    with pytest.raises(OSError, match='space'):
+    with pytest.raises(ValueError, match='no space left'):
       ckpts.close()
   with checkpoints.Checkpoints(tmp_path):
     pass

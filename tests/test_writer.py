@@ -1,7 +1,9 @@
 """The metrics file, what a resume does to it, and the progress line."""
 
+import errno
 import io
 import json
+import types
 
 from adavit_jax.runs import metric_writer
 from adavit_jax.runs import progress as progress_lib
@@ -41,6 +43,20 @@ def test_resume_drops_later_lines(tmp_path, resume_step, kept):
   assert not (tmp_path / 'metrics.jsonl.tmp').exists()
 
 
+@pytest.mark.parametrize('damage', [b'\xff\xfe\n', b'[1]\n', b'{}\n', b'x\n'])
+def test_damaged_lines_are_set_aside(tmp_path, caplog, damage):
+  path = tmp_path / 'metrics.jsonl'
+  whole = b'{"step": 1}\n' + damage + b'{"step": 2}\n'
+  path.write_bytes(whole)
+  for _ in range(2):
+    with metric_writer.MetricWriter(tmp_path, resume_step=2):
+      pass
+    assert [x['step'] for x in _lines(tmp_path)] == [1, 2]
+    aside = tmp_path / 'metrics.jsonl.damaged'
+    assert aside.read_bytes() == whole
+    assert caplog.text.count(str(aside)) == 1
+
+
 def test_where_nothing_can_be_appended_the_file_is_written_whole(
     tmp_path, monkeypatch):
   monkeypatch.setattr(metric_writer, '_appends', lambda path: False)
@@ -59,6 +75,18 @@ def test_where_nothing_can_be_appended_the_file_is_written_whole(
   with metric_writer.MetricWriter(tmp_path) as w:
     w.write(5, {'loss': 0.5})
     assert len(_lines(tmp_path)) == 6
+
+
+def test_a_full_disk_names_the_file():
+  file = types.SimpleNamespace(write=_full, close=lambda: None)
+  with pytest.raises(ValueError, match='run/metrics.jsonl.*No space left'):
+    with metric_writer.MetricWriter.__new__(metric_writer.MetricWriter) as w:
+      w._path, w._file, w._events = 'run/metrics.jsonl', file, None
+      w.write(1, {})
+
+
+def _full(*_):
+  raise OSError(errno.ENOSPC, 'No space left on device')
 
 
 def test_events_get_scalars(tmp_path, monkeypatch):

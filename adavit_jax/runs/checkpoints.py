@@ -63,8 +63,9 @@ class Checkpoints:
     self._read_only = read_only
     self._lease = None
     if not read_only:
-      self.directory.mkdir(parents=True, exist_ok=True)
-      self._lease = lease_lib.Lease(self.directory)
+      with workdir_lib.writing(self.directory):
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lease = lease_lib.Lease(self.directory)
     counts = {'last': keep, 'best': 1, 'phases': None}
     self._managers = {
         kind: orbax_manager.create(
@@ -104,12 +105,16 @@ class Checkpoints:
       The kinds that were written.
 
     Raises:
-      ValueError: if opened with read_only, `info` is not JSON-serialisable, or
-        another training took over.
+      ValueError: if opened with read_only, `info` is not JSON-serialisable,
+        another training took over, the directory was deleted, or this save or
+        the one before it cannot be written.
     """
     if self._read_only:
       raise ValueError('these checkpoints were opened with read_only=True')
     self._lease.check()
+    if not self.directory.exists():
+      raise ValueError(f'{self.directory} was deleted while its training ran; '
+                       f'nothing more is saved')
     try:
       json.dumps(info)
     except TypeError as e:
@@ -126,19 +131,27 @@ class Checkpoints:
       summary['arrays'] = checksums.of_arrays(state)
       summary['json'] = checksums.of_json(info, summary)
     for kind in kinds:
-      manager = self._managers[kind]
-      if step in manager.all_steps():
-        manager.wait_until_finished()
-        manager.delete(step)
-      # Without force, Orbax skips steps below the latest one.
-      manager.save(step, force=True, args=ocp.args.Composite(
-          state=ocp.args.PyTreeSave(orbax_manager.one_copy(state)),
-          info=ocp.args.JsonSave(info), about=ocp.args.JsonSave(summary)))
-      self._known[kind].add(step)
-      if kind == 'best':
-        # A kill after the other kind was saved must not lose the best one.
-        manager.wait_until_finished()
+      with self._writing(kind):
+        self._save(kind, step, state, info, summary)
     return tuple(kinds)
+
+  def _writing(self, kind):
+    # Orbax raises a ValueError for a full disk.
+    return workdir_lib.writing(self.directory / kind, ValueError, RuntimeError)
+
+  def _save(self, kind, step, state, info, summary):
+    manager = self._managers[kind]
+    if step in manager.all_steps():
+      manager.wait_until_finished()
+      manager.delete(step)
+    # Without force, Orbax skips steps below the latest one.
+    manager.save(step, force=True, args=ocp.args.Composite(
+        state=ocp.args.PyTreeSave(orbax_manager.one_copy(state)),
+        info=ocp.args.JsonSave(info), about=ocp.args.JsonSave(summary)))
+    self._known[kind].add(step)
+    if kind == 'best':
+      # A kill after the other kind was saved must not lose the best one.
+      manager.wait_until_finished()
 
   def latest(self) -> tuple[str, int] | None:
     """Returns (kind, step) of the newest checkpoint, or None without any.
@@ -301,14 +314,16 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Waits until all saves are on disk; re-raises their errors."""
-    for manager in self._managers.values():
-      manager.wait_until_finished()
+    for kind, manager in self._managers.items():
+      with self._writing(kind):
+        manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits for all saves, then frees the threads."""
     try:
-      for manager in self._managers.values():
-        manager.close()
+      for kind, manager in self._managers.items():
+        with self._writing(kind):
+          manager.close()
     finally:  # also if a save failed
       if self._lease is not None:
         self._lease.release()

@@ -5,9 +5,12 @@ import json
 import math
 import time
 
+from absl import logging
 from etils import epath
 import jax
 import numpy as np
+
+from adavit_jax.runs import workdir as workdir_lib
 
 # Seconds between rewrites of the file in an object store, which cannot append.
 _REWRITE_S = 60.
@@ -34,7 +37,7 @@ class MetricWriter:
       return
     workdir = epath.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / 'metrics.jsonl'
+    self._path = path = workdir / 'metrics.jsonl'
     if path.exists():
       _drop_lines(path, resume_step)
     self._file = path.open('a') if _appends(path) else _Rewritten(path)
@@ -53,15 +56,17 @@ class MetricWriter:
       return
     arrays = {k: np.asarray(v) for k, v in metrics.items()}
     line = {'step': int(step), **{k: _jsonable(v) for k, v in arrays.items()}}
-    self._file.write(json.dumps(line, allow_nan=False) + '\n')
-    self._file.flush()
+    with workdir_lib.writing(self._path):
+      self._file.write(json.dumps(line, allow_nan=False) + '\n')
+      self._file.flush()
     if self._events is not None:
       self._events(int(step), dict(_scalars(arrays)))
 
   def sync(self) -> None:
     """Writes all lines so far to the file; call it before each checkpoint."""
     if isinstance(self._file, _Rewritten):
-      self._file.rewrite()
+      with workdir_lib.writing(self._path):
+        self._file.rewrite()
 
   def close(self) -> None:
     """Closes the file. Closing it again is allowed, writing to it is not."""
@@ -127,15 +132,22 @@ def _appends(path):
 
 
 def _drop_lines(path, resume_step):
-  kept = []
-  for line in path.read_text().splitlines():
+  kept, damaged = [], []
+  text = path.read_bytes().decode(errors='replace')
+  for number, line in enumerate(text.splitlines(), 1):
     try:
       step = json.loads(line)['step']
-    except json.JSONDecodeError:
-      # The line is incomplete: an earlier run was killed while writing it.
-      continue
-    if resume_step is None or step <= resume_step:
-      kept.append(line + '\n')
+      if resume_step is None or step <= resume_step:
+        kept.append(line + '\n')
+    except (ValueError, KeyError, TypeError):
+      damaged.append(number)
+  # A run that was killed may have left its last line incomplete.
+  if damaged and (len(damaged) > 1 or text.endswith('\n')):
+    aside = path.with_name(path.name + '.damaged')
+    path.copy(aside, overwrite=True)
+    logging.warning('%s has lines that cannot be read (the first is %d): they '
+                    'are left out, and the file as it was is %s',
+                    path, damaged[0], aside)
   # Written and renamed, so that a kill during the write loses nothing.
   tmp = path.with_name(path.name + '.tmp')
   tmp.write_text(''.join(kept))

@@ -57,7 +57,10 @@ class TableCache:
     arrays = compute()
     # Renamed when it is complete, so that a kill leaves no half of a part.
     unfinished = self._directory / f'{path.name}.tmp'
-    with unfinished.open('wb') as file:
-      np.savez(file, *arrays)
-    unfinished.replace(path)
+    try:
+      with unfinished.open('wb') as file:
+        np.savez(file, *arrays)
+      unfinished.replace(path)
+    except OSError as error:  # of the disk; a resumed run computes it again
+      logging.warning('%s is not kept: %s', path, error)
     return arrays

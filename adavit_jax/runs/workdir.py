@@ -1,6 +1,8 @@
-"""The path of a work directory, as users give it."""
+"""The path of a work directory as users give it, and errors of writing there."""
 
+import contextlib
 import os
+import textwrap
 
 
 def expanded(workdir) -> str:
@@ -21,3 +23,24 @@ def expanded(workdir) -> str:
     raise ValueError(f'workdir={path!r}: there is no such user; to use a '
                      f'directory of that name, give ./{path}')
   return path
+
+
+@contextlib.contextmanager
+def writing(path, *others):
+  """Turns errors of writing a file or directory into one that names it.
+
+  Args:
+    path: what is written.
+    *others: types of errors that a full or read-only disk raises, beside
+      OSError.
+
+  Raises:
+    ValueError: for each of these errors.
+  """
+  try:
+    yield
+  except (OSError, *others) as error:
+    reason = textwrap.shorten(str(error), 200)
+    raise ValueError(f'{path} cannot be written ({reason}); what was saved '
+                     f'before is intact, and the same command resumes from it'
+                     ) from error
