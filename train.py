@@ -34,7 +34,12 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   if _DISTRIBUTED.value:
-    jax.distributed.initialize()
+    try:
+      jax.distributed.initialize()
+    except ValueError as error:  # it found no cluster
+      raise SystemExit(
+          f'error: --distributed found no pod or cluster ({error}); leave it '
+          f'out on a single host') from error
   logging.info('%d devices of kind %s', jax.device_count(),
                jax.devices()[0].device_kind)
   try:
@@ -85,6 +90,9 @@ def _parse(argv):
       raise  # the config file itself has an error
     raise SystemExit('error: unknown field of the config: '
                      f'{_unknown_field(error)}') from error
+  except SyntaxError as error:
+    raise SystemExit(f'error: --config: {error.filename} is not Python: line '
+                     f'{error.lineno}: {error.msg}') from error
   except (flags.Error, OSError) as error:
     raise SystemExit(f'error: {_last_sentence(error)}') from error
 

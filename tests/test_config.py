@@ -15,6 +15,8 @@ import tiny
     ('train.py --config.dense.stps=1', "'stps'.*steps"),
     ('train.py --config.dense.weights[3]=1', 'weights'),
     ('train.py --config=configs/none.py', "'configs/none.py'"),
+    ('train.py --config=README.md', 'README.md.*line [0-9]+'),
+    ('train.py --distributed', '^--distributed'),
     ('train.py --config=configs/cifar10_policy.py:gpu', "'gpu'"),
     # Given twice: absl would join tuples; the last one counts.
     ("train.py --config.phases=('dens',) --config.phases ('static',)",
@@ -86,6 +88,10 @@ def test_mistaken_flags_end_in_one_sentence(command, named, tmp_path):
     ({'nets.hidden': -5}, 'nets.hidden=-5'),
     ({'nets.conv': -5}, 'nets.conv=-5'),
     ({'seed': -1}, 'seed=-1'),
+    ({'seed': 2**64}, f'^seed={2**64}'),
+    ({'data.seed': 2**32}, f'^data.seed={2**32}'),
+    ({'data.crop_padding': 9}, 'crop_padding=9.*image_size=8'),
+    ({'data.policy_crop_padding': 100_000}, 'policy_crop_padding=100000'),
     ({'dtype': 'float16'}, "dtype='float16'"),
     ({'model.num_heads': 3}, 'num_heads=3'),
     ({'model.num_fixed': 4}, 'num_fixed=4'),
@@ -96,6 +102,18 @@ def test_wrong_configs(tmp_path, fields, message):
   with pytest.raises(ValueError, match=message):
     loop.Trainer(config, str(tmp_path / 'run'), dataset=tiny.dataset())
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('fields, message', [
+    (dict(data_dir='/nowhere'), "data_dir='/nowhere'.*'digits'"),
+    (dict(image_size=100_000), 'image_size=100000'),
+    (dict(load_size=100_000), 'load_size=100000'),
+])
+def test_what_the_built_in_data_cannot_be(fields, message):
+  config = data.default_config()
+  config.update(fields)
+  with pytest.raises(ValueError, match=message):
+    data.load(config, seed=0)
 
 
 @pytest.mark.parametrize('fields', [

@@ -1,10 +1,12 @@
 """Files that are no weights, or another model's; preprocessing."""
 
+import io
 import json
 import pickle
 import shutil
 import sys
 import types
+import zipfile
 
 from adavit_jax import models
 from adavit_jax import weights
@@ -57,6 +59,16 @@ def test_truncated_files(tmp_path, name, keep):
   file.write_bytes(data[:int(keep * len(data))])
   with pytest.raises(ValueError, match=file.name):
     weights.read(file)
+
+
+def test_an_array_larger_than_its_npz_is_not_allocated(tmp_path):
+  file = io.BytesIO()
+  np.lib.format.write_array_header_1_0(
+      file, dict(descr='<f4', fortran_order=False, shape=(10**6, 10**6)))
+  with zipfile.ZipFile(tmp_path / 'a.npz', 'w') as archive:
+    archive.writestr('x.npy', file.getvalue() + bytes(100))
+  with pytest.raises(ValueError, match='a.npz.*x.npy'):  # not a MemoryError
+    weights.read(tmp_path / 'a.npz')
 
 
 def test_a_flipped_bit_in_npz_is_noticed(tmp_path):

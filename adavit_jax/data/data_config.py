@@ -6,6 +6,8 @@ import ml_collections
 from ml_collections import config_dict
 
 SOURCES = ('digits', 'digit_scenes', 'rotated_digits', 'folder', 'tfds:NAME')
+_BUILT_IN = SOURCES[:3]
+_MAX_SIZE = 8192
 INTERPOLATIONS = ('bicubic', 'bilinear')
 # Fields that belong to the weights: the preprocessing they were trained with.
 PREPROCESSING = ('mean', 'std', 'interpolation', 'crop')
@@ -64,9 +66,16 @@ def check_source(config_data) -> None:
       name.startswith('tfds:') and len(name) > len('tfds:')
   ):
     raise ValueError(f'config.data.name={name!r} must be one of {SOURCES}')
-  if config_data.image_size < 1:
+  if config_data.data_dir and name in _BUILT_IN:
     raise ValueError(
-        f'config.data.image_size={config_data.image_size} must be at least 1')
+        f'config.data.data_dir={config_data.data_dir!r} is not read by {name!r},'
+        " which needs no files: leave it empty, or set data.name to 'folder' or"
+        ' tfds:NAME')
+  for field, low in (('image_size', 1), ('load_size', 0)):
+    if not low <= config_data[field] <= _MAX_SIZE:
+      raise ValueError(
+          f'config.data.{field}={config_data[field]} must be in'
+          f' {low}..{_MAX_SIZE} pixels')
   _check_preprocessing(config_data)
   if load_size(config_data) < config_data.image_size:
     raise ValueError(
@@ -111,6 +120,10 @@ def check_augmentation(config_data) -> None:
       raise ValueError(
           f'config.data.{field}={config_data[field]} is negative:'
           ' set it to 0 for none')
+    if (config_data[field] or 0) > config_data.image_size:
+      raise ValueError(
+          f'config.data.{field}={config_data[field]} must be at most'
+          f' image_size={config_data.image_size}: a crop could miss the image')
     if config_data[field] and config_data.resized_crop:
       raise ValueError(
           f'config.data.{field}={config_data[field]} and'

@@ -11,16 +11,19 @@ FINITE = math.isfinite, 'must be a finite number'
 WEIGHT = lambda x: x >= 0, 'must not be negative'
 SHARE = lambda x: 0 <= x <= 1, 'is a fraction and must be in [0, 1]'
 BELOW_1 = lambda x: 0 <= x < 1, 'must be in [0, 1)'
+# Of a larger one, jax.random.key would use the last 32 bits alone.
+SEED = lambda x: 0 <= x < 2**32, 'must be in [0, 2**32)'
 _LOW, _HIGH = value.PRICES
 PRICE = (lambda x: _LOW <= x <= _HIGH,
          f'must be in [{_LOW}, {_HIGH}], where training clips it')
 
 _RANGES = {
-    '': dict(seed=WEIGHT, log_every=COUNT, eval_every=COUNT,
+    '': dict(seed=SEED, log_every=COUNT, eval_every=COUNT,
              checkpoint_every=COUNT, eval_batch_size=COUNT, num_search=COUNT,
              num_value=COUNT,
              mac_target=(lambda x: 0 < x <= 1, "is a fraction of the dense "
                          "model's MACs and must be in (0, 1]")),
+    'data': dict(seed=(lambda x: x is None or SEED[0](x), SEED[1])),
     'model': dict(unroll=COUNT),
     'nets': dict(hidden=WEIGHT, conv=WEIGHT, bias=FINITE,
                  threshold=(lambda x: 0 < x < 1, 'must be in (0, 1)')),

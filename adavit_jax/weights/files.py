@@ -1,6 +1,7 @@
 """Reads the tensors of a checkpoint file without executing code in it."""
 
 import importlib.util
+import math
 import pathlib
 import pickle
 import re
@@ -140,6 +141,7 @@ def _safetensors(path):
 def _npz(path):
   if not zipfile.is_zipfile(path):
     raise ValueError('not a zip archive')
+  _check_sizes(path)
   with np.load(path, allow_pickle=False) as file:
     tensors = {name: file[name] for name in file.files}
   if not all(isinstance(x, np.ndarray) for x in tensors.values()):
@@ -151,6 +153,21 @@ def _npz(path):
                  len(raw))
   return tensors | {
       name: tensors[name].view(jnp.bfloat16) for name in raw}, {}
+
+
+def _check_sizes(path):
+  """Refuses arrays larger than the file before NumPy allocates them."""
+  headers = {(1, 0): np.lib.format.read_array_header_1_0,
+             (2, 0): np.lib.format.read_array_header_2_0}
+  with zipfile.ZipFile(path) as archive:
+    for info in archive.infolist():
+      with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        if version in headers:
+          shape, _, dtype = headers[version](file)
+          if math.prod(shape) * dtype.itemsize > info.file_size:
+            raise ValueError(f'{info.filename} of shape {shape} is larger than '
+                             f'the file')
 
 
 def _check_torch(path):
