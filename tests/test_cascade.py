@@ -1,6 +1,7 @@
 """The runner against running all stages and choosing afterwards."""
 
 import concurrent.futures
+import os
 import threading
 import time
 
@@ -296,6 +297,28 @@ def test_other_arrays_are_taken_too(cascade, images, kind):
   _same(cascade_lib.Prediction(*map(np.stack, zip(*got))), want)
 
 
+def test_what_was_read_is_answered_before_an_error_of_the_source(
+    cascade, images):
+  cascade.thresholds = confidence_lib.NEVER
+  want = cascade(images[:7])
+  def source():
+    yield from images[:7]
+    raise OSError('the camera is gone')
+  stream, got = cascade.stream(source()), []
+  with pytest.raises(OSError, match='camera'):
+    got.extend(stream)  # takes what comes before the error
+  _same(cascade_lib.Prediction(*map(np.stack, zip(*got))), want)
+
+
+def test_a_fork_is_refused(cascade, images, monkeypatch):
+  pid = os.getpid()
+  monkeypatch.setattr(os, 'getpid', lambda: pid + 1)
+  for call in (lambda: cascade(images[:1]), lambda: cascade(images[:2]),
+               lambda: next(cascade.stream(images))):
+    with pytest.raises(RuntimeError, match=f'{pid}.*spawn'):
+      call()
+
+
 def test_an_empty_stream_ends(cascade):
   assert not list(cascade.stream([]))
 
@@ -335,9 +358,9 @@ def test_wrong_images(cascade, images):
   with pytest.raises(ValueError, match='^images.*uint8'):
     cascade(np.zeros(images[:3].shape, np.uint8))
   with pytest.raises(ValueError, match=r'^image 2 .*\(8, 8, 1\)'):
-    next(cascade.stream([*images[:2], images[2, :8, :8]]))
+    list(cascade.stream([*images[:2], images[2, :8, :8]]))
   with pytest.raises(ValueError, match='^image 2 .*float64.*float32'):
-    next(cascade.stream([*images[:2], images[2].astype(np.float64)]))
+    list(cascade.stream([*images[:2], images[2].astype(np.float64)]))
   for none in (images[:0], images[0]):
     with pytest.raises(ValueError, match=r'^images.*image\[None\]'):
       cascade(none)

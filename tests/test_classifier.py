@@ -1,6 +1,7 @@
 """A trained model as a function, in whatever mode saves time."""
 
 import functools
+import os
 
 import adavit_jax
 from adavit_jax.exits import confidence
@@ -271,6 +272,15 @@ def test_there_is_no_policy_to_ask():
 def test_what_calls_would_ignore_cannot_be_set(clf, name):
   with pytest.raises(AttributeError):
     setattr(clf, name, None)
+
+
+def test_a_fork_is_refused(clf, images, monkeypatch):
+  pid = os.getpid()
+  monkeypatch.setattr(os, 'getpid', lambda: pid + 1)
+  for call in (lambda: clf(images[:1]), lambda: clf.full(images[:2]),
+               lambda: clf.decisions(images[:1], [0.5])):
+    with pytest.raises(RuntimeError, match=f'{pid}.*spawn'):
+      call()
 
 
 def test_no_run_to_load(tmp_path):

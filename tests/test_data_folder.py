@@ -1,5 +1,6 @@
 """Image folders: every odd layout, damaged files, in memory and lazily."""
 
+import errno
 import os
 import pathlib
 import re
@@ -9,6 +10,7 @@ import types
 from adavit_jax import data
 from adavit_jax.data import decode
 from adavit_jax.data import encoded_split
+from adavit_jax.data import folder
 import numpy as np
 from PIL import Image
 import pytest
@@ -74,12 +76,14 @@ def test_what_pillow_reads_is_read_and_the_rest_is_counted(
   for name in ('a.heic', 'b.heic', 'c.mpg', 'README', '../loose.png'):
     (cats / name).write_bytes(b'\0\0\0\x18ftypheic')
   os.symlink(root / 'missing', cats / '7.png')
+  os.mkfifo(cats / '8.png')
   with caplog.at_level('WARNING'):
     dataset = data.load(config)
   assert len(dataset.train) == 10
   line, = [line for line in caplog.messages if 'left out' in line]
-  for part in ('6 files', '2 (.heic)', '1 (.mpg)', '1 (no ending)',
-               '1 (beside the class folders)', '1 (link to a missing file)'):
+  for part in ('7 files', '2 (.heic)', '1 (.mpg)', '1 (no ending)',
+               '1 (no regular file)', '1 (beside the class folders)',
+               '1 (link to a missing file)'):
     assert part in line
 
 
@@ -252,6 +256,20 @@ def test_corrupt_image_is_named(config, corrupt, monkeypatch, max_bytes):
   monkeypatch.setattr(encoded_split, 'MAX_BYTES', max_bytes)
   with pytest.raises(ValueError, match=r'train/cat/1\.png.*on_corrupt'):
     values(data.load(config).train)
+
+
+def test_a_file_that_the_disk_does_not_give_is_a_corrupt_image(
+    config, root, monkeypatch):
+  bad = str(root / 'train' / 'cat' / '1.png')
+  def read(path, *args):
+    if path == bad:
+      raise OSError(errno.EIO, 'Input/output error')
+    return open(path, *args)
+  monkeypatch.setattr(folder, 'open', read, raising=False)
+  with pytest.raises(ValueError, match=f'{bad}.*Input/output.*on_corrupt'):
+    data.load(config)
+  config.on_corrupt = 'skip'
+  assert values(data.load(config).train) == [10, 30, 40, 50, 60]
 
 
 def test_corrupt_image_is_left_out(config, corrupt, caplog):

@@ -1,5 +1,6 @@
 """A trained run as a Python function: `adavit_jax.load`."""
 
+import pickle
 import shutil
 
 import adavit_jax
@@ -90,6 +91,23 @@ def test_a_run_loads_with_actions_of_ones_own(run):
   for actions in (Actions([1, 0], [0, 0]), Actions(*np.ones((2, 4, 3)))):
     with pytest.raises(ValueError, match='^actions '):
       adavit_jax.load(run[0], actions=actions)
+
+
+def test_a_classifier_is_pickled_as_a_reference_to_its_run(run, tmp_path):
+  clf = adavit_jax.load(run[0], phase='warm_start', max_batch_size=3)
+  for name, value in (('threshold', 0.3), ('actions', '101001')):
+    setattr(clf, name, value)
+    data = pickle.dumps(clf)
+    assert len(data) < 2000
+    got = pickle.loads(data)
+    assert repr(got) == repr(clf) and got.threshold == 0.3
+  moved = clf.loaded._replace(step=1)
+  clf.loaded = moved
+  with pytest.raises(ValueError, match='step 1 '):
+    pickle.loads(pickle.dumps(clf))
+  clf.loaded = None
+  with pytest.raises(TypeError, match='adavit_jax.load'):
+    pickle.dumps(clf)
 
 
 def test_a_run_loads_with_other_attributes_of_its_model(run):

@@ -68,9 +68,9 @@ def check_source(config_data) -> None:
     raise ValueError(f'config.data.name={name!r} must be one of {SOURCES}')
   if config_data.data_dir and name in _BUILT_IN:
     raise ValueError(
-        f'config.data.data_dir={config_data.data_dir!r} is not read by {name!r},'
-        " which needs no files: leave it empty, or set data.name to 'folder' or"
-        ' tfds:NAME')
+        f'config.data.data_dir={config_data.data_dir!r} is not read by'
+        f' {name!r}, which needs no files: leave it empty, or set data.name to'
+        " 'folder' or tfds:NAME")
   for field, low in (('image_size', 1), ('load_size', 0)):
     if not low <= config_data[field] <= _MAX_SIZE:
       raise ValueError(

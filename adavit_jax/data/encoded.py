@@ -34,8 +34,9 @@ class EncodedImages(Protocol):
 
   def read(
       self, indices: Sequence[int], pool: futures.Executor
-  ) -> list[tuple[bytes, int]]:
-    """Returns the bytes and the label of each image."""
+  ) -> list[tuple[bytes | decode.CorruptImageError, int]]:
+    """Returns the bytes, or why they cannot be read, and label of each image.
+    """
 
   def digest(self, pool: futures.Executor) -> str:
     """Returns a text that differs for other images, labels or orders.
@@ -65,6 +66,8 @@ def decode_rows(
 
   def attempt(record):
     data, label = record
+    if isinstance(data, decode.CorruptImageError):
+      return record
     try:
       image = decode.decode_image(
           data, size=size, channels=encoded.channels,

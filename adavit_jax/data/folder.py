@@ -11,6 +11,7 @@ import time
 from absl import logging
 import numpy as np
 
+from adavit_jax.data import decode
 from adavit_jax.data import encoded_split
 from adavit_jax.data import image_files
 from adavit_jax.data import splits
@@ -76,8 +77,9 @@ class ImageFiles:
 
   def read(
       self, indices: Sequence[int], pool: futures.Executor
-  ) -> list[tuple[bytes, int]]:
-    """Returns the bytes and the label of each file."""
+  ) -> list[tuple[bytes | decode.CorruptImageError, int]]:
+    """Returns the bytes, or why they cannot be read, and label of each file.
+    """
     # Threads hide the latency of network file systems.
     data = pool.map(_read_bytes, [self._files[i] for i in indices])
     return list(zip(data, self._labels[list(indices)].tolist()))
@@ -158,11 +160,17 @@ def _misfit(directory: pathlib.Path, class_names: Sequence[str] | None) -> str:
   return ''
 
 
-def _read_bytes(path: str) -> bytes:
-  with open(path, 'rb') as file:
-    return file.read()
+def _read_bytes(path: str) -> bytes | decode.CorruptImageError:
+  try:
+    with open(path, 'rb') as file:
+      return file.read()
+  except OSError as error:  # of the disk or the permissions
+    return decode.CorruptImageError(f'{type(error).__name__}: {error.strerror}')
 
 
 def _digest(path: str) -> bytes:
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'blake2b').digest()
+  try:
+    with open(path, 'rb') as file:
+      return hashlib.file_digest(file, 'blake2b').digest()
+  except OSError:
+    return b'unreadable'

@@ -69,6 +69,8 @@ def _other(path: str) -> str:
   ending = os.path.splitext(path)[1].lower()
   if not os.path.exists(path):
     return 'link to a missing file'
+  if not os.path.isfile(path):  # to open a named pipe would wait for ever
+    return 'no regular file'
   if ending in endings():
     return ''
   if ending:

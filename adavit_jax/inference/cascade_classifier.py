@@ -9,6 +9,7 @@ from adavit_jax.data import decode
 from adavit_jax.exits import confidence
 from adavit_jax.inference import batch_sizes
 from adavit_jax.inference import every_exit
+from adavit_jax.inference import pickling
 from adavit_jax.policies import knob as knob_lib
 from adavit_jax.promise import checks
 from adavit_jax.runtime import cascade
@@ -18,15 +19,17 @@ from adavit_jax.train import state as state_lib
 class CascadeClassifier:
   """Runs a `System` in stages: an image leaves at the first confident exit.
 
-  Threads may share it, like a `runtime.cascade.Cascade`.
+  Threads may share it, like a `runtime.cascade.Cascade`. It is pickled as a
+  `Classifier` is.
 
   Attributes:
     class_names: K strings, or () if the run has none.
     phase: the last phase of the run.
+    loaded: as of a `Classifier`.
   """
   EXPORTS = ('stages',)  # see export.export_stages
   # Slots make mistyped attributes errors.
-  __slots__ = ('class_names', 'phase', '_system', '_cascade',
+  __slots__ = ('class_names', 'phase', 'loaded', '_system', '_cascade',
                '_max_batch_size', '_cost', '_every', '_promise')
 
   def __init__(self, system, state, phase, *, thresholds=confidence.NEVER,
@@ -47,7 +50,7 @@ class CascadeClassifier:
         integer.
     """
     batch_sizes.check(max_batch_size)
-    self._system, self.phase = system, phase
+    self._system, self.phase, self.loaded = system, phase, None
     self.class_names = tuple(class_names)
     params = jax.jit(system.fold)(state_lib.final_params(state))
     if self._has_threshold:
@@ -79,6 +82,14 @@ class CascadeClassifier:
         f'exits: {self.system.num_exits}, thresholds [{thresholds}] for '
         f'{self.system.config.exits.rule}',
         str(self._cost)])
+
+  def __reduce__(self):
+    settings = dict(thresholds=self.thresholds)
+    if self.promise is not None:
+      settings = dict(promise=self.promise)
+    elif self._has_threshold:
+      settings['threshold'] = self.threshold
+    return pickling.reduce(self.loaded, settings)
 
   @property
   def system(self):

@@ -10,6 +10,7 @@ from adavit_jax import describe
 from adavit_jax import models
 from adavit_jax.data import decode
 from adavit_jax.inference import batch_sizes
+from adavit_jax.inference import pickling
 from adavit_jax.inference import predict
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
@@ -17,6 +18,7 @@ from adavit_jax.models.params import check_key
 from adavit_jax.policies import fixed
 from adavit_jax.policies import knob as knob_lib
 from adavit_jax.promise import checks
+from adavit_jax.runtime import forks
 from adavit_jax.train import state as state_lib
 
 
@@ -45,7 +47,8 @@ class Classifier:
   A learned or stochastic policy runs in mode `cond` for one image and `compact`
   for more; given actions run in `static`. Batches are padded to one of a few
   sizes, each compiled on first use; under a policy, padding drops every
-  adaptive layer. A classifier cannot be pickled: load it in each process.
+  adaptive layer. One that `adavit_jax.load` made is pickled as a reference to
+  its run, which is loaded again where it is unpickled.
 
   Attributes:
     class_names: K strings, or () if the run has none.
@@ -54,11 +57,12 @@ class Classifier:
       `promise` to None.
     price: the price of a value policy, positive: as the threshold.
     params: groups, folded for inference.
+    loaded: `pickling.Loaded`, or None if it was not loaded from a run.
   """
   EXPORTS = ('dense', 'static', 'cond', 'compact')  # modes of export.export
   # Slots make mistyped attributes, such as `thresholds`, errors.
-  __slots__ = ('class_names', 'params', '_system', '_actions', '_number',
-               '_sizes', '_programs', '_promise', '_mask')
+  __slots__ = ('class_names', 'params', 'loaded', '_system', '_actions',
+               '_number', '_sizes', '_programs', '_promise', '_mask', '_guard')
 
   def __init__(self, system, state, *, actions=None, class_names=(),
                max_batch_size=256):
@@ -77,7 +81,7 @@ class Classifier:
     """
     batch_sizes.check(max_batch_size)
     self._system, self.class_names = system, tuple(class_names)
-    self._programs = {}
+    self._programs, self._guard, self.loaded = {}, forks.Guard(), None
     self.actions = actions
     params = state_lib.final_params(state)
     self._number = (system.config.nets.threshold if system.nets is None
@@ -98,6 +102,14 @@ class Classifier:
       layers = f'{kept} of {num} that may be dropped, of every image; static'
     return describe.classifier(self, self._sizes[-1], [
         f'layers: {layers}', str(self._cost)])
+
+  def __reduce__(self):
+    settings = dict(actions=self.actions)
+    if self.promise is not None:
+      settings['promise'] = self.promise
+    elif self.system.nets is not None:
+      settings[self.knob.name] = self.number
+    return pickling.reduce(self.loaded, settings)
 
   @property
   def system(self):
@@ -277,6 +289,7 @@ class Classifier:
     images = models.as_pixels(self.system.model, images)
     numbers, run = np.asarray(numbers, np.float32), self._jitted(
         'decisions', predict.decisions)
+    self._guard.check()
     return batch_sizes.run(lambda batch, valid, start: run(
         self.params, batch, numbers), images, self._sizes)
 
@@ -291,6 +304,7 @@ class Classifier:
         params, batch, valid, None), images, self.system.plain_cost).logits
 
   def _run(self, run, images, cost):
+    self._guard.check()
     logits, actions = batch_sizes.run(run, images, self._sizes)
     return Prediction(logits, logits.argmax(-1), actions,
                       cost.adaptive(actions))

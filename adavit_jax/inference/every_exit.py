@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adavit_jax.inference import batch_sizes
+from adavit_jax.runtime import forks
 
 
 class AtExits(NamedTuple):
@@ -37,6 +38,7 @@ class EveryExit:
     self._after, self._sizes = system.after(phase), batch_sizes.up_to(largest)
     self._exits = jax.jit(functools.partial(_exits, self._after))
     self._full = jax.jit(functools.partial(_full, self._after))
+    self._guard = forks.Guard()
 
   def exits(self, params, images):
     """Runs images uint8 [n, S, S, C] through every stage: `AtExits`."""
@@ -47,6 +49,7 @@ class EveryExit:
     return self._run(self._full, params, images)
 
   def _run(self, program, params, images):
+    self._guard.check()
     return batch_sizes.run(
         lambda batch, valid, start: program(params, batch), images,
         self._sizes)

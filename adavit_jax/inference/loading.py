@@ -1,12 +1,16 @@
 """Loads a trained run as a Python function."""
 
 import copy
+import functools
+import os
 
 from adavit_jax.exits import confidence
+from adavit_jax.inference import pickling
 from adavit_jax.inference.cascade_classifier import CascadeClassifier
 from adavit_jax.inference.classifier import Classifier
 from adavit_jax.policies import knob
 from adavit_jax.runs import saved_run
+from adavit_jax.runs import workdir as workdir_lib
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train.phases.phase import choice
 
@@ -46,6 +50,10 @@ def load(workdir, *, phase='', best=False, actions=None, rule=None,
       actions for a model with exits, attributes are unknown or do not fit the
       parameters, and as `Classifier`.
   """
+  # Absolute, for those who unpickle it elsewhere.
+  loaded = functools.partial(pickling.Loaded, load, _absolute(workdir), dict(
+      phase=phase, best=best, actions=actions, rule=rule, thresholds=thresholds,
+      decide=decide, max_batch_size=max_batch_size, **attributes))
   with saved_run.Run(workdir, alone=True) as run:
     info, system, state = saved_run.reread(lambda: _read(
         run, phase, best, actions, rule, thresholds, decide, attributes))
@@ -53,13 +61,21 @@ def load(workdir, *, phase='', best=False, actions=None, rule=None,
   if system.staged:
     if thresholds is None:
       thresholds = confidence.NEVER
-    return CascadeClassifier(
+    clf = CascadeClassifier(
         system, state, info['phase'], thresholds=thresholds,
         class_names=class_names, max_batch_size=max_batch_size)
-  if actions is None:
-    actions = system.after(info['phase']).actions
-  return Classifier(system, state, actions=actions, class_names=class_names,
-                    max_batch_size=max_batch_size)
+  else:
+    if actions is None:
+      actions = system.after(info['phase']).actions
+    clf = Classifier(system, state, actions=actions, class_names=class_names,
+                     max_batch_size=max_batch_size)
+  clf.loaded = loaded(int(state.step))
+  return clf
+
+
+def _absolute(workdir):
+  path = workdir_lib.expanded(workdir)
+  return path if '://' in path else os.path.abspath(path)
 
 
 def _read(run, phase, best, actions, rule, thresholds, decide, attributes):

@@ -1,4 +1,4 @@
-"""The path of a work directory as users give it, and errors of writing there."""
+"""The path of a work directory, and errors of writing there."""
 
 import contextlib
 import os

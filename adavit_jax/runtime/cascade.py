@@ -13,6 +13,7 @@ import numpy as np
 from adavit_jax import describe
 from adavit_jax.exits import confidence as confidence_lib
 from adavit_jax.runtime import cascade_stream
+from adavit_jax.runtime import forks
 from adavit_jax.runtime import image_buffer
 from adavit_jax.runtime import stage_program
 
@@ -99,6 +100,7 @@ class Cascade:
     self.num_stages = len(stages)
     self._sizes, self.batch_size = sizes, sizes[-1]
     self._buffer, self._lock = None, threading.Lock()
+    self._guard = forks.Guard()
     self.thresholds = thresholds
 
   @property
@@ -147,6 +149,7 @@ class Cascade:
     if images.ndim != 4 or not len(images):
       raise ValueError(f'images have shape {np.shape(images)}; give [n, S, S, '
                        f'C] with n >= 1, a single image as image[None]')
+    self._guard.check()
     num, size = len(images), self.batch_size
     if num == 1:
       return self._one(images)
@@ -205,13 +208,15 @@ class Cascade:
 
     Raises:
       ValueError: if window is smaller than the largest batch size, or images
-        differ in shape or dtype or do not have the model's size.
+        differ in shape or dtype or do not have the model's size. This, or an
+        error of the source, is raised after the images before it were answered.
     """
     size = self.batch_size
     window = 16 * size if window is None else window
     if window < size:
       raise ValueError(f'window={window} must be at least the largest batch '
                        f'size, {size}')
+    self._guard.check()
     yield from cascade_stream.Stream(self, images, window)
 
   def warm_up(self, images):

@@ -4,7 +4,6 @@ Images wait in a queue before each stage until they fill the largest batch size.
 """
 
 import collections
-import itertools
 
 import numpy as np
 
@@ -42,6 +41,8 @@ class Stream:
       while self._num_yielded in self._done:
         yield self._done.pop(self._num_yielded)
         self._num_yielded += 1
+    if self._source.error is not None:
+      raise self._source.error
 
   def _next_stage(self):
     """Returns the stage to run, after reading images if no batch is full.
@@ -107,16 +108,27 @@ class _Source:
     self._images = iter(images)
     self._like = None  # shape and dtype of the first image
     self.read = 0
+    self.error = None  # that ended the source
 
   def take(self, num):
-    group = [np.asarray(x) for x in itertools.islice(self._images, num)]
-    for image in group:
-      like = image.shape, str(image.dtype)
-      self._like = self._like or like
-      if like != self._like:
-        raise ValueError(
-            'image {} has shape {} and dtype {}, but the first image has {} '
-            'and {}; give all images one shape and dtype'.format(
-                self.read, *like, *self._like))
-      self.read += 1
+    """Returns up to `num` images, fewer only at the end of the source."""
+    group = []
+    try:
+      while len(group) < num and self.error is None:
+        group.append(self._checked(np.asarray(next(self._images))))
+    except StopIteration:
+      pass
+    except Exception as error:  # of any type
+      self.error = error
     return group
+
+  def _checked(self, image):
+    like = image.shape, str(image.dtype)
+    self._like = self._like or like
+    if like != self._like:
+      raise ValueError(
+          'image {} has shape {} and dtype {}, but the first image has {} '
+          'and {}; give all images one shape and dtype'.format(
+              self.read, *like, *self._like))
+    self.read += 1
+    return image
