@@ -9,7 +9,6 @@ import functools
 
 import numpy as np
 from scipy import special
-from scipy import stats
 
 # Share of the largest bet, c in `log_wealth`; the wealth is a mixture of them.
 BETS = np.geomspace(2e-3, .999, 16)
@@ -36,6 +35,7 @@ def binomial_limit(count, num, confidence):
   """Upper limit of Clopper and Pearson, where `binomial` is 1 - confidence."""
   if count >= num:
     return 1.
+  from scipy import stats  # here, since its import takes a second
   return float(stats.beta.ppf(confidence, count + 1, num - count))
 
 
@@ -55,6 +55,7 @@ def paired(harmed, helped, num, risk):
     num: number of images.
     risk: in (0, 1).
   """
+  from scipy import stats  # here, since its import takes a second
   most = binomial_limit(harmed + helped, num, 1 - _OUTSIDE)
   if most < risk:  # the gap is at most the share of pairs that differ
     return _OUTSIDE

@@ -1,7 +1,6 @@
 """Rows of a report: one model under different ways to choose layers."""
 
 import numpy as np
-from scipy import stats
 
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
@@ -44,6 +43,7 @@ def adaptive_row(outputs, dense, cost, meta=None):
     msa and mlp, per layer), and kept_easy and kept_hard if `meta` has 'hard'
     with images of both kinds, also for each kind of layer: kept_easy_msa, ...
   """
+  from scipy import stats  # here, since its import takes a second
   msa, mlp = outputs.actions
   kept = outputs.actions.num_kept
   constant = kept.std() == 0 or dense.loss.std() == 0
