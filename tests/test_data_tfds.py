@@ -1,7 +1,6 @@
 """tfds directories: a tiny one is prepared here, without TensorFlow."""
 
 from concurrent import futures
-import io
 import json
 import os
 import shutil
@@ -13,47 +12,16 @@ from adavit_jax.data import tfds as tfds_lib
 from adavit_jax.data import tfds_dir
 from etils import epath
 import numpy as np
-from PIL import Image
 import pytest
-import tensorflow_datasets as tfds
-
-SIZES = dict(train=12, test=4, validation=2)
-BASE = dict(train=0, test=100, validation=200)
-
-
-class TinyFlags(tfds.core.GeneratorBasedBuilder):
-  """Image i of a split is grey BASE + i; its label is i modulo 3."""
-
-  VERSION = tfds.core.Version('1.10.0')
-
-  def _info(self):
-    return tfds.core.DatasetInfo(
-        builder=self,
-        features=tfds.features.FeaturesDict(dict(
-            picture=tfds.features.Image(shape=(6, 6, 3)),
-            kind=tfds.features.ClassLabel(names=['red', 'green', 'blue']),
-        )),
-        supervised_keys=('picture', 'kind'),
-    )
-
-  def _split_generators(self, dl_manager):
-    return {name: self._generate_examples(name) for name in SIZES}
-
-  def _generate_examples(self, name):
-    for i in range(SIZES[name]):
-      # Encoded here, because tfds would do it by TensorFlow.
-      picture = io.BytesIO()
-      Image.new('RGB', (6, 6), (BASE[name] + i,) * 3).save(picture, 'png')
-      picture.seek(0)
-      yield i, dict(picture=picture, kind=i % 3)
 
 
 @pytest.fixture(scope='module')
 def prepared(tmp_path_factory):
+  import tiny_flags
   data_dir = tmp_path_factory.mktemp('tfds')
-  TinyFlags(data_dir=data_dir, file_format='array_record').download_and_prepare(
-      file_format='array_record'
-  )
+  tiny_flags.TinyFlags(
+      data_dir=data_dir, file_format='array_record').download_and_prepare(
+          file_format='array_record')
   return data_dir
 
 
@@ -245,11 +213,13 @@ def test_environment_names_the_directory(config, prepared, monkeypatch):
 
 
 def test_download_only_where_nothing_is_given(config, tmp_path, monkeypatch):
+  import tensorflow_datasets as tfds
+  import tiny_flags
   asked = []
 
   def builder(name, **kwargs):
     asked.append(name)
-    return TinyFlags(data_dir=tmp_path / 'new', **kwargs)
+    return tiny_flags.TinyFlags(data_dir=tmp_path / 'new', **kwargs)
 
   monkeypatch.setattr(tfds, 'builder', builder)
   monkeypatch.delenv('TFDS_DATA_DIR', raising=False)
@@ -271,6 +241,8 @@ def test_download_only_where_nothing_is_given(config, tmp_path, monkeypatch):
 ])
 def test_download_that_fails_says_what_to_do(
     config, monkeypatch, tmp_path, error, message):
+  import tensorflow_datasets as tfds
+
   def builder(name, **kwargs):
     raise error
 

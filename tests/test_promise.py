@@ -11,7 +11,7 @@ from adavit_jax.promise import risks
 from adavit_jax.promise import testing
 import numpy as np
 import pytest
-from scipy import stats
+import scipy  # which imports scipy.stats, for a second, at its first use
 
 NUM, CLASSES = 8000, 5
 
@@ -44,10 +44,11 @@ def _population(policy, exits, seed=0):
 def test_binomial_p_values():
   for count, num, risk in ((0, 299, .01), (4, 1000, .01), (30, 500, .05)):
     assert p_values.binomial(count, num, risk) == pytest.approx(
-        stats.binomtest(count, num, risk, alternative='less').pvalue)
+        scipy.stats.binomtest(count, num, risk, alternative='less').pvalue)
     limit = p_values.binomial_limit(count, num, 0.95)
-    assert limit == pytest.approx(stats.binomtest(count, num).proportion_ci(
-        0.9, method='exact').high)
+    interval = scipy.stats.binomtest(count, num).proportion_ci(
+        0.9, method='exact')
+    assert limit == pytest.approx(interval.high)
     assert p_values.binomial(count, num, limit) == pytest.approx(0.05)
   assert p_values.binomial_limit(7, 7, 0.95) == 1
 
@@ -72,7 +73,7 @@ def _paired_by_hand(harmed, helped, num, risk):
   found = []
   for share in np.linspace(risk, max(most, risk), 300):
     p = (share + risk) / 2, (share - risk) / 2, 1 - share
-    found.append(stats.multinomial.pmf(extreme, num, p).sum())
+    found.append(scipy.stats.multinomial.pmf(extreme, num, p).sum())
   return max(found)
 
 
@@ -162,7 +163,7 @@ def test_the_promise_is_kept(policy, exits, kind):
     prediction, macs = population.outcome(found.setting)
     broken += loss.of(prediction, population.full, labels).mean() > 0.03
     saved.append(1 - macs.mean())
-  assert broken <= stats.binom.ppf(0.999, draws, 0.1)
+  assert broken <= scipy.stats.binom.ppf(0.999, draws, 0.1)
   assert np.mean(saved) > 0.05
 
 
@@ -283,7 +284,7 @@ def test_a_stream_that_stays_and_one_that_shifts():
     alarms += limit.update(rng.random(200) < 0.1) is not None
     assert (limit.limit >= 0.1) == limit.exceeded
     limits.append(limit.limit)
-  assert alarms <= stats.binom.ppf(0.999, 40, 0.1)
+  assert alarms <= scipy.stats.binom.ppf(0.999, 40, 0.1)
   assert np.mean(limits) > 0.03  # the limit says something
   limit = drift.LowerLimit(0.1, 0.95)
   assert limit.update(rng.random(200) < 0.05) is None

@@ -8,8 +8,8 @@ independent draws from the images of use. `binomial` and `paired` are exact;
 import functools
 
 import numpy as np
+import scipy  # which imports scipy.stats, for a second, at its first use
 from scipy import special
-from scipy import stats
 
 # Share of the largest bet, c in `log_wealth`; the wealth is a mixture of them.
 BETS = np.geomspace(2e-3, .999, 16)
@@ -36,7 +36,7 @@ def binomial_limit(count, num, confidence):
   """Upper limit of Clopper and Pearson, where `binomial` is 1 - confidence."""
   if count >= num:
     return 1.
-  return float(stats.beta.ppf(confidence, count + 1, num - count))
+  return float(scipy.stats.beta.ppf(confidence, count + 1, num - count))
 
 
 @functools.lru_cache(maxsize=100_000)
@@ -60,12 +60,13 @@ def paired(harmed, helped, num, risk):
     return _OUTSIDE
   share = risk + (most - risk) * np.linspace(0, 1, _TRIED)[:, None] ** 2
   p_harm, p_help = (share + risk) / 2, (share - risk) / 2
-  j = np.arange(stats.binom.isf(_TAIL, num, p_help.max()) + 1)
+  j = np.arange(scipy.stats.binom.isf(_TAIL, num, p_help.max()) + 1)
   # The most harmed images among pairs at least as extreme; -1 for none.
   i = _most_harmed(j, num, risk, _score(harmed, helped, num, risk))
-  total = stats.binom.pmf(j, num, p_help) * np.where(i < 0, 0., special.bdtr(
+  harms = np.where(i < 0, 0., special.bdtr(
       np.maximum(i, 0), (num - j).astype(int),
       np.minimum(p_harm / (1 - p_help), 1)))
+  total = scipy.stats.binom.pmf(j, num, p_help) * harms
   return float(min(total.sum(1).max() + _OUTSIDE + _TAIL, 1))
 
 

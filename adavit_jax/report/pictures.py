@@ -1,7 +1,6 @@
 """Figures: keep rates, accuracy against MACs, easy and hard images, exits."""
 
 from etils import epath
-from matplotlib.figure import Figure
 import numpy as np
 
 
@@ -13,7 +12,7 @@ def keep_rates(keep_rate, encoders, path):
     encoders: index of the encoder of each layer, `Actions` [L1], [L2].
     path: path of the PNG file.
   """
-  figure = Figure(figsize=(6, 3), layout='constrained')
+  figure = _figure(6, 3)
   axes = figure.subplots()
   for kind, numbers, shift in zip(('msa', 'mlp'), encoders, (-0.2, 0.2)):
     axes.bar(numbers + 1 + shift, keep_rate[kind], 0.38, label=kind.upper())
@@ -31,7 +30,7 @@ def accuracy_against_macs(report, path):
     report: dict as in report.json.
     path: path of the PNG file.
   """
-  figure = Figure(figsize=(6, 4), layout='constrained')
+  figure = _figure(6, 4)
   axes = figure.subplots()
   def curve(rows, label, **style):
     rows = sorted(rows, key=lambda r: r['macs_ratio'])
@@ -67,7 +66,7 @@ def exits(report, path):
     report: dict from `exit_report.evaluate`.
     path: path of the PNG file.
   """
-  figure = Figure(figsize=(6, 4), layout='constrained')
+  figure = _figure(6, 4)
   axes = figure.subplots()
   classes = 'accuracy' in report['exits'][0]
   score = (lambda r: 100 * r['accuracy']) if classes else (lambda r: r['mae'])
@@ -106,7 +105,7 @@ def easy_and_hard(split, actions, class_names, prediction, path, *,
   # Ties are broken at random, with a fixed seed: a sort would order by class.
   order = np.lexsort((np.random.default_rng(0).random(len(kept)), kept))
   chosen = [order[:2 * columns], order[-2 * columns:]]
-  figure = Figure(figsize=(columns * 0.9, 4.6), layout='constrained')
+  figure = _figure(columns * 0.9, 4.6)
   parts = figure.subfigures(2, 1)
   for part, rows, title in zip(parts, chosen, ('fewest', 'most')):
     part.suptitle(f'{title} layers kept, MSA + MLP', fontsize=10)
@@ -120,6 +119,11 @@ def easy_and_hard(split, actions, class_names, prediction, path, *,
           parse_math=False)
       axes.axis('off')
   _save(figure, path)
+
+
+def _figure(*size):
+  from matplotlib.figure import Figure  # here: its import takes half a second
+  return Figure(figsize=size, layout='constrained')
 
 
 def _save(figure, path):

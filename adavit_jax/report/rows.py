@@ -1,7 +1,7 @@
 """Rows of a report: one model under different ways to choose layers."""
 
 import numpy as np
-from scipy import stats
+import scipy  # which imports scipy.stats, for a second, at its first use
 
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
@@ -56,7 +56,7 @@ def adaptive_row(outputs, dense, cost, meta=None):
       kept_mlp_std=float(mlp.sum(-1).std()),
       kept_std=float(kept.std()),
       difficulty_correlation=None if constant else float(
-          stats.spearmanr(kept, dense.loss).statistic),
+          scipy.stats.spearmanr(kept, dense.loss).statistic),
       agreement=float((outputs.prediction == dense.prediction).mean()),
       keep_rate=dict(msa=msa.mean(0).tolist(), mlp=mlp.mean(0).tolist()))
   if meta and 'hard' in meta:
