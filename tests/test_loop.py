@@ -1,11 +1,13 @@
 """A run of all phases: its records, its resumption, its complaints."""
 
+import collections
 import json
 import pathlib
 import random
 import signal
 import sys
 import time
+import traceback
 
 from adavit_jax import data
 from adavit_jax.runs import checkpoints
@@ -16,6 +18,7 @@ from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
+from adavit_jax.train import stopping
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -195,6 +198,25 @@ def test_resumed_run_equals_the_uninterrupted_one(
     at = step
   stop_at(at, {END})  # Too late to stop: the run is over.
   state = trainer.train()
+  assert states.differ(state, whole[1]) == []
+  assert _rows(tmp_path) == _rows(whole[0])
+
+
+def test_a_signal_between_steps_loses_nothing(
+    trainer, whole, tmp_path, monkeypatch):
+  trainer.workdir = str(tmp_path)
+  places = {'with_stats', 'static_masks', 'fitted', 'refitted', '_validate'}
+  calls = collections.Counter()
+  def check(self):
+    here = places.intersection(f.name for f in traceback.extract_stack())
+    calls.update([frozenset(here)])
+    if calls[frozenset(here)] == 2:
+      raise stopping.Stopped
+  monkeypatch.setattr(preemption.GracefulStop, 'check', check)
+  num_stops = 0
+  while (state := trainer.train()) is None:
+    num_stops += 1
+  assert num_stops == len(calls) and set().union(*calls) == places
   assert states.differ(state, whole[1]) == []
   assert _rows(tmp_path) == _rows(whole[0])
 

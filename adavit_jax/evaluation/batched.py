@@ -7,6 +7,7 @@ import numpy as np
 
 from adavit_jax.data import batches as batches_lib
 from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import stopping
 
 
 def collect(split, run, mesh, batch_size, places=None):
@@ -54,6 +55,7 @@ def run_batches(split, places, run, mesh, batch_size):
       _batches(split, places, batch_size), split)) as batches:
     for valid, rows, images, labels in batches:
       images, labels = mesh_lib.shard_batch((images, labels), mesh)
+      stopping.check()
       running.append((valid, run(images, labels, rows, valid)))
       if len(running) == 2:
         valid, out = running.pop(0)

@@ -43,11 +43,17 @@ class FirstState(NamedTuple):
     index: index of its phase in the config.
     start: step at which that phase began.
     origin: `Origin` of the run.
+    entered: whether the state was prepared for the phase, see
+      `phase_start.enter`.
+    due: whether what follows the step, such as a validation, is still to be
+      done.
   """
   state: state_lib.State
   index: int
   start: int
   origin: Origin
+  entered: bool = False
+  due: bool = False
 
 
 def resume(trainer, ckpts):
@@ -91,7 +97,8 @@ def _restored(trainer, ckpts, kind, step):
     # Only missing if the run was killed right after the best checkpoint.
     ckpts.save(step, state, info, pin=True)
     return FirstState(state, index + 1, step, origin)
-  return FirstState(state, index, info['start'], origin)
+  return FirstState(state, index, info['start'], origin, entered=True,
+                    due=info.get('due', False))
 
 
 def begin(trainer, weights=None):

@@ -29,6 +29,7 @@ from adavit_jax.train import guards
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
 from adavit_jax.train import step as step_lib
+from adavit_jax.train import stopping
 from adavit_jax.train import system as system_lib
 
 
@@ -87,11 +88,18 @@ class Trainer:
         kind(self.system, self.mesh, config.eval_batch_size)
         for kind in (evaluator.Evaluator, exit_evaluator.ExitEvaluator))
 
-  def info(self, phase, start, finished):
-    """Returns the info of a checkpoint, JSON-serialisable."""
+  def info(self, phase, start, finished, due=False):
+    """Returns the info of a checkpoint, JSON-serialisable.
+
+    Args:
+      phase: the phase of its state.
+      start: step at which the phase began.
+      finished: whether the phase is over.
+      due: see `FirstState`.
+    """
     d = self.dataset
     return dict(
-        phase=phase, start=start, finished=finished,
+        phase=phase, start=start, finished=finished, due=due,
         **self._origin._asdict(), taught_by=self._taught_by,
         config=self.config.to_dict(),
         dataset=dict(num_classes=d.num_classes, channels=d.channels,
@@ -112,20 +120,36 @@ class Trainer:
     """
     config = self.config
     with (checkpoints.Checkpoints(self.workdir) as ckpts,
-          preemption.GracefulStop(check_every=20) as stop):
-      state, index, start, origin = self._restore(ckpts)
-      with metric_writer.MetricWriter(
-          self.workdir, resume_step=int(state.step)) as metrics:
-        while index < len(config.phases):
-          phase = config.phases[index]
-          if int(state.step) == start:
-            state = phase_start.enter(self, state, phase, origin.had_price)
-          state = self._run_phase(state, phase, start, ckpts, metrics, stop)
-          if state is None:
-            self.stopped_by = stop.signum
-            return None
-          start, index = int(state.step), index + 1
+          preemption.GracefulStop(check_every=20) as stop,
+          stopping.checked_by(stop.check)):
+      try:
+        first = self._restore(ckpts)
+        state, start = first.state, first.start
+        with metric_writer.MetricWriter(
+            self.workdir, resume_step=int(state.step)) as metrics:
+          for phase in config.phases[first.index:]:
+            if not first.entered:
+              state = self._enter(state, phase, ckpts, first.origin)
+            state = self._run_phase(
+                state, phase, start, ckpts, metrics, stop, first.due)
+            start = int(state.step)
+            first = first._replace(entered=False, due=False)
+      except stopping.Stopped:
+        ckpts.wait()
+        _, step = ckpts.latest() or ('', 0)
+        logging.warning('stopped by a signal at step %d; the same command '
+                        'resumes', step)
+        self.stopped_by = stop.signum
+        return None
       return state
+
+  def _enter(self, state, phase, ckpts, origin):
+    """Returns the state at the start of a phase, see `phase_start.enter`."""
+    state = phase_start.enter(self, state, phase, origin.had_price)
+    if phase == 'warm_start':  # whose mask search takes minutes
+      start = int(state.step)
+      ckpts.save(start, state, self.info(phase, start, finished=False))
+    return state
 
   def _restore(self, ckpts):
     """Returns the `FirstState`: resumed if there is a checkpoint, else new."""
@@ -143,7 +167,7 @@ class Trainer:
     return history.learned_policy(
         names[:names.index(phase)], self._origin.policy_learned)
 
-  def _run_phase(self, state, phase, start, ckpts, metrics, stop):
+  def _run_phase(self, state, phase, start, ckpts, metrics, stop, overdue):
     """Trains until the end of a phase.
 
     Args:
@@ -153,9 +177,13 @@ class Trainer:
       ckpts: `Checkpoints`.
       metrics: `MetricWriter`.
       stop: `GracefulStop`.
+      overdue: whether what follows the state's step is still to be done.
 
     Returns:
-      `State`, or None if a signal stopped the run.
+      `State`.
+
+    Raises:
+      Stopped: if a signal stopped the run; its state is saved.
     """
     end, first = start + self.config[phase].steps, int(state.step)
     taught = self._teacher and phase in self.config.teacher.phases
@@ -164,6 +192,9 @@ class Trainer:
     step_fn = jax.jit(
         step_lib.make_step(self.system, phase, start, **options),
         donate_argnums=0, out_shardings=mesh_lib.replicated(self.mesh))
+    if overdue:
+      due = _due(self.config, phase, first - start, False)
+      state = self._after_step(state, first, phase, start, due, ckpts, metrics)
     recent = []  # metrics of the steps since the last line
     with (contextlib.closing(self._batches(phase, start, first)) as batches,
           contextlib.closing(
@@ -177,20 +208,42 @@ class Trainer:
         if due.line:
           self._write_line(recent, step, phase, metrics, progress, due.end)
           recent = []
-        if due.end:
-          state = value_fit.refitted(self, state, phase)
-        score = None
-        if due.validation:
-          score = self._validate(state, phase, step, metrics)
-        if due.checkpoint:
-          metrics.sync()
-          ckpts.save(step, state, self.info(phase, start, due.end), pin=due.end,
-                     metric=score if due.scored else None)
+        state = self._after_step(
+            state, step, phase, start, due, ckpts, metrics)
         if due.stop:
-          ckpts.wait()
-          logging.warning('stopped by a signal at step %d; the same command '
-                          'resumes', step)
-          return None
+          raise stopping.Stopped
+    return state
+
+  def _after_step(self, state, step, phase, start, due, ckpts, metrics):
+    """Does what is `_Due` after a step, except for its line of metrics.
+
+    Args:
+      state: `State` after the step.
+      step: the step, also of the state, which the devices may still compute.
+      phase, start, ckpts, metrics: as in `_run_phase`.
+      due: `_Due`.
+
+    Returns:
+      `State`.
+
+    Raises:
+      Stopped: if a signal came meanwhile. The state is saved as it was, and
+        what is due is done when the run is resumed.
+    """
+    score, before = None, state
+    try:
+      if due.end:
+        state = value_fit.refitted(self, state, phase)
+      if due.validation:
+        score = self._validate(state, phase, step, metrics)
+    except stopping.Stopped:
+      metrics.sync()
+      ckpts.save(step, before, self.info(phase, start, False, due=True))
+      raise
+    if due.checkpoint:
+      metrics.sync()
+      ckpts.save(step, state, self.info(phase, start, due.end), pin=due.end,
+                 metric=score if due.scored else None)
     return state
 
   def _batches(self, phase, start, first):

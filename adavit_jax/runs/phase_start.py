@@ -18,6 +18,7 @@ from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases as phases_lib
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
+from adavit_jax.train import stopping
 
 
 def enter(trainer, state, phase, had_price=False):
@@ -95,9 +96,11 @@ def static_masks(trainer, params, *, forward=False):
           system.plain_cost, z1, labels)
   with contextlib.closing(
       progress_lib.Progress(total, 'masks', 'mask search')) as progress:
+    def after_mask(done):
+      stopping.check()
+      progress.update(done, done, {})
     options = dict(images=images, batch_size=trainer.config.eval_batch_size,
-                   mesh=trainer.mesh,
-                   progress=lambda done: progress.update(done, done, {}))
+                   mesh=trainer.mesh, progress=after_mask)
     if forward:
       return mask_search.greedy_chain(*args, forward=True, **options).actions
     return mask_search.candidates(*args, **options)

@@ -12,6 +12,8 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from adavit_jax.train import stopping
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -66,8 +68,9 @@ class GracefulStop:
       raise KeyboardInterrupt(f'second {signal.Signals(signum).name}')
     # A signal after the processes agreed to stop must not change `signum`.
     self.requested, self.signum = True, self.signum or signum
-    logging.warning('%s: saves and stops after this step; a second signal '
-                    'stops at once without saving', signal.Signals(signum).name)
+    logging.warning('%s: saves and stops after this step or batch; a second '
+                    'signal stops at once without saving',
+                    signal.Signals(signum).name)
 
   def should_stop(self) -> bool:
     """Returns whether to stop now; the same on all processes.
@@ -78,8 +81,20 @@ class GracefulStop:
     if jax.process_count() == 1:
       return self.requested
     self._calls += 1
-    if self._calls % self._check_every:
-      return False
+    return self._calls % self._check_every == 0 and self._agreed()
+
+  def check(self):
+    """Raises `stopping.Stopped` if any process was asked to stop.
+
+    All processes must call it equally often, between batches that take longer
+    than a synchronisation.
+    """
+    if self.requested if jax.process_count() == 1 else self._agreed():
+      raise stopping.Stopped
+
+  def _agreed(self):
+    """Returns whether any process was asked to stop; a collective operation.
+    """
     asked, signums = multihost_utils.process_allgather(
         np.asarray([self.requested, self.signum or 0])).T
     if not asked.any():
