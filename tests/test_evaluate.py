@@ -6,6 +6,7 @@ import types
 from adavit_jax import data
 from adavit_jax.evaluation import batched
 from adavit_jax.evaluation import evaluator
+from adavit_jax.models.actions import Actions
 from adavit_jax.policies import learned
 from adavit_jax.policies import mask_search
 from adavit_jax.runs import phase_start
@@ -109,16 +110,32 @@ def test_devices_share_the_images_of_the_mask_search(
     trainer, state, monkeypatch):
   """15 images in batches of 6; each of 2 devices runs 3 of a batch."""
   system, split = trainer.system, trainer.dataset.holdout
-  laid, run = [], mask_search._evaluate
-  def evaluated(model, params, batches, actions):
-    laid.append(batches)
-    return run(model, params, batches, actions)
-  monkeypatch.setattr(mask_search, '_evaluate', evaluated)
+  laid, losses = [], mask_search._losses
+  def spied(model, mesh, params, x, labels):
+    laid.append((x, labels))
+    return losses(model, mesh, params, x, labels)
+  monkeypatch.setattr(mask_search, '_losses', spied)
   got = phase_start.static_masks(trainer, state.params, forward=True)
-  assert {shard.data.shape[:2] for x in jax.tree.leaves(laid)
-          for shard in x.addressable_shards} == {(3, 3)}
+  assert {shard.data.shape[0] for x in jax.tree.leaves(laid)
+          for shard in x.addressable_shards} == {3}
   rows = np.linspace(0, 15, 15).astype(int)
   want = mask_search.greedy_chain(
       system.model, system.fold(state.params), system.plain_cost,
       _z1(system, state.params, split, rows), split.labels[rows], forward=True)
   np.testing.assert_array_equal(got.keep, want.actions.keep)
+
+
+def test_every_mask_on_every_image(trainer, state):
+  """15 images in batches of 6, on two devices."""
+  split, rows = trainer.dataset.holdout, np.arange(1, 16)
+  masks = state.params['value'].masks
+  observed, success, correct = trainer.evaluator.success(
+      state.params, split, masks, rows)
+  assert len(observed) == 15 and observed.dtype == np.float32
+  assert success.shape == correct.shape == (15, len(masks.msa))
+  for i in (0, 4):
+    want = trainer.evaluator.with_actions(
+        state.params, split, Actions(*(a[i] for a in masks)))
+    np.testing.assert_allclose(
+        success[:, i], np.exp(-want.loss[rows]), rtol=1e-4)
+    np.testing.assert_array_equal(correct[:, i], want.correct[rows])

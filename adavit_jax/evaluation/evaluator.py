@@ -14,9 +14,11 @@ from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 from adavit_jax.policies import learned
 from adavit_jax.policies import observation
+from adavit_jax.runtime import many_masks
 from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import state as state_lib
+from adavit_jax.train import stopping
 
 
 class Outputs(NamedTuple):
@@ -63,6 +65,8 @@ class Evaluator:
     self._decisions = jit(lambda *args: tuple(self._decide(*args)[-1]))
     self._z1 = jit(self._run_z1)
     self._moments = jit(self._run_moments)
+    self._observe = jax.jit(self._run_observe, out_shardings=(
+        mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)))
     self._success = jit(self._run_success)
 
   def with_actions(self, params, split, actions, num=None):
@@ -147,11 +151,18 @@ class Evaluator:
       the true class, float32 [n, C]; whether the prediction is right, bool
       [n, C].
     """
-    params = {**state_lib.model_params(params),
+    params = {**self._system.fold(state_lib.model_params(params)),
               **{name: params[name] for name in ('policy', 'policy_stats')}}
-    return self._collect(
-        split, lambda images, labels, rows: self._success(
-            params, images, labels, tuple(masks)), places)
+
+    def run(images, labels, rows):
+      (z1, images), observed = self._observe(params, images)
+      success, correct = many_masks.run(
+          self._system.model, params, z1, masks,
+          lambda x: self._success(params, x, labels), images=images,
+          progress=lambda num: stopping.check())
+      return observed, success.T, correct.T
+
+    return self._collect(split, run, places)
 
   def feature_stats(self, params, split, num):
     """Returns mean and standard deviation of the policy's features.
@@ -198,19 +209,17 @@ class Evaluator:
     mean = x.mean(0, where=valid)
     return mean, jnp.square(x - mean).sum(0, where=valid)
 
-  def _run_success(self, params, images, labels, masks):
-    system, params = self._system, self._system.fold(params)
-    images = system.normalize(images)
-    z1 = system.before_policy(params, images)
-    observed = system.features(params, z1, images).fixed
-    def one(mask):  # shared by the batch, so that dropped layers are not run
-      p = jax.nn.softmax(modes.after_policy(
-          system.model, params, z1, Actions(*mask), 'cond',
-          images=images).total)
-      return (jnp.take_along_axis(p, labels[:, None], 1)[:, 0],
-              p.argmax(-1) == labels)
-    success, correct = jax.lax.map(one, masks)
-    return observed, success.T, correct.T
+  def _run_observe(self, params, images):
+    images = self._system.normalize(images)
+    z1 = self._system.before_policy(params, images)
+    observed = self._system.features(params, z1, images).fixed
+    images = images if plan.rereads_images(self._system.model) else None
+    return (z1, images), observed
+
+  def _run_success(self, params, x, labels):
+    p = jax.nn.softmax(modes.classify(self._system.model, params, x).total)
+    return (jnp.take_along_axis(p, labels[:, None], 1)[:, 0],
+            p.argmax(-1) == labels)
 
   def _run_with_actions(self, params, images, labels, actions):
     images, params = self._system.normalize(images), self._system.fold(params)

@@ -91,11 +91,11 @@ def static_masks(trainer, params, *, forward=False):
   z1, images, labels = trainer.evaluator.z1(
       params, trainer.dataset.holdout, trainer.config.num_search)
   num_tried = mask_search.num_tried(plan.num_layers(system.model))
-  total = num_tried * (1 if forward else mask_search.NUM_CHAINS)
+  total = num_tried * len(labels) * (1 if forward else 2)
   args = (system.model, system.fold(state_lib.model_params(params)),
           system.plain_cost, z1, labels)
   with contextlib.closing(
-      progress_lib.Progress(total, 'masks', 'mask search')) as progress:
+      progress_lib.Progress(total, 'images', 'mask search')) as progress:
     def after_mask(done):
       stopping.check()
       progress.update(done, done, {})

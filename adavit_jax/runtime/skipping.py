@@ -120,7 +120,20 @@ def _static(stack, params, x, actions, read, mixed):
   return x if mixed else branches.first(x, read)
 
 
-def _cond(stack, params, x, actions, read, mixed):
+def cond_stack(stack, params, x, actions, read, mixed):
+  """Runs one stack in the mode 'cond'.
+
+  Args:
+    stack: `Stack`.
+    params: its group.
+    x: activations before it.
+    actions: `Actions` of the stack, [...] of bool.
+    read: see `branches.after_stacks`, as `mixed`.
+    mixed: [] of bool.
+
+  Returns:
+    Activations after it.
+  """
   def option(branch, read):
     # Sliced here, so that the weights of a dropped layer are not read.
     return lambda params, x, i: branches.after(branch, x, branches.delta(
@@ -195,4 +208,4 @@ def _compact(stack, params, x, actions, read, mixed, chunk):
 
 _CHECKS = {'static': _static_actions, 'cond': _cond_actions,
            'compact': _compact_actions}
-_STACKS = {'static': _static, 'cond': _cond, 'compact': _compact}
+_STACKS = {'static': _static, 'cond': cond_stack, 'compact': _compact}
