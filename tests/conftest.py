@@ -65,13 +65,14 @@ def shapes_without_initialisers():
 
 @pytest.fixture(scope='module', autouse=True)
 def few_pass_sizes(request):
-  """Two sizes of the last pass of `compact`; each is compiled.
+  """One size of the last pass of `compact`; each is compiled.
 
   The files that test the sizes have as many as users have.
   """
   with pytest.MonkeyPatch.context() as patch:
     if request.module.__name__ not in ('test_compact', 'test_modes'):
-      patch.setattr('adavit_jax.runtime.compact._SIZES', 2)
+      patch.setattr('adavit_jax.runtime.compact._SIZES', 1)
+      patch.setattr('adavit_jax.runtime.skipping._PREFIX_SIZES', 1)
     yield
 
 
