@@ -40,15 +40,39 @@ os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')
 gc.set_threshold(200_000, 50, 100)
 
 
+@pytest.fixture(scope='session', autouse=True)
+def shapes_without_initialisers():
+  """Flax compares shapes of parameters with the shapes that are asked for.
+
+  Wherever it applies a module, it would trace the initialiser of each parameter
+  to learn that shape, a third of the time to trace a model.
+  """
+  from flax.core import scope
+  traced = scope.Scope.param
+
+  def param(self, name, init_fn, *args, **kwargs):
+    if args and self.has_variable('params', name):
+      value = self.get_variable('params', name)
+      if getattr(value, 'shape', None) == args[0]:
+        self.reserve(name, 'params')
+        return value
+    return traced(self, name, init_fn, *args, **kwargs)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(scope.Scope, 'param', param)
+    yield
+
+
 @pytest.fixture(scope='module', autouse=True)
 def few_pass_sizes(request):
-  """Two sizes of the last pass of `compact`; each is compiled.
+  """One size of the last pass of `compact`; each is compiled.
 
   The files that test the sizes have as many as users have.
   """
   with pytest.MonkeyPatch.context() as patch:
     if request.module.__name__ not in ('test_compact', 'test_modes'):
-      patch.setattr('adavit_jax.runtime.compact._SIZES', 2)
+      patch.setattr('adavit_jax.runtime.compact._SIZES', 1)
+      patch.setattr('adavit_jax.runtime.skipping._PREFIX_SIZES', 1)
     yield
 
 
