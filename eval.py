@@ -22,6 +22,7 @@ from adavit_jax.report import promised_row
 from adavit_jax.runs import orbax_manager
 from adavit_jax.runs import saved_run
 from adavit_jax.train import guards
+from adavit_jax.train import mesh as mesh_lib
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a run.',
                                required=True)
@@ -76,6 +77,8 @@ _MODEL = flags.DEFINE_list(
     'model', [], 'Attributes of the model that may change after training, as '
     'NAME=VALUE: merge=8 or keep_ratio=0.7. Static sub-networks are not tuned '
     'then.')
+_DISTRIBUTED = flags.DEFINE_bool(
+    'distributed', False, 'Run on all hosts of a pod or cluster.')
 _DATA_DIR = flags.DEFINE_string(
     'data_dir', None, 'Data directory, if it moved.')
 
@@ -84,6 +87,8 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   try:
+    if _DISTRIBUTED.value:
+      mesh_lib.join_cluster()
     result = report.evaluate(
         _WORKDIR.value, best=_BEST.value, static=_STATIC.value,
         threshold=confidence.parse_thresholds(_THRESHOLD.value),

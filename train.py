@@ -19,6 +19,7 @@ from ml_collections import config_flags
 from adavit_jax.runs import loop
 from adavit_jax.runs import orbax_manager
 from adavit_jax.train import guards
+from adavit_jax.train import mesh as mesh_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'File in configs/, with :variant if it has variants.',
@@ -33,16 +34,11 @@ flags.mark_flags_as_required(['config', 'workdir'])
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
-  if _DISTRIBUTED.value:
-    try:
-      jax.distributed.initialize()
-    except ValueError as error:  # it found no cluster
-      raise SystemExit(
-          f'error: --distributed found no pod or cluster ({error}); leave it '
-          f'out on a single host') from error
-  logging.info('%d devices of kind %s', jax.device_count(),
-               jax.devices()[0].device_kind)
   try:
+    if _DISTRIBUTED.value:
+      mesh_lib.join_cluster()
+    logging.info('%d devices of kind %s', jax.device_count(),
+                 jax.devices()[0].device_kind)
     trainer = loop.Trainer(_CONFIG.value, _WORKDIR.value)
     state = trainer.train()
   except guards.USER_ERRORS as error:

@@ -14,6 +14,21 @@ import numpy as np
 AXIS = 'data'
 
 
+def join_cluster():
+  """Connects this process to the others of its pod or cluster.
+
+  It comes before anything else that uses devices.
+
+  Raises:
+    ValueError: if JAX finds no cluster.
+  """
+  try:
+    jax.distributed.initialize()
+  except ValueError as error:
+    raise ValueError(f'--distributed found no pod or cluster ({error}); leave '
+                     f'it out on a single host') from error
+
+
 def make_mesh(num_devices: int | None = None) -> Mesh:
   """Makes a mesh with the single axis 'data'.
 
