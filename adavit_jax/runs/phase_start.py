@@ -90,11 +90,11 @@ def static_masks(trainer, params, *, forward=False):
   z1, images, labels = trainer.evaluator.z1(
       params, trainer.dataset.holdout, trainer.config.num_search)
   num_tried = mask_search.num_tried(plan.num_layers(system.model))
-  total = num_tried * len(labels) * (1 if forward else 2)
+  total = num_tried * (1 if forward else mask_search.NUM_CHAINS)
   args = (system.model, system.fold(state_lib.model_params(params)),
           system.plain_cost, z1, labels)
   with contextlib.closing(
-      progress_lib.Progress(total, 'images', 'mask search')) as progress:
+      progress_lib.Progress(total, 'masks', 'mask search')) as progress:
     options = dict(images=images, batch_size=trainer.config.eval_batch_size,
                    mesh=trainer.mesh,
                    progress=lambda done: progress.update(done, done, {}))

@@ -27,8 +27,7 @@ from adavit_jax.runtime import skipping
 _MACS_PER_PASS = 250_000_000
 
 
-def run(model, params, x, masks, finish, *, images=None,
-        progress=lambda num: None):
+def run(model, params, x, masks, finish, *, images=None):
   """Runs the encoders after the policy under each of several masks.
 
   The results are those of the mode 'static', and each mask is run on the whole
@@ -43,7 +42,6 @@ def run(model, params, x, masks, finish, *, images=None,
       tokens that the last exit reads are valid. Returns a tree of arrays that
       is fetched: with several hosts, they must be replicated.
     images: [B, S, S, C], normalised; needed if `plan.rereads_images(model)`.
-    progress: called with a number of masks whenever so many more are done.
 
   Returns:
     The tree of `finish`, as NumPy arrays [C, ...].
@@ -51,7 +49,6 @@ def run(model, params, x, masks, finish, *, images=None,
   results = {}
   def fetch(here, out):
     results.update(dict.fromkeys(here, jax.device_get(out)))
-    progress(len(here))
 
   running = []
   # The results of a mask are fetched while the devices run the next one.
