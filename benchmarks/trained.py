@@ -93,8 +93,9 @@ def rows(workdir, batches, *, repeats, threshold=None, settings=None,
   for batch in batches:
     count = 32 if batch == 1 else 1
     rng = np.random.default_rng(0)
-    images = [test.images(rng.integers(0, len(test), count * batch))
-              for _ in range(repeats + 1)]
+    images = [data.centre(
+        test.images(rng.integers(0, len(test), count * batch)),
+        clf.system.model.image_size) for _ in range(repeats + 1)]
     def run(model, set_up=lambda: None):
       def one_round(i):
         set_up()

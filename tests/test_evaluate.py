@@ -8,6 +8,7 @@ from adavit_jax.evaluation import batched
 from adavit_jax.evaluation import evaluator
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import learned
+from adavit_jax.policies import mask_losses
 from adavit_jax.policies import mask_search
 from adavit_jax.runs import phase_start
 from adavit_jax.runtime import modes
@@ -110,11 +111,11 @@ def test_devices_share_the_images_of_the_mask_search(
     trainer, state, monkeypatch):
   """15 images in batches of 6; each of 2 devices runs 3 of a batch."""
   system, split = trainer.system, trainer.dataset.holdout
-  laid, losses = [], mask_search._losses
+  laid, losses = [], mask_losses._losses
   def spied(model, mesh, params, x, labels):
     laid.append((x, labels))
     return losses(model, mesh, params, x, labels)
-  monkeypatch.setattr(mask_search, '_losses', spied)
+  monkeypatch.setattr(mask_losses, '_losses', spied)
   got = phase_start.static_masks(trainer, state.params, forward=True)
   assert {shard.data.shape[0] for x in jax.tree.leaves(laid)
           for shard in x.addressable_shards} == {3}

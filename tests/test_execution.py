@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import types
 
 from absl import flags
 from absl.testing import flagsaver
@@ -269,3 +270,28 @@ def test_a_cascade_that_no_image_leaves_is_not_timed(
 def test_a_run_is_timed_after_any_phase(execution, tmp_path, runs, phases):
   runs[str(tmp_path)] = phases, None
   assert execution.trained.check(str(tmp_path))['phase'] == phases[-1]
+
+
+def test_a_run_that_loads_larger_images_is_timed_on_their_centres(
+    quick, monkeypatch, tmp_path, runs):
+  """Images of 12 pixels, in a frame of zeros, for a model of 8."""
+  runs[str(tmp_path)] = ('exits',), ((1, 'mlp'),)
+  framed = np.zeros((5, 12, 12, 1), np.uint8)
+  framed[:, 2:-2, 2:-2] = 1
+  prediction = types.SimpleNamespace(exit=np.zeros(2), macs=np.ones(2))
+
+  def model(images):
+    assert images.shape == (2, 8, 8, 1) and images.all()
+    return prediction
+
+  trained, system = quick.trained, types.SimpleNamespace(
+      staged=True, model=tiny.model())
+  clf = type('', (), dict(system=system, __call__=lambda self, x: model(x)))()
+  monkeypatch.setattr(trained.adavit_jax, 'load', lambda *args, **kwargs: clf)
+  monkeypatch.setattr(trained.data, 'load', lambda *args, **kwargs: (
+      types.SimpleNamespace(test=trained.data.ArraySplit(framed, np.zeros(5)))))
+  monkeypatch.setattr(trained, '_cascade', lambda *args: (
+      model, 2, lambda p: 0.5, {'cascade': lambda: None}))
+  rows = list(trained.rows(str(tmp_path), [2], repeats=1, threshold=0.5))
+  assert [row['mode'] for row in rows] == ['dense', 'cascade']
+  assert rows[1]['mac_ratio'] == 0.5

@@ -18,7 +18,7 @@ from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
-from adavit_jax.train import stopping
+from adavit_jax.runtime import stopping
 import jax
 import jax.numpy as jnp
 import numpy as np

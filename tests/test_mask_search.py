@@ -4,6 +4,7 @@ from adavit_jax import cost
 from adavit_jax import models
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
+from adavit_jax.policies import mask_losses
 from adavit_jax.policies import mask_search
 from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
@@ -53,7 +54,7 @@ def test_chain_is_nested_from_all_layers_to_none(found):
   np.testing.assert_array_equal((keep[:-1] - keep[1:]).sum(1), 1)
   assert (keep[:-1] >= keep[1:]).all()
   assert calls == sorted(calls)
-  assert calls[-1] == 12 * mask_search.num_tried((L, L))
+  assert calls[-1] == mask_search.num_tried((L, L))
 
 
 def test_recorded_numbers_are_those_of_the_masked_mode(found):
@@ -195,16 +196,56 @@ def test_images_may_be_searched_in_batches(given, found, batch_size):
     np.testing.assert_allclose(got.accuracy, want.accuracy, rtol=1e-6)
 
 
+class _Table:
+  """Known losses in place of `MaskLosses`; says which were asked for."""
+
+  def __init__(self, table, size):
+    self._table, self._size = table, size
+    self.ran = np.zeros(table.shape, bool)
+
+  def parts(self, rows):
+    return np.array_split(rows, -(-len(rows) // self._size))
+
+  def run(self, keeps, rows):
+    for i in np.int32(keeps[:, 0]):
+      self.ran[i, rows] = True
+
+  def of(self, keep, rows):
+    i = int(keep[0])
+    loss = np.where(self.ran[i], self._table[i], np.nan)[rows]
+    return np.stack([loss, loss])
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_masks_that_cannot_win_are_given_up_early(seed):
+  """Masks are numbers here: 0 was run before, one of 1 to 8 is to follow."""
+  rng = np.random.default_rng(seed)
+  hard = rng.exponential(size=40) ** 4  # few images have most of the loss
+  table = hard * rng.uniform(0.8, 4, (9, 40))
+  table[0], macs = hard, rng.uniform(1, 2, 8)
+  images = np.flatnonzero(rng.permutation(40) < 30)
+  losses, shares = _Table(table, 4), []
+  losses.run(np.zeros((1, 1)), images)
+  got = mask_search._cheapest(
+      losses, images, np.zeros(1), np.arange(1, 9)[:, None], macs,
+      shares.append)
+  increase = table[1:, images].mean(1) - hard[images].mean()
+  assert got == np.argmin(increase / macs)
+  assert losses.ran[1 + got, images].all()
+  assert losses.ran[1:].sum() < 0.8 * 8 * 30
+  assert shares == sorted(shares) and shares[-1] == 1
+
+
 def test_candidates_of_images_that_devices_share(given, monkeypatch):
   """Eleven images on two devices."""
   model, params, spend, z1, labels = given
   arrays = spend, z1[:11], labels[:11]
   want = mask_search.candidates(model, params, *arrays)
-  mesh, laid, losses = mesh_lib.make_mesh(2), [], mask_search._losses
+  mesh, laid, losses = mesh_lib.make_mesh(2), [], mask_losses._losses
   def spied(model, mesh, params, x, labels):
     laid.append((x, labels))
     return losses(model, mesh, params, x, labels)
-  monkeypatch.setattr(mask_search, '_losses', spied)
+  monkeypatch.setattr(mask_losses, '_losses', spied)
   got = mask_search.candidates(
       model, mesh_lib.replicate(params, mesh), *arrays, mesh=mesh)
   np.testing.assert_array_equal(got.keep, want.keep)
@@ -217,7 +258,7 @@ def test_candidates_are_the_chains_of_all_easy_and_hard_images(given, found):
   calls = []
   got = np.asarray(mask_search.candidates(*given, progress=calls.append).keep)
   assert calls == sorted(calls)
-  assert calls[-1] == 2 * 12 * mask_search.num_tried((L, L))
+  assert calls[-1] == mask_search.NUM_CHAINS * mask_search.num_tried((L, L))
   p = np.float64(jax.nn.softmax(modes.classify(model, params, z1).total))
   entropy = -(p * np.log(p)).sum(-1)
   hard = entropy.argsort().argsort() >= 6

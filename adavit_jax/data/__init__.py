@@ -8,6 +8,7 @@ from adavit_jax.data.data_config import check_augmentation
 from adavit_jax.data.data_config import check_regression
 from adavit_jax.data.data_config import default_config
 from adavit_jax.data.decode import CorruptImageError
+from adavit_jax.data.decode import centre
 from adavit_jax.data.sources import load
 from adavit_jax.data.splits import ArraySplit
 from adavit_jax.data.splits import Dataset
@@ -17,6 +18,6 @@ from adavit_jax.data.splits import fingerprint
 
 __all__ = [
     'ArraySplit', 'CorruptImageError', 'Dataset', 'Split', 'Target', 'augment',
-    'batch_indices', 'check_augmentation', 'check_regression',
+    'batch_indices', 'centre', 'check_augmentation', 'check_regression',
     'default_config', 'fingerprint', 'load', 'normalize', 'train_batches',
 ]

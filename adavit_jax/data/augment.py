@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from adavit_jax.data import data_config as config_lib
+from adavit_jax.data import decode
 from adavit_jax.data import mixing
 from adavit_jax.data import splits
 
@@ -93,8 +94,7 @@ def normalize(
   if image_size is not None:
     height, width = images.shape[1:3]
     _check_room(height, width, image_size, padding=0)
-    top, left = (height - image_size) // 2, (width - image_size) // 2
-    images = images[:, top:top + image_size, left:left + image_size]
+    images = decode.centre(images, image_size)
   mean = jnp.asarray(mean, jnp.float32) * 255
   std = jnp.asarray(std, jnp.float32) * 255
   return (images.astype(jnp.float32) - mean) * (1 / std)

@@ -99,8 +99,13 @@ def read(path, config_data, model) -> np.ndarray:
         interpolation=data_config.interpolation(config_data))
   except CorruptImageError as error:
     raise CorruptImageError(f'{path} cannot be decoded ({error})') from error
-  start = (len(image) - size) // 2
-  return image[start:start + size, start:start + size]
+  return centre(image, size)
+
+
+def centre(images, size):
+  """Returns the centre square of images, [..., H, W, C] -> [..., S, S, C]."""
+  top, left = ((side - size) // 2 for side in images.shape[-3:-1])
+  return images[..., top:top + size, left:left + size, :]
 
 
 def upright(image: Image.Image) -> Image.Image:

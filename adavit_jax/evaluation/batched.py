@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from adavit_jax.data import batches as batches_lib
+from adavit_jax.runtime import stopping
 from adavit_jax.train import mesh as mesh_lib
-from adavit_jax.train import stopping
 
 
 def collect(split, run, mesh, batch_size, places=None):

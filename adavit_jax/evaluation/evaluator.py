@@ -18,7 +18,6 @@ from adavit_jax.runtime import many_masks
 from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import state as state_lib
-from adavit_jax.train import stopping
 
 
 class Outputs(NamedTuple):
@@ -158,8 +157,7 @@ class Evaluator:
       (z1, images), observed = self._observe(params, images)
       success, correct = many_masks.run(
           self._system.model, params, z1, masks,
-          lambda x: self._success(params, x, labels), images=images,
-          progress=lambda num: stopping.check())
+          lambda x: self._success(params, x, labels), images=images)
       return observed, success.T, correct.T
 
     return self._collect(split, run, places)

@@ -29,7 +29,7 @@ from adavit_jax.train import guards
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
 from adavit_jax.train import step as step_lib
-from adavit_jax.train import stopping
+from adavit_jax.runtime import stopping
 from adavit_jax.train import system as system_lib
 
 

@@ -18,7 +18,6 @@ from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases as phases_lib
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
-from adavit_jax.train import stopping
 
 
 def enter(trainer, state, phase, had_price=False):
@@ -91,16 +90,14 @@ def static_masks(trainer, params, *, forward=False):
   z1, images, labels = trainer.evaluator.z1(
       params, trainer.dataset.holdout, trainer.config.num_search)
   num_tried = mask_search.num_tried(plan.num_layers(system.model))
-  total = num_tried * len(labels) * (1 if forward else 2)
+  total = num_tried * (1 if forward else mask_search.NUM_CHAINS)
   args = (system.model, system.fold(state_lib.model_params(params)),
           system.plain_cost, z1, labels)
   with contextlib.closing(
-      progress_lib.Progress(total, 'images', 'mask search')) as progress:
-    def after_mask(done):
-      stopping.check()
-      progress.update(done, done, {})
+      progress_lib.Progress(total, 'masks', 'mask search')) as progress:
     options = dict(images=images, batch_size=trainer.config.eval_batch_size,
-                   mesh=trainer.mesh, progress=after_mask)
+                   mesh=trainer.mesh,
+                   progress=lambda done: progress.update(done, done, {}))
     if forward:
       return mask_search.greedy_chain(*args, forward=True, **options).actions
     return mask_search.candidates(*args, **options)

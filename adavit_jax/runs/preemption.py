@@ -12,7 +12,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from adavit_jax.train import stopping
+from adavit_jax.runtime import stopping
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

@@ -21,14 +21,14 @@ from adavit_jax.models.backbone import Bridge
 from adavit_jax.models.backbone import EVAL
 from adavit_jax.runtime import branches
 from adavit_jax.runtime import skipping
+from adavit_jax.runtime import stopping
 
 # MACs of one pass of a branch on a CPU, so that its activations stay in the
 # cache: a third less time per image than in passes of 64 images (ViT-Ti).
 _MACS_PER_PASS = 250_000_000
 
 
-def run(model, params, x, masks, finish, *, images=None,
-        progress=lambda num: None):
+def run(model, params, x, masks, finish, *, images=None):
   """Runs the encoders after the policy under each of several masks.
 
   The results are those of the mode 'static', and each mask is run on the whole
@@ -43,7 +43,6 @@ def run(model, params, x, masks, finish, *, images=None,
       tokens that the last exit reads are valid. Returns a tree of arrays that
       is fetched: with several hosts, they must be replicated.
     images: [B, S, S, C], normalised; needed if `plan.rereads_images(model)`.
-    progress: called with a number of masks whenever so many more are done.
 
   Returns:
     The tree of `finish`, as NumPy arrays [C, ...].
@@ -51,7 +50,6 @@ def run(model, params, x, masks, finish, *, images=None,
   results = {}
   def fetch(here, out):
     results.update(dict.fromkeys(here, jax.device_get(out)))
-    progress(len(here))
 
   running = []
   # The results of a mask are fetched while the devices run the next one.
@@ -59,6 +57,7 @@ def run(model, params, x, masks, finish, *, images=None,
     running.append((here, finish(last)))
     if len(running) == 2:
       fetch(*running.pop(0))
+    stopping.check()
   fetch(*running.pop())
   return jax.tree.map(
       lambda *rows: np.stack(rows), *map(results.get, range(len(masks.msa))))
