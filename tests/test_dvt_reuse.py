@@ -144,8 +144,9 @@ def images(n=3, size=12):
 
 
 @pytest.mark.parametrize('overrides', [
-    dict(), dict(reuse_relations=False),
-    dict(grids=(2, 3), reuse_features=False),
+    *(pytest.param(overrides, marks=pytest.mark.nightly) for overrides in (
+        dict(), dict(reuse_relations=False),
+        dict(grids=(2, 3), reuse_features=False))),
     dict(grids=(2, 3), image_size=24, stem='t2t',
          windows=((3, 3, 0), (5, 2, 1)))])
 def test_the_whole_model_follows_the_steps(overrides):

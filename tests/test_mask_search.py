@@ -195,7 +195,8 @@ def test_weights_choose_images(given):
   np.testing.assert_allclose(got.accuracy, want.accuracy, rtol=1e-5)
 
 
-@pytest.mark.parametrize('batch_size', [1, 5, 20])
+@pytest.mark.parametrize('batch_size', [
+    pytest.param(1, marks=pytest.mark.nightly), 5, 20])
 def test_images_may_be_searched_in_batches(given, found, batch_size):
   weights = np.linspace(0.5, 1.5, 12, dtype=np.float32)
   for options in ({}, {'weights': weights, 'forward': True}):

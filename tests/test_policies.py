@@ -385,7 +385,8 @@ def _observed(model, images):
   return nets, observe, params, z1, np.asarray(answer)
 
 
-@pytest.mark.parametrize('name', ['vit', 'ravit'])
+@pytest.mark.parametrize('name', [
+    'vit', pytest.param('ravit', marks=pytest.mark.nightly)])
 def test_features_show_what_the_head_says_if_all_layers_are_dropped(name):
   """Of a ViT the head reads z1; of a RAViT the images come in once more."""
   model, size = tiny.model(distillation=True), 8
