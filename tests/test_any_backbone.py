@@ -84,7 +84,8 @@ def _decide(params, z1, images):
 
 
 @pytest.mark.parametrize('dictionary, mode', [
-    (False, 'masked'), pytest.param(False, None, marks=pytest.mark.nightly),
+    pytest.param(False, 'masked', marks=pytest.mark.nightly),
+    pytest.param(False, None, marks=pytest.mark.nightly),
     pytest.param(True, 'masked', marks=pytest.mark.nightly), (True, None)])
 def test_stages_of_any_plan(dictionary, mode):
   """With exits, and a policy between the first two of them."""
@@ -140,7 +141,8 @@ def test_cost_of_any_plan():
 
 
 @pytest.mark.parametrize('tokens, dictionary', [
-    ('all', False), pytest.param('all', True, marks=pytest.mark.nightly),
+    pytest.param('all', False, marks=pytest.mark.nightly),
+    pytest.param('all', True, marks=pytest.mark.nightly),
     pytest.param('pooled', False, marks=pytest.mark.nightly),
     ('pooled', True)])
 def test_policy_networks_of_any_plan(tokens, dictionary):

@@ -94,9 +94,8 @@ def test_only_what_is_on_is_traced():
 @pytest.mark.parametrize('size, padding', [(8, 2), (5, 0), (6, 1)])
 def test_crops_are_crops_and_reach_every_corner(size, padding):
   images = np.concatenate([IMAGES] * 8)
-  cropped = random_crop(
-      jax.random.key(1), images, size=size, padding=padding
-  )
+  cropped = jax.jit(functools.partial(
+      random_crop, size=size, padding=padding))(jax.random.key(1), images)
   assert cropped.dtype == np.uint8
   found = corners(cropped, images, size=size, padding=padding)
   room = S + 2 * padding - size
@@ -116,7 +115,8 @@ def test_flip_mirrors_some_and_leaves_the_crop_alone():
 
 def test_every_other_image_is_mirrored():
   images = np.tile(np.float32([0, 1]).reshape(1, 1, 2, 1), (400, 1, 1, 1))
-  mirrored = random_flip(jax.random.key(0), images)[:, 0, 0, 0]
+  mirrored = np.asarray(
+      jax.jit(random_flip)(jax.random.key(0), images))[:, 0, 0, 0]
   assert abs(mirrored.mean() - 0.5) < 0.1
 
 
@@ -132,9 +132,8 @@ def test_resized_crop_keeps_area_aspect_and_place(height, width):
   rows, columns = np.mgrid[:height, :width].astype(np.float32) + 0.5
   ramp = np.stack([rows, columns], -1)
   images = np.broadcast_to(ramp, (64, *ramp.shape))
-  out = np.asarray(resized_crop(
-      jax.random.key(0), images, size=48, min_area=0.25
-  ))
+  out = np.asarray(jax.jit(functools.partial(
+      resized_crop, size=48, min_area=0.25))(jax.random.key(0), images))
   lines = np.stack([out[:, 8:40, 24, 0], out[:, 24, 8:40, 1]])  # [2, 64, 32]
   slope = np.diff(lines).mean(-1)
   np.testing.assert_allclose(
@@ -154,7 +153,8 @@ def test_resized_crop_keeps_area_aspect_and_place(height, width):
 
 def test_resized_crop_shrinks_to_the_mean():
   board = np.float32(np.indices((24, 24)).sum(0) % 2)[None, ..., None]
-  out = resized_crop(jax.random.key(0), board, size=8, min_area=1.0)
+  out = jax.jit(functools.partial(resized_crop, size=8, min_area=1.0))(
+      jax.random.key(0), board)
   np.testing.assert_allclose(out, 0.5, atol=0.02)
 
 
@@ -191,7 +191,8 @@ def test_cutmix_pastes_rectangles_and_counts_them():
 
 def test_cutmix_rectangles_have_the_area_and_the_aspect_asked_for():
   # So large an alpha draws a half; the image's edge cuts most of them.
-  maps = cutmix_maps(jax.random.key(0), alpha=1e4, shape=(256, 16, 32))
+  maps = jax.jit(functools.partial(
+      cutmix_maps, alpha=1e4, shape=(256, 16, 32)))(jax.random.key(0))
   box = np.asarray(maps) == 0
   sides = [box.any(axis).sum(1).max() for axis in (2, 1)]
   np.testing.assert_allclose(sides, np.sqrt(0.5) * np.array([16, 32]), atol=1)
@@ -206,7 +207,7 @@ def test_a_coin_chooses_between_mixup_and_cutmix_for_the_batch():
   ))
   kinds = set()
   for seed in range(12):
-    out, targets = function(jax.random.key(seed))
+    out, targets = jax.device_get(function(jax.random.key(seed)))
     np.testing.assert_allclose(targets.sum(1), 1, atol=1e-6)
     assert targets.min() >= 0.1 / K - 1e-6
     levels = grey_levels(np.asarray(out))[..., 0]
@@ -224,10 +225,9 @@ def test_no_image_is_mixed_with_its_repeats():
   images, labels = (np.repeat(x[:4], 3, axis=0) for x in (IMAGES, LABELS))
   config = data.default_config()
   config.update(dict(mixup=1.0, repeats=3, crop_padding=2))
-  out, targets = data.augment(
-      jax.random.key(0), images, labels, config_data=config, num_classes=K,
-      mean=MEAN, std=STD, image_size=S)
-  out, targets = np.asarray(out), np.asarray(targets)
+  out, targets = jax.device_get(jax.jit(functools.partial(
+      data.augment, config_data=config, num_classes=K, mean=MEAN, std=STD,
+      image_size=S))(jax.random.key(0), images, labels))
   assert len(np.unique(out, axis=0)) == 12
   others = np.eye(K)[np.roll(labels, 3)]
   weight = ((targets - others) / (np.eye(K)[labels] - others + 1e-9)).max(1)

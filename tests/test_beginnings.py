@@ -157,7 +157,8 @@ def test_a_run_begins_from_another_runs_parameters(
     assert states.same(state.params['value'], ends['policy'].params['value'])
 
 
-@pytest.mark.parametrize('phase', ['dense', 'policy'])
+@pytest.mark.parametrize('phase', [
+    'dense', pytest.param('policy', marks=pytest.mark.nightly)])
 def test_the_dense_model_teaches_on_after_a_static_phase(
     trainer, ends, whole, tmp_path, phase):
   """Which keeps no policy networks: they are new, and so are the statistics."""

@@ -8,7 +8,9 @@ from one_batch import batch, make_system, state, z1
 import pytest
 
 
-@pytest.mark.parametrize('target', [0.45, 0.6, 0.75])
+@pytest.mark.parametrize('target', [
+    pytest.param(0.45, marks=pytest.mark.nightly), 0.6,
+    pytest.param(0.75, marks=pytest.mark.nightly)])
 def test_the_missing_shift_meets_the_target(state, batch, z1, target):
   system = make_system(mac_target=target)
   policy = state.params['policy']

@@ -156,8 +156,8 @@ def test_stages_with_a_policy(num_fixed, overrides):
 
 def test_gradients_flow_through_both_kinds_of_reuse():
   """From the last exit into every parameter but those of the earlier one."""
-  x, both = images(), model(grids=(2, 3))
-  relations = model(grids=(2, 3), reuse_features=False)
+  x, both = images(), model(grids=(2, 3), depth=1)
+  relations = both.clone(reuse_features=False)
   def loss(m, p):
     return (m.apply({'params': p}, x)[-1] ** 2).sum()
   @jax.jit
@@ -187,28 +187,18 @@ def test_gates_scale_logits_too(params):
   assert not np.any(none)
 
 
-@pytest.fixture(scope='module')
-def many():
-  return images(40)
-
-
-@pytest.fixture(scope='module')
-def everything(params, many):
-  """All exits of all images, and their confidence."""
-  logits = jax.jit(lambda p, x: stages_lib.exit_logits(model(), p, x))(
-      params, many)
-  rule = confidence_lib.RULES['max_probability']
-  return np.asarray(logits), np.asarray(
-      confidence_lib.confidences(rule, logits))
-
-
-def test_the_cascade_is_the_choice_afterwards(params, many, everything):
+@pytest.mark.parametrize('overrides', [
+    dict(grids=(2, 3), depth=1), pytest.param({}, marks=pytest.mark.nightly)])
+def test_the_cascade_is_the_choice_afterwards(overrides):
   """Batches, a stream and single images, without compilation."""
-  logits, confidence = everything
+  m, many = model(**overrides), images(40)
+  params, rule = tiny.params(m), confidence_lib.RULES['max_probability']
+  logits, confidence = jax.device_get(jax.jit(lambda p, x: (
+      y := stages_lib.exit_logits(m, p, x),
+      confidence_lib.confidences(rule, y)))(params, many))
   runner = cascade_lib.Cascade(
-      stages_lib.stages(model()), params,
-      confidence_lib.RULES['max_probability'], np.median(confidence[:-1], 1),
-      cost.of(model()).stages, sizes=(1, 8))
+      stages_lib.stages(m), params, rule, np.median(confidence[:-1], 1),
+      cost.of(m).stages, sizes=(1, 8))
   runner.warm_up(many)
   runner(many[:1])
   compiled = []
@@ -216,14 +206,14 @@ def test_the_cascade_is_the_choice_afterwards(params, many, everything):
       lambda event, *args, **kwargs: compiled.append(event)
       if event == '/jax/core/compile/backend_compile_duration' else None)
   chosen = confidence_lib.choose(confidence, runner.thresholds)
-  assert np.bincount(chosen, minlength=3).min() > 3
+  assert np.bincount(chosen, minlength=len(m.grids)).min() > 3
   batch, stream = runner(many), list(runner.stream(iter(many)))
   one = [runner(many[i:i + 1]) for i in range(10)]
   assert not compiled
   want = logits[chosen, np.arange(len(many))]
   np.testing.assert_array_equal(batch.exit, chosen)
   np.testing.assert_allclose(batch.logits, want, **CLOSE)
-  np.testing.assert_array_equal(batch.macs, cost.of(model()).exits[chosen])
+  np.testing.assert_array_equal(batch.macs, cost.of(m).exits[chosen])
   np.testing.assert_array_equal([p.exit for p in stream], chosen)
   np.testing.assert_allclose([p.logits for p in stream], want, **CLOSE)
   np.testing.assert_array_equal([p.exit[0] for p in one], chosen[:10])

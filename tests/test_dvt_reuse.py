@@ -89,7 +89,8 @@ def test_windows_of_the_paper_give_its_grids():
 def test_a_performer_is_its_formula():
   module = t2t.Performer()
   x = np.float32(_random(2, 6, 10))
-  params = module.init(jax.random.key(0), x)['params']
+  params = jax.device_get(
+      jax.jit(module.init)(jax.random.key(0), x))['params']
   w = params['w']
   np.testing.assert_allclose(w @ w.T, 32 * np.eye(32), atol=1e-4)
   rng = np.random.default_rng(1)
@@ -144,8 +145,9 @@ def images(n=3, size=12):
 
 
 @pytest.mark.parametrize('overrides', [
-    dict(), dict(reuse_relations=False),
-    dict(grids=(2, 3), reuse_features=False),
+    *(pytest.param(overrides, marks=pytest.mark.nightly) for overrides in (
+        dict(), dict(reuse_relations=False),
+        dict(grids=(2, 3), reuse_features=False))),
     dict(grids=(2, 3), image_size=24, stem='t2t',
          windows=((3, 3, 0), (5, 2, 1)))])
 def test_the_whole_model_follows_the_steps(overrides):

@@ -68,7 +68,9 @@ def test_macs_are_those_of_the_papers_code(name):
   assert tuple(np.round(more, 1)) == UPSAMPLING[name]
 
 
-@pytest.mark.parametrize('name', ['dvt_t2t_vit_12_224', 'dvt_deit_small_224'])
+@pytest.mark.parametrize('name', [
+    'dvt_t2t_vit_12_224',
+    pytest.param('dvt_deit_small_224', marks=pytest.mark.nightly)])
 def test_macs_are_the_programs_own(name):
   m = models.create(name)
   plain = lambda params, images: m.apply({'params': params}, images)
@@ -83,9 +85,10 @@ def test_patches_are_the_papers():
 
 
 @pytest.mark.parametrize('overrides', [
-    dict(num_fixed=3), dict(reuse_features=False, reuse_relations=False),
+    dict(num_fixed=3),
     *(pytest.param(overrides, marks=pytest.mark.nightly) for overrides in (
         dict(), dict(reuse_features=False),
+        dict(reuse_features=False, reuse_relations=False),
         dict(grids=(2, 3), image_size=24, stem='t2t',
              windows=((3, 3, 0), (5, 2, 1)))))])
 def test_the_contract_is_kept(overrides):

@@ -149,7 +149,8 @@ def test_against_numpy(name, num_prefix):
   np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('distillation', [False, True])
+@pytest.mark.parametrize('distillation', [
+    pytest.param(False, marks=pytest.mark.nightly), True])
 def test_vit_head_is_the_backbones_next_encoder(distillation):
   """One encoder and the classifier of a model, given its tokens."""
   vit = tiny.model(depth=2, distillation=distillation)

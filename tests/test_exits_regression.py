@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import states
 from states import one_device  # a fixture
+from states import steps  # a fixture
+from states import trace_once  # a fixture
 from test_multi_exit_training import _between
 from test_multi_exit_training import _config
 from test_multi_exit_training import _fresh
@@ -39,7 +41,7 @@ def _regression():
 
 
 @pytest.fixture(scope='module')
-def regression(tmp_path_factory):
+def regression(steps, tmp_path_factory):
   """(work directory, trainer, final state)."""
   workdir, dataset = str(tmp_path_factory.mktemp('degrees')), _regression()
   trainer = loop.Trainer(

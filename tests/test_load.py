@@ -141,7 +141,8 @@ def test_a_policy_loads_with_nothing_that_is_for_exits(run, name, value):
     adavit_jax.load(run[0], **{name: value})
 
 
-@pytest.mark.parametrize('phase', ['dense', ''])
+@pytest.mark.parametrize('phase', [
+    pytest.param('dense', marks=pytest.mark.nightly), ''])
 def test_a_run_loads_as_a_classifier(run, phase):
   """Newest: what the evaluator finds. Dense: every layer of the teacher."""
   workdir, dataset = run

@@ -186,7 +186,8 @@ def test_too_few_images(given):
     mask_search.candidates(model, params, spend, z1[:1], labels[:1])
 
 
-@pytest.mark.parametrize('batch_size', [1, 5, 20])
+@pytest.mark.parametrize('batch_size', [
+    pytest.param(1, marks=pytest.mark.nightly), 5, 20])
 def test_images_may_be_searched_in_batches(given, found, batch_size):
   for options in ({}, {'forward': True}):
     want = mask_search.greedy_chain(*given, **options)

@@ -58,7 +58,7 @@ def test_the_most_similar_pairs_merge(prefix, num, r):
 
 
 @pytest.mark.parametrize('overrides', [
-    dict(distillation=True), dict(merge_every=2, merge_schedule='falling'),
+    dict(distillation=True), nightly(merge_every=2, merge_schedule='falling'),
     nightly(merge_schedule='falling', depth=4), nightly(merge=1),
     nightly(merge=8, depth=5), nightly(merge=8, depth=5, distillation=True),
     nightly(depth=5, merge_every=2, distillation=True),

@@ -148,13 +148,15 @@ def _float64(tree):
   return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
 
 
-# Larger versions of models that are tested beside them.
-_LARGER = ('small', 'medium', 'base', 'large', '15', '18', '256', '384')
+# Other sizes of models that are tested beside them.
+_OTHERS = ('small', 'medium', 'base', 'large', '14', '15', '18', '256', '384',
+           'crossvit_cifar', 'crossvit_tiny', 'levit_cifar', 'shuffle_cifar',
+           'vil_cifar', 'dvt_cifar', 'evo_cifar')
 
 
 @pytest.mark.parametrize('name', [
     pytest.param(name, marks=[pytest.mark.nightly] * any(
-        part in name for part in _LARGER)) for name in models.names()])
+        part in name for part in _OTHERS)) for name in models.names()])
 def test_number_of_parameters(name):
   model = models.create(name)
   params = jax.eval_shape(

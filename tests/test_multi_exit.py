@@ -292,11 +292,14 @@ def _count(model, stages, params):
 
 
 @pytest.mark.parametrize('name, overrides', [
-    ('vit_digits_patch2_8', dict(exits=PLAIN, distillation=True)),
+    pytest.param('vit_digits_patch2_8', dict(exits=PLAIN, distillation=True),
+                 marks=pytest.mark.nightly),
     # A grid of 7 x 7 patches: the heads pool an odd row with itself.
     ('vit_small_patch32_224',
      dict(exits=[(6, head) for head in exit_heads.HEADS])),
-    ('vit_cifar_conv8_32', dict(exits=((1, 'mlp'), (3, 'cnn_project')))),
+    pytest.param(
+        'vit_cifar_conv8_32', dict(exits=((1, 'mlp'), (3, 'cnn_project'))),
+        marks=pytest.mark.nightly),
     # All tokens of the first branch are read by a head beside its own exit.
     ('ravit_cifar_patch4_32',
      dict(exits=((1, 'mlp'), (3, 'cnn_project')), num_fixed=0))])

@@ -26,7 +26,8 @@ import pytest
 import tiny
 
 
-@pytest.mark.parametrize('width', [6, 70])
+@pytest.mark.parametrize('width', [
+    pytest.param(6, marks=pytest.mark.nightly), 70])
 def test_num_unique(width):
   rng = np.random.default_rng(0)
   rows = rng.integers(0, 2, (20, width)).astype(np.float32)
@@ -173,7 +174,9 @@ def test_static_loss_is_the_path_loss_of_its_policy(state, batch, path_loss):
 
 
 @pytest.mark.parametrize('reward, baseline', [
-    ('macs', 'leave_one_out'), ('split', 'greedy'), ('layers', 'none')])
+    ('macs', 'leave_one_out'),
+    pytest.param('split', 'greedy', marks=pytest.mark.nightly),
+    pytest.param('layers', 'none', marks=pytest.mark.nightly)])
 def test_policy_gradient_image_by_image(
     state, batch, z1, classify, reward, baseline):
   """The batched gradient against one written out for single images."""

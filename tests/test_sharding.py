@@ -17,7 +17,9 @@ RAVIT = {'model.name': 'ravit_cifar_patch4_32', 'model.depth': None,
 
 
 @pytest.mark.parametrize('phase, fields', [
-    ('dense', {}), ('joint', {}), ('exits', {'phases': ('exits',)}),
+    ('joint', {}),
+    pytest.param('dense', {}, marks=pytest.mark.nightly),
+    pytest.param('exits', {'phases': ('exits',)}, marks=pytest.mark.nightly),
     pytest.param('warm_start', {}, marks=pytest.mark.nightly),
     pytest.param('policy', {}, marks=pytest.mark.nightly),
     pytest.param('joint', RAVIT, marks=pytest.mark.nightly)])

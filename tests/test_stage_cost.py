@@ -86,9 +86,9 @@ def _abstract(model):
 
 
 @pytest.mark.parametrize('name, overrides', [
-    (CIFAR, dict()),
+    pytest.param(CIFAR, dict(), marks=pytest.mark.nightly),
     (CIFAR, dict(channels=1, mlp_ratio=2., shared_stem=True)),
-    (IMAGENET, dict()),
+    pytest.param(IMAGENET, dict(), marks=pytest.mark.nightly),
     (IMAGENET, dict(layers=(0, 2, 0))),
 ])
 def test_macs_are_the_programs_own(name, overrides):
@@ -150,7 +150,9 @@ def test_layers_cost_what_their_branch_does():
   assert cost.left_out(model, actions) == small[1] + sum(large)
 
 
-@pytest.mark.parametrize('num_fixed', [0, 1, 2])
+@pytest.mark.parametrize('num_fixed', [
+    pytest.param(0, marks=pytest.mark.nightly),
+    pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_policy_networks_of_a_ravit_are_the_programs_own(num_fixed):
   """With `head`, they see what the model says when it drops every layer."""
   model = models.create(CIFAR, num_fixed=num_fixed, exits=((3, 'mlp'),))

@@ -21,6 +21,7 @@ from adavit_jax.runtime import modes
 from adavit_jax.runtime import stages
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import step as step_lib
 import jax
 from jax import export as jax_export
 import jax.numpy as jnp
@@ -215,7 +216,19 @@ def devices(phases):
 
 
 @pytest.fixture(scope='module')
-def trained(phases, devices, dataset, tmp_path_factory):
+def steps(phases):
+  """Behind the first phase they are noise, and in `nightly` real."""
+  make_step = step_lib.make_step
+  with pytest.MonkeyPatch.context() as patch:
+    if len(phases) == 2:
+      patch.setattr(step_lib, 'make_step', lambda system, phase, start: (
+          make_step if phase == phases[0] else states.noise)(
+              system, phase, start))
+    yield
+
+
+@pytest.fixture(scope='module')
+def trained(phases, devices, steps, dataset, tmp_path_factory):
   """(work directory, final state) of a run on several devices."""
   workdir = str(tmp_path_factory.mktemp('stranger'))
   return workdir, loop.Trainer(_config(phases), workdir, dataset).train()

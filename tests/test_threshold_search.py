@@ -77,8 +77,8 @@ def test_three_exits_are_exact_for_images_of_different_cost():
 
 
 def test_four_exits_come_close():
-  """They meet every target, and few of 10 x 9 and more are not the best."""
-  pairs = [_missed(*_data(4, 8, seed), np.array(MACS)) for seed in range(10)]
+  """They meet every target, and few of 3 x 9 and more are not the best."""
+  pairs = [_missed(*_data(4, 8, seed), np.array(MACS)) for seed in range(3)]
   low, many = map(np.concatenate, zip(*pairs))
   assert low.max() < 1 + 1e-9, 'one image at most'
   assert (low > 1e-9).mean() < .05 and (many > 1e-9).mean() < .05

@@ -148,7 +148,9 @@ def test_the_authors_crossvit():
 
 
 @pytest.mark.parametrize('name, heads', [
-    (LEVIT, ('head', 'head_dist')), (CROSSVIT, ('head_small', 'head_large'))])
+    (LEVIT, ('head', 'head_dist')),
+    pytest.param(CROSSVIT, ('head_small', 'head_large'),
+                 marks=pytest.mark.nightly)])
 def test_other_classes_get_new_heads(name, heads):
   model = MODELS[name](num_classes=7)
   got = weights.load(model, path(name), KEY)
