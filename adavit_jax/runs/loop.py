@@ -24,12 +24,12 @@ from adavit_jax.runs import saved_run
 from adavit_jax.runs import teacher as teacher_lib
 from adavit_jax.runs import value_fit
 from adavit_jax.runs import workdir as workdir_lib
+from adavit_jax.runtime import stopping
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import guards
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
 from adavit_jax.train import step as step_lib
-from adavit_jax.runtime import stopping
 from adavit_jax.train import system as system_lib
 
 
