@@ -212,8 +212,14 @@ def _renew(path, mine, stop, lock, lost):
       if held is not None and held['id'] != mine['id']:
         lost.set()
         return
+      text = json.dumps({**mine, 'time': time.time()})
+      if '://' in str(path):  # an object is written whole, or not at all
+        with lock:
+          if not stop.is_set():
+            path.write_text(text)
+        continue
       partial = epath.Path(f"{path}.{mine['id']}")
-      partial.write_text(json.dumps({**mine, 'time': time.time()}))
+      partial.write_text(text)
       with lock:
         if stop.is_set():
           partial.unlink()
