@@ -5,8 +5,9 @@ import operator
 
 from adavit_jax.policies import value
 
-POSITIVE = lambda x: x > 0, 'must be positive'
-COUNT = lambda x: x >= 1, 'must be at least 1'
+POSITIVE = lambda x: 0 < x < math.inf, 'must be positive and finite'
+# Steps and sizes are counted in int32.
+COUNT = lambda x: 1 <= x < 2**31, 'must be in [1, 2**31)'
 FINITE = math.isfinite, 'must be a finite number'
 WEIGHT = lambda x: x >= 0, 'must not be negative'
 SHARE = lambda x: 0 <= x <= 1, 'is a fraction and must be in [0, 1]'
@@ -19,8 +20,11 @@ PRICE = (lambda x: _LOW <= x <= _HIGH,
 
 _RANGES = {
     '': dict(seed=SEED, log_every=COUNT, eval_every=COUNT,
-             checkpoint_every=COUNT, eval_batch_size=COUNT, num_search=COUNT,
+             checkpoint_every=COUNT, num_search=COUNT,
              num_value=COUNT,
+             # Smaller sets are padded to it.
+             eval_batch_size=(lambda x: 1 <= x <= 2**16,
+                              'must be in [1, 2**16]'),
              mac_target=(lambda x: 0 < x <= 1, "is a fraction of the dense "
                          "model's MACs and must be in (0, 1]")),
     'data': dict(seed=(lambda x: x is None or SEED[0](x), SEED[1])),
@@ -29,7 +33,7 @@ _RANGES = {
                  threshold=(lambda x: 0 < x < 1, 'must be in (0, 1)')),
 }
 # For each phase that runs; `optimizer.make_optimizer` checks the other fields.
-_PHASE_RANGES = dict(steps=POSITIVE, batch_size=POSITIVE,
+_PHASE_RANGES = dict(steps=COUNT, batch_size=COUNT,
                      learning_rate=POSITIVE, ema=BELOW_1)
 
 
