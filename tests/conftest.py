@@ -79,11 +79,12 @@ def few_pass_sizes(request):
 # First and in this order, the longest before the others, so that no worker is
 # left with one of them at the end; xdist keeps it under --no-loadscope-reorder.
 _LONG = [f'test_{name}.py' for name in (
-    'stranger', 'loop', 'modes', 'multi_exit_training', 'exits_training',
-    'multihost', 'dvt', 'beginnings', 'multi_exit_policy', 'ravit', 'report',
-    'ravit_policy', 'models', 'any_backbone', 'export', 'dvt_training',
-    'phases', 'combinations', 'safe_thresholds', 'classifier', 'reinforce',
-    'promise', 'phase_losses', 'streams_training')]
+    'stranger', 'loop', 'modes', 'dvt', 'exits_training', 'multi_exit_training',
+    'multihost', 'beginnings', 'load', 'multi_exit_policy', 'ravit', 'report',
+    'models', 'multi_exit', 'classifier', 'any_backbone', 'export',
+    'phase_losses', 'exit_heads', 'merging', 'safe_thresholds', 'phases',
+    'mask_search', 'weights_streams', 'augment', 'levit', 'policies',
+    'ravit_policy', 'teacher', 'cascade', 'dvt_reuse', 'combinations')]
 
 
 def pytest_collection_modifyitems(items):

@@ -245,13 +245,15 @@ def test_masks_are_searched_with_the_averaged_weights(trainer, monkeypatch):
   assert states.same(searched, [averaged])
 
 
-def test_price_of_a_run_without_warm_start(trainer, tmp_path):
+@pytest.mark.parametrize('phases', [
+    pytest.param(('dense', 'policy'), marks=pytest.mark.nightly),
+    ('dense', 'joint'),
+    pytest.param(('dense', 'policy', 'joint'), marks=pytest.mark.nightly)],
+    ids='_'.join)
+def test_price_of_a_run_without_warm_start(trainer, tmp_path, phases):
   """The first phase that pays for MACs says what they cost."""
-  for phases in (('dense', 'policy'), ('dense', 'joint'),
-                 ('dense', 'policy', 'joint')):
-    other = _other(trainer, tmp_path / '_'.join(phases), **{
-        'phases': phases, 'dense.steps': 1, 'policy.steps': 1,
-        'joint.steps': 1, f'{phases[-1]}.price': 0.7,
-        'policy.reward': 'split' if len(phases) == 3 else 'macs'})
-    state = other.train()
-    np.testing.assert_allclose(np.exp(state.log_price), 0.7, rtol=1e-6)
+  state = _other(trainer, tmp_path, **{
+      'phases': phases, 'dense.steps': 1, 'policy.steps': 1,
+      'joint.steps': 1, f'{phases[-1]}.price': 0.7,
+      'policy.reward': 'split' if len(phases) == 3 else 'macs'}).train()
+  np.testing.assert_allclose(np.exp(state.log_price), 0.7, rtol=1e-6)

@@ -15,6 +15,7 @@ import sys
 import types
 
 from absl import flags
+import adavit_jax
 from adavit_jax import data
 from adavit_jax import models
 from adavit_jax import weights
@@ -26,6 +27,7 @@ from adavit_jax.train import config as config_lib
 from adavit_jax.train import phases
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import system as system_lib
+import jax
 from ml_collections import config_flags
 from PIL import Image
 import pytest
@@ -248,6 +250,8 @@ def runs(monkeypatch):
         page, marks=pytest.mark.nightly) for page in RUN])
 def test_python_runs_from_top_to_bottom(page, place, runs, monkeypatch):
   monkeypatch.chdir(place)
+  monkeypatch.setattr(adavit_jax, 'forward', jax.jit(  # fewer programs
+      adavit_jax.forward, static_argnums=0))
   scope = {}
   for block in _blocks(page, 'python'):
     exec(compile(block, page, 'exec'), scope)  # pylint: disable=exec-used

@@ -96,17 +96,20 @@ def _check(phase, old, new, metrics):
       assert np.any(moved) if phase == 'joint' else np.all(moved), name
 
 
+@pytest.mark.parametrize('model', [LEVIT, dict(CROSSVIT, num_stages=1)])
+def test_a_step_fits_them(model):
+  """Nothing is compiled; `nightly` takes the steps."""
+  states.check_step(_system(model, 'dense'), 'dense')
+
+
 # LeViT's step of the dense phase is in the next test.
+@pytest.mark.nightly
 @pytest.mark.parametrize('model, phase', [
-    (dict(CROSSVIT, num_stages=1), 'dense'),
-    *(pytest.param(model, 'dense', marks=pytest.mark.nightly)
-      for model in (CROSSVIT, SHUFFLE, VIL, EVO, EVO_LEVIT)),
-    *(pytest.param(model, phase, marks=pytest.mark.nightly)
-      for model in (LEVIT, CROSSVIT, SHUFFLE, VIL)
+    *((model, 'dense') for model in (CROSSVIT, SHUFFLE, VIL, EVO, EVO_LEVIT)),
+    *((model, phase) for model in (LEVIT, CROSSVIT, SHUFFLE, VIL)
       for phase in ('warm_start', 'policy', 'joint', 'exits')),
     # The exits do not train the heads of training alone.
-    *(pytest.param(model, phase, marks=pytest.mark.nightly)
-      for model in (EVO, EVO_LEVIT)
+    *((model, phase) for model in (EVO, EVO_LEVIT)
       for phase in ('warm_start', 'policy', 'joint'))])
 def test_a_step_of_every_phase(model, phase):
   system = _system(model, phase)
