@@ -106,5 +106,4 @@ def test_each_step_runs_once_and_few_activations_are_alive(monkeypatch):
     assert [ended[i] for i in range(len(keep))] == sequences
     assert len(run) == len(set(run)) == len(
         {s[:i] for s in sequences for i in range(1, len(s) + 1)})
-    # That which a step reads is still there when its result is.
     assert max(alive) <= 2 + math.log2(len(keep))

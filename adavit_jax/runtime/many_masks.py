@@ -3,8 +3,8 @@
 Under a mask, the plan after the policy is a sequence of steps: the branches
 that the mask keeps, and the bridges. Masks whose sequences begin alike share
 these steps, so that the masks form a tree. It is walked depth first, small
-subtrees before large ones: at most 1 + log2(masks) activations of the batch are
-alive at a time.
+subtrees before large ones: at most 2 + log2(masks) activations of the batch are
+alive at a time, the argument and the result of a step included.
 """
 
 import collections
