@@ -376,6 +376,21 @@ def test_a_flipped_byte_in_what_describes_a_checkpoint(tmp_path, caplog):
   assert 'info' in caplog.text
 
 
+def test_a_finished_phase_replaces_what_a_stop_saved_at_its_last_step(tmp_path):
+  abstract = jax.eval_shape(lambda: {'w': jnp.zeros(3)})
+  with checkpoints.Checkpoints(tmp_path) as ckpts:
+    ckpts.save(1, {'w': jnp.zeros(3)}, {'due': True})
+  with checkpoints.Checkpoints(tmp_path) as ckpts:
+    ckpts.restore(abstract, 1)
+    ckpts.save(1, {'w': jnp.ones(3)}, {}, pin=True)
+    assert ckpts.latest() == ('phases', 1)
+    # The state that the next phase begins with.
+    ckpts.save(1, {'w': jnp.full(3, 2.)}, {})
+    assert ckpts.latest() == ('last', 1)
+  with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts:
+    assert (ckpts.restore(abstract, *reversed(ckpts.latest()))['w'] == 2).all()
+
+
 def test_missing_arrays_are_named_by_their_path(tmp_path):
   with checkpoints.Checkpoints(tmp_path) as ckpts:
     ckpts.save(1, {'w': jnp.zeros(8)}, {})

@@ -218,6 +218,8 @@ def test_a_signal_between_steps_loses_nothing(
     num_stops += 1
   assert num_stops == len(calls) and set().union(*calls) == places
   assert states.differ(state, whole[1]) == []
+  with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts:
+    assert ckpts.latest() == ('phases', END)
   assert _rows(tmp_path) == _rows(whole[0])
 
 

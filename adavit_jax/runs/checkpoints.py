@@ -97,7 +97,8 @@ class Checkpoints:
       state: pytree of JAX arrays, including typed keys.
       info: JSON-serialisable dict: phase, config, metrics. Tuples are read back
         as lists.
-      pin: keep the checkpoint forever, under 'phases' instead of 'last'.
+      pin: keep the checkpoint forever, under 'phases' instead of 'last', where
+        one of this step is then deleted.
       metric: higher is better. If it exceeds the best so far, a second copy is
         saved as 'best'. NaN never is.
 
@@ -133,6 +134,8 @@ class Checkpoints:
     for kind in kinds:
       with self._writing(kind):
         self._save(kind, step, state, info, summary)
+        if kind == 'phases':
+          self._delete_last(step)
     return tuple(kinds)
 
   def _writing(self, kind):
@@ -152,6 +155,14 @@ class Checkpoints:
     if kind == 'best':
       # A kill after the other kind was saved must not lose the best one.
       manager.wait_until_finished()
+
+  def _delete_last(self, step):
+    """Deletes what a stop saved before the same step was finished."""
+    manager = self._managers['last']
+    if step in manager.all_steps():
+      self._managers['phases'].wait_until_finished()
+      manager.delete(step)
+      self._known['last'].discard(step)
 
   def latest(self) -> tuple[str, int] | None:
     """Returns (kind, step) of the newest checkpoint, or None without any.
