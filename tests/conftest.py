@@ -90,3 +90,4 @@ _LONG = [f'test_{name}.py' for name in (
 def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: _LONG.index(item.path.name)
              if item.path.name in _LONG else len(_LONG))
+  gc.freeze()  # what is imported is never garbage

@@ -12,6 +12,8 @@ from adavit_jax.inference import cascade_classifier
 from adavit_jax.inference import classifier
 from adavit_jax.inference import export
 from adavit_jax.models.actions import Actions
+from adavit_jax.runtime import compact
+from adavit_jax.runtime import skipping
 from adavit_jax.runtime import stages as stages_lib
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import system as system_lib
@@ -102,7 +104,9 @@ def test_cond_equals_the_classifier_and_keeps_its_conditionals(
   assert len(kept) > 2
 
 
-def test_compact_equals_the_classifier(clf, images, tmp_path):
+def test_compact_equals_the_classifier(clf, images, tmp_path, monkeypatch):
+  monkeypatch.setattr(compact, '_SIZES', 2)
+  monkeypatch.setattr(skipping, '_PREFIX_SIZES', 2)
   export.export(clf, tmp_path / 'a', mode='compact', batch_size=4,
                 platforms=CPU)
   exported = _read(tmp_path / 'a')

@@ -83,6 +83,13 @@ def _fresh(trainer):
   return state_lib.init_state(trainer.system, trainer.config.seed).params
 
 
+def test_the_last_exit_fits_a_model_with_heads(dataset):
+  """Nothing is compiled; `nightly` trains it."""
+  system = system_lib.create(_config('last_exit'), dataset)
+  states.check_step(system, 'last_exit')
+
+
+@pytest.mark.nightly
 def test_last_exit_trains_the_backbone_alone(last_exit):
   _, trainer, state = last_exit
   before = _fresh(trainer)

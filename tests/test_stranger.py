@@ -260,6 +260,7 @@ def test_the_joint_phase_fits_it(dataset, tmp_path):
   states.check_step(system, 'joint')
 
 
+@pytest.mark.nightly
 def test_killed_and_resumed(phases, trained, dataset, tmp_path, monkeypatch):
   shard = mesh_lib.shard_batch
   # Batches, up to the middle of the last phase.

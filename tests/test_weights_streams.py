@@ -86,7 +86,9 @@ def same(got, want):
   jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('name', [
+    LEVIT, CROSSVIT,
+    pytest.param('timm_crossvit_dagger', marks=pytest.mark.nightly)])
 def test_features_and_logits_equal_timms(name):
   model, want = MODELS[name](), expected(name)
   params = weights.load(model, path(name), KEY)

@@ -8,6 +8,15 @@ import jax
 import jax.numpy as jnp
 
 
+def row(tree, i):
+  """Returns row `i` of every leaf [R, ...].
+
+  As `leaf[i]`, which takes JAX ten times as long to trace where `i` is traced.
+  """
+  return jax.tree.map(
+      lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), tree)
+
+
 def split(stack, x):
   """Separates the rows of the encoders from the other activations.
 

@@ -97,12 +97,13 @@ def _stack(stack, params, x, gates, ctx, *, read, unroll, remat, inference,
   before = x
   x, each = stack_rows.split(stack, x)
   layers = (*_layers(stack, x, rows, stats, gates, ctx.key), each)
-  take = lambda i: jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], params)
+  take = lambda i: jax.tree.map(lambda leaf: leaf[i], params)
   one = lambda i: jax.tree.map(lambda leaf: leaf[i], layers)
   end = stack.length - (read is not None)
   outputs, per_encoder = (None, None), {}
   if end and inference:
-    step = lambda x, layer: encoder(x, take(layer[0]), *layer[1])
+    step = lambda x, layer: encoder(
+        x, stack_rows.row(params, layer[0]), *layer[1])
     x, (outputs, per_encoder) = stack_rows.scan(
         step, x, (rows[:end], one(slice(0, end))), unroll=unroll)
   elif end:

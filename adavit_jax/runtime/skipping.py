@@ -137,8 +137,7 @@ def cond_stack(stack, params, x, actions, read, mixed):
   def option(branch, read):
     # Sliced here, so that the weights of a dropped layer are not read.
     return lambda params, x, i: branches.after(branch, x, branches.delta(
-        branch, jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], params), x,
-        read))
+        branch, stack_rows.row(params, i), x, read))
 
   skip = lambda params, x, i: x
   def step(x, layer):
@@ -174,7 +173,7 @@ def _compact(stack, params, x, actions, read, mixed, chunk):
   def step(x, layer):
     i, keeps, later, row = layer  # keeps, later: [B] for each branch
     x = stack_rows.enter(stack, x, row)
-    p = jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], params)
+    p = stack_rows.row(params, i)
     for branch, keep, all_read in zip(stack.branches, keeps, later):
       run_all = functools.partial(branches.delta, branch, p)
       if not branch.kind:
