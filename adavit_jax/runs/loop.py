@@ -80,13 +80,22 @@ class Trainer:
     if saved is None and config.init.weights:
       self._weights = pretrained.load(
           self.system, self.dataset.class_names)
-    self._teacher = None
+    self._teacher, self._taught_by = None, teacher_lib.digest(None, saved)
     if run is None:
-      self._teacher = teacher_lib.needed(self, saved)
-    self._taught_by = teacher_lib.digest(self._teacher, saved)
+      self.read_teacher(saved)
     self.evaluator, self.exit_evaluator = (
         kind(self.system, self.mesh, config.eval_batch_size)
         for kind in (evaluator.Evaluator, exit_evaluator.ExitEvaluator))
+
+  def read_teacher(self, saved):
+    """Reads the teacher if a phase after a checkpoint learns from it.
+
+    Args:
+      saved: `Saved`, or None for all phases.
+    """
+    if self._teacher is None:
+      self._teacher = teacher_lib.needed(self, saved)
+      self._taught_by = teacher_lib.digest(self._teacher, saved)
 
   def info(self, phase, start, finished, due=False):
     """Returns the info of a checkpoint, JSON-serialisable.
