@@ -328,9 +328,11 @@ def _due(config, phase, done, stopping):
   checkpoint = (
       end or stopping or scored or done % config.checkpoint_every == 0)
   return _Due(
-      # Metrics are checked before a checkpoint is saved.
-      line=checkpoint or done % config.log_every == 0, validation=validation,
-      checkpoint=checkpoint, stop=stopping and not (end and last_phase),
+      # Metrics are checked before a checkpoint is saved, as by a signal during
+      # a validation.
+      line=checkpoint or validation or done % config.log_every == 0,
+      validation=validation, checkpoint=checkpoint,
+      stop=stopping and not (end and last_phase),
       scored=scored, end=end)
 
 
