@@ -376,6 +376,13 @@ def test_a_flipped_byte_in_what_describes_a_checkpoint(tmp_path, caplog):
   assert 'info' in caplog.text
 
 
+def test_info_may_have_numbers_as_keys(tmp_path):
+  with checkpoints.Checkpoints(tmp_path) as ckpts:
+    ckpts.save(1, {'w': jnp.ones(3)}, {2: 'a', 10: 'b'})
+  with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts:
+    assert ckpts.info() == {'2': 'a', '10': 'b'}
+
+
 def test_a_finished_phase_replaces_what_a_stop_saved_at_its_last_step(tmp_path):
   abstract = jax.eval_shape(lambda: {'w': jnp.zeros(3)})
   with checkpoints.Checkpoints(tmp_path) as ckpts:

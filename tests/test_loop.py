@@ -223,6 +223,15 @@ def test_a_signal_between_steps_loses_nothing(
   assert _rows(tmp_path) == _rows(whole[0])
 
 
+def test_metrics_are_checked_before_a_validation():
+  """A signal during it saves the state."""
+  config = tiny.get_config()
+  config.log_every, config.eval_every, config.checkpoint_every = 5, 3, 4
+  due = [loop._due(config, 'dense', done, False) for done in range(1, 7)]
+  assert [d.validation for d in due] == [False, False, True, False, False, True]
+  assert [d.line for d in due] == [False, False, True, True, True, True]
+
+
 def test_stop_at_the_end_of_a_phase_and_a_finished_run(
     trainer, whole, tmp_path, stop_at):
   trainer.workdir = str(tmp_path)

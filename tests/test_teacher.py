@@ -204,6 +204,21 @@ def test_the_teacher_must_stay_and_then_is_free_to_go(
   assert not states.differ(again, state)
 
 
+@pytest.mark.nightly
+def test_a_damaged_end_of_a_phase_needs_its_teacher_again(
+    run, tmp_path, monkeypatch):
+  taught = []
+  def make_step(system, phase, start, teacher=None):
+    taught.append(teacher is not None)
+    return _noise(system, phase, start)
+  monkeypatch.setattr(step_lib, 'make_step', make_step)
+  for _ in range(2):
+    _trainer(tmp_path, **{'teacher.workdir': run}).train()
+    for path in tmp_path.glob('checkpoints/phases/3/state/**/d/*'):
+      path.write_bytes(path.read_bytes()[:-20])
+  assert taught == [True, True]
+
+
 def _noise(system, phase, start, teacher=None):
   step = states.noise(system, phase, start)
   return lambda state, images, labels, *taught_by: step(state, images, labels)

@@ -67,10 +67,9 @@ def find(directory, left_out: collections.Counter) -> list[str]:
 def _other(path: str) -> str:
   """Returns the kind of a file that is no image; '' for an image."""
   ending = os.path.splitext(path)[1].lower()
-  if not os.path.exists(path):
-    return 'link to a missing file'
   if not os.path.isfile(path):  # to open a named pipe would wait for ever
-    return 'no regular file'
+    return 'no regular file' if os.path.exists(path) else (
+        'link to a missing file')
   if ending in endings():
     return ''
   if ending:

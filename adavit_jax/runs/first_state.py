@@ -86,6 +86,8 @@ def _restored(trainer, ckpts, kind, step):
   checks.same_run(info, config, workdir, nets=trainer.system.nets is not None)
   checks.same_classes(info, trainer.dataset, workdir)
   checks.same_images(info, trainer.dataset, workdir)
+  # An older checkpoint than the newest may need a teacher again.
+  trainer.read_teacher(saved_run.Saved(kind, step, info))
   shapes = step_lib.abstract_state(
       trainer.system, info['phase'],
       teacher='teacher' in ckpts.groups(step, kind))

@@ -80,13 +80,22 @@ class Trainer:
     if saved is None and config.init.weights:
       self._weights = pretrained.load(
           self.system, self.dataset.class_names)
-    self._teacher = None
+    self._teacher, self._taught_by = None, teacher_lib.digest(None, saved)
     if run is None:
-      self._teacher = teacher_lib.needed(self, saved)
-    self._taught_by = teacher_lib.digest(self._teacher, saved)
+      self.read_teacher(saved)
     self.evaluator, self.exit_evaluator = (
         kind(self.system, self.mesh, config.eval_batch_size)
         for kind in (evaluator.Evaluator, exit_evaluator.ExitEvaluator))
+
+  def read_teacher(self, saved):
+    """Reads the teacher if a phase after a checkpoint learns from it.
+
+    Args:
+      saved: `Saved`, or None for all phases.
+    """
+    if self._teacher is None:
+      self._teacher = teacher_lib.needed(self, saved)
+      self._taught_by = teacher_lib.digest(self._teacher, saved)
 
   def info(self, phase, start, finished, due=False):
     """Returns the info of a checkpoint, JSON-serialisable.
@@ -319,9 +328,11 @@ def _due(config, phase, done, stopping):
   checkpoint = (
       end or stopping or scored or done % config.checkpoint_every == 0)
   return _Due(
-      # Metrics are checked before a checkpoint is saved.
-      line=checkpoint or done % config.log_every == 0, validation=validation,
-      checkpoint=checkpoint, stop=stopping and not (end and last_phase),
+      # Metrics are checked before a checkpoint is saved, as by a signal during
+      # a validation.
+      line=checkpoint or validation or done % config.log_every == 0,
+      validation=validation, checkpoint=checkpoint,
+      stop=stopping and not (end and last_phase),
       scored=scored, end=end)
 
 

@@ -71,8 +71,9 @@ class MetricWriter:
   def close(self) -> None:
     """Closes the file. Closing it again is allowed, writing to it is not."""
     if self._file is not None:
-      self._file.close()
-      self._file = None
+      file, self._file = self._file, None
+      with workdir_lib.writing(self._path):
+        file.close()  # writes what a full disk did not take
     if self._events is not None:
       self._events.close()
       self._events = None

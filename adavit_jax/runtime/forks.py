@@ -18,4 +18,4 @@ class Guard:
       raise RuntimeError(
           f'this process {os.getpid()} was forked from {self._pid}, and JAX '
           f"does not run in forks: use the start method 'spawn' or "
-          f"'forkserver', or load the model in each process")
+          f"'forkserver', or fork first and load the model in the forks alone")
