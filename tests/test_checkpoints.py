@@ -346,6 +346,14 @@ def test_damaged_arrays_do_not_load(tmp_path, spoil):
     _assert_same(ckpts.restore(abstract), tree(3))
 
 
+def test_the_metric_of_a_damaged_best_checkpoint_does_not_count(tmp_path):
+  with checkpoints.Checkpoints(tmp_path) as ckpts:
+    ckpts.save(1, {'w': jnp.ones(3)}, {}, metric=0.9)
+    ckpts.discard('best', 1)
+    assert ckpts.save(2, {'w': jnp.ones(3)}, {}, metric=0.5) == (
+        'best', 'last')
+
+
 def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(
     tmp_path, caplog, monkeypatch):
   tree = lambda step: {'w': jnp.full(2**16, float(step))}

@@ -41,6 +41,17 @@ def test_resume_drops_later_lines(tmp_path, resume_step, kept):
   assert not (tmp_path / 'metrics.jsonl.tmp').exists()
 
 
+def test_a_validation_that_is_due_again_is_not_written_twice(tmp_path):
+  with metric_writer.MetricWriter(tmp_path) as w:
+    w.write(5, {'holdout/loss': 1.})
+    w.write(10, {'dense/loss': 2.})
+    w.write(10, {'holdout/loss': 3.})
+  with metric_writer.MetricWriter(tmp_path, resume_step=10, due=True):
+    pass
+  assert _lines(tmp_path) == [{'step': 5, 'holdout/loss': 1.},
+                              {'step': 10, 'dense/loss': 2.}]
+
+
 @pytest.mark.parametrize('damage', [b'\xff\xfe\n', b'[1]\n', b'{}\n', b'x\n'])
 def test_damaged_lines_are_set_aside(tmp_path, caplog, damage):
   path = tmp_path / 'metrics.jsonl'

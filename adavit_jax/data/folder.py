@@ -161,11 +161,15 @@ def _misfit(directory: pathlib.Path, class_names: Sequence[str] | None) -> str:
 
 
 def _read_bytes(path: str) -> bytes | decode.CorruptImageError:
-  try:
-    with open(path, 'rb') as file:
-      return file.read()
-  except OSError as error:  # of the disk or the permissions
-    return decode.CorruptImageError(f'{type(error).__name__}: {error.strerror}')
+  for wait in (0.1, 1., None):  # errors of a network may pass
+    try:
+      with open(path, 'rb') as file:
+        return file.read()
+    except OSError as error:
+      if wait is None:
+        return decode.CorruptImageError(
+            f'{type(error).__name__}: {error.strerror}')
+    time.sleep(wait)
 
 
 def _digest(path: str) -> bytes:

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 
 from adavit_jax.runs import checksums
 from adavit_jax.runs import lease as lease_lib
+from adavit_jax.runs import leaves
 from adavit_jax.runs import orbax_manager
 from adavit_jax.runs import workdir as workdir_lib
 
@@ -127,20 +128,16 @@ class Checkpoints:
       kinds.insert(0, 'best')
     kinds = [kind for kind in kinds if step not in self._known[kind]]
     summary = {'metric': None if metric is None else float(metric),
-               'leaves': _describe(state)}
+               'leaves': leaves.describe(state)}
     if jax.process_index() == 0:  # which writes it
       summary['arrays'] = checksums.of_arrays(state)
       summary['json'] = checksums.of_json(info, summary)
     for kind in kinds:
-      with self._writing(kind):
+      with workdir_lib.writing(self.directory / kind):
         self._save(kind, step, state, info, summary)
         if kind == 'phases':
           self._delete_last(step)
     return tuple(kinds)
-
-  def _writing(self, kind):
-    # Orbax raises a ValueError for a full disk.
-    return workdir_lib.writing(self.directory / kind, ValueError, RuntimeError)
 
   def _save(self, kind, step, state, info, summary):
     manager = self._managers[kind]
@@ -289,7 +286,8 @@ class Checkpoints:
     self._managers[kind].wait_until_finished()
     path = self.directory / kind / str(step)
     about = self._json(kind, step, 'about')
-    _check_leaves(about['leaves'], _describe(abstract_state), partial, path)
+    leaves.check(
+        about['leaves'], leaves.describe(abstract_state), partial, path)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(
@@ -320,20 +318,22 @@ class Checkpoints:
   def discard(self, kind: str, step: int) -> None:
     """Leaves a checkpoint out from now on, until its step is saved again."""
     self._discarded.add((kind, step))
+    if kind == 'best':
+      self._best = -math.inf
     self._known[kind].discard(step)
     self._complete.discard((kind, step))
 
   def wait(self) -> None:
     """Waits until all saves are on disk; re-raises their errors."""
     for kind, manager in self._managers.items():
-      with self._writing(kind):
+      with workdir_lib.writing(self.directory / kind):
         manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits for all saves, then frees the threads."""
     try:
       for kind, manager in self._managers.items():
-        with self._writing(kind):
+        with workdir_lib.writing(self.directory / kind):
           manager.close()
     finally:  # also if a save failed
       if self._lease is not None:
@@ -368,27 +368,3 @@ def _absolute(workdir):
   # `absolute` would turn a gs:// address into a local path.
   path = epath.Path(workdir_lib.expanded(workdir))
   return path if '://' in str(path) else path.absolute()
-
-
-def _describe(tree):
-  """Returns {path: 'dtype[shape]'}, for arrays or abstract leaves."""
-  keystr = jax.tree_util.keystr
-  return {keystr(path, simple=True, separator='/'):
-          f'{x.dtype}{list(x.shape)}'
-          for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _check_leaves(saved, wanted, partial, where, shown=5):
-  names = list(wanted) + ([] if partial else [n for n in saved
-                                              if n not in wanted])
-  differ = [n for n in names if saved.get(n) != wanted.get(n)]
-  if not differ:
-    return
-  lines = [f'  {n}: {saved.get(n, "absent")} in the checkpoint, '
-           f'{wanted.get(n, "absent")} expected' for n in differ[:shown]]
-  if len(differ) > shown:
-    lines.append(f'  and {len(differ) - shown} more')
-  raise ValueError(
-      f'the checkpoint is of another model: {len(differ)} leaves of {where} '
-      'differ\n' + '\n'.join(lines) + '\nuse the config that it was saved '
-      'with, or another workdir')

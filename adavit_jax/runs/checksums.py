@@ -16,9 +16,10 @@ def of_arrays(tree):
     tree: pytree of arrays, including typed keys.
   """
   keystr = jax.tree_util.keystr
-  return {keystr(path, simple=True, separator='/'): _crc(x)
+  bits = {keystr(path, simple=True, separator='/'): _bits(x)
           for path, x in jax.tree_util.tree_leaves_with_path(tree)
           if x.is_fully_addressable or x.is_fully_replicated}
+  return jax.tree.map(_crc, jax.device_get(bits))
 
 
 def differing(tree, saved):
@@ -38,9 +39,12 @@ def of_json(*values):
   return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
+def _bits(x):
+  is_key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+  return jax.random.key_data(x) if is_key else x
+
+
 def _crc(x):
-  if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-    x = jax.random.key_data(x)
   x = np.ascontiguousarray(x)
   # Extended types such as bfloat16 have no buffer of their own.
   return zlib.crc32(x.reshape(-1).view(np.uint8))

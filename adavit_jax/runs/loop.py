@@ -135,7 +135,8 @@ class Trainer:
         first = self._restore(ckpts)
         state, start = first.state, first.start
         with metric_writer.MetricWriter(
-            self.workdir, resume_step=int(state.step)) as metrics:
+            self.workdir, resume_step=int(state.step),
+            due=first.due) as metrics:
           for phase in config.phases[first.index:]:
             if not first.entered:
               state = self._enter(state, phase, ckpts, first.origin)
@@ -313,26 +314,26 @@ class _Due(NamedTuple):
   end: bool
 
 
-def _due(config, phase, done, stopping):
+def _due(config, phase, done, asked):
   """Returns what is `_Due` after `done` steps of a phase.
 
   Args:
     config: see `train.config.default_config`.
     phase: name of the phase.
     done: steps of the phase so far.
-    stopping: whether a signal asked the run to stop.
+    asked: whether a signal asked the run to stop.
   """
   end, last_phase = done == config[phase].steps, phase == config.phases[-1]
   validation = end or done % config.eval_every == 0
   scored = validation and last_phase
   checkpoint = (
-      end or stopping or scored or done % config.checkpoint_every == 0)
+      end or asked or scored or done % config.checkpoint_every == 0)
   return _Due(
       # Metrics are checked before a checkpoint is saved, as by a signal during
       # a validation.
       line=checkpoint or validation or done % config.log_every == 0,
       validation=validation, checkpoint=checkpoint,
-      stop=stopping and not (end and last_phase),
+      stop=asked and not (end and last_phase),
       scored=scored, end=end)
 
 

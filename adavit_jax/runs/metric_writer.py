@@ -24,13 +24,15 @@ class MetricWriter:
   and TensorBoard, events are also written to workdir/tensorboard.
   """
 
-  def __init__(self, workdir, *, resume_step: int | None = None):
+  def __init__(self, workdir, *, resume_step: int | None = None,
+               due: bool = False):
     """Opens the file.
 
     Args:
       workdir: directory of the run; created if it is missing.
       resume_step: the step that the run resumes from. Lines of later steps are
         dropped, because the run will write them again. None keeps all lines.
+      due: whether the validation of that step will be written again, too.
     """
     self._file, self._events = None, None
     if jax.process_index() != 0:
@@ -39,7 +41,7 @@ class MetricWriter:
     workdir.mkdir(parents=True, exist_ok=True)
     self._path = path = workdir / 'metrics.jsonl'
     if path.exists():
-      _drop_lines(path, resume_step)
+      _drop_lines(path, resume_step, due)
     self._file = path.open('a') if _appends(path) else _Rewritten(path)
     self._events = _event_writer(workdir / 'tensorboard', resume_step)
 
@@ -132,12 +134,15 @@ def _appends(path):
   return '://' not in str(path)
 
 
-def _drop_lines(path, resume_step):
+def _drop_lines(path, resume_step, due):
   kept, damaged = [], []
   text = path.read_bytes().decode(errors='replace')
   for number, line in enumerate(text.splitlines(), 1):
     try:
-      step = json.loads(line)['step']
+      values = json.loads(line)
+      again = due and any(name.startswith('holdout/') for name in values)
+      # Lines that count as those of a later step.
+      step = values['step'] + again
       if resume_step is None or step <= resume_step:
         kept.append(line + '\n')
     except (ValueError, KeyError, TypeError):

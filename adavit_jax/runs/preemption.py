@@ -36,9 +36,9 @@ class GracefulStop:
     """Makes the flag.
 
     Args:
-      check_every: with several processes, number of calls of `should_stop`
-        between synchronisations. Each one waits for the devices, so use some
-        tens of steps.
+      check_every: with several processes, number of calls of `should_stop`,
+        and of `check`, between synchronisations. Each one waits for the
+        devices, so use some tens.
 
     Raises:
       ValueError: if check_every is below 1.
@@ -48,7 +48,7 @@ class GracefulStop:
     self.requested = False
     self.signum = None
     self._check_every = check_every
-    self._calls = 0
+    self._calls = self._checks = 0
     self._old = {}
 
   def __enter__(self):
@@ -86,10 +86,13 @@ class GracefulStop:
   def check(self):
     """Raises `stopping.Stopped` if any process was asked to stop.
 
-    All processes must call it equally often, between batches that take longer
-    than a synchronisation.
+    All processes must call it equally often, as `should_stop`.
     """
-    if self.requested if jax.process_count() == 1 else self._agreed():
+    asked = self.requested
+    if jax.process_count() > 1:
+      self._checks += 1
+      asked = self._checks % self._check_every == 0 and self._agreed()
+    if asked:
       raise stopping.Stopped
 
   def _agreed(self):

@@ -63,4 +63,5 @@ class TableCache:
       unfinished.replace(path)
     except OSError as error:  # of the disk; a resumed run computes it again
       logging.warning('%s is not kept: %s', path, error)
+      unfinished.unlink(missing_ok=True)
     return arrays

@@ -26,20 +26,21 @@ def expanded(workdir) -> str:
 
 
 @contextlib.contextmanager
-def writing(path, *others):
-  """Turns errors of writing a file or directory into one that names it.
+def writing(path):
+  """Turns errors of the disk into one that names what could not be written.
 
   Args:
     path: what is written.
-    *others: types of errors that a full or read-only disk raises, beside
-      OSError.
 
   Raises:
-    ValueError: for each of these errors.
+    ValueError: if the disk is full or read-only, or another such reason.
   """
   try:
     yield
-  except (OSError, *others) as error:
+  except (OSError, ValueError, RuntimeError) as error:
+    # TensorStore raises other types than OSError, with the system's code.
+    if not isinstance(error, OSError) and 'os_error_code' not in str(error):
+      raise
     reason = textwrap.shorten(str(error), 200)
     raise ValueError(f'{path} cannot be written ({reason}); what was saved '
                      f'before is intact, and the same command resumes from it'

@@ -6,24 +6,25 @@ a signal asked to stop.
 """
 
 import contextlib
+import threading
 
 
 class Stopped(Exception):
   """A signal asked the training to stop."""
 
 
-_check = None  # signals are of the process, and so is this
+_checks = {}  # by thread, since others may evaluate meanwhile
 
 
 @contextlib.contextmanager
 def checked_by(check):
   """While it is open, `check` calls the given function, which may raise."""
-  global _check
-  before, _check = _check, check
+  thread = threading.get_ident()
+  _checks[thread] = check
   try:
     yield
   finally:
-    _check = before
+    del _checks[thread]
 
 
 def check():
@@ -31,5 +32,5 @@ def check():
 
   All processes of a job must call it equally often.
   """
-  if _check is not None:
-    _check()
+  if thread_check := _checks.get(threading.get_ident()):
+    thread_check()
