@@ -185,8 +185,6 @@ def _config(phases):
   for phase in phases:
     config[phase].update(steps=STEPS, batch_size=16)
   config.policy.samples = config.joint.samples = 2
-  if len(phases) < 4:
-    config.dense.mask_weight = 0.  # compiles faster
   return config
 
 
