@@ -45,6 +45,9 @@ def get_config(variant='small'):
   config.data.holdout = 0.1
   config.data.flip = True
   config.data.resized_crop = 0.25
+  # A policy that is trained on enlarged parts of images keeps fewer layers of
+  # whole ones.
+  config.data.policy_resized_crop = 0.0
   config.data.label_smoothing = 0.1
 
   config.eval_batch_size = 64

@@ -94,6 +94,7 @@ def test_mistaken_flags_end_in_one_sentence(command, named, tmp_path):
     ({'seed': 2**64}, f'^seed={2**64}'),
     ({'data.seed': 2**32}, f'^data.seed={2**32}'),
     ({'data.crop_padding': 9}, 'crop_padding=9.*image_size=8'),
+    ({'data.policy_resized_crop': 1.5}, 'policy_resized_crop=1.5'),
     ({'data.policy_crop_padding': 100_000}, 'policy_crop_padding=100000'),
     ({'dtype': 'float16'}, "dtype='float16'"),
     ({'model.num_heads': 3}, 'num_heads=3'),

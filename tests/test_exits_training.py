@@ -118,8 +118,11 @@ def test_a_policy_sees_images_cropped_as_at_inference():
     padding = [step_lib.augmentation(config, phase).crop_padding
                for phase in config.phases]
     assert padding == want
+  config.data.update(crop_padding=0, resized_crop=0.5, policy_resized_crop=0.)
+  assert [step_lib.augmentation(config, phase).resized_crop
+          for phase in config.phases] == [0.5, 0, 0]
   config.phases = 'classifier_wise',
-  config.data.policy_crop_padding = 0
+  config.data.update(crop_padding=2, resized_crop=0., policy_crop_padding=0)
   for policy, want in ((True, 0), (False, 2)):  # where exits are trained
     config.exits.policy = policy
     config.data.mixup = 0.5

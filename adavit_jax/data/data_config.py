@@ -38,6 +38,7 @@ def default_config() -> ml_collections.ConfigDict:
       # Overrides crop_padding in phases with a policy, which could otherwise
       # learn from borders that never occur at inference; None: crop_padding.
       policy_crop_padding=config_dict.placeholder(int),
+      policy_resized_crop=config_dict.placeholder(float),  # likewise
       flip=False,  # flip half of the images left to right
       resized_crop=0.0,  # smallest area fraction that is kept; 0 = off
       repeats=1,  # augmented copies of each image in a batch
@@ -134,12 +135,13 @@ def check_augmentation(config_data) -> None:
         f'config.data.repeats={config_data.repeats} must be at least 1:'
         ' set it to 1 for batches of distinct images')
   for field, low, high in (
-      ('resized_crop', 0, 1), ('label_smoothing', 0, 1),
+      ('resized_crop', 0, 1), ('policy_resized_crop', 0, 1),
+      ('label_smoothing', 0, 1),
       # Beta(1e6, 1e6) is already nearly constant at 1/2; sampling overflows
       # far above it.
       ('mixup', 0, 1e6), ('cutmix', 0, 1e6),
   ):
-    if not low <= config_data[field] <= high:
+    if not low <= (config_data[field] or 0) <= high:
       raise ValueError(
           f'config.data.{field}={config_data[field]} must be in'
           f' {low}..{high} (0 = off)')

@@ -163,8 +163,9 @@ def augmentation(config, phase):
       or phases.decider(config, phase) == 'policy'):
     config_data.mixup = config_data.cutmix = 0.
     config_data.repeats = 1
-    if config_data.policy_crop_padding is not None:
-      config_data.crop_padding = config_data.policy_crop_padding
+    for field in ('crop_padding', 'resized_crop'):
+      if config_data[f'policy_{field}'] is not None:
+        config_data[field] = config_data[f'policy_{field}']
   return config_data
 
 
