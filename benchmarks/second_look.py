@@ -31,18 +31,16 @@ from adavit_jax.runs import saved_run
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import state as state_lib
 
-
-def define_flags():
-  """Defines the flags; not on import, where others may be defined."""
-  flags.DEFINE_string('workdir', None, 'Directory of a run with a policy.',
-                      required=True)
-  flags.DEFINE_string('phase', 'warm_start', 'The end of this phase is '
-                      'measured.')
-  flags.DEFINE_list('budgets', [], 'MACs over those of the dense model. '
-                    "Default: the config's mac_target.")
-  flags.DEFINE_integer('num', None, "Training images of the fit. Default: the "
-                       "config's num_value.")
-  flags.DEFINE_string('data_dir', None, 'Data directory, if it moved.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a run with a '
+                               'policy.', required=True)
+_PHASE = flags.DEFINE_string('phase', 'warm_start', 'The end of this phase is '
+                             'measured.')
+_BUDGETS = flags.DEFINE_list('budgets', [], 'MACs over those of the dense '
+                             "model. Default: the config's mac_target.")
+_NUM = flags.DEFINE_integer('num', None, 'Training images of the fit. Default: '
+                            "the config's num_value.")
+_DATA_DIR = flags.DEFINE_string('data_dir', None, 'Data directory, if it '
+                                'moved.')
 
 
 def later_predictions(system, params, split, places, mesh, batch_size):
@@ -104,26 +102,26 @@ def rows(tables, ratios, budgets):
 
 def main(_):
   mesh = mesh_lib.make_mesh(1)
-  with saved_run.Run(flags.FLAGS.workdir) as run:
-    saved = run.find(phase=flags.FLAGS.phase)
+  with saved_run.Run(_WORKDIR.value) as run:
+    saved = run.find(phase=_PHASE.value)
     system = saved_run.system(saved.info)
     state = run.state(saved, system, mesh)
   config = config_dict.ConfigDict(saved.info['config'])
-  if flags.FLAGS.data_dir is not None:
-    config.data.data_dir = flags.FLAGS.data_dir
+  if _DATA_DIR.value is not None:
+    config.data.data_dir = _DATA_DIR.value
   dataset = data.load(config.data, seed=config.seed)
   params, size = state_lib.final_params(state), config.eval_batch_size
   masks = Actions(*params['value'].masks)
   evaluator = evaluator_lib.Evaluator(system, mesh, size)
   tables = []
-  for split, num in ((dataset.train, flags.FLAGS.num or config.num_value),
+  for split, num in ((dataset.train, _NUM.value or config.num_value),
                      (dataset.test, len(dataset.test))):
     places = evaluator_lib.evenly(split, num)
     observed, *results = evaluator.success(params, split, masks, places)
     tables.append((observed, later_predictions(
         system, params, split, places, mesh, size), *results))
   ratios = np.asarray(system.cost.ratio(masks))
-  budgets = [float(x) for x in flags.FLAGS.budgets] or [config.mac_target]
+  budgets = [float(x) for x in _BUDGETS.value] or [config.mac_target]
   print('| budget | encoders seen | accuracy, % | MACs | gain, points | '
         'interaction R² |\n|' + '---|' * 6)
   for row in rows(tables, ratios, budgets):
@@ -133,6 +131,5 @@ def main(_):
 
 
 if __name__ == '__main__':
-  define_flags()
   orbax_manager.quiet_orbax()
   app.run(main)
