@@ -152,7 +152,7 @@ def test_a_run_begins_from_another_runs_parameters(
   assert states.same(state.params['backbone'],
                      state_lib.final_params(ends[phase])['backbone'])
   assert states.same(state.params['policy'], ends[phase].params['policy'])
-  # Found anew from the dense phase, or taken over: they are the same.
+  # Searched again after the dense phase, or taken over: they are the same.
   assert states.same(state.teacher, ends['policy'].teacher)
   assert states.same(state.params['value'], ends['policy'].params['value'])
 

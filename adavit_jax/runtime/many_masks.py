@@ -39,8 +39,8 @@ def run(model, params, x, masks, finish, *, images=None):
     params: groups, folded.
     x: z1, see `modes.before_policy`; may be sharded over devices.
     masks: concrete `Actions` of 0 and 1, [C, L1], [C, L2].
-    finish: function of activations at the end of the plan, of which only the
-      tokens that the last exit reads are valid. Returns a tree of arrays that
+    finish: function of activations at the end of the plan. Only the tokens
+      that the last exit reads are valid there. Returns a tree of arrays that
       is fetched: with several hosts, they must be replicated.
     images: [B, S, S, C], normalised; needed if `plan.rereads_images(model)`.
 
