@@ -1,4 +1,4 @@
-"""Exports a trained run to one StableHLO or ONNX file:
+"""Exports a trained run to one StableHLO or ONNX file, or to one of weights:
 
   python export.py --workdir=DIR --mode=cond --output=FILE
   python export.py --workdir=DIR --mode=dense --format=onnx --output=FILE.onnx
@@ -8,6 +8,11 @@ A StableHLO file runs with jax alone, on every platform it was lowered for. An
 ONNX file runs in onnxruntime and others, without jax. For a model with exits,
 --mode=stages writes a file for each stage into the directory FILE, which
 run_exported.py accepts too.
+
+  python export.py --workdir=DIR --mode=weights --output=FILE.safetensors
+
+writes no program but the parameters and the config: `adavit_jax.load(FILE)` and
+--workdir=FILE read it as they read DIR.
 """
 
 from absl import app
@@ -22,23 +27,29 @@ from adavit_jax.policies import fixed
 from adavit_jax.policies import knob as knob_lib
 from adavit_jax.report import promised_row
 from adavit_jax.runs import orbax_manager
+from adavit_jax.runs import run_file
 from adavit_jax.runs import saved_run
 from adavit_jax.train import guards
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a run.',
-                               required=True)
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Directory of a run, or what else adavit_jax.load takes.',
+    required=True)
 _OUTPUT = flags.DEFINE_string(
-    'output', None, 'File to write. A .json file beside it describes the '
-    'images that it takes.', required=True)
+    'output', None, 'File to write. A .json file beside a program describes '
+    'the images that it takes.', required=True)
 _MODE = flags.DEFINE_enum(
-    'mode', None, (*export.MODES, 'stages'), 'dense: all layers. static: the '
+    'mode', None, export.KNOWN, 'dense: all layers. static: the '
     'mask of a static phase, or --actions. cond: the policy decides for one '
     'image. compact: the policy decides for each image of a batch. stages: '
-    'each stage of a model with exits.', required=True)
+    'each stage of a model with exits. weights: the run itself.',
+    required=True)
 _FORMAT = flags.DEFINE_enum(
     'format', 'stablehlo', export.FORMATS, 'stablehlo: for jax. onnx: for '
     'other runtimes, in the modes dense, static, and stages without a policy; '
     "needs the extra 'onnx'.")
+_DTYPE = flags.DEFINE_enum(
+    'dtype', 'float16', run_file.DTYPES, 'For --mode=weights: type of matrices '
+    'in the file. float32 keeps all parameters as they are.')
 _ACTIONS = flags.DEFINE_string(
     'actions', None, 'For --mode=static: 1 to 5 for a policy of Table 1 of the '
     'patent, or a mask of digits 0 and 1, MSA then MLP layers.')
@@ -92,25 +103,24 @@ def main(argv):
                          f'not --mode={_MODE.value}; leave it out')
       clf.actions = fixed.parse_choice(
           _ACTIONS.value, plan.num_layers(clf.system.model))
+    _set_numbers(clf, threshold)
+    if _MODE.value == 'weights':
+      adavit_jax.save(clf, _OUTPUT.value, dtype=_DTYPE.value)
+      print(f'wrote {_OUTPUT.value}')
+      _suggest_eval(clf, threshold, promise)
+      return
     if _MODE.value == 'stages':
-      if threshold is not None:
-        clf.thresholds = threshold
       paths = export.export_stages(clf, _OUTPUT.value, **options)
       print(*(f'wrote {path} and {path}.json' for path in paths), sep='\n')
       _hint()
       return
-    _set_number(clf, threshold)
     export.export(clf, _OUTPUT.value, mode=_MODE.value, **options)
   except guards.USER_ERRORS as error:
     logging.debug('traceback', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error
   print(f'wrote {_OUTPUT.value} and {_OUTPUT.value}.json')
-  if (_MODE.value in ('cond', 'compact')
-      and (threshold, _PRICE.value, promise) == (None, None, None)):
-    name = clf.knob.name
-    print(f'with the default {name} {clf.number:.4g}; for one that meets '
-          f'mac_target, run python eval.py --workdir={_WORKDIR.value} and give '
-          f'its {name} as --{name}')
+  if _MODE.value in ('cond', 'compact'):
+    _suggest_eval(clf, threshold, promise)
   _hint()
 
 
@@ -119,7 +129,7 @@ def _promise():
   if any(x is not None for x in given) or _MODE.value in ('dense', 'static'):
     raise ValueError('--promise sets thresholds and their rule; leave out '
                      '--threshold, --price, --rule and --actions, and give '
-                     '--mode=cond, compact or stages')
+                     '--mode=cond, compact, stages or weights')
   with saved_run.Run(_WORKDIR.value) as run:
     saved = run.find(phase=_PHASE.value, best=_BEST.value)
   return promised_row.read(_WORKDIR.value, saved, _BEST.value)
@@ -129,11 +139,17 @@ def _check_flags(threshold):
   if threshold is not None and _MODE.value in ('dense', 'static'):
     raise ValueError(f'--threshold={threshold} has no effect with '
                      f'--mode={_MODE.value}, which uses no policy; leave it '
-                     f'out, or give --mode=cond, compact or stages')
-  if _PRICE.value is not None and _MODE.value not in ('cond', 'compact'):
+                     f'out, or give --mode=cond, compact, stages or weights')
+  if _PRICE.value is not None and _MODE.value not in (
+      'cond', 'compact', 'weights'):
     raise ValueError(f'--price={_PRICE.value} has no effect with '
-                     f'--mode={_MODE.value}; leave it out, or give --mode=cond '
-                     f'or compact')
+                     f'--mode={_MODE.value}; leave it out, or give '
+                     f'--mode=cond, compact or weights')
+  of_programs = _FORMAT, _BATCH_SIZE, _PLATFORMS
+  for flag in of_programs if _MODE.value == 'weights' else (_DTYPE,):
+    if flag.present:
+      raise ValueError(f'--{flag.name}={flag.value} has no effect with '
+                       f'--mode={_MODE.value}; leave it out')
 
 
 def _decide(promise):
@@ -144,12 +160,19 @@ def _decide(promise):
   return _DECIDE.value
 
 
-def _set_number(clf, threshold):
-  """Sets the policy's threshold or price, if one is given.
+def _set_numbers(clf, threshold):
+  """Sets thresholds or the price, if they are given.
 
   Raises:
-    ValueError: if it is out of range, or not for this policy.
+    ValueError: if one is out of range, or not for this model.
   """
+  if isinstance(clf, adavit_jax.CascadeClassifier):
+    if _PRICE.value is not None:
+      raise ValueError(f'--price={_PRICE.value} is not for a model with exits; '
+                       f'leave it out')
+    if threshold is not None:
+      clf.thresholds = threshold
+    return
   for name, number in (('threshold', threshold), ('price', _PRICE.value)):
     if number is None:
       continue
@@ -158,6 +181,18 @@ def _set_number(clf, threshold):
                        f'{clf.knob.name}; leave it out')
     clf.knob.check(number)
     setattr(clf, name, number)
+
+
+def _suggest_eval(clf, threshold, promise):
+  """Says how to find a better number for a policy than the default."""
+  given = threshold, _PRICE.value, promise
+  if isinstance(clf, adavit_jax.CascadeClassifier) or clf.actions is not None:
+    return
+  if all(x is None for x in given):
+    name = clf.knob.name
+    print(f'with the default {name} {clf.number:.4g}; for one that meets '
+          f'mac_target, run python eval.py --workdir={_WORKDIR.value} and give '
+          f'its {name} as --{name}')
 
 
 def _hint():

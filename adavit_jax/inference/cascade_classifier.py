@@ -27,7 +27,7 @@ class CascadeClassifier:
     phase: the last phase of the run.
     loaded: as of a `Classifier`.
   """
-  EXPORTS = ('stages',)  # see export.export_stages
+  EXPORTS = ('stages', 'weights')  # see export
   # Slots make mistyped attributes errors.
   __slots__ = ('class_names', 'phase', 'loaded', '_system', '_cascade',
                '_max_batch_size', '_cost', '_every', '_promise')
@@ -84,12 +84,17 @@ class CascadeClassifier:
         str(self._cost)])
 
   def __reduce__(self):
-    settings = dict(thresholds=self.thresholds)
+    return pickling.reduce(self.loaded, self.settings)
+
+  @property
+  def settings(self):
+    """{attribute: value}, to be set in this order after loading."""
     if self.promise is not None:
-      settings = dict(promise=self.promise)
-    elif self._has_threshold:
+      return dict(promise=self.promise)
+    settings = dict(thresholds=self.thresholds)
+    if self._has_threshold:
       settings['threshold'] = self.threshold
-    return pickling.reduce(self.loaded, settings)
+    return settings
 
   @property
   def system(self):

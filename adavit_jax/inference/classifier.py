@@ -59,7 +59,7 @@ class Classifier:
     params: groups, folded for inference.
     loaded: `pickling.Loaded`, or None if it was not loaded from a run.
   """
-  EXPORTS = ('dense', 'static', 'cond', 'compact')  # modes of export.export
+  EXPORTS = ('dense', 'static', 'cond', 'compact', 'weights')  # see export
   # Slots make mistyped attributes, such as `thresholds`, errors.
   __slots__ = ('class_names', 'params', 'loaded', '_system', '_actions',
                '_number', '_sizes', '_programs', '_promise', '_mask', '_guard')
@@ -104,12 +104,17 @@ class Classifier:
         f'layers: {layers}', str(self._cost)])
 
   def __reduce__(self):
+    return pickling.reduce(self.loaded, self.settings)
+
+  @property
+  def settings(self):
+    """{attribute: value}, to be set in this order after loading."""
     settings = dict(actions=self.actions)
     if self.promise is not None:
       settings['promise'] = self.promise
     elif self.system.nets is not None:
       settings[self.knob.name] = self.number
-    return pickling.reduce(self.loaded, settings)
+    return settings
 
   @property
   def system(self):

@@ -25,6 +25,8 @@ from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 
 MODES = ('dense', 'static', 'cond', 'compact')
+# With those of `export_stages` and of `saving.save`.
+KNOWN = (*MODES, 'stages', 'weights')
 FORMATS = ('stablehlo', 'onnx')
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 _DEFAULT = ('cpu', 'cuda', 'tpu')
@@ -243,11 +245,10 @@ def check_mode(clf, mode):
 
   Args:
     clf: `Classifier` or `CascadeClassifier`.
-    mode: one of `MODES`, or 'stages' for `export_stages`.
+    mode: one of `KNOWN`.
   """
-  known = (*MODES, 'stages')
-  if mode not in known:
-    raise ValueError(f'mode={mode!r}; known: {known}')
+  if mode not in KNOWN:
+    raise ValueError(f'mode={mode!r}; known: {KNOWN}')
   if mode not in clf.EXPORTS:
     raise ValueError(f'mode={mode!r} is not for a {type(clf).__name__}; use '
                      f'one of {clf.EXPORTS}')
@@ -263,8 +264,8 @@ def _check_format(format, decides, what):
 
 
 def _check(clf, mode, batch_size, platforms):
-  if mode == 'stages':
-    raise ValueError("mode='stages' is for export_stages")
+  if mode in ('stages', 'weights'):
+    raise ValueError(f'mode={mode!r} is for export_stages or save')
   check_mode(clf, mode)
   if mode == 'static' and not isinstance(clf.actions, Actions):
     raise ValueError("mode='static' needs a classifier with fixed actions, but "

@@ -1,18 +1,11 @@
 """Loads a trained run as a Python function."""
 
-import copy
-import functools
-import os
-
 from adavit_jax.exits import confidence
 from adavit_jax.inference import pickling
+from adavit_jax.inference import settings
+from adavit_jax.inference import sources
 from adavit_jax.inference.cascade_classifier import CascadeClassifier
 from adavit_jax.inference.classifier import Classifier
-from adavit_jax.policies import knob
-from adavit_jax.runs import saved_run
-from adavit_jax.runs import workdir as workdir_lib
-from adavit_jax.train import mesh as mesh_lib
-from adavit_jax.train.phases.phase import choice
 
 
 def load(workdir, *, phase='', best=False, actions=None, rule=None,
@@ -22,7 +15,9 @@ def load(workdir, *, phase='', best=False, actions=None, rule=None,
   With several processes, any of them may call it independently.
 
   Args:
-    workdir: directory of the run.
+    workdir: directory of the run. Or a run in one file, see `save`: its path,
+      'hf://owner/name', or the name of a model that the package brings, see
+      `pretrained`; './NAME' is a directory of the same name.
     phase: the checkpoint at the end of this phase; '' for the newest.
     best: the best checkpoint of the last phase instead.
     actions: for every image, instead of the run's policy or mask: the number of
@@ -42,21 +37,26 @@ def load(workdir, *, phase='', best=False, actions=None, rule=None,
     threshold is the config's `nets.threshold`, its price that of the fit;
     eval.py prints one calibrated to the config's `mac_target`. For a model with
     exits or a regression, a `CascadeClassifier`; eval.py prints thresholds for
-    it and writes them to report.json.
+    it and writes them to report.json. A file has the thresholds, layers and
+    promise that were saved with it; they are set unless actions, rule,
+    thresholds, decide or attributes are given.
 
   Raises:
-    ValueError: if there is no such run, the rule is unknown, thresholds are
-      invalid for it, rule or thresholds are given for a model without exits or
-      actions for a model with exits, attributes are unknown or do not fit the
-      parameters, and as `Classifier`.
+    ValueError: if there is no such run, a file is damaged, holds no run or has
+      a newer format, the rule is unknown, thresholds are invalid for it, rule
+      or thresholds are given for a model without exits or actions for a model
+      with exits, attributes are unknown or do not fit the parameters, and as
+      `Classifier`.
   """
-  # Absolute, for those who unpickle it elsewhere.
-  loaded = functools.partial(pickling.Loaded, load, _absolute(workdir), dict(
+  arguments = dict(
       phase=phase, best=best, actions=actions, rule=rule, thresholds=thresholds,
-      decide=decide, max_batch_size=max_batch_size, **attributes))
-  with saved_run.Run(workdir, alone=True) as run:
-    info, system, state = saved_run.reread(lambda: _read(
-        run, phase, best, actions, rule, thresholds, decide, attributes))
+      decide=decide, **attributes)
+  with sources.opened(workdir) as run:
+    info, system, state = sources.read(run, **arguments)
+  saved = dict(run.card.get('settings', {}))
+  if attributes or any(x is not None for x in (
+      actions, rule, thresholds, decide)):
+    saved = {}
   class_names = info['dataset']['class_names']
   if system.staged:
     if thresholds is None:
@@ -69,42 +69,9 @@ def load(workdir, *, phase='', best=False, actions=None, rule=None,
       actions = system.after(info['phase']).actions
     clf = Classifier(system, state, actions=actions, class_names=class_names,
                      max_batch_size=max_batch_size)
-  clf.loaded = loaded(int(state.step))
+  settings.restore(clf, saved)
+  # Absolute, for those who unpickle it elsewhere.
+  clf.loaded = pickling.Loaded(
+      load, sources.absolute(workdir),
+      dict(arguments, max_batch_size=max_batch_size), int(state.step))
   return clf
-
-
-def _absolute(workdir):
-  path = workdir_lib.expanded(workdir)
-  return path if '://' in path else os.path.abspath(path)
-
-
-def _read(run, phase, best, actions, rule, thresholds, decide, attributes):
-  """Returns (info, `System`, `State`) of a checkpoint; arguments as in `load`.
-  """
-  saved = run.find(phase=phase, best=best)
-  info = copy.deepcopy(saved.info)
-  if not phase:
-    run.warn_of_unfinished()
-  if rule is not None:
-    info['config']['exits']['rule'] = rule
-  if decide is not None:
-    choice('decide', decide, tuple(knob.KNOBS))
-    info['config']['nets']['decide'] = decide
-  saved_run.set_attributes(info['config'], attributes)
-  system = saved_run.system(info)
-  exits = system.staged
-  unused = dict(actions=actions) if exits else dict(
-      rule=rule, thresholds=thresholds)
-  for name, value in unused.items():
-    if value is not None:
-      needed, actual = (('without', 'with') if exits else ('with', 'without'))
-      raise ValueError(f'{name}={value!r} is for a model {needed} exits, but '
-                       f'{run.workdir} holds a model {actual} exits; leave it '
-                       f'out')
-  state = run.state(saved, system, mesh_lib.local_mesh())
-  if decide == 'value' and not (
-      system.nets and value.is_fitted(state.params['value'])):
-    raise ValueError(f"decide='value' needs a run with the phase warm_start, "
-                     f"but {run.workdir} has fitted no value policy after "
-                     f"{info['phase']!r}; leave it out")
-  return info, system, state

@@ -72,7 +72,13 @@ class Saved(NamedTuple):
 
 
 class Run:
-  """An opened run; a context manager."""
+  """An opened run; a context manager.
+
+  Attributes:
+    workdir: directory of the run.
+    card: {}; a run in a file has one, see `run_file`.
+  """
+  card = types.MappingProxyType({})
 
   def __init__(self, workdir, *, alone=False):
     """Opens the checkpoints of a directory, which may have none.
@@ -139,9 +145,7 @@ class Run:
       return self._checkpoints.info(step, kind)
 
   def _saved(self, kind, step):
-    info = self._info(kind, step)
-    config_lib.import_module(info['config']['model']['module'])
-    return Saved(kind, step, {**info, 'config': with_defaults(info['config'])})
+    return saved(kind, step, self._info(kind, step))
 
   @contextlib.contextmanager
   def _reading(self, kind, step):
@@ -203,13 +207,29 @@ class Run:
     with self._reading(saved.kind, saved.step):
       restored = self._checkpoints.restore(
           fields, saved.step, saved.kind, partial=True)
-    # Under jit only the missing groups are computed.
-    new = mesh_lib.replicate(jax.jit(lambda: dict(
-        params={group: init().params[group]
-                for group in set(fresh.params) - groups}))(), mesh)
-    restored['params'] = {**new['params'], **restored['params']}
+    new = new_groups(init, set(fresh.params) - groups, mesh)
+    restored['params'] = {**new, **restored['params']}
     return state_lib.State(**{
-        **dict(opt_state=None, ema=None, teacher=None), **new, **restored})
+        **dict(opt_state=None, ema=None, teacher=None), **restored})
+
+
+def new_groups(init, names, mesh):
+  """Returns new groups of parameters, replicated.
+
+  Args:
+    init: function that returns a new `State`.
+    names: of the groups.
+    mesh: devices to put them on.
+  """
+  # Under jit only these groups are computed.
+  return mesh_lib.replicate(jax.jit(lambda: {
+      name: init().params[name] for name in names})(), mesh)
+
+
+def saved(kind, step, info):
+  """Returns the `Saved` of a checkpoint's info as it was written."""
+  config_lib.import_module(info['config']['model']['module'])
+  return Saved(kind, step, {**info, 'config': with_defaults(info['config'])})
 
 
 def with_defaults(saved):

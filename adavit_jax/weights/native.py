@@ -1,7 +1,7 @@
 """The library's own layout, for every model: names are paths of parameters.
 
 'backbone/encoders/fc1/kernel' [L, D, F], for example, is a leaf of the group
-'backbone'.
+'backbone'. A file of a run has further groups, see `runs.run_file`.
 """
 
 from flax import traverse_util
@@ -11,6 +11,22 @@ from adavit_jax import models
 from adavit_jax.weights import layout
 
 GROUPS = ('backbone', 'batch_stats')
+_OF_RUNS = ('heads', 'policy', 'policy_stats', 'value')
+
+
+def name(path):
+  """The name of a leaf in groups of parameters, given by its key path."""
+  return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def group(name):
+  """The group in a name."""
+  return name.partition('/')[0]
+
+
+def _clean(tensors):
+  return {name: x for name, x in tensors.items()
+          if group(name) not in _OF_RUNS}
 
 
 def _tensors(model, names=()):
@@ -27,5 +43,5 @@ FORMAT = layout.Format(
     title='adavit_jax',
     recognises=lambda names: any(name.startswith('backbone/')
                                  for name in names),
-    clean=dict,
+    clean=_clean,
     tensors=_tensors)

@@ -1,0 +1,268 @@
+"""A run in one file: `adavit_jax.save`, and `adavit_jax.load` of it."""
+
+import json
+import pathlib
+import pickle
+import sys
+import types
+
+import adavit_jax
+from adavit_jax import models
+from adavit_jax import trained
+from adavit_jax import weights
+from adavit_jax.exits import confidence
+from adavit_jax.promise import promises
+from adavit_jax.report import model_card
+from adavit_jax.runs import run_file
+from adavit_jax.runs import saved_run
+from adavit_jax.train import state as state_lib
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors_numpy
+from states import one_device  # a fixture
+from states import run  # a fixture
+from states import steps  # a fixture
+from states import trace_once  # a fixture
+import tiny
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
+
+
+def _loaded(config, phase, num_classes=4, **given):
+  """A classifier, loaded from a run that was never trained."""
+  def noise(system):
+    state = state_lib.init_state(system, 0)
+    rng = np.random.default_rng(0)
+    return state.replace(step=jnp.int32(7), params=jax.tree.map(
+        lambda x: x + rng.normal(size=x.shape, scale=.1).astype(np.float32),
+        state.params))
+
+  saved = saved_run.Saved('last', 7, dict(
+      phase=phase, policy_learned=False, config=config.to_dict(), dataset=dict(
+          num_classes=num_classes, channels=1, mean=[.5], std=[.5],
+          class_names=[str(i) for i in range(num_classes)])))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(saved_run.Run, 'find', lambda *_, **__: saved)
+    patch.setattr(saved_run.Run, 'warn_of_unfinished', lambda _: False)
+    patch.setattr(saved_run.Run, 'state',
+                  lambda run, saved, system, mesh: noise(system))
+    yield adavit_jax.load('a/run', **given)
+
+
+@pytest.fixture(scope='module')
+def policy():
+  """Loads and saves a run with a policy."""
+  config = tiny.get_config()
+  config.data.data_dir = config.init.workdir = '/secret/place'
+  yield from _loaded(config, 'joint')
+
+
+@pytest.fixture(scope='module')
+def file(clf, tmp_path_factory):
+  """The file of the classifier, exact."""
+  path = tmp_path_factory.mktemp('file') / 'new' / 'a.safetensors'
+  adavit_jax.save(clf, path, dtype='float32')
+  return path
+
+
+def same(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_file_loads_as_its_run_does(clf, file, tmp_path):
+  got = adavit_jax.load(file)
+  assert repr(got) == repr(clf) and got.class_names == clf.class_names
+  same(got.params, clf.params)
+  same(got(IMAGES), clf(IMAGES))
+  again = tmp_path / 'again.safetensors'
+  adavit_jax.save(got, again, dtype='float32')
+  assert again.read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+def test_matrices_are_rounded_and_vectors_are_not(clf, tmp_path, dtype):
+  path = tmp_path / 'a.safetensors'
+  adavit_jax.save(clf, path, dtype=dtype)
+  stored = safetensors_numpy.load_file(path)
+  assert {x.dtype for x in stored.values() if x.ndim > 1} == {jnp.dtype(dtype)}
+  got = adavit_jax.load(path)
+  same(got.params, jax.tree.map(
+      lambda x: x.astype(dtype).astype(x.dtype) if x.ndim > 1 else x,
+      clf.params))
+
+
+def test_what_a_type_cannot_hold_is_refused(clf, tmp_path, monkeypatch):
+  params = state_lib.final_params
+  monkeypatch.setattr(state_lib, 'final_params', lambda state: jax.tree.map(
+      lambda x: x + 1e5, params(state)))
+  save = lambda **given: adavit_jax.save(
+      clf, tmp_path / 'a.safetensors', **given)
+  with pytest.raises(ValueError, match='float16.*dtype=bfloat16'):
+    save()
+  with pytest.raises(ValueError, match='^dtype='):
+    save(dtype='float64')
+  with pytest.raises(ValueError, match='must end in .safetensors'):
+    adavit_jax.save(clf, tmp_path / 'a.bin')
+
+
+@pytest.mark.parametrize('actions', [
+    adavit_jax.Actions([1., 0, 1], [0., 0, 1]), adavit_jax.Stochastic(0.5)])
+def test_layers_are_saved_and_may_be_replaced(run, tmp_path, actions):
+  path = tmp_path / 'a.safetensors'
+  adavit_jax.save(adavit_jax.load(run[0], actions=actions), path)
+  same(adavit_jax.load(path).actions, actions)
+  assert adavit_jax.load(path, actions='111111').actions.num_kept == 6
+  assert adavit_jax.load(path, decide='value').actions is None
+
+
+def test_a_file_is_pickled_by_its_path(file):
+  clf = adavit_jax.load(file)
+  clf.threshold = 0.3
+  data = pickle.dumps(clf)
+  assert str(file).encode() in data and len(data) < 2000
+  assert pickle.loads(data).threshold == 0.3
+
+
+def test_other_checkpoints_are_not_in_a_file(file):
+  assert adavit_jax.load(file, phase='joint').threshold == 0.4
+  for given in (dict(phase='dense'), dict(best=True)):
+    with pytest.raises(ValueError, match="phase='.*'joint'"):
+      adavit_jax.load(file, **given)
+
+
+def test_no_path_of_the_machine_is_in_a_file(file, run):
+  metadata = weights.read(file).metadata
+  assert str(pathlib.Path(run[0]).parent) not in json.dumps(metadata)
+
+
+def test_the_backbone_in_a_file_is_weights(clf, file):
+  got = weights.load(clf.system.model, file, jax.random.key(0))
+  same(clf.system.fold(got), {
+      name: clf.params[name] for name in got})
+  assert weights.preprocessing(file).mean == clf.system.mean
+
+
+def _with(path, file, **metadata):
+  """Writes a file with other metadata, where None removes a key."""
+  tensors, old = weights.read(file)[1:]
+  safetensors_numpy.save_file(tensors, path, {
+      k: v for k, v in {**old, **metadata}.items() if v is not None})
+  return path
+
+
+@pytest.mark.parametrize('metadata, message', [
+    (dict(run_format='2'), 'format 2.*upgrade'),
+    (dict(run_format='x'), 'damaged'),
+    (dict(run='{'), 'damaged'),
+    (dict(card=None), 'damaged'),
+    (dict(run_format=None), '--mode=weights')])
+def test_another_file_is_refused(file, tmp_path, metadata, message):
+  path = _with(tmp_path / 'a.safetensors', file, **metadata)
+  with pytest.raises(ValueError, match=f'a.safetensors .*{message}') as error:
+    adavit_jax.load(path)
+  assert '\n' not in str(error.value)
+
+
+def test_a_damaged_file_is_refused(file, tmp_path):
+  path = tmp_path / 'a.safetensors'
+  path.write_bytes(file.read_bytes()[:-9])
+  with pytest.raises(ValueError, match='a.safetensors .*damaged'):
+    adavit_jax.load(path)
+  tensors, metadata = weights.read(file)[1:]
+  tensors.pop('policy/msa_net/bias')
+  safetensors_numpy.save_file(tensors, path, metadata)
+  with pytest.raises(ValueError, match='missing.*\n.*policy/msa_net/bias'):
+    adavit_jax.load(path)
+  with pytest.raises(ValueError, match='b.safetensors does not exist'):
+    adavit_jax.load(tmp_path / 'b.safetensors')
+
+
+def test_an_unknown_name_is_met_with_those_that_are_known():
+  with pytest.raises(ValueError, match="'digits-polcy'.* 'digits-policy'"):
+    adavit_jax.load('digits-polcy')
+  with pytest.raises(ValueError, match='known are .*digits-policy'):
+    adavit_jax.load('xyz')
+
+
+def test_a_file_of_the_hub(file, tmp_path, monkeypatch):
+  (tmp_path / 'model.safetensors').write_bytes(file.read_bytes())
+  hub = types.ModuleType('huggingface_hub')
+  hub.snapshot_download = lambda repo, **_: str(tmp_path)
+  hub.__spec__ = types.SimpleNamespace()
+  monkeypatch.setitem(sys.modules, 'huggingface_hub', hub)
+  clf = adavit_jax.load('hf://owner/name')
+  assert clf.threshold == 0.4 and clf.loaded.workdir == 'hf://owner/name'
+
+
+@pytest.fixture
+def exits(tmp_path, monkeypatch):
+  """The file of an untrained model with exits."""
+  config = tiny.load('configs/digits_exits.py').get_config()
+  config.model.depth = 4
+  config.model.exits = ((1, 'mlp'), (2, 'mlp'))
+  saved = saved_run.Saved('last', 7, dict(
+      phase='classifier_wise', policy_learned=False, config=config.to_dict(),
+      dataset=dict(num_classes=10, channels=1, mean=[.5], std=[.5],
+                   class_names=[str(i) for i in range(10)])))
+  with monkeypatch.context() as patch:
+    patch.setattr(saved_run.Run, 'find', lambda *_, **__: saved)
+    patch.setattr(saved_run.Run, 'warn_of_unfinished', lambda _: False)
+    patch.setattr(saved_run.Run, 'state', lambda run, saved, system, mesh: (
+        state_lib.init_state(system, 0).replace(step=jnp.int32(7))))
+    clf = adavit_jax.load(str(tmp_path))
+    clf.thresholds = [-1., -.5]
+    adavit_jax.save(clf, tmp_path / 'a.safetensors')
+    promise = promises.Promise(
+        kind='harm', risk=.01, confidence=.95, unit='', loss_bound=1.,
+        num_images=500, num_tested=300, knob=None, number=None,
+        thresholds=(-.2, -.1), rule=clf.system.config.exits.rule, passed=True,
+        observed=0., limit=.01, macs=1., full_macs=2., share_early=.5,
+        disagreement=.02, more_images=None)
+    clf.promise = promise
+    adavit_jax.save(clf, tmp_path / 'promised.safetensors')
+  return tmp_path, promise
+
+
+def test_exits_keep_thresholds_and_promise(exits):
+  folder, promise = exits
+  clf = adavit_jax.load(folder / 'a.safetensors')
+  np.testing.assert_array_equal(clf.thresholds, [-1., -.5])
+  assert clf.promise is None
+  clf = adavit_jax.load(folder / 'promised.safetensors')
+  assert clf.promise == promise
+  np.testing.assert_array_equal(clf.thresholds, promise.thresholds)
+  other = adavit_jax.load(folder / 'promised.safetensors', rule='margin')
+  assert other.promise is None
+  np.testing.assert_array_equal(other.thresholds, [confidence.NEVER] * 2)
+
+
+def test_a_card_has_what_is_added(file, tmp_path):
+  path = _with(tmp_path / 'a.safetensors', file)
+  before = run_file.RunFile(path).card
+  assert before['phase'] == 'joint' and before['settings'] == dict(
+      actions=None, threshold=0.4)
+  run_file.describe(path, accuracy=.5)
+  assert run_file.RunFile(path).card == {**before, 'accuracy': .5}
+  same(adavit_jax.load(path).params, adavit_jax.load(file).params)
+
+
+@pytest.mark.parametrize('name', trained.names())
+def test_the_models_of_the_package(name):
+  card = adavit_jax.pretrained()[name]
+  assert {'data', 'recipe', 'commit', 'licence', 'accuracy', 'macs',
+          'macs_ratio', 'full_accuracy', 'num_test', 'settings'} < card.keys()
+  assert trained.path(name).stat().st_size < 3.2e6
+  clf = adavit_jax.load(name)
+  assert clf.loaded.workdir == name and len(clf.class_names) == 10
+  model = clf.system.model
+  image = np.zeros((1, *[model.image_size] * 2, model.channels), np.uint8)
+  assert clf(image).logits.shape == (1, model.num_classes)
+
+
+def test_the_digits_model_is_as_good_as_its_card_says():
+  path = trained.path('digits-policy')
+  got = model_card.measure(path)
+  card = run_file.RunFile(path).card
+  assert got == pytest.approx({name: card[name] for name in got}, rel=1e-6)
