@@ -32,6 +32,7 @@ setup(
     license_expression='Apache-2.0',
     license_files=['LICENSE'],
     packages=find_packages(include=['adavit_jax', 'adavit_jax.*']),
+    package_data={'adavit_jax.trained': ['*.safetensors']},
     python_requires='>=3.11',
     install_requires=[
         'absl-py>=2.1',

@@ -26,3 +26,7 @@ print(clf)
 prediction = clf(np.zeros((3, 8, 8, 1), np.uint8))
 assert prediction.labels.shape == (3,)
 print(prediction)
+
+assert 'digits-policy' in adavit_jax.pretrained()
+for name in adavit_jax.pretrained():
+  print(name, adavit_jax.load(name))

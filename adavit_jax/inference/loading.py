@@ -53,10 +53,8 @@ def load(workdir, *, phase='', best=False, actions=None, rule=None,
       decide=decide, **attributes)
   with sources.opened(workdir) as run:
     info, system, state = sources.read(run, **arguments)
-  saved = dict(run.card.get('settings', {}))
-  if attributes or any(x is not None for x in (
-      actions, rule, thresholds, decide)):
-    saved = {}
+  as_saved = not attributes and all(
+      x is None for x in (actions, rule, thresholds, decide))
   class_names = info['dataset']['class_names']
   if system.staged:
     if thresholds is None:
@@ -69,7 +67,8 @@ def load(workdir, *, phase='', best=False, actions=None, rule=None,
       actions = system.after(info['phase']).actions
     clf = Classifier(system, state, actions=actions, class_names=class_names,
                      max_batch_size=max_batch_size)
-  settings.restore(clf, saved)
+  if as_saved:
+    settings.restore(clf, run.card.get('settings', {}))
   # Absolute, for those who unpickle it elsewhere.
   clf.loaded = pickling.Loaded(
       load, sources.absolute(workdir),
