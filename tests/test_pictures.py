@@ -8,7 +8,7 @@ import numpy as np
 
 def test_easy_images_keep_the_fewest_layers(monkeypatch):
   figures = []
-  monkeypatch.setattr(pictures, '_save', lambda *args: figures.append(args[0]))
+  monkeypatch.setattr(pictures, 'save', lambda *args: figures.append(args[0]))
   kept = np.array([3, 0, 6, 2, 5, 1, 6, 4])
   msa = (np.arange(4) < kept[:, None] - 2).astype(np.float32)
   mlp = (np.arange(2) < kept[:, None]).astype(np.float32)
@@ -27,7 +27,7 @@ def test_easy_images_keep_the_fewest_layers(monkeypatch):
 
 def test_bars_of_kinds_that_differ_in_number(monkeypatch):
   figures = []
-  monkeypatch.setattr(pictures, '_save', lambda *args: figures.append(args[0]))
+  monkeypatch.setattr(pictures, 'save', lambda *args: figures.append(args[0]))
   rates = dict(msa=[0.25], mlp=[1., 0.5, 0.75])
   encoders = Actions(np.array([2]), np.array([2, 3, 6]))
   pictures.keep_rates(rates, encoders, '')

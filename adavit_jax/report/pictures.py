@@ -12,7 +12,7 @@ def keep_rates(keep_rate, encoders, path):
     encoders: index of the encoder of each layer, `Actions` [L1], [L2].
     path: path of the PNG file.
   """
-  figure = _figure(6, 3)
+  figure = new_figure(6, 3)
   axes = figure.subplots()
   for kind, numbers, shift in zip(('msa', 'mlp'), encoders, (-0.2, 0.2)):
     axes.bar(numbers + 1 + shift, keep_rate[kind], 0.38, label=kind.upper())
@@ -20,7 +20,7 @@ def keep_rates(keep_rate, encoders, path):
   axes.set(xlabel='encoder', ylabel='share of images that run it',
            xticks=x, ylim=(0, 1))
   axes.legend(ncols=2, loc='upper center', bbox_to_anchor=(0.5, 1.15))
-  _save(figure, path)
+  save(figure, path)
 
 
 def accuracy_against_macs(report, path):
@@ -30,7 +30,7 @@ def accuracy_against_macs(report, path):
     report: dict as in report.json.
     path: path of the PNG file.
   """
-  figure = _figure(6, 4)
+  figure = new_figure(6, 4)
   axes = figure.subplots()
   def curve(rows, label, **style):
     rows = sorted(rows, key=lambda r: r['macs_ratio'])
@@ -56,7 +56,7 @@ def accuracy_against_macs(report, path):
            ylabel='test accuracy, %', ylim=(min(points) - 4, None))
   axes.grid(alpha=0.3)
   axes.legend(fontsize=8)
-  _save(figure, path)
+  save(figure, path)
 
 
 def exits(report, path):
@@ -66,7 +66,7 @@ def exits(report, path):
     report: dict from `exit_report.evaluate`.
     path: path of the PNG file.
   """
-  figure = _figure(6, 4)
+  figure = new_figure(6, 4)
   axes = figure.subplots()
   classes = 'accuracy' in report['exits'][0]
   score = (lambda r: 100 * r['accuracy']) if classes else (lambda r: r['mae'])
@@ -84,7 +84,7 @@ def exits(report, path):
            ylabel='test accuracy, %' if classes else 'mean absolute error')
   axes.grid(alpha=0.3)
   axes.legend(fontsize=8)
-  _save(figure, path)
+  save(figure, path)
 
 
 def easy_and_hard(split, actions, class_names, prediction, path, *,
@@ -105,7 +105,7 @@ def easy_and_hard(split, actions, class_names, prediction, path, *,
   # Ties are broken at random, with a fixed seed: a sort would order by class.
   order = np.lexsort((np.random.default_rng(0).random(len(kept)), kept))
   chosen = [order[:2 * columns], order[-2 * columns:]]
-  figure = _figure(columns * 0.9, 4.6)
+  figure = new_figure(columns * 0.9, 4.6)
   parts = figure.subfigures(2, 1)
   for part, rows, title in zip(parts, chosen, ('fewest', 'most')):
     part.suptitle(f'{title} layers kept, MSA + MLP', fontsize=10)
@@ -118,14 +118,16 @@ def easy_and_hard(split, actions, class_names, prediction, path, *,
           fontsize=7, pad=2, color='C3' if wrong else 'black',
           parse_math=False)
       axes.axis('off')
-  _save(figure, path)
+  save(figure, path)
 
 
-def _figure(*size):
+def new_figure(*size):
+  """Returns an empty figure of so many inches."""
   from matplotlib.figure import Figure  # here: its import takes half a second
   return Figure(figsize=size, layout='constrained')
 
 
-def _save(figure, path):
+def save(figure, path):
+  """Writes a figure as PNG."""
   with epath.Path(path).open('wb') as f:
     figure.savefig(f, dpi=130, format='png')

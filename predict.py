@@ -1,0 +1,125 @@
+"""Classifies images and shows what they cost:
+
+  python predict.py IMAGE... --model=digits-policy --output=picture.png
+
+Prints a line for each image. The picture has the layers that ran on each of
+them and the exit where it left.
+"""
+
+import os
+import time
+
+from absl import app
+from absl import flags
+from absl import logging
+import jax
+import numpy as np
+import scipy
+
+import adavit_jax
+from adavit_jax.exits import confidence
+from adavit_jax.report import layer_picture
+from adavit_jax.report import table
+from adavit_jax.runs import orbax_manager
+from adavit_jax.train import guards
+
+_MODEL = flags.DEFINE_string(
+    'model', None, 'Work directory of a run, or what else adavit_jax.load '
+    'takes, such as the name of a model of the package.', required=True)
+_THRESHOLD = flags.DEFINE_list(
+    'threshold', None, "The policy's threshold, or those of the exits, as in "
+    'eval.py. Default: those that were saved with the model.')
+_OUTPUT = flags.DEFINE_string('output', None, 'PNG file to draw the images to.')
+_TIMES = 5  # of which the time of an image is the median
+
+
+def main(argv):
+  try:
+    if not argv[1:]:
+      raise ValueError('no image is given: python predict.py IMAGE... '
+                       '--model=NAME')
+    clf = adavit_jax.load(_MODEL.value)
+    _set(clf, confidence.parse_thresholds(_THRESHOLD.value))
+    images = [clf.read(path) for path in argv[1:]]
+    rows = [_row(clf, path, image) for path, image in zip(argv[1:], images)]
+    print(f'\n{_MODEL.value} on {jax.devices()[0].device_kind}, one image at a '
+          f'time, median of {_TIMES} calls\n')
+    print(table.format_rows([(row['path'], row) for row in rows], _COLUMNS))
+    if _OUTPUT.value:
+      layer_picture.draw([_drawn(row) for row in rows],
+                         clf.system.model, _OUTPUT.value)
+      print(f'\nwrote {_OUTPUT.value}')
+  except guards.USER_ERRORS as error:
+    logging.debug('traceback', exc_info=True)  # shown with -v=1
+    raise SystemExit(f'error: {error}') from error
+
+
+def _set(clf, threshold):
+  """Sets the thresholds, if they are given."""
+  if threshold is None:
+    return
+  if isinstance(clf, adavit_jax.CascadeClassifier):
+    clf.thresholds = threshold
+    return
+  if clf.actions is not None or clf.knob.name != 'threshold':
+    raise ValueError(f'--threshold={threshold} needs policy networks or exits, '
+                     f'but {_MODEL.value} has none; leave it out')
+  clf.knob.check(threshold)
+  clf.threshold = threshold
+
+
+def _row(clf, path, image):
+  """Runs one image: dict of path, image, answer, used, macs, share, ms, exit.
+  """
+  prediction, seconds = clf(image[None]), []  # compiled here
+  for _ in range(_TIMES):
+    start = time.perf_counter()
+    clf(image[None])
+    seconds.append(time.perf_counter() - start)
+  first = lambda x: jax.tree.map(lambda leaf: leaf[0], x)
+  row = dict(
+      path=os.path.basename(path), image=image, answer=_answer(clf, prediction),
+      macs=int(prediction.macs[0]), ms=1000 * float(np.median(seconds)),
+      share=float(prediction.macs[0]) / int(clf.system.plain_cost.dense))
+  if isinstance(clf, adavit_jax.CascadeClassifier):
+    exits = clf.system.exits
+    index = int(prediction.exit[0])
+    place = exits[index].place if index + 1 < len(exits) else None
+    return dict(row, used=f'exit {index + 1} of {len(exits)}', exit=place,
+                layers=layer_picture.layers_of(clf.system.model, exit=place))
+  actions = first(prediction.actions)
+  return dict(
+      row, exit=None, used=f'{int(actions.num_kept)} of {actions.keep.size} '
+      'layers', layers=layer_picture.layers_of(clf.system.model, actions))
+
+
+def _answer(clf, prediction):
+  """The class and its probability, or the number of a regression."""
+  label, = prediction.labels
+  if clf.system.target is not None:
+    return f'{label:.3g} {clf.system.target.unit}'
+  name = clf.class_names[label] if clf.class_names else f'class {label}'
+  probability = scipy.special.softmax(prediction.logits[0])[label]
+  return f'{name}, {100 * probability:.1f} %'
+
+
+_COLUMNS = (
+    ('answer', lambda row: row['answer']),
+    ('used', lambda row: row['used']),
+    table.MACS,
+    ('of dense', lambda row: f"{row['share']:.3f}"),
+    ('ms', lambda row: f"{row['ms']:.2f}"),
+)
+
+
+def _drawn(row):
+  return layer_picture.Row(
+      row['image'], row['answer'],
+      f"{row['used']} · {row['share']:.2f} of the MACs · {row['ms']:.2f} ms",
+      row['layers'], row['exit'])
+
+
+if __name__ == '__main__':
+  logging.set_verbosity(logging.WARNING)
+  orbax_manager.quiet_orbax()
+  app.run(main)
