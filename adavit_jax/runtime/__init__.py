@@ -2,3 +2,4 @@
 
 from adavit_jax.runtime.modes import forward as forward
 from adavit_jax.runtime.stages import exit_logits as exit_logits
+from adavit_jax.runtime.token_features import features as features
