@@ -1,11 +1,12 @@
 """Reports on a run: python eval.py --workdir=DIR
 
-Prints a table and writes DIR/report.json and pictures. For a policy, it
-compares dense and adaptive with random, shuffled and static choices at the same
-MACs (keep_rate.png, accuracy_macs.png, easy_hard.png). For a model with exits,
-it reports each exit alone and the cascade, with its accuracy over all budgets
-(exits.png). After a dense or static phase, it reports accuracy and MACs. With
---actions, it compares these layers with all layers, in report_actions.json.
+Prints a table and writes DIR/report.json, report.html (tables and pictures in
+one file) and the pictures. For a policy, it compares dense and adaptive with
+random, shuffled and static choices at the same MACs (keep_rate.png,
+accuracy_macs.png, easy_hard.png). For a model with exits, it reports each exit
+alone and the cascade, with its accuracy over all budgets (exits.png). After a
+dense or static phase, it reports accuracy and MACs. With --actions, it compares
+these layers with all layers, in report_actions.json and .html.
 """
 
 import json
@@ -99,12 +100,11 @@ def main(argv):
         actions=_ACTIONS.value, wanted=_wanted())
     if result is None:
       raise SystemExit('stopped by a signal; the same command resumes')
-    pictures = not {'adaptive', 'exits'}.isdisjoint(result)
     if jax.process_index() == 0:
       name = 'report.json' if _ACTIONS.value is None else 'report_actions.json'
       path = epath.Path(_WORKDIR.value).expanduser() / name
       path.write_text(json.dumps(result, indent=1))
-      print(f'\nwrote {path}' + (' and pictures beside it' if pictures else ''))
+      print(f"\nwrote {path} and, to look at, {path.with_suffix('.html')}")
   except guards.USER_ERRORS as error:
     logging.debug('traceback', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error

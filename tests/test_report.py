@@ -14,6 +14,7 @@ from adavit_jax import report
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 from adavit_jax.promise import promises
+from adavit_jax.report import page
 from adavit_jax.report import policy_report
 from adavit_jax.report import promised_row
 from adavit_jax.report import static_masks
@@ -410,7 +411,7 @@ def test_a_threshold_with_a_promise(run, maker, monkeypatch, capsys):
   dense = maker.trainer.evaluator.dense(params, dataset.test)
   assert row['accuracy'] == out.accuracy
   assert row['test_loss'] == (dense.correct & ~out.correct).mean()
-  promised_row.show(row)
+  promised_row.show(row, page.Page('', ''))
   assert str(promise) in capsys.readouterr().out
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from adavit_jax import cost
 from adavit_jax.exits import calibrate
 from adavit_jax.exits import confidence
+from adavit_jax.report import page as page_lib
 from adavit_jax.report import pictures
 from adavit_jax.report import promised_row
 from adavit_jax.report import table
@@ -96,8 +97,12 @@ def evaluate(trainer, state, metadata, *, threshold=None, budget=None,
     result['promised'] = dict(_Rows(system, phase, outputs).cascade(
         fields['promise']['thresholds']), **fields)
   if jax.process_index() == 0:
-    _show(result, system)
-    pictures.exits(result, epath.Path(metadata['workdir']) / 'exits.png')
+    page = _show(result, system)
+    workdir = epath.Path(metadata['workdir'])
+    pictures.exits(result, workdir / 'exits.png')
+    page.picture(workdir / 'exits.png', 'Accuracy against MACs'
+                 if system.target is None else 'Error against MACs')
+    page.write(workdir / 'report.html')
   return result
 
 
@@ -192,6 +197,7 @@ class _Rows:
 
 
 def _show(result, system):
+  """Shows a report: the `Page`."""
   added = bool(system.model.exits)
   columns = [*_scores(system.target), table.MACS,
              ('of dense' if added else 'of last',
@@ -201,31 +207,31 @@ def _show(result, system):
         ('MFLOPs, paper', lambda r: f"{r['paper_flops'] / 1e6:.2f}"))
   shares = ('left at each exit %', lambda r: ' '.join(
       f'{100 * s:.1f}' for s in r['shares']))
-  print(f"\n{result['num_test']} test images, seed {result['seed']}, "
-        f"{result['device']}, rule {result['rule']}"
-        + _DROPS[phases.decider(system.config, result['phase'])] + '\n')
+  page = page_lib.of(result, f", rule {result['rule']}" + _DROPS[
+      phases.decider(system.config, result['phase'])])
   rows = [(_label(i, row), row) for i, row in enumerate(result['exits'])]
   extra = _HEAD_COLUMNS if added else ()
-  print(table.format_rows(rows, (*columns, *extra)))
-  for best in result.get('best_heads', ()):
-    print(f"after layer {best['layer']}: mean of the heads' scores "
-          f"{best['mean']:.4f}, best {best['head']} {best['score']:.4f} "
-          f"(held-out images)")
+  page.table(rows, (*columns, *extra))
+  if best_of_layers := result.get('best_heads'):
+    page.text('\n'.join(
+        f"after layer {best['layer']}: mean of the heads' scores "
+        f"{best['mean']:.4f}, best {best['head']} {best['score']:.4f} "
+        f"(held-out images)" for best in best_of_layers))
   cascades = [(label, result[key]) for key, label in _TARGETS if key in result]
   if system.target is not None:
     cascades = [(label.replace('accuracy', 'error'), row)
                 for label, row in cascades]
   if cascades:
-    print()
-    print(table.format_rows(cascades, (*columns, shares)))
+    page.table(cascades, (*columns, shares))
   for label, row in cascades:
-    print(f"\n{label}: --rule={result['rule']} --threshold=" + ','.join(
+    page.text(f"{label}: --rule={result['rule']} --threshold=" + ','.join(
         confidence.format_threshold(t) for t in row['thresholds']))
   if 'same_accuracy' in result and 'promised' not in result:
-    print('\nThese thresholds are estimates; --risk=0.01 finds some that keep '
-          'a promise.')
+    page.text('These thresholds are estimates; --risk=0.01 finds some that '
+              'keep a promise.')
   if 'promised' in result:
-    promised_row.show(result['promised'])
+    promised_row.show(result['promised'], page)
+  return page
 
 
 _HEAD_COLUMNS = (

@@ -183,13 +183,13 @@ def read(workdir, saved, best=False):
   return promises.Promise.from_dict(report['promised']['promise'])
 
 
-def show(row):
-  """Prints the promise of a row and what the test images say."""
+def show(row, page):
+  """Adds the promise of a row, and what the test images say, to a page."""
   promise = promises.Promise.from_dict(row['promise'])
-  print(f'\n{promise}.')
   unit = promise.unit and f' {promise.unit}'
   number = (lambda x: f'{x:.3g}{unit}') if unit else lambda x: f'{x:.2%}'
-  print(f"risk {number(promise.risk)} ({promise.kind}), confidence "
-        f"{promise.confidence:g}, upper limit {number(promise.limit)}, "
-        f"{promise.num_images} held-out images; test images: "
-        f"{number(row['test_loss'])}")
+  page.text(
+      f"{promise}.\nrisk {number(promise.risk)} ({promise.kind}), confidence "
+      f"{promise.confidence:g}, upper limit {number(promise.limit)}, "
+      f"{promise.num_images} held-out images; test images: "
+      f"{number(row['test_loss'])}")

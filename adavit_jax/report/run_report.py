@@ -3,7 +3,6 @@
 import copy
 from typing import Any, NamedTuple
 
-from etils import epath
 import jax
 from ml_collections import config_dict
 import numpy as np
@@ -14,25 +13,16 @@ from adavit_jax.policies import fixed
 from adavit_jax.policies import knob as knob_lib
 from adavit_jax.policies import value as value_lib
 from adavit_jax.report import exit_report
-from adavit_jax.report import pictures
+from adavit_jax.report import policy_page
 from adavit_jax.report import policy_report
 from adavit_jax.report import promised_row
 from adavit_jax.report import rows as rows_lib
 from adavit_jax.report import static_masks
-from adavit_jax.report import table
 from adavit_jax.runs import checks
 from adavit_jax.runs import loop
 from adavit_jax.runs import saved_run
 from adavit_jax.train import state as state_lib
 from adavit_jax.train.phases.phase import choice
-
-_LABELS = (
-    ('dense', 'dense'), ('adaptive', 'adaptive'),
-    ('value', 'adaptive, by value'), ('promised', 'adaptive, promised risk'),
-    ('adaptive_at_static', 'adaptive, at the MACs below'),
-    ('static', 'static, best, tuned alike'),
-    ('static_last', 'static, last k, tuned alike'), ('random', 'random'),
-    ('shuffled', 'adaptive, shuffled'))
 
 
 def evaluate(workdir, *, threshold=None, best=False, static=True,
@@ -142,11 +132,14 @@ def _evaluate(run, workdir, options):
   _check_without_exits(trainer, saved, workdir, options)
   if options.actions is not None:
     result = dict(metadata, **_given(trainer, state, options.actions))
-    _show_rows(result, [('dense', 'dense'), (options.actions, 'given')])
+    policy_page.show_rows(
+        result, [('dense', 'dense'), (options.actions, 'given')],
+        'report_actions.html')
     return result
   if trainer.system.after(saved.info['phase']).actions is not None:
     result = dict(metadata, **_without_policy(trainer, state, saved))
-    _show_rows(result, [(key, key) for key in ('dense', 'static')])
+    policy_page.show_rows(result, [
+        (key, key) for key in ('dense', 'static') if key in result])
     return result
   return _with_policy(trainer, run, state, metadata, options)
 
@@ -271,8 +264,7 @@ def _with_policy(trainer, run, state, metadata, options):
   result['sweep'] = report.sweep()
   result['one_set_of_weights'] = one
   if jax.process_index() == 0:
-    _show(result, plan.num_layers(trainer.system.model))
-    _draw(result, outputs, trainer, metadata['workdir'])
+    policy_page.show(result, outputs, trainer)
   return result
 
 
@@ -303,48 +295,3 @@ def _given(trainer, state, text):
   return dict(
       actions=text, dense=row(trainer.evaluator.dense(dense, test)),
       given=row(trainer.evaluator.with_actions(params, test, actions)))
-
-
-def _show_rows(result, labels=_LABELS):
-  if jax.process_index() == 0:
-    print(f"\n{result['num_test']} test images, seed {result['seed']}, "
-          f"{result['device']}\n")
-    print(table.format_rows(
-        [(label, result[key]) for key, label in labels if key in result]))
-
-
-def _show(result, num_layers):
-  _show_rows(result)
-  print()
-  print(table.format_policy(result['adaptive'], num_layers))
-  if 'promised' in result:
-    promised_row.show(result['promised'])
-  if 'ceiling' in result:
-    print('\nEvery candidate mask on every test image:\n')
-    print(table.format_ceiling(result['ceiling']))
-  one = result['one_set_of_weights']
-  if one:
-    labels = [('adaptive', 'adaptive'), ('static', 'static, best'),
-              ('value', 'adaptive, by value'),
-              ('static_at_value', 'static, best, at its MACs'),
-              ('random', 'random'), ('shuffled', 'adaptive, shuffled')]
-    labels = [(key, label) for key, label in labels if key in one]
-    labels += [(key, f"policy {key[8]} of Table 1, {key[10:]} layers")
-               for key in one if key.startswith('table_1')]
-    labels.append(('stochastic', 'stochastic, fewer later layers'))
-    print('\nOne set of weights, no tuning for the budget:\n')
-    print(table.format_rows([('dense', result['dense'])]
-                            + [(label, one[key]) for key, label in labels]))
-    print()
-    print(table.format_policy(one['adaptive'], num_layers))
-
-
-def _draw(result, outputs, trainer, workdir):
-  path = lambda name: epath.Path(workdir) / name
-  pictures.keep_rates(result['adaptive']['keep_rate'],
-                      plan.layer_encoders(trainer.system.model),
-                      path('keep_rate.png'))
-  pictures.accuracy_against_macs(result, path('accuracy_macs.png'))
-  pictures.easy_and_hard(
-      trainer.dataset.test, outputs.actions, trainer.dataset.class_names,
-      outputs.prediction, path('easy_hard.png'))

@@ -2,15 +2,16 @@
 
 ACCURACY = ('accuracy %', lambda r: f"{100 * r['accuracy']:.2f}")
 MACS = ('MACs/image', lambda r: _millions(r['macs']))
-_COLUMNS = (
+OF_DENSE = ('of dense', lambda r: f"{r['macs_ratio']:.3f}")
+COLUMNS = (
     ACCURACY,
     MACS,
-    ('of dense', lambda r: f"{r['macs_ratio']:.3f}"),
+    OF_DENSE,
     ('of encoders', lambda r: f"{r['encoder_macs_ratio']:.3f}"),
 )
 
 
-def format_rows(rows, columns=_COLUMNS):
+def format_rows(rows, columns=COLUMNS):
   """Formats a table, one line for each (label, row).
 
   Args:
@@ -20,30 +21,26 @@ def format_rows(rows, columns=_COLUMNS):
   Returns:
     A string.
   """
-  cells = [['', *(name for name, _ in columns)]]
-  cells += [[label, *(show(row) for _, show in columns)] for label, row in rows]
-  widths = [max(map(len, column)) for column in zip(*cells)]
+  rows = cells(rows, columns)
+  widths = [max(map(len, column)) for column in zip(*rows)]
   def line(cells):
     first, *rest = (c.ljust(w) if i == 0 else c.rjust(w)
                     for i, (c, w) in enumerate(zip(cells, widths)))
     return '  '.join([first, *rest]).rstrip()
-  head, *body = map(line, cells)
+  head, *body = map(line, rows)
   return '\n'.join([head, '-' * len(head), *body])
 
 
-def format_ceiling(ceiling):
-  """Formats `ceiling.rows`.
+def cells(rows, columns):
+  """Returns the texts of a table, a list of lists, the head first.
 
-  Returns:
-    A string.
+  Args:
+    rows: as of `format_rows`.
+    columns: likewise.
   """
-  labels = dict(value='value policy', oracle='oracle',
-                cheapest='cheapest right mask')
-  share = ('of dense', lambda r: f"{r['macs_ratio']:.3f}")
-  rows = format_rows([(label, ceiling[key]) for key, label in labels.items()],
-                     (ACCURACY, share))
-  return (f"{rows}\nR² of the value policy on the interaction of images and "
-          f"masks: {ceiling['interaction_r2']:.3f}")
+  return [['', *(name for name, _ in columns)],
+          *([label, *(show(row) for _, show in columns)]
+            for label, row in rows)]
 
 
 def format_policy(row, num_layers):
