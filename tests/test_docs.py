@@ -42,6 +42,8 @@ RUN = ('README.md', 'docs/getting_started.md', 'docs/concepts.md',
 # Arguments that are not absl's, so that only the file is looked for.
 OWN_ARGUMENTS = ('examples/run_exported.py', 'benchmarks/accuracy_time.py',
                  'benchmarks/curves.py', 'benchmarks/seeds.py')
+# Arguments that are no flags.
+IMAGES = {'predict.py': ['image.png']}
 # Prints the arguments of a command instead of running it; all others fail.
 STUBS = '''
 set -euo pipefail
@@ -144,7 +146,7 @@ def _parse(argv, monkeypatch):
   monkeypatch.setattr(os, 'environ', dict(os.environ))  # topology sets some
   tiny.load(argv[0])
   rest = own(list(argv))
-  assert rest == [argv[0]], f'{rest[1:]} are no flags'
+  assert rest[1:] == IMAGES.get(argv[0], []), f'{rest[1:]} are no flags'
   return own
 
 
@@ -231,9 +233,9 @@ def runs(monkeypatch):
     name, phase = _RUNS[self.workdir]
     config = tiny.load(f'configs/{name}.py').get_config()
     return saved_run.Saved('last', 0, dict(
-        phase=phase, config=config.to_dict(), dataset=dict(
-            num_classes=10, channels=1, mean=[.5], std=[.5],
-            class_names=[str(i) for i in range(10)])))
+        phase=phase, policy_learned=False, config=config.to_dict(),
+        dataset=dict(num_classes=10, channels=1, mean=[.5], std=[.5],
+                     class_names=[str(i) for i in range(10)])))
 
   def state(self, saved, system, mesh):
     del self, saved, mesh
