@@ -76,21 +76,36 @@ def _row(clf, path, image):
     start = time.perf_counter()
     clf(image[None])
     seconds.append(time.perf_counter() - start)
-  first = lambda x: jax.tree.map(lambda leaf: leaf[0], x)
   row = dict(
       path=os.path.basename(path), image=image, answer=_answer(clf, prediction),
       macs=int(prediction.macs[0]), ms=1000 * float(np.median(seconds)),
       share=float(prediction.macs[0]) / int(clf.system.plain_cost.dense))
   if isinstance(clf, adavit_jax.CascadeClassifier):
-    exits = clf.system.exits
-    index = int(prediction.exit[0])
-    place = exits[index].place if index + 1 < len(exits) else None
-    return dict(row, used=f'exit {index + 1} of {len(exits)}', exit=place,
-                layers=layer_picture.layers_of(clf.system.model, exit=place))
-  actions = first(prediction.actions)
-  return dict(
-      row, exit=None, used=f'{int(actions.num_kept)} of {actions.keep.size} '
-      'layers', layers=layer_picture.layers_of(clf.system.model, actions))
+    exits, index = clf.system.exits, int(prediction.exit[0])
+    actions = _decided(clf, image)
+    exit = exits[index].place if index + 1 < len(exits) else None
+    used = f'exit {index + 1} of {len(exits)}'
+  else:
+    actions, exit = _first(prediction.actions), None
+    used = f'{int(actions.num_kept)} of {actions.keep.size} layers'
+  return dict(row, used=used, exit=exit, layers=layer_picture.layers_of(
+      clf.system.model, actions, exit))
+
+
+def _decided(clf, image):
+  """`Actions` [L1], [L2] of a model with exits; None if all layers run."""
+  system, after = clf.system, clf.system.after(clf.phase)
+  if after.decider != 'policy':
+    return after.actions if after.decider == 'mask' else None
+  images = system.normalize(image[None])
+  z1 = system.before_policy(clf.params, images)
+  return _first(system.greedy(
+      clf.params, z1, images, clf.params.get('threshold')))
+
+
+def _first(tree):
+  """The first image of a tree of arrays."""
+  return jax.tree.map(lambda x: np.asarray(x)[0], tree)
 
 
 def _answer(clf, prediction):

@@ -21,6 +21,8 @@ def test_what_became_of_each_layer():
   assert of(actions=Actions(np.array([0., 1]), np.array([1., 0]))) == [
       [ALWAYS, ALWAYS, DROPPED, RAN], [ALWAYS, ALWAYS, RAN, DROPPED]]
   assert of(exit=3) == [[RAN, RAN, RAN, AFTER]] * 2
+  assert of(actions=Actions(np.array([0., 0]), np.array([1., 0])), exit=3) == [
+      [ALWAYS, ALWAYS, DROPPED, AFTER], [ALWAYS, ALWAYS, RAN, AFTER]]
 
 
 def test_a_cell_for_each_layer(monkeypatch):

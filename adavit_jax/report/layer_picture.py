@@ -46,11 +46,13 @@ def layers_of(model, actions=None, exit=None):
   stop = plan.num_encoders(model) if exit is None else exit
   states = []
   for kind, encoders in enumerate(_encoders(model)):
-    state = np.where(encoders < stop, RAN, AFTER)
+    state = np.full(len(encoders), RAN)
     if actions is not None:
-      num = len(actions[kind])
-      state[:len(state) - num] = ALWAYS
-      state[len(state) - num:][np.asarray(actions[kind]) == 0] = DROPPED
+      keep = np.asarray(actions[kind])
+      first = len(state) - len(keep)
+      state[:first] = ALWAYS
+      state[first:][keep == 0] = DROPPED
+    state[encoders >= stop] = AFTER
     states.append(state)
   return Actions(*states)
 
