@@ -6,6 +6,7 @@ it would train is checked. Nothing is trained here.
 
 import functools
 import importlib.metadata
+import json
 import os
 import pathlib
 import re
@@ -269,3 +270,18 @@ def test_all_python_is_run():
   others = [page for page in PAGES if _blocks(page, 'python')
             and page not in (*RUN, 'docs/extending.md')]
   assert not others
+
+
+NOTEBOOKS = sorted(ROOT.glob('notebooks/*.ipynb'))
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_has_its_outputs(path):
+  assert path.stat().st_size < 250_000
+  assert path.name in _text('docs/getting_started.md')
+  cells = [cell for cell in json.loads(path.read_text('utf-8'))['cells']
+           if cell['cell_type'] == 'code']
+  assert [cell['execution_count'] for cell in cells] == [
+      i + 1 for i in range(len(cells))]
+  kinds = {out['output_type'] for cell in cells for out in cell['outputs']}
+  assert kinds and 'error' not in kinds

@@ -18,6 +18,7 @@ from adavit_jax.train import state as state_lib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import processes
 import pytest
 from safetensors import numpy as safetensors_numpy
 import tiny
@@ -254,3 +255,19 @@ def test_the_digits_model_is_as_good_as_its_card_says():
   got = model_card.measure(path)
   card = run_file.RunFile(path).card
   assert got == pytest.approx({name: card[name] for name in got}, rel=1e-6)
+
+
+@pytest.mark.nightly
+def test_export_writes_files(tmp_path):
+  path = tmp_path / 'a.safetensors'
+  run = lambda *flags: processes.Process(
+      tmp_path, processes.script, 'export.py', '--workdir=digits-policy',
+      '--mode=weights', f'--output={path}', *flags)
+  process = run('--threshold=0.3', '--dtype=bfloat16')
+  assert process.wait() == 0, process.err
+  assert adavit_jax.load(path).threshold == 0.3
+  for flag in ('--format=onnx', '--batch_size=3', '--actions=4', '--price=1.'):
+    process = run(flag)
+    assert process.wait() != 0
+    last = process.err.splitlines()[-1]
+    assert last.startswith(f'error: {flag}'), last

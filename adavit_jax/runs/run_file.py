@@ -1,9 +1,10 @@
 """A trained run in one file: its parameters, its config and a card.
 
-The file is one of weights in the library's own layout, see `weights.native`, so
-that its backbone can be loaded as such. It also has the groups of exit heads
-and policy. Its metadata holds `run`, the info and step of the checkpoint as
-JSON, and `card`, a JSON dict for people:
+The file is one of weights in the library's own layout, see `weights.native`,
+with the preprocessing and the class names in its metadata, so that its backbone
+can be loaded as such. It also has the groups of exit heads and policy, and in
+the metadata `run`, the info and step of the checkpoint as JSON, and `card`, a
+JSON dict for people:
 
 * model, data, phase, step, seed: of the run;
 * settings: attributes of the classifier that was saved, see

@@ -61,7 +61,7 @@ class Saved(NamedTuple):
   """A checkpoint of a run.
 
   Attributes:
-    kind: 'last', 'best' or 'phases'.
+    kind: 'last', 'best', 'phases', or 'file' for a `run_file`.
     step: step of the checkpoint.
     info: see `loop.Trainer.info`. Missing fields of its config are filled with
       defaults.
