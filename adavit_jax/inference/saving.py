@@ -10,7 +10,9 @@ def save(clf, path, *, dtype='float16'):
   """Writes a classifier to one file, which `load` reads.
 
   It holds the parameters and the config of its run, and its thresholds, layers
-  and `promise`. With 16 bits, logits change a little.
+  and `promise`. With 16 bits, logits change a little, and so may what the
+  promise is about: calibrate the loaded file, and save it again, which changes
+  no parameter.
 
   Args:
     clf: `Classifier` or `CascadeClassifier` that `load` made.
