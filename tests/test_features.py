@@ -36,7 +36,9 @@ def test_they_are_those_of_a_loop_over_the_encoders():
   np.testing.assert_array_equal(alone, got[2])
 
 
-@pytest.mark.parametrize('name', ['levit', 'crossvit', 'vil', 'evo', 'shuffle'])
+@pytest.mark.parametrize('name', ['levit', 'crossvit', *(
+    pytest.param(name, marks=pytest.mark.nightly)
+    for name in ('vil', 'evo', 'shuffle'))])
 def test_tokens_of_a_backbone_are_as_it_describes_them(name):
   model = getattr(efficient, name)()
   places = range(plan.num_encoders(model) + 1)

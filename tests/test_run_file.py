@@ -91,7 +91,8 @@ def test_a_file_loads_as_its_run_does(clf, file, tmp_path):
   same(weights.read(again)[1:], weights.read(file)[1:])
 
 
-@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+@pytest.mark.parametrize('dtype', [
+    'float16', pytest.param('bfloat16', marks=pytest.mark.nightly)])
 def test_matrices_are_rounded_and_vectors_are_not(clf, tmp_path, dtype):
   path = tmp_path / 'a.safetensors'
   adavit_jax.save(clf, path, dtype=dtype)
@@ -118,7 +119,8 @@ def test_what_a_type_cannot_hold_is_refused(clf, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('actions', [
-    adavit_jax.Actions([1., 0, 1], [0., 0, 1]), adavit_jax.Stochastic(0.5)])
+    pytest.param(adavit_jax.Actions([1., 0, 1], [0., 0, 1]),
+                 marks=pytest.mark.nightly), adavit_jax.Stochastic(0.5)])
 def test_layers_are_saved_and_may_be_replaced(tmp_path, actions):
   path = tmp_path / 'a.safetensors'
   adavit_jax.save(adavit_jax.load('a/policy', actions=actions), path)
@@ -237,7 +239,9 @@ def test_a_card_has_what_is_added(file, tmp_path):
   same(adavit_jax.load(path).params, adavit_jax.load(file).params)
 
 
-@pytest.mark.parametrize('name', trained.names())
+@pytest.mark.parametrize('name', [
+    name if name.startswith('digits') else pytest.param(
+        name, marks=pytest.mark.nightly) for name in trained.names()])
 def test_the_models_of_the_package(name):
   card = adavit_jax.pretrained()[name]
   assert {'data', 'recipe', 'commit', 'licence', 'accuracy', 'macs',
