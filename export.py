@@ -18,6 +18,7 @@ writes no program but the parameters and the config: `adavit_jax.load(FILE)` and
 from absl import app
 from absl import flags
 from absl import logging
+from etils import epath
 
 import adavit_jax
 from adavit_jax.exits import confidence
@@ -185,10 +186,12 @@ def _set_numbers(clf, threshold):
 
 def _suggest_eval(clf, threshold, promise):
   """Says how to find a better number for a policy than the default."""
-  given = threshold, _PRICE.value, promise
   if isinstance(clf, adavit_jax.CascadeClassifier) or clf.actions is not None:
     return
-  if all(x is None for x in given):
+  given = threshold, _PRICE.value, promise
+  # A run in a file has the number that it was saved with.
+  of_run = epath.Path(clf.loaded.workdir).is_dir()
+  if of_run and all(x is None for x in given):
     name = clf.knob.name
     print(f'with the default {name} {clf.number:.4g}; for one that meets '
           f'mac_target, run python eval.py --workdir={_WORKDIR.value} and give '
