@@ -16,13 +16,13 @@ from adavit_jax.runs import checks
 from adavit_jax.runs import first_state
 from adavit_jax.runs import history
 from adavit_jax.runs import metric_writer
+from adavit_jax.runs import phase_end
 from adavit_jax.runs import phase_start
 from adavit_jax.runs import preemption
 from adavit_jax.runs import pretrained
 from adavit_jax.runs import progress as progress_lib
 from adavit_jax.runs import saved_run
 from adavit_jax.runs import teacher as teacher_lib
-from adavit_jax.runs import value_fit
 from adavit_jax.runs import workdir as workdir_lib
 from adavit_jax.runtime import stopping
 from adavit_jax.train import config as config_lib
@@ -216,7 +216,7 @@ class Trainer:
         recent.append(step_metrics)
         due = _due(self.config, phase, step - start, stop.should_stop())
         if due.line:
-          self._write_line(recent, step, phase, metrics, progress, due.end)
+          self._write_line(recent, step, phase, metrics, progress)
           recent = []
         state = self._after_step(
             state, step, phase, start, due, ckpts, metrics)
@@ -243,7 +243,7 @@ class Trainer:
     score, before = None, state
     try:
       if due.end:
-        state = value_fit.refitted(self, state, phase)
+        state = phase_end.leave(self, state, phase)
       if due.validation:
         score = self._validate(state, phase, step, metrics)
     except stopping.Stopped:
@@ -265,10 +265,8 @@ class Trainer:
         repeats=step_lib.augmentation(self.config, phase).repeats,
         process_index=jax.process_index(), process_count=jax.process_count())
 
-  def _write_line(self, recent, step, phase, metrics, progress, end):
+  def _write_line(self, recent, step, phase, metrics, progress):
     """Checks the metrics of the last steps and writes their mean.
-
-    At the end of a phase that steers the MACs, it warns if they are off.
 
     Raises:
       NonFiniteError: if one is NaN or infinite.
@@ -278,9 +276,6 @@ class Trainer:
       guards.check_finite(i, row)
     values = _mean(rows)
     metrics.write(step, {f'{phase}/{k}': v for k, v in values.items()})
-    if end and 'price' in values:
-      guards.warn_off_target(
-          phase, float(values['macs_ratio']), self.config.mac_target)
     progress.update(step, step * self.config[phase].batch_size, values)
 
   def _validate(self, state, phase, step, metrics):

@@ -5,21 +5,20 @@ import jax.numpy as jnp
 
 from adavit_jax.policies import learned
 
-# In logits. A step corrects at most this much.
-_RANGE = 2.0
 _STEPS = 16  # of the bisection
 
 
-def missing_shift(system, params, features):
+def missing_shift(system, params, features, limit=2.0):
   """Finds the shift of all logits at which a batch meets the MAC target.
 
   Args:
     system: `System`.
     params: parameters of the networks.
     features: `observation.Features` of the batch.
+    limit: the largest shift, in logits.
 
   Returns:
-    [] float32 in [-2, 2], without gradient.
+    [] float32 in [-limit, limit], without gradient.
   """
   params, features = jax.lax.stop_gradient((params, features))
 
@@ -30,7 +29,7 @@ def missing_shift(system, params, features):
     spends = system.cost.ratio(actions).mean() > system.config.mac_target
     return jnp.where(spends, low, middle), jnp.where(spends, middle, high)
 
-  bounds = jnp.float32(-_RANGE), jnp.float32(_RANGE)
+  bounds = jnp.float32(-limit), jnp.float32(limit)
   low, high = jax.lax.fori_loop(0, _STEPS, halve, bounds)
   return (low + high) / 2
 
