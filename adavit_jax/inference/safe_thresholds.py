@@ -7,9 +7,9 @@ from adavit_jax import models
 from adavit_jax.models import plan
 from adavit_jax.policies import fixed
 from adavit_jax.policies import knob as knob_lib
-from adavit_jax.promise import checks
 from adavit_jax.promise import promises
 from adavit_jax.promise import recorded as recorded_lib
+from adavit_jax.promise import request
 from adavit_jax.promise import risks
 
 # A threshold of policy networks at which every layer runs.
@@ -62,14 +62,14 @@ def calibrate(clf, images, labels=None, *, risk=0.01, confidence=0.95,
   system = clf.system
   loss = risks.create(kind, target=system.target, bound=bound,
                       labelled=labels is not None)
-  checks.check_range(risk, confidence, loss)
+  request.check_range(risk, confidence, loss)
   images = models.as_pixels(system.model, images)
   classes = None if system.target else system.model.num_classes
   if labels is not None:
-    labels = checks.check_labels(labels, len(images), classes)
+    labels = request.check_labels(labels, len(images), classes)
   num_policy = len(numbers(_knob(clf), system.num_exits))
-  checks.check_number(len(images), (num_policy, system.num_exits), loss, risk,
-                        confidence)
+  request.check_number(len(images), (num_policy, system.num_exits), loss, risk,
+                       confidence)
   recorded = record(clf, images)
   clf.promise = promises.make(
       recorded, risk, confidence, loss, labels=labels, num_classes=classes,
