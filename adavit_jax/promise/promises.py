@@ -129,7 +129,7 @@ def make(recorded, risk, confidence, loss, *, labels=None, num_classes=None,
   """
   request.check_range(risk, confidence, loss)
   request.check_number(recorded.num, recorded.confidence.shape[:2], loss, risk,
-                      confidence)
+                       confidence)
   recorded.check()
   if labels is not None:
     labels = request.check_labels(labels, recorded.num, num_classes)
