@@ -212,6 +212,9 @@ class Trainer:
       for step, batch in enumerate(batches, first + 1):
         images, labels = mesh_lib.shard_batch(
             (batch['image'], batch['label']), self.mesh)
+        if step == first + 1:
+          step_fn = step_fn.lower(state, images, labels, *taught_by).compile()
+          stopping.check()
         state, step_metrics = step_fn(state, images, labels, *taught_by)
         recent.append(step_metrics)
         due = _due(self.config, phase, step - start, stop.should_stop())
