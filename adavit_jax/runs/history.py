@@ -4,9 +4,9 @@ from adavit_jax.train import phases
 
 
 def so_far(info):
-  """Returns the phases up to and including the checkpoint's, a list."""
+  """Returns the phases of which a step is done, a list."""
   names = list(info['config']['phases'])
-  return names[:names.index(info['phase']) + 1]
+  return names[:names.index(info['phase']) + info.get('begun', True)]
 
 
 def unfinished(step, info):

@@ -97,7 +97,7 @@ class Trainer:
       self._teacher = teacher_lib.needed(self, saved)
       self._taught_by = teacher_lib.digest(self._teacher, saved)
 
-  def info(self, phase, start, finished, due=False):
+  def info(self, phase, start, finished, due=False, begun=True):
     """Returns the info of a checkpoint, JSON-serialisable.
 
     Args:
@@ -105,10 +105,11 @@ class Trainer:
       start: step at which the phase began.
       finished: whether the phase is over.
       due: see `FirstState`.
+      begun: whether a step of the phase is done.
     """
     d = self.dataset
     return dict(
-        phase=phase, start=start, finished=finished, due=due,
+        phase=phase, start=start, finished=finished, due=due, begun=begun,
         **self._origin._asdict(), taught_by=self._taught_by,
         config=self.config.to_dict(),
         dataset=dict(num_classes=d.num_classes, channels=d.channels,
@@ -158,7 +159,8 @@ class Trainer:
     state = phase_start.enter(self, state, phase, origin.had_price)
     if phase == 'warm_start':  # whose mask search takes minutes
       start = int(state.step)
-      ckpts.save(start, state, self.info(phase, start, finished=False))
+      ckpts.save(start, state, self.info(
+          phase, start, finished=False, begun=False))
     return state
 
   def _restore(self, ckpts):
