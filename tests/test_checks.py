@@ -194,6 +194,7 @@ def test_a_policy_that_no_phase_has_trained_is_known(
 @pytest.mark.parametrize('learned', [True, False])
 def test_a_phase_without_a_step_has_trained_nothing(learned):
   config = tiny.get_config()
+  config.phases = ('warm_start',)
   assert learned == history.policy_has_learned(_info(
       config, phase='warm_start', policy_learned=learned, begun=False))
 
