@@ -176,7 +176,7 @@ class Trainer:
   def policy_has_learned(self, phase):
     """Returns whether the policy is trained on the model at a phase's start."""
     names = list(self.config.phases)
-    return history.learned_policy(
+    return history.policy_trained_by(
         names[:names.index(phase)], self._origin.policy_learned)
 
   def _run_phase(self, state, phase, start, ckpts, metrics, stop, overdue):
