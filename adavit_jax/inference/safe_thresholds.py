@@ -14,6 +14,9 @@ from adavit_jax.promise import risks
 
 # A threshold of policy networks at which every layer runs.
 KEEP_ALL = 1e-37
+# The first position of a threshold behind that. A joint phase for a small budget
+# leaves most probabilities far below those between which budgets are sought.
+_SAFEST = -16.
 # Numbers of a policy that are tried; fewer if exits are tried with each.
 _ALONE, _WITH_EXITS = 30, 8
 
@@ -92,8 +95,9 @@ def numbers(knob, num_exits):
   if knob is None:
     return (None,)
   num = _ALONE if num_exits == 1 else _WITH_EXITS
-  first = KEEP_ALL if knob.name == 'threshold' else None
-  return (first, *map(knob.at, np.linspace(knob.low, knob.high, num - 1)))
+  first, low = ((KEEP_ALL, _SAFEST) if knob.name == 'threshold' else
+                (None, knob.low))
+  return (first, *map(knob.at, np.linspace(low, knob.high, num - 1)))
 
 
 def _knob(clf):
