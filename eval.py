@@ -21,6 +21,7 @@ from adavit_jax import report
 from adavit_jax.exits import confidence
 from adavit_jax.report import promised_row
 from adavit_jax.runs import orbax_manager
+from adavit_jax.runs import peers
 from adavit_jax.runs import saved_run
 from adavit_jax.train import guards
 from adavit_jax.train import mesh as mesh_lib
@@ -90,14 +91,15 @@ def main(argv):
   try:
     if _DISTRIBUTED.value:
       mesh_lib.join_cluster()
-    result = report.evaluate(
-        _WORKDIR.value, best=_BEST.value, static=_STATIC.value,
-        threshold=confidence.parse_thresholds(_THRESHOLD.value),
-        data_dir=_DATA_DIR.value, rule=_RULE.value,
-        mac_target=_MAC_TARGET.value, curve=_CURVE.value,
-        attributes=saved_run.parse_attributes(_MODEL.value),
-        decide=_DECIDE.value, price=_PRICE.value, ceiling=_CEILING.value,
-        actions=_ACTIONS.value, wanted=_wanted())
+    with peers.watched():
+      result = report.evaluate(
+          _WORKDIR.value, best=_BEST.value, static=_STATIC.value,
+          threshold=confidence.parse_thresholds(_THRESHOLD.value),
+          data_dir=_DATA_DIR.value, rule=_RULE.value,
+          mac_target=_MAC_TARGET.value, curve=_CURVE.value,
+          attributes=saved_run.parse_attributes(_MODEL.value),
+          decide=_DECIDE.value, price=_PRICE.value, ceiling=_CEILING.value,
+          actions=_ACTIONS.value, wanted=_wanted())
     if result is None:
       raise SystemExit('stopped by a signal; the same command resumes')
     if jax.process_index() == 0:

@@ -18,6 +18,7 @@ from ml_collections import config_flags
 
 from adavit_jax.runs import loop
 from adavit_jax.runs import orbax_manager
+from adavit_jax.runs import peers
 from adavit_jax.train import guards
 from adavit_jax.train import mesh as mesh_lib
 
@@ -39,8 +40,9 @@ def main(argv):
       mesh_lib.join_cluster()
     logging.info('%d devices of kind %s', jax.device_count(),
                  jax.devices()[0].device_kind)
-    trainer = loop.Trainer(_CONFIG.value, _WORKDIR.value)
-    state = trainer.train()
+    with peers.watched():
+      trainer = loop.Trainer(_CONFIG.value, _WORKDIR.value)
+      state = trainer.train()
   except guards.USER_ERRORS as error:
     logging.debug('traceback', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error

@@ -251,12 +251,12 @@ def main(_):
       _print(f'{name}, {num} images', rows)
       result[name]['rows'] += rows
       _write(output, result)
-    if name == 'exits':
-      changed = {c: record(args[0], output / f'{c}.npz', args[2], c)[0]
-                 for c in _CHANGES}
-      result['watch'] = [watch(recorded, changed, risk, 1000, _STREAMS.value)
-                         for risk in wanted[1:]]
-      print(json.dumps(result['watch'], indent=1), flush=True)
+    changed = {c: record(args[0], output / f'{name}_{c}.npz', args[2], c)[0]
+               for c in _CHANGES}
+    watched = [watch(recorded, changed, risk, 1000, _STREAMS.value)
+               for risk in wanted[1:]]
+    result[name]['watch'] = watched
+    print(json.dumps(watched, indent=1), flush=True)
     _write(output, result)
 
 

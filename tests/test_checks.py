@@ -192,6 +192,14 @@ def test_a_policy_that_no_phase_has_trained_is_known(
 
 
 @pytest.mark.parametrize('learned', [True, False])
+def test_a_phase_without_a_step_has_trained_nothing(learned):
+  config = tiny.get_config()
+  config.phases = ('warm_start',)
+  assert learned == history.policy_has_learned(_info(
+      config, phase='warm_start', policy_learned=learned, begun=False))
+
+
+@pytest.mark.parametrize('learned', [True, False])
 def test_a_policy_that_only_decides_is_as_it_was(learned):
   """Exits are trained behind it, in one run after the other."""
   config = tiny.get_config()
@@ -222,6 +230,7 @@ def test_a_mask_is_not_forgotten(phase, phases, fits):
 @pytest.mark.parametrize('phases, phase, rewards, fields, priced', [
     (('dense', 'warm_start'), 'dense', {}, {}, False),
     (('dense', 'warm_start'), 'warm_start', {}, {}, True),
+    (('dense', 'warm_start'), 'warm_start', {}, dict(begun=False), False),
     (('dense', 'policy'), 'policy', {'policy.reward': 'macs'}, {}, True),
     (('dense', 'policy', 'joint'), 'policy', {'policy.reward': 'split'}, {},
      False),

@@ -5,10 +5,14 @@ import re
 import sys
 
 from adavit_jax import models
+from adavit_jax.exits import confidence
 from adavit_jax.models import registry
 from adavit_jax.runs import loop
 from adavit_jax.runs import saved_run
 from adavit_jax.train import config as config_lib
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import states
 from states import one_device  # a fixture
@@ -67,3 +71,13 @@ class _Any(models.Backbone):
 def test_attributes_that_no_config_can_hold_are_refused(family, field):
   with pytest.raises(ValueError, match=field):
     models.register(family, {})
+
+
+def test_a_rule_of_ones_own(blocks, monkeypatch):
+  monkeypatch.setattr(confidence, 'RULES', dict(confidence.RULES))
+  exec(blocks[-1], dict(jax=jax, jnp=jnp))
+  logits = jnp.float32([[[1., 4., 2.], [0., 0., 3.]]] * 2)
+  np.testing.assert_array_equal(
+      confidence.confidences(confidence.RULES['two_best'], logits),
+      [[2., 3.]] * 2)
+  assert 'two_best' in confidence.rules_for(regression=False)

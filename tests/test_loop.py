@@ -10,6 +10,7 @@ import time
 import traceback
 
 from adavit_jax import data
+from adavit_jax.models import plan
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import loop
 from adavit_jax.runs import orbax_manager
@@ -159,6 +160,19 @@ def test_what_the_policy_phases_start_from(ends, trainer):
   assert abs(prices[2] - prices[1]) < 6 * trainer.config.policy.price_rate
 
 
+def test_phases_end_at_the_budget(ends, trainer):
+  """On the held-out images, however few the steps of a phase are."""
+  system = trainer.system
+  for phase in ('warm_start', 'policy', 'joint'):
+    actions = trainer.evaluator.decisions(
+        state_lib.final_params(ends[phase]), trainer.dataset.holdout,
+        knob=trainer.config.nets.threshold)
+    ratios = system.cost.ratio(actions)
+    # Two of them are alike, or drop a layer at the same shift.
+    layer = 2 / plan.num_layers(system.model).msa / len(ratios)
+    assert abs(ratios.mean() - trainer.config.mac_target) < layer, phase
+
+
 def test_feature_statistics_are_those_of_the_training_images(ends, trainer):
   """Of every normalised token of z1, in NumPy."""
   system, split = trainer.system, trainer.dataset.train
@@ -205,7 +219,8 @@ def test_resumed_run_equals_the_uninterrupted_one(
 def test_a_signal_between_steps_loses_nothing(
     trainer, whole, tmp_path, monkeypatch):
   trainer.workdir = str(tmp_path)
-  places = {'with_stats', 'static_masks', 'fitted', 'refitted', '_validate'}
+  places = {'with_stats', 'static_masks', 'fitted', 'refitted', '_on_target',
+            '_validate'}
   calls = collections.Counter()
   def check(self):
     here = places.intersection(f.name for f in traceback.extract_stack())

@@ -2,10 +2,10 @@
 
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import learned
-from adavit_jax.policies import reinforce
 from adavit_jax.runtime import modes
 from adavit_jax.train import losses
 from adavit_jax.train import training_pass
+from adavit_jax.train.phases import budget
 from adavit_jax.train.phases import dense
 from adavit_jax.train.phases import joint
 from adavit_jax.train.phases import policy
@@ -277,7 +277,7 @@ def test_policy_gradient_image_by_image(
         state.params, Actions(*map(np.ones_like, free)))
     missing = updates['shift'] / c.shift_rate
     np.testing.assert_allclose(
-        updates['log_price'], reinforce.update_price(
+        updates['log_price'], budget.update_price(
             state.log_price, missing, c.price_rate), rtol=1e-5)
     assert updates['log_price'] != state.log_price
   else:

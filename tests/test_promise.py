@@ -167,6 +167,16 @@ def test_the_promise_is_kept(policy, exits, kind):
   assert np.mean(saved) > 0.05
 
 
+def test_thresholds_of_a_rule_of_unknown_range_are_searched():
+  population, _ = _population(1, 2)
+  loss, drawn = risks.create('disagreement'), np.arange(2000)
+  known, images = testing.settings(population, loss, num_classes=CLASSES)
+  assert len(images) == NUM
+  own = population._replace(rule='own')
+  own, images = testing.settings(own.take(drawn), loss, num_classes=CLASSES)
+  assert len(images) < len(drawn) and own and own != known
+
+
 def test_a_search_on_the_same_images_keeps_no_promise():
   """Why settings are tested on other images than those that found them."""
   population, labels = _population(1, 3)

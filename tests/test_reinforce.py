@@ -8,6 +8,7 @@ from adavit_jax.models.actions import Actions
 from adavit_jax.policies import learned
 from adavit_jax.policies import observation
 from adavit_jax.policies import reinforce
+from adavit_jax.train.phases import budget
 from adavit_jax.train import config as config_lib
 from adavit_jax.train.phases import policy
 import jax
@@ -89,7 +90,7 @@ def test_curriculum_of_fewer_mlp_layers():
 
 def test_price_rises_while_the_logits_must_fall():
   update = lambda log_price, missing: float(
-      reinforce.update_price(log_price, missing, 0.1))
+      budget.update_price(log_price, missing, 0.1))
   np.testing.assert_allclose(update(-1., -0.2), -0.98, rtol=1e-6)
   np.testing.assert_allclose(update(-1., 0.1), -1.01, rtol=1e-6)
   np.testing.assert_allclose(update(3., -1.), np.log(20), rtol=1e-6)

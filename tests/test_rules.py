@@ -115,6 +115,7 @@ def test_thresholds_out_of_the_range_of_a_rule():
   with pytest.raises(ValueError, match="^threshold.*'margin', 0 to 1"):
     confidence_lib.check_range('margin', [0.5, -0.5])
   confidence_lib.check_range('margin', np.nan)
+  confidence_lib.check_range('own', [1e9, -1e9])  # not in any table
   with pytest.raises(ValueError, match='^thresholds=nan'):
     confidence_lib.check_thresholds(np.nan, 3)
 

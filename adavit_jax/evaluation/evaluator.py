@@ -63,6 +63,7 @@ class Evaluator:
     self._adaptive = jit(self._run_adaptive)
     self._decisions = jit(lambda *args: tuple(self._decide(*args)[-1]))
     self._z1 = jit(self._run_z1)
+    self._features = jit(self._run_features)
     self._moments = jit(self._run_moments)
     self._observe = jax.jit(self._run_observe, out_shardings=(
         mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)))
@@ -136,6 +137,11 @@ class Evaluator:
         split, lambda images, labels, rows: self._z1(params, images), rows)
     return z1, images, split.labels[rows]
 
+  def features(self, params, split, num):
+    """Returns the policy's `Features` of up to `num` evenly spaced images."""
+    return self._collect(split, lambda images, labels, rows: self._features(
+        params, images), evenly(split, num))
+
   def success(self, params, split, masks, places=None):
     """Runs every one of a few masks on images of a split.
 
@@ -198,6 +204,11 @@ class Evaluator:
     z1 = self._system.before_policy(self._system.fold(params), images)
     again = plan.rereads_images(self._system.model)
     return z1, images if again else None
+
+  def _run_features(self, params, images):
+    images, params = self._system.normalize(images), self._system.fold(params)
+    return self._system.features(
+        params, self._system.before_policy(params, images), images)
 
   def _run_moments(self, params, images, valid):
     """Mean, and sum of squared deviations, over the images with valid [B]."""

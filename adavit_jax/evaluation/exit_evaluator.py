@@ -1,4 +1,4 @@
-"""Outputs of all exits of a model on a whole split, image by image."""
+"""Outputs of all exits on a whole split, for validation and reports."""
 
 from typing import NamedTuple
 

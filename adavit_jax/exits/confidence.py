@@ -136,7 +136,7 @@ RULES = {
 REGRESSION_RULES = ('agreement',)
 
 
-# The range of confidences of each rule.
+# The range of confidences of a rule, if not all numbers.
 _RANGES = {'entropy': (ALWAYS, 0.), 'max_probability': (0., 1.),
            'margin': (0., 1.), 'patience': (0., NEVER),
            'agreement': (ALWAYS, 0.)}
@@ -150,7 +150,7 @@ def check_range(rule, thresholds):
     thresholds: [E - 1], or one number; `NEVER` and `ALWAYS` are valid for every
       rule. NaN is rejected by `check_thresholds`.
   """
-  low, high = _RANGES[rule]
+  low, high = _RANGES.get(rule, (ALWAYS, NEVER))
   values = np.ravel(np.asarray(thresholds, np.float64))
   for x in np.clip(values[~np.isnan(values)], ALWAYS, NEVER):
     if not (low <= x <= high or x in (NEVER, ALWAYS)):

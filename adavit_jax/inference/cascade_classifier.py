@@ -11,7 +11,7 @@ from adavit_jax.inference import batch_sizes
 from adavit_jax.inference import every_exit
 from adavit_jax.inference import pickling
 from adavit_jax.policies import knob as knob_lib
-from adavit_jax.promise import checks
+from adavit_jax.promise import request
 from adavit_jax.runtime import cascade
 from adavit_jax.train import state as state_lib
 
@@ -175,7 +175,7 @@ class CascadeClassifier:
 
   @promise.setter
   def promise(self, value):
-    checks.check_fits(
+    request.check_fits(
         value, exits=True, knob='threshold' if self._has_threshold else None,
         rule=self.system.config.exits.rule)
     if self._has_threshold:

@@ -17,7 +17,7 @@ from adavit_jax.models.actions import Actions
 from adavit_jax.models.params import check_key
 from adavit_jax.policies import fixed
 from adavit_jax.policies import knob as knob_lib
-from adavit_jax.promise import checks
+from adavit_jax.promise import request
 from adavit_jax.runtime import forks
 from adavit_jax.train import state as state_lib
 
@@ -194,7 +194,7 @@ class Classifier:
 
   @promise.setter
   def promise(self, value):
-    checks.check_fits(value, exits=False,
+    request.check_fits(value, exits=False,
                       knob=self.system.nets and self.knob.name)
     if value.number is None:
       self.actions = fixed.all_layers(plan.num_layers(self.system.model))

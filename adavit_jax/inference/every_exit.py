@@ -1,4 +1,4 @@
-"""Runs every exit of a model on every image, to choose thresholds."""
+"""Runs every exit of a loaded model on images in memory, for a promise."""
 
 import functools
 from typing import NamedTuple

@@ -7,13 +7,16 @@ from adavit_jax import models
 from adavit_jax.models import plan
 from adavit_jax.policies import fixed
 from adavit_jax.policies import knob as knob_lib
-from adavit_jax.promise import checks
 from adavit_jax.promise import promises
 from adavit_jax.promise import recorded as recorded_lib
+from adavit_jax.promise import request
 from adavit_jax.promise import risks
 
 # A threshold of policy networks at which every layer runs.
 KEEP_ALL = 1e-37
+# The first position of a threshold behind that. A joint phase for a small budget
+# leaves most probabilities far below those between which budgets are sought.
+_SAFEST = -16.
 # Numbers of a policy that are tried; fewer if exits are tried with each.
 _ALONE, _WITH_EXITS = 30, 8
 
@@ -62,14 +65,14 @@ def calibrate(clf, images, labels=None, *, risk=0.01, confidence=0.95,
   system = clf.system
   loss = risks.create(kind, target=system.target, bound=bound,
                       labelled=labels is not None)
-  checks.check_range(risk, confidence, loss)
+  request.check_range(risk, confidence, loss)
   images = models.as_pixels(system.model, images)
   classes = None if system.target else system.model.num_classes
   if labels is not None:
-    labels = checks.check_labels(labels, len(images), classes)
+    labels = request.check_labels(labels, len(images), classes)
   num_policy = len(numbers(_knob(clf), system.num_exits))
-  checks.check_number(len(images), (num_policy, system.num_exits), loss, risk,
-                        confidence)
+  request.check_number(len(images), (num_policy, system.num_exits), loss, risk,
+                       confidence)
   recorded = record(clf, images)
   clf.promise = promises.make(
       recorded, risk, confidence, loss, labels=labels, num_classes=classes,
@@ -92,8 +95,9 @@ def numbers(knob, num_exits):
   if knob is None:
     return (None,)
   num = _ALONE if num_exits == 1 else _WITH_EXITS
-  first = KEEP_ALL if knob.name == 'threshold' else None
-  return (first, *map(knob.at, np.linspace(knob.low, knob.high, num - 1)))
+  first, low = ((KEEP_ALL, _SAFEST) if knob.name == 'threshold' else
+                (None, knob.low))
+  return (first, *map(knob.at, np.linspace(low, knob.high, num - 1)))
 
 
 def _knob(clf):

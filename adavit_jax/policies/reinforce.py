@@ -1,5 +1,7 @@
 """Rewards and the policy gradient, as pure functions (US 12,394,190).
 
+The whole loss of a step is `train.phases.policy.policy_gradient`.
+
 Shapes: S samples per image, B images, L1 MSA and L2 MLP droppable layers.
 """
 
@@ -7,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from adavit_jax.models.actions import Actions
-from adavit_jax.policies import value
 
 
 def drop_reward(actions):
@@ -113,22 +114,3 @@ def curriculum(progress, num_layers, share):
     num_free = jnp.maximum(num_free, 1)
     return (jnp.arange(num) >= num - num_free).astype(jnp.float32)
   return Actions(*map(free, num_layers))
-
-
-def update_price(log_price, missing_shift, rate):
-  """Updates the price: log μ -= rate x missing shift.
-
-  A shift that keeps missing shows that the reward pulls the MACs away from
-  their target: the price is wrong.
-
-  Args:
-    log_price: log μ.
-    missing_shift: shift of all logits at which a batch meets the MAC target.
-    rate: step size; if it is too large, the price saturates at its maximum and
-      the policy ignores the image.
-
-  Returns:
-    The new log μ, with μ clipped to `value.PRICES`.
-  """
-  return jnp.clip(log_price - rate * missing_shift,
-                  *map(jnp.log, value.PRICES))

@@ -28,25 +28,27 @@ def in_known_order(recorded, num_classes):
     num_classes: K; read for the rules of classes.
 
   Returns:
-    List of `Setting`, or None if there are several thresholds.
+    List of `Setting`, or None if there are several thresholds, or a rule whose
+    confidences have no known range.
   """
   num_policy, num_exits = recorded.confidence.shape[:2]
   if num_exits == 1:
     return [Setting(t, np.zeros(0)) for t in range(num_policy)]
   if num_exits == 2 and num_policy == 1:
-    return [Setting(0, np.array([t]))
-            for t in _grid(recorded.rule, num_classes)]
+    grid = _grid(recorded.rule, num_classes)
+    return None if grid is None else [
+        Setting(0, np.array([t])) for t in grid]
   return None
 
 
 def _grid(rule, num_classes):
-  """Descending thresholds of an exit, independent of any image."""
+  """Descending thresholds of an exit, independent of any image; maybe None."""
   fractions = np.geomspace(1e-5, 1, _GRID)
   return {'max_probability': 1 - fractions * (1 - 1 / num_classes),
           'margin': 1 - fractions,
           'entropy': -fractions * np.log(num_classes),
           'patience': [.5],
-          'agreement': []}[rule]  # needs an exit before
+          'agreement': []}.get(rule)  # needs an exit before
 
 
 def num_search(num):

@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from adavit_jax.promise import checks
+from adavit_jax.promise import request
 from adavit_jax.promise import risks
 from adavit_jax.promise import testing
 
@@ -127,12 +127,12 @@ def make(recorded, risk, confidence, loss, *, labels=None, num_classes=None,
     ValueError: if outputs are NaN, the images are too few, or risk, confidence
       or labels are invalid.
   """
-  checks.check_range(risk, confidence, loss)
-  checks.check_number(recorded.num, recorded.confidence.shape[:2], loss, risk,
-                      confidence)
+  request.check_range(risk, confidence, loss)
+  request.check_number(recorded.num, recorded.confidence.shape[:2], loss, risk,
+                       confidence)
   recorded.check()
   if labels is not None:
-    labels = checks.check_labels(labels, recorded.num, num_classes)
+    labels = request.check_labels(labels, recorded.num, num_classes)
   tested = testing.run(recorded, loss, risk, confidence, labels=labels,
                        num_classes=num_classes, seed=seed)
   num_exits = recorded.confidence.shape[1]

@@ -9,9 +9,9 @@ import numpy as np
 from adavit_jax.evaluation import evaluator
 from adavit_jax.inference import safe_thresholds
 from adavit_jax.policies import knob as knob_lib
-from adavit_jax.promise import checks
 from adavit_jax.promise import promises
 from adavit_jax.promise import recorded as recorded_lib
+from adavit_jax.promise import request
 from adavit_jax.promise import risks
 
 
@@ -122,9 +122,9 @@ def _unused(trainer, masks):
 def _loss(system, num, wanted, shape):
   """Returns the `Loss`; raises a ValueError before any image is run."""
   loss = risks.create(wanted.kind, target=system.target, bound=wanted.bound)
-  checks.check_range(wanted.risk, wanted.confidence, loss)
+  request.check_range(wanted.risk, wanted.confidence, loss)
   try:
-    checks.check_number(num, shape, loss, wanted.risk, wanted.confidence)
+    request.check_number(num, shape, loss, wanted.risk, wanted.confidence)
   except ValueError as error:
     raise ValueError(
         f'--risk={wanted.risk}: {error}. These are the held-out images '

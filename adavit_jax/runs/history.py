@@ -4,9 +4,9 @@ from adavit_jax.train import phases
 
 
 def so_far(info):
-  """Returns the phases up to and including the checkpoint's, a list."""
+  """Returns the phases of which a step is done, a list."""
   names = list(info['config']['phases'])
-  return names[:names.index(info['phase']) + 1]
+  return names[:names.index(info['phase']) + info.get('begun', True)]
 
 
 def unfinished(step, info):
@@ -43,10 +43,10 @@ def policy_has_learned(info):
   if not (config['exits']['policy']
           or phases.training('policy', config['phases'])):
     return False
-  return learned_policy(so_far(info), info['policy_learned'])
+  return policy_trained_by(so_far(info), info['policy_learned'])
 
 
-def learned_policy(names, before):
+def policy_trained_by(names, before):
   """Returns whether the policy is trained after the given phases.
 
   Args:

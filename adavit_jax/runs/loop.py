@@ -16,13 +16,13 @@ from adavit_jax.runs import checks
 from adavit_jax.runs import first_state
 from adavit_jax.runs import history
 from adavit_jax.runs import metric_writer
+from adavit_jax.runs import phase_end
 from adavit_jax.runs import phase_start
 from adavit_jax.runs import preemption
 from adavit_jax.runs import pretrained
 from adavit_jax.runs import progress as progress_lib
 from adavit_jax.runs import saved_run
 from adavit_jax.runs import teacher as teacher_lib
-from adavit_jax.runs import value_fit
 from adavit_jax.runs import workdir as workdir_lib
 from adavit_jax.runtime import stopping
 from adavit_jax.train import config as config_lib
@@ -97,7 +97,7 @@ class Trainer:
       self._teacher = teacher_lib.needed(self, saved)
       self._taught_by = teacher_lib.digest(self._teacher, saved)
 
-  def info(self, phase, start, finished, due=False):
+  def info(self, phase, start, finished, due=False, begun=True):
     """Returns the info of a checkpoint, JSON-serialisable.
 
     Args:
@@ -105,10 +105,11 @@ class Trainer:
       start: step at which the phase began.
       finished: whether the phase is over.
       due: see `FirstState`.
+      begun: whether a step of the phase is done.
     """
     d = self.dataset
     return dict(
-        phase=phase, start=start, finished=finished, due=due,
+        phase=phase, start=start, finished=finished, due=due, begun=begun,
         **self._origin._asdict(), taught_by=self._taught_by,
         config=self.config.to_dict(),
         dataset=dict(num_classes=d.num_classes, channels=d.channels,
@@ -158,7 +159,8 @@ class Trainer:
     state = phase_start.enter(self, state, phase, origin.had_price)
     if phase == 'warm_start':  # whose mask search takes minutes
       start = int(state.step)
-      ckpts.save(start, state, self.info(phase, start, finished=False))
+      ckpts.save(start, state, self.info(
+          phase, start, finished=False, begun=False))
     return state
 
   def _restore(self, ckpts):
@@ -174,7 +176,7 @@ class Trainer:
   def policy_has_learned(self, phase):
     """Returns whether the policy is trained on the model at a phase's start."""
     names = list(self.config.phases)
-    return history.learned_policy(
+    return history.policy_trained_by(
         names[:names.index(phase)], self._origin.policy_learned)
 
   def _run_phase(self, state, phase, start, ckpts, metrics, stop, overdue):
@@ -212,11 +214,14 @@ class Trainer:
       for step, batch in enumerate(batches, first + 1):
         images, labels = mesh_lib.shard_batch(
             (batch['image'], batch['label']), self.mesh)
+        if step == first + 1:
+          step_fn = step_fn.lower(state, images, labels, *taught_by).compile()
+          stopping.check()
         state, step_metrics = step_fn(state, images, labels, *taught_by)
         recent.append(step_metrics)
         due = _due(self.config, phase, step - start, stop.should_stop())
         if due.line:
-          self._write_line(recent, step, phase, metrics, progress, due.end)
+          self._write_line(recent, step, phase, metrics, progress)
           recent = []
         state = self._after_step(
             state, step, phase, start, due, ckpts, metrics)
@@ -243,7 +248,7 @@ class Trainer:
     score, before = None, state
     try:
       if due.end:
-        state = value_fit.refitted(self, state, phase)
+        state = phase_end.leave(self, state, phase)
       if due.validation:
         score = self._validate(state, phase, step, metrics)
     except stopping.Stopped:
@@ -265,10 +270,8 @@ class Trainer:
         repeats=step_lib.augmentation(self.config, phase).repeats,
         process_index=jax.process_index(), process_count=jax.process_count())
 
-  def _write_line(self, recent, step, phase, metrics, progress, end):
+  def _write_line(self, recent, step, phase, metrics, progress):
     """Checks the metrics of the last steps and writes their mean.
-
-    At the end of a phase that steers the MACs, it warns if they are off.
 
     Raises:
       NonFiniteError: if one is NaN or infinite.
@@ -278,9 +281,6 @@ class Trainer:
       guards.check_finite(i, row)
     values = _mean(rows)
     metrics.write(step, {f'{phase}/{k}': v for k, v in values.items()})
-    if end and 'price' in values:
-      guards.warn_off_target(
-          phase, float(values['macs_ratio']), self.config.mac_target)
     progress.update(step, step * self.config[phase].batch_size, values)
 
   def _validate(self, state, phase, step, metrics):

@@ -44,7 +44,7 @@ def default_config():
   config.log_every = 50
   config.eval_every = 500
   config.checkpoint_every = 500
-  config.num_search = 1000  # held-out images for the greedy static search
+  config.num_search = 1000  # held-out images for masks and the budget
   config.num_value = 10_000  # training images to fit the value policy to
   config.eval_batch_size = 256
   for name, phase in phases.PHASES.items():

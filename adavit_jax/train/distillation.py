@@ -1,4 +1,7 @@
-"""A teacher that is another model, which sees the images of its student."""
+"""A teacher that is another model, which sees the images of its student.
+
+The dense teacher, `State.teacher`, is the model before its policy phases.
+"""
 
 import dataclasses
 

@@ -1,6 +1,5 @@
-"""Stops on NaN or infinite metrics."""
+"""Errors that a user can fix; metrics that are NaN or infinite."""
 
-from absl import logging
 import numpy as np
 
 
@@ -25,14 +24,6 @@ class NonFiniteError(FloatingPointError):
 # such as a lost connection, keep their traceback.
 USER_ERRORS = (ValueError, NonFiniteError, FileNotFoundError, FileExistsError,
                NotADirectoryError, IsADirectoryError, PermissionError)
-
-
-def warn_off_target(phase, macs_ratio, target):
-  """Warns if a phase ends a tenth or more off the target of the MACs."""
-  if abs(macs_ratio / target - 1) >= 0.1:
-    logging.warning(
-        '%s ends at %.3f of the MACs, but mac_target is %.3f; try more steps, '
-        'or another mac_target', phase, macs_ratio, target)
 
 
 def check_finite(step: int, metrics) -> None:

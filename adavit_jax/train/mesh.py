@@ -17,15 +17,15 @@ AXIS = 'data'
 def join_cluster():
   """Connects this process to the others of its pod or cluster.
 
-  It comes before anything else that uses devices. If one of them dies, JAX ends
-  the others, and its last message names the one that died.
+  It comes before anything else that uses devices. `runs.peers` ends the others
+  if one of them dies, and JAX itself does if that is process 0.
 
   Raises:
     ValueError: if JAX finds no cluster.
   """
   try:
-    # Of seconds without a sign of life; JAX's default is 100.
-    jax.distributed.initialize(heartbeat_timeout_seconds=20)
+    # `runs.peers` notices a death before that.
+    jax.distributed.initialize(heartbeat_timeout_seconds=60)
   except ValueError as error:
     raise ValueError(f'--distributed found no pod or cluster ({error}); leave '
                      f'it out on a single host') from error

@@ -97,7 +97,7 @@ def policy_gradient(system, c, params, z1, features, log_price, batch, key,
     all_free = free.keep.min()
     missing = budget.missing_shift(system, policy, features)
     updates['shift'] = all_free * budget.share(c.shift_rate, progress) * missing
-    updates['log_price'] = reinforce.update_price(
+    updates['log_price'] = budget.update_price(
         log_price, missing, all_free * c.price_rate)
   if nets.aux:
     aux = losses.cross_entropy(features.aux_logits, batch.targets)
