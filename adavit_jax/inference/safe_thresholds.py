@@ -14,8 +14,9 @@ from adavit_jax.promise import risks
 
 # A threshold of policy networks at which every layer runs.
 KEEP_ALL = 1e-37
-# The first position of a threshold behind that. A joint phase for a small budget
-# leaves most probabilities far below those between which budgets are sought.
+# The first position of a threshold behind that. A joint phase for a small
+# budget leaves most probabilities far below those between which budgets are
+# sought.
 _SAFEST = -16.
 # Numbers of a policy that are tried; fewer if exits are tried with each.
 _ALONE, _WITH_EXITS = 30, 8
