@@ -9,10 +9,12 @@ import pytest
 
 @pytest.fixture(scope='module')
 def bucket():
-  """The address of an empty bucket, which all libraries find at the emulator."""
-  pytest.importorskip('gcsfs')
-  server = pytest.importorskip('gcp_storage_emulator.server')
+  """The address of an empty bucket, which all libraries find emulated."""
   with pytest.MonkeyPatch.context() as patch:
+    # Else gcsfs asks by gRPC, which is not emulated, for the kind of a bucket.
+    patch.setitem(os.environ, 'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
+    pytest.importorskip('gcsfs')
+    server = pytest.importorskip('gcp_storage_emulator.server')
     patch.setattr(server, 'HANDLERS', (*_routes(), *server.HANDLERS))
     for name in ('gcp_storage_emulator', 'api.object'):
       patch.setattr(logging.getLogger(name), 'disabled', True)
@@ -68,7 +70,7 @@ def _if_generation(handle):
 
 def _move(request, response, storage):
   from gcp_storage_emulator.handlers import objects
-  place = request.params
-  place['dest_bucket_name'] = place['bucket_name']
+  request.params['dest_bucket_name'] = request.params['bucket_name']
   objects.copy(request, response, storage)
-  storage.delete_file(place['bucket_name'], place['object_id'])
+  if response.status == http.HTTPStatus.OK:
+    objects.delete(request, response, storage)
