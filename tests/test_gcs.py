@@ -22,16 +22,18 @@ from states import one_device  # a fixture
 from states import trace_once  # a fixture
 import tiny
 
+pytestmark = pytest.mark.nightly
+
 
 @pytest.fixture(scope='module')
 def runs(bucket, tmp_path_factory):
-  """A run on a local disk, and the same one in a bucket, stopped and resumed."""
+  """A run on a local disk, and one in a bucket that is stopped and resumed."""
   config, dataset = tiny.get_config(), tiny.dataset()
   places = str(tmp_path_factory.mktemp('local')), f'{bucket}/run'
   local, remote = (
       loop.Trainer(config, place, dataset) for place in places)
   whole = local.train()
-  stops = (3, 10, 12, 16, 23)  # before, at and after checkpoints; 12: of a phase
+  stops = (3, 10, 12, 16, 23)  # 10 and 16 at a checkpoint, 12 between phases
   asked = iter([step in stops for step in range(1, int(whole.step) + 1)])
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(preemption.GracefulStop, 'should_stop',
@@ -59,7 +61,6 @@ def _kept(place):
     return {kind: ckpts.steps(kind) for kind in checkpoints.KINDS}
 
 
-@pytest.mark.nightly
 def test_a_resumed_run_is_that_of_a_local_disk(runs):
   local, remote = runs.places
   assert states.differ(*runs.ends) == []
@@ -74,14 +75,12 @@ def test_a_resumed_run_is_that_of_a_local_disk(runs):
   assert states.differ(again, runs.ends[0]) == []
 
 
-@pytest.mark.nightly
 def test_the_best_checkpoint_is_that_of_a_local_disk(runs):
   images = runs.dataset.test.images(np.arange(4))
   a, b = (adavit_jax.load(place, best=True)(images) for place in runs.places)
   np.testing.assert_array_equal(a.logits, b.logits)
 
 
-@pytest.mark.nightly
 def test_a_report_is_that_of_a_local_disk(runs, monkeypatch):
   monkeypatch.setattr(data, 'load', lambda *args, **kwargs: runs.dataset)
   found = [report.evaluate(place, static=False) for place in runs.places]
@@ -92,7 +91,6 @@ def test_a_report_is_that_of_a_local_disk(runs, monkeypatch):
   assert 'adaptive' in found[0]
 
 
-@pytest.mark.nightly
 def test_a_second_training_is_refused(runs):
   with checkpoints.Checkpoints(runs.places[1]):
     with pytest.raises(ValueError, match='another training, process'):
