@@ -1,7 +1,6 @@
 """A bucket on this machine, of an emulator of Google Cloud Storage."""
 
 import http
-import logging
 import os
 
 import pytest
@@ -16,8 +15,6 @@ def bucket():
     pytest.importorskip('gcsfs')
     server = pytest.importorskip('gcp_storage_emulator.server')
     patch.setattr(server, 'HANDLERS', (*_routes(), *server.HANDLERS))
-    for name in ('gcp_storage_emulator', 'api.object'):
-      patch.setattr(logging.getLogger(name), 'disabled', True)
     with server.create_server('127.0.0.1', 0, in_memory=True,
                               default_bucket='bucket') as running:
       url = f'http://127.0.0.1:{running._api._httpd.server_port}'
@@ -31,12 +28,12 @@ def _routes():
   """What the emulator lacks: generations in requests, and moving an object.
 
   By the generation, TensorStore tells whether an object changed since it was
-  read, and it overwrites none that did.
+  read, and overwrites none that did. gcsfs moves objects to rename them.
   """
   from gcp_storage_emulator import settings
   from gcp_storage_emulator.handlers import objects
   of_bucket = r'/b/(?P<bucket_name>[-.\w]+)/o'
-  of_object = (f'{settings.API_ENDPOINT}{of_bucket}/(?P<object_id>[^/]+)')
+  of_object = f'{settings.API_ENDPOINT}{of_bucket}/(?P<object_id>[^/]+)'
   return (
       (of_object, {'GET': _if_generation(objects.get),
                    'DELETE': _if_generation(objects.delete),
@@ -63,7 +60,8 @@ def _if_generation(handle):
     elif now != '0' and query.get('ifGenerationNotMatch') == now:
       response.status = http.HTTPStatus.NOT_MODIFIED
     else:
-      response['x-goog-generation'] = now
+      if request.method == 'GET':
+        response['x-goog-generation'] = now
       handle(request, response, storage)
   return handler
 
