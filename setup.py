@@ -58,6 +58,7 @@ setup(
     ],
     extras_require={
         'test': ['pytest>=8', 'pytest-xdist>=3.8'],
+        'test_gcs': ['gcsfs>=2024.6', 'gcp-storage-emulator>=2026.7'],
         'hub': ['huggingface_hub>=0.25'],
         'gcs': ['gcsfs>=2024.6'],  # work directories gs://
         'onnx': ['jax2onnx>=0.17'],  # and with it onnxruntime

@@ -10,8 +10,10 @@ from absl import logging
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import first_state
 from adavit_jax.runs import orbax_manager
+from adavit_jax.runs import workdir as workdir_lib
 from adavit_jax.train import mesh as mesh_lib
 import flax.struct
+import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,6 +108,14 @@ def test_an_address_is_no_local_directory(tmp_path, monkeypatch):
         ValueError, match=r"workdir='gs://bucket/run'.*pip install .*\[gcs\]"):
       checkpoints.Checkpoints('gs://bucket/run', read_only=read_only)
   assert not list(tmp_path.iterdir())
+
+
+def test_listings_of_a_store_are_not_kept(monkeypatch):
+  monkeypatch.setattr(fsspec.config, 'conf', {})
+  opened = lambda: fsspec.filesystem('memory', skip_instance_cache=True)
+  assert opened().dircache.use_listings_cache
+  workdir_lib.fresh_listings('memory://bucket/run')
+  assert not opened().dircache.use_listings_cache
 
 
 def test_what_is_kept(tmp_path):

@@ -74,6 +74,15 @@ def _worker(index, port, workdir):
   else:
     raise AssertionError('half of a batch was fetched')
 
+  # Orbax reads the shards, here one in each process.
+  pair = jax.sharding.Mesh(jax.devices()[::2], (mesh_lib.AXIS,))
+  local = {'x': jnp.arange(3.), 'key': jax.random.key(0), 'np': np.arange(3.)}
+  copies = mesh_lib.replicate(local, pair)
+  assert mesh_lib.replicate(copies, pair)['x'] is copies['x']
+  for x in (copies['x'], copies['np'], jax.random.key_data(copies['key'])):
+    shard, = x.addressable_shards
+    assert (np.asarray(shard.data) == mesh_lib.fetch(x)).all()
+
   with preemption.GracefulStop(check_every=2) as stop:
     if index == 1:  # One is asked, both agree, at one time.
       signal.raise_signal(signal.SIGINT)

@@ -365,6 +365,8 @@ class Checkpoints:
 
 
 def _absolute(workdir):
-  # `absolute` would turn a gs:// address into a local path.
   path = epath.Path(workdir_lib.expanded(workdir))
-  return path if '://' in str(path) else path.absolute()
+  if '://' not in str(path):
+    return path.absolute()  # which turns an address into a local path
+  workdir_lib.fresh_listings(path)
+  return path

@@ -4,6 +4,8 @@ import contextlib
 import os
 import textwrap
 
+import fsspec
+
 
 def expanded(workdir) -> str:
   """Returns a work directory with ~ expanded; gs:// addresses stay.
@@ -23,6 +25,20 @@ def expanded(workdir) -> str:
     raise ValueError(f'workdir={path!r}: there is no such user; to use a '
                      f'directory of that name, give ./{path}')
   return path
+
+
+def fresh_listings(address) -> None:
+  """Lets a store be listed as it is; fsspec would list it as it once was.
+
+  Another machine may be training in the directory, and the listings that fsspec
+  keeps do not expire. Without effect once the store was opened in this process.
+
+  Args:
+    address: such as gs://BUCKET/RUN.
+  """
+  protocol = os.fspath(address).partition('://')[0]
+  fsspec.config.conf.setdefault(protocol, {}).setdefault(
+      'use_listings_cache', False)
 
 
 @contextlib.contextmanager

@@ -147,14 +147,23 @@ def replicate(tree, mesh: Mesh):
   """
   sharding = replicated(mesh)
 
-  def put(x):
-    if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-      return jax.device_put(x, sharding)
-    # device_put does not support typed keys on devices of other processes.
-    data = jax.device_put(jax.random.key_data(x), sharding)
-    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+  several = jax.process_count() > 1
 
-  return jax.tree.map(put, tree)
+  def put(x):
+    if several and isinstance(x, jax.Array) and x.is_fully_addressable:
+      # With one device in each process, the shards of the result could not be
+      # read if they came from an array on that device.
+      x = np.asarray(x)
+    return jax.device_put(x, sharding)
+
+  def put_leaf(x):
+    if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+      return put(x)
+    # device_put does not support typed keys on devices of other processes.
+    return jax.random.wrap_key_data(
+        put(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+
+  return jax.tree.map(put_leaf, tree)
 
 
 def put_shapes(tree, mesh: Mesh):
