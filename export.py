@@ -11,8 +11,8 @@ run_exported.py accepts too.
 
   python export.py --workdir=DIR --mode=weights --output=FILE.safetensors
 
-writes no program but the parameters and the config: `adavit_jax.load(FILE)` and
---workdir=FILE read it as they read DIR.
+writes no program but the parameters and the config: `adavit_jax.load(FILE)`,
+predict.py and this script (--workdir=FILE) read it as they read DIR.
 """
 
 from absl import app
@@ -49,8 +49,8 @@ _FORMAT = flags.DEFINE_enum(
     'other runtimes, in the modes dense, static, and stages without a policy; '
     "needs the extra 'onnx'.")
 _DTYPE = flags.DEFINE_enum(
-    'dtype', 'float16', run_file.DTYPES, 'For --mode=weights: type of matrices '
-    'in the file. float32 keeps all parameters as they are.')
+    'dtype', 'float16', run_file.DTYPES, 'For --mode=weights: type of arrays '
+    'with two or more axes. float32 keeps all parameters as they are.')
 _ACTIONS = flags.DEFINE_string(
     'actions', None, 'For --mode=static: 1 to 5 for a policy of Table 1 of the '
     'patent, or a mask of digits 0 and 1, MSA then MLP layers.')

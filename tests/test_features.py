@@ -57,3 +57,5 @@ def test_layers_that_the_model_lacks():
   for layers in ((5,), (1, -1), (1.5,)):
     with pytest.raises(ValueError, match='^layers=.* 4$'):
       adavit_jax.features(model, {}, IMAGES, layers)
+  with pytest.raises(ValueError, match='^layers=4 '):
+    adavit_jax.features(model, {}, IMAGES, 4)

@@ -52,11 +52,13 @@ def _run(seconds=0.25):
 
 
 @pytest.mark.parametrize('says, sentence', [
-    ('7', 'process 1 of 2 has shown no sign of life'),
-    ('OSError: disk', 'process 1 of 2 ended with OSError: disk')])
+    (None, 'process 1 of 2 has shown no sign of life'),
+    ('7', 'process 1 of 2 has shown no sign of life for 0 s; this one ends'),
+    ('OSError: disk', 'process 1 of 2 ended 0 s ago with OSError: disk;')])
 def test_one_that_died_or_failed_ends_this_one(
     store, exits, caplog, says, sentence):
-  store['adavit_jax/peers/1'] = says
+  if says:
+    store['adavit_jax/peers/1'] = says
   _run()
   assert exits == [1] and sentence in caplog.text
 
@@ -80,7 +82,9 @@ def test_one_that_lives_or_is_done_does_not(store, exits):
   assert not exits
 
 
-def test_an_error_is_told_to_the_others_and_blamed_on_a_dead_one(store, exits):
+def test_an_error_is_told_to_the_others_and_blamed_on_a_dead_one(
+    store, exits, caplog):
+  store['adavit_jax/peers/1'] = 'left'
   with pytest.raises(ValueError, match='^width'):
     with peers.watched(interval=0.02, timeout=0.1):
       raise ValueError('width')
@@ -90,7 +94,7 @@ def test_an_error_is_told_to_the_others_and_blamed_on_a_dead_one(store, exits):
   with pytest.raises(_Ended):
     with peers.watched(interval=0.02, timeout=0.1):
       raise RuntimeError('connection closed')
-  assert exits == [1]
+  assert exits == [1] and 'RuntimeError: connection closed' in caplog.text
 
 
 def test_a_job_of_one_process_is_not_watched(monkeypatch):

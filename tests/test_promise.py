@@ -7,6 +7,7 @@ from adavit_jax.promise import drift
 from adavit_jax.promise import p_values
 from adavit_jax.promise import promises
 from adavit_jax.promise import recorded as recorded_lib
+from adavit_jax.promise import request
 from adavit_jax.promise import risks
 from adavit_jax.promise import testing
 import numpy as np
@@ -175,6 +176,9 @@ def test_thresholds_of_a_rule_of_unknown_range_are_searched():
   own = population._replace(rule='own')
   own, images = testing.settings(own.take(drawn), loss, num_classes=CLASSES)
   assert len(images) < len(drawn) and own and own != known
+  request.check_number(310, (1, 2), 'margin', loss, 0.01, 0.95)
+  with pytest.raises(ValueError, match='^310 images.*448 are needed'):
+    request.check_number(310, (1, 2), 'own', loss, 0.01, 0.95)
 
 
 def test_a_search_on_the_same_images_keeps_no_promise():

@@ -93,10 +93,12 @@ def test_a_file_loads_as_its_run_does(clf, file, tmp_path):
 
 @pytest.mark.parametrize('dtype', [
     'float16', pytest.param('bfloat16', marks=pytest.mark.nightly)])
-def test_matrices_are_rounded_and_vectors_are_not(clf, tmp_path, dtype):
+def test_arrays_with_two_axes_are_rounded(clf, tmp_path, dtype):
   path = tmp_path / 'a.safetensors'
   adavit_jax.save(clf, path, dtype=dtype)
   stored = safetensors_numpy.load_file(path)
+  assert stored['backbone/encoders/norm1/scale'].dtype == jnp.dtype(dtype)
+  assert stored['policy/msa_net/bias'].dtype == np.float32
   assert {x.dtype for x in stored.values() if x.ndim > 1} == {jnp.dtype(dtype)}
   got = adavit_jax.load(path)
   same(got.params, jax.tree.map(
@@ -116,6 +118,24 @@ def test_what_a_type_cannot_hold_is_refused(clf, tmp_path, monkeypatch):
     save(dtype='float64')
   with pytest.raises(ValueError, match='must end in .safetensors'):
     adavit_jax.save(clf, tmp_path / 'a.bin')
+  with pytest.raises(ValueError, match='^class_names=.* 4'):
+    save(dtype='bfloat16', class_names=['cat'])
+
+
+def test_where_files_are_written_and_read(clf, file, tmp_path, monkeypatch):
+  (tmp_path / 'a.safetensors').mkdir()
+  with pytest.raises(IsADirectoryError):
+    adavit_jax.save(clf, tmp_path / 'a.safetensors')
+  with pytest.raises(ValueError, match='^gs://b/a.safetensors.*copy it'):
+    adavit_jax.load('gs://b/a.safetensors')
+  with pytest.raises(ValueError, match='a.safetensors is a file.*predict.py'):
+    saved_run.Run(file)
+  # A directory of the name of a model.
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'policy').mkdir()
+  monkeypatch.setattr(trained, 'names', lambda: ['policy'])
+  assert adavit_jax.load(
+      pathlib.Path('./policy')).loaded.workdir == str(tmp_path / 'policy')
 
 
 @pytest.mark.parametrize('actions', [
@@ -167,6 +187,11 @@ def _with(path, file, **metadata):
     (dict(run_format='x'), 'damaged'),
     (dict(run='{'), 'damaged'),
     (dict(card=None), 'damaged'),
+    (dict(card='[]'), 'damaged'),
+    (dict(run='[]'), 'damaged'),
+    (dict(run='{"step": 3, "info": {}}'), 'damaged'),
+    (dict(card='{"settings": {"threshold": 7}}'), 'damaged.*threshold'),
+    (dict(card='{"settings": {"promise": {}}}'), 'damaged'),
     (dict(run_format=None), '--mode=weights')])
 def test_another_file_is_refused(file, tmp_path, metadata, message):
   path = _with(tmp_path / 'a.safetensors', file, **metadata)
@@ -206,7 +231,7 @@ def test_a_file_of_the_hub(file, tmp_path, monkeypatch):
   assert clf.threshold == 0.4 and clf.loaded.workdir == 'hf://owner/name'
 
 
-def test_exits_keep_thresholds_and_promise(tmp_path):
+def test_exits_keep_thresholds_and_promise(tmp_path, caplog):
   clf, path = adavit_jax.load('a/exits'), tmp_path / 'a.safetensors'
   clf.thresholds = [-1., -.5]
   adavit_jax.save(clf, path)
@@ -220,9 +245,14 @@ def test_exits_keep_thresholds_and_promise(tmp_path):
       observed=0., limit=.01, macs=1., full_macs=2., share_early=.5,
       disagreement=.02, more_images=None)
   clf.promise = promise
-  adavit_jax.save(clf, path)
+  assert not caplog.text
+  adavit_jax.save(clf, path, class_names=['cat', 'dog', 'cow', 'hen'])
+  assert 'calibrate and save again' in caplog.text
+  caplog.clear()
   got = adavit_jax.load(path)
-  assert got.promise == promise
+  assert got.promise == promise and got.class_names[1] == 'dog'
+  adavit_jax.save(got, path)  # changes no parameter any more
+  assert not caplog.text
   np.testing.assert_array_equal(got.thresholds, promise.thresholds)
   other = adavit_jax.load(path, rule='margin')
   assert other.promise is None
@@ -249,6 +279,7 @@ def test_the_models_of_the_package(name):
   assert trained.path(name).stat().st_size < 3e6
   clf = adavit_jax.load(name)
   assert clf.loaded.workdir == name and len(clf.class_names) == 10
+  assert name.startswith('digits') or clf.class_names[3] == 'cat'
   model = clf.system.model
   image = np.zeros((1, *[model.image_size] * 2, model.channels), np.uint8)
   assert clf(image).logits.shape == (1, model.num_classes)

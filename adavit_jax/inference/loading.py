@@ -68,7 +68,7 @@ def load(workdir, *, phase='', best=False, actions=None, rule=None,
     clf = Classifier(system, state, actions=actions, class_names=class_names,
                      max_batch_size=max_batch_size)
   if as_saved:
-    settings.restore(clf, run.card.get('settings', {}))
+    settings.restore(clf, run.card.get('settings', {}), run.workdir)
   # Absolute, for those who unpickle it elsewhere.
   clf.loaded = pickling.Loaded(
       load, sources.absolute(workdir),

@@ -72,8 +72,9 @@ def calibrate(clf, images, labels=None, *, risk=0.01, confidence=0.95,
   if labels is not None:
     labels = request.check_labels(labels, len(images), classes)
   num_policy = len(numbers(_knob(clf), system.num_exits))
-  request.check_number(len(images), (num_policy, system.num_exits), loss, risk,
-                       confidence)
+  rule = system.config.exits.rule if system.staged else None
+  request.check_number(len(images), (num_policy, system.num_exits), rule, loss,
+                       risk, confidence)
   recorded = record(clf, images)
   clf.promise = promises.make(
       recorded, risk, confidence, loss, labels=labels, num_classes=classes,

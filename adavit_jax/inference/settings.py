@@ -4,7 +4,10 @@ import numpy as np
 
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
+from adavit_jax.policies import knob
 from adavit_jax.promise import promises
+
+_KNOBS = {k.name: k for k in knob.KNOBS.values()}
 
 
 def as_dict(clf):
@@ -12,9 +15,19 @@ def as_dict(clf):
   return {name: _plain(value) for name, value in clf.settings.items()}
 
 
-def restore(clf, fields):
-  """Sets what `as_dict` returned."""
+def restore(clf, fields, path):
+  """Sets what `as_dict` returned; raises a ValueError that names the path."""
+  try:
+    _restore(clf, fields)
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f'{path} is damaged: its settings {fields} cannot be set '
+                     f'({type(error).__name__}: {error})') from error
+
+
+def _restore(clf, fields):
   for name, value in fields.items():
+    if name in ('threshold', 'price'):
+      _KNOBS[name].check(value)
     if name == 'promise':
       value = promises.Promise.from_dict(value)
     elif name == 'actions' and value is not None:

@@ -22,7 +22,7 @@ def absolute(source):
     source: see `workdir` of `loading.load`.
   """
   path = workdir_lib.expanded(source)
-  if path in trained.names() or '://' in path:
+  if _is_name(source) or '://' in path:
     return path
   return os.path.abspath(path)
 
@@ -36,10 +36,15 @@ def opened(source):
   Raises:
     ValueError: if it is a name that no model of the package has, or as these.
   """
-  path = workdir_lib.expanded(source)
-  if path in (names := trained.names()):
+  path, names = workdir_lib.expanded(source), trained.names()
+  if _is_name(source):
     return run_file.RunFile(trained.path(path))
-  if path.startswith(files.HUB) or path.endswith(run_file.SUFFIX):
+  if path.startswith(files.HUB):
+    return run_file.RunFile(path)
+  if path.endswith(run_file.SUFFIX):
+    if '://' in path:
+      raise ValueError(f'{path}: a file is read from a local path or '
+                       f'{files.HUB}OWNER/NAME; copy it first')
     return run_file.RunFile(path)
   if os.path.basename(path) == path and not os.path.exists(path):
     close = difflib.get_close_matches(path, names, n=1)
@@ -47,6 +52,11 @@ def opened(source):
     raise ValueError(f'there is no directory {path!r}, and no model of that '
                      f'name: {hint}known are {", ".join(names)}')
   return saved_run.Run(path, alone=True)
+
+
+def _is_name(source):
+  # pathlib turns './NAME', a directory, into 'NAME'.
+  return isinstance(source, str) and source in trained.names()
 
 
 def read(run, *, phase, best, actions, rule, thresholds, decide, **attributes):

@@ -31,24 +31,33 @@ def in_known_order(recorded, num_classes):
     List of `Setting`, or None if there are several thresholds, or a rule whose
     confidences have no known range.
   """
-  num_policy, num_exits = recorded.confidence.shape[:2]
+  num_policy, num_exits = shape = recorded.confidence.shape[:2]
+  if not has_known_order(shape, recorded.rule):
+    return None
   if num_exits == 1:
     return [Setting(t, np.zeros(0)) for t in range(num_policy)]
-  if num_exits == 2 and num_policy == 1:
-    grid = _grid(recorded.rule, num_classes)
-    return None if grid is None else [
-        Setting(0, np.array([t])) for t in grid]
-  return None
+  return [Setting(0, np.array([t]))
+          for t in _GRIDS[recorded.rule](num_classes)]
 
 
-def _grid(rule, num_classes):
-  """Descending thresholds of an exit, independent of any image; maybe None."""
-  fractions = np.geomspace(1e-5, 1, _GRID)
-  return {'max_probability': 1 - fractions * (1 - 1 / num_classes),
-          'margin': 1 - fractions,
-          'entropy': -fractions * np.log(num_classes),
-          'patience': [.5],
-          'agreement': []}.get(rule)  # needs an exit before
+def has_known_order(shape, rule):
+  """Returns whether there is one threshold, in a known range.
+
+  Args:
+    shape: (T, E), the numbers of thresholds of the policy and of exits.
+    rule: of the exits, or None.
+  """
+  return shape[1] == 1 or tuple(shape) == (1, 2) and rule in _GRIDS
+
+
+_FRACTIONS = np.geomspace(1e-5, 1, _GRID)
+# Descending thresholds of an exit, for K classes, independent of any image.
+_GRIDS = {
+    'max_probability': lambda num: 1 - _FRACTIONS * (1 - 1 / num),
+    'margin': lambda num: 1 - _FRACTIONS,
+    'entropy': lambda num: -_FRACTIONS * np.log(num),
+    'patience': lambda num: [.5],
+    'agreement': lambda num: []}  # needs an exit before
 
 
 def num_search(num):

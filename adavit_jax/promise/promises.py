@@ -128,8 +128,8 @@ def make(recorded, risk, confidence, loss, *, labels=None, num_classes=None,
       or labels are invalid.
   """
   request.check_range(risk, confidence, loss)
-  request.check_number(recorded.num, recorded.confidence.shape[:2], loss, risk,
-                       confidence)
+  request.check_number(recorded.num, recorded.confidence.shape[:2],
+                       recorded.rule, loss, risk, confidence)
   recorded.check()
   if labels is not None:
     labels = request.check_labels(labels, recorded.num, num_classes)

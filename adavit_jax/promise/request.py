@@ -15,20 +15,21 @@ def check_range(risk, confidence, loss):
                                        loss.unit else ''))
 
 
-def check_number(num, shape, loss, risk, confidence):
+def check_number(num, shape, rule, loss, risk, confidence):
   """Raises a ValueError if no n images could pass, whatever their losses.
 
   Args:
     num: n.
     shape: (T, E), the numbers of thresholds of the policy and of exits.
+    rule: of the exits, or None.
     loss: `risks.Loss`.
     risk: see `promises.Promise`.
     confidence: see `promises.Promise`.
   """
   least = loss.least_images(risk, confidence)
-  if least is None or testing.num_tested(shape, num) < least:
+  if least is None or testing.num_tested(shape, rule, num) < least:
     needed = least and next(n for n in range(least, 3 * least)
-                            if testing.num_tested(shape, n) >= least)
+                            if testing.num_tested(shape, rule, n) >= least)
     raise ValueError(
         f'{num} images are too few for risk={risk:g} at confidence='
         f'{confidence:g}: even without any loss, {needed or "over a million"} '

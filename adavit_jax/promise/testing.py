@@ -113,8 +113,13 @@ def test(recorded, loss, risk, confidence, settings, images, *, labels=None):
   return Tested(passed, len(settings), losses, images)
 
 
-def num_tested(recorded_shape, num):
-  """The number of n images that test settings, for T thresholds and E exits."""
-  num_policy, num_exits = recorded_shape
-  single = num_exits == 1 or (num_exits == 2 and num_policy == 1)
-  return num if single else num - candidates.num_search(num)
+def num_tested(shape, rule, num):
+  """The number of n images that test settings.
+
+  Args:
+    shape: (T, E), see `candidates.has_known_order`.
+    rule: of the exits, or None.
+    num: n.
+  """
+  known = candidates.has_known_order(shape, rule)
+  return num if known else num - candidates.num_search(num)

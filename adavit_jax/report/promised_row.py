@@ -124,7 +124,9 @@ def _loss(system, num, wanted, shape):
   loss = risks.create(wanted.kind, target=system.target, bound=wanted.bound)
   request.check_range(wanted.risk, wanted.confidence, loss)
   try:
-    request.check_number(num, shape, loss, wanted.risk, wanted.confidence)
+    rule = system.config.exits.rule if system.staged else None
+    request.check_number(
+        num, shape, rule, loss, wanted.risk, wanted.confidence)
   except ValueError as error:
     raise ValueError(
         f'--risk={wanted.risk}: {error}. These are the held-out images '

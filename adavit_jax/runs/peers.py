@@ -43,6 +43,7 @@ def watched(interval=2., timeout=20.):
     watch.leave(f'{type(error).__name__}: {error}')
     if not isinstance(error, guards.USER_ERRORS):
       # Maybe because another one died; then the sentence names it.
+      logging.exception('this process failed')
       watch.wait()
     raise
   except BaseException:
@@ -63,9 +64,11 @@ class _Watch:
     self._key = f'{_FOLDER}/{jax.process_index()}'
     self._stopped = threading.Event()
     self._thread = threading.Thread(target=self._run, daemon=True)
-    self._seen = {}  # process: (what it said last, when that was new)
+    # (What it said last, when that was new) of each process.
+    self._seen = [(None, time.monotonic())] * jax.process_count()
 
   def start(self):
+    self._say('0')
     self._thread.start()
 
   def stop(self):
@@ -82,7 +85,8 @@ class _Watch:
     """Waits for news of the others; ends the process if one of them died."""
     until = time.monotonic() + 2 * self._timeout
     while time.monotonic() < until:
-      self._look()
+      with contextlib.suppress(jax.errors.JaxRuntimeError):
+        self._look()
       time.sleep(self._interval)
 
   def _run(self):
@@ -98,22 +102,23 @@ class _Watch:
 
   def _look(self):
     now = time.monotonic()
-    for key, text in self._client.key_value_dir_get(_FOLDER):
-      index = int(key.rpartition('/')[-1])
-      before, since = self._seen.get(index, (None, now))
+    said = dict(self._client.key_value_dir_get(_FOLDER))
+    for index, (before, since) in enumerate(self._seen):
+      text = said.get(f'{_FOLDER}/{index}')
       if text != before:
         since = now
       self._seen[index] = text, since
       if (index != jax.process_index() and text != _LEFT
           and now - since > self._timeout):
-        self._end(index, text)
+        self._end(index, text, now - since)
 
-  def _end(self, index, text):
-    how = ('has shown no sign of life' if text.isdigit() else
-           f'ended with {text}, more than')
-    logging.error('process %d of %d %s for %.0f s; this one ends too, with '
-                  'nothing lost that was saved: the same command resumes',
-                  index, jax.process_count(), how, self._timeout)
+  def _end(self, index, text, seconds):
+    how = (f'has shown no sign of life for {seconds:.0f} s'
+           if text is None or text.isdigit() else
+           f'ended {seconds:.0f} s ago with {text}')
+    logging.error('process %d of %d %s; this one ends too, and nothing that '
+                  'was saved is lost: the same command resumes', index,
+                  jax.process_count(), how)
     logging.flush()
     sys.stderr.flush()
     os._exit(1)  # an ordinary exit would wait for the other process

@@ -15,6 +15,7 @@ JSON dict for people:
 import json
 import pathlib
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,8 +126,12 @@ def _metadata(path, metadata):
   try:
     version = int(metadata[_FORMAT])
     if version <= _VERSION:
-      return json.loads(metadata[_RUN]), json.loads(metadata[_CARD])
-  except (ValueError, KeyError) as error:
+      run, card = (json.loads(metadata[key]) for key in (_RUN, _CARD))
+      if not isinstance(card, dict):
+        raise TypeError(f'card: {card}')
+      saved_run.saved('file', run['step'], run['info'])
+      return run, card
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(f'{path} is damaged: the run that it describes cannot be '
                      f'read ({type(error).__name__}: {error}); fetch it again'
                      ) from error
@@ -145,20 +150,24 @@ def write(path, info, step, system, params, settings, dtype):
     system: its `System`.
     params: its groups, not folded.
     settings: JSON-serialisable dict for the card.
-    dtype: one of `DTYPES`, in which matrices are stored; vectors, which are
-      small, are stored in float32.
+    dtype: one of `DTYPES`, in which arrays with two or more axes are stored,
+      among them the stacked vectors of encoders; others are float32.
+
+  Returns:
+    Whether all parameters are in the file as they are.
 
   Raises:
     ValueError: if the path has another suffix, the dtype is unknown, or values
       exceed its range.
   """
-  path = pathlib.Path(path).expanduser()
+  path = epath.Path(path).expanduser()
   if path.suffix != SUFFIX:
     raise ValueError(f'{path} must end in {SUFFIX}')
   if dtype not in DTYPES:
     raise ValueError(f'dtype={dtype!r} must be one of {DTYPES}')
-  tensors = {native.name(leaf): _rounded(native.name(leaf), x, dtype)
-             for leaf, x in jax.tree_util.tree_leaves_with_path(params)}
+  leaves = {native.name(leaf): np.asarray(x, np.float32)
+            for leaf, x in jax.tree_util.tree_leaves_with_path(params)}
+  tensors = {name: _rounded(name, x, dtype) for name, x in leaves.items()}
   config = system.config.to_dict()
   _remove_paths(config)
   card = dict(
@@ -170,8 +179,16 @@ def write(path, info, step, system, params, settings, dtype):
       _FORMAT: str(_VERSION), _RUN: json.dumps(run), _CARD: json.dumps(card),
       images.METADATA: images.to_json(_preprocessing(system)),
       'class_names': json.dumps(info['dataset']['class_names'])}
+  _save(path, tensors, metadata)
+  return all(np.array_equal(x, tensors[name].astype(np.float32))
+             for name, x in leaves.items())
+
+
+def _save(path, tensors, metadata):
   path.parent.mkdir(parents=True, exist_ok=True)
-  safetensors_numpy.save_file(tensors, path, metadata)
+  partial = path.parent / f'{path.name}.partial'
+  partial.write_bytes(safetensors_numpy.save(tensors, metadata))
+  partial.replace(path)
 
 
 def describe(path, **fields):
@@ -189,15 +206,13 @@ def describe(path, **fields):
   """
   checkpoint = weights.read(path)
   card = {**_metadata(str(path), checkpoint.metadata)[1], **fields}
-  safetensors_numpy.save_file(
-      checkpoint.tensors, checkpoint.path,
-      {**checkpoint.metadata, _CARD: json.dumps(card)})
+  _save(epath.Path(checkpoint.path), checkpoint.tensors,
+        {**checkpoint.metadata, _CARD: json.dumps(card)})
   return card
 
 
 def _rounded(name, x, dtype):
-  """A leaf as it is stored, NumPy."""
-  x = np.asarray(x, np.float32)
+  """A leaf, float32, as it is stored."""
   if x.ndim < 2:
     return x
   with np.errstate(over='ignore'):

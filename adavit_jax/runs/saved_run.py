@@ -87,8 +87,15 @@ class Run:
       workdir: directory of the run.
       alone: whether this process reads independently; otherwise all processes
         must make the same calls.
+
+    Raises:
+      ValueError: if it is no directory but a run in one file.
     """
     self.workdir = workdir = workdir_lib.expanded(workdir)
+    if workdir.endswith('.safetensors'):
+      raise ValueError(f'{workdir} is a file; a work directory is needed here. '
+                       f'A run in one file is for adavit_jax.load, predict.py '
+                       f'and export.py')
     self._checkpoints = checkpoints.Checkpoints(
         workdir, read_only=True, alone=alone)
 

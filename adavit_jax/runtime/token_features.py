@@ -1,5 +1,6 @@
 """Tokens inside a model, for those who use it as a backbone."""
 
+from collections.abc import Iterable
 import numbers
 
 from adavit_jax.models import plan
@@ -33,7 +34,11 @@ def features(model, params, images, layers=None):
       model's shape.
   """
   last = plan.num_encoders(model)
-  layers = (last,) if layers is None else tuple(layers)
+  layers = (last,) if layers is None else layers
+  if not isinstance(layers, Iterable):
+    raise ValueError(f'layers={layers} must be several numbers, such as '
+                     f'({layers},)')
+  layers = tuple(layers)
   for layer in layers:
     if not (isinstance(layer, numbers.Integral) and 0 <= layer <= last):
       raise ValueError(f'layers={layers} must be numbers of encoders, from 0 '
