@@ -99,6 +99,14 @@ def record(workdir, path, data_dir=None, change=None):
   return recorded_lib.Recorded(**arrays), labels
 
 
+def hardest(recorded, labels):
+  """`Recorded` of the two classes that the full model gets wrong most often."""
+  right = recorded.full == labels
+  classes = np.unique(labels)
+  worst = classes[np.argsort([right[labels == c].mean() for c in classes])[:2]]
+  return recorded.take(np.flatnonzero(np.isin(labels, worst)))
+
+
 def without_promise(recorded, labels, wanted):
   """The cheapest settings whose loss of accuracy on these images is a risk.
 
@@ -253,6 +261,7 @@ def main(_):
       _write(output, result)
     changed = {c: record(args[0], output / f'{name}_{c}.npz', args[2], c)[0]
                for c in _CHANGES}
+    changed['two hardest classes'] = hardest(recorded, labels)
     watched = [watch(recorded, changed, risk, 1000, _STREAMS.value)
                for risk in wanted[1:]]
     result[name]['watch'] = watched
