@@ -218,7 +218,7 @@ def test_a_finished_phase_is_pinned_by_the_next_run_if_need_be(
 
 def test_no_number_stops_the_run(trainer, tmp_path, bad):
   bad['step'] = 5
-  other = _other(trainer, tmp_path, log_every=2)
+  other = _other(trainer, tmp_path, log_every=2, checkpoint_every=4)
   with pytest.raises(guards.NonFiniteError, match='step 5: loss=nan') as e:
     other.train()
   assert (e.value.step, e.value.name) == (5, 'loss')

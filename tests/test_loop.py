@@ -36,7 +36,9 @@ END = len(tiny.PHASES) * tiny.STEPS
 @pytest.fixture(scope='module')
 def trainer(tmp_path_factory):
   """A trainer whose `workdir` the tests set; all else stays as it is."""
-  return loop.Trainer(tiny.get_config(), str(tmp_path_factory.mktemp('none')),
+  config = tiny.get_config()
+  config.checkpoint_every = 4
+  return loop.Trainer(config, str(tmp_path_factory.mktemp('none')),
                       dataset=tiny.dataset())
 
 

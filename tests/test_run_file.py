@@ -285,6 +285,7 @@ def test_the_models_of_the_package(name):
   assert clf(image).logits.shape == (1, model.num_classes)
 
 
+@pytest.mark.nightly
 def test_the_digits_model_is_as_good_as_its_card_says():
   path = trained.path('digits-policy')
   got = model_card.measure(path)

@@ -65,7 +65,7 @@ def get_config():
   config.model.remat = False  # compiles faster
   config.log_every = 1
   config.eval_every = 100
-  config.checkpoint_every = 4
+  config.checkpoint_every = 100  # at the ends of phases alone
   config.num_search = 16
   config.eval_batch_size = 16
   for phase in (*PHASES, 'static'):
