@@ -83,10 +83,9 @@ def _decide(params, z1, images):
   return Actions.from_keep(keep, num)
 
 
+@pytest.mark.nightly  # test_stranger has the stages of another plan
 @pytest.mark.parametrize('dictionary, mode', [
-    pytest.param(False, 'masked', marks=pytest.mark.nightly),
-    pytest.param(False, None, marks=pytest.mark.nightly),
-    pytest.param(True, 'masked', marks=pytest.mark.nightly), (True, None)])
+    (False, 'masked'), (False, None), (True, 'masked'), (True, None)])
 def test_stages_of_any_plan(dictionary, mode):
   """With exits, and a policy between the first two of them."""
   model = odd.model(num_fixed=2, dictionary=dictionary, exits=EXITS)

@@ -64,6 +64,7 @@ def test_logits_are_compared_with_those_of_timm(execution, monkeypatch):
     compare(2 * said)
 
 
+@pytest.mark.nightly
 def test_rows_of_a_model_in_every_mode(quick):
   model = tiny.model()
   third = 1 / 3  # of L = 3 layers: one MSA and one MLP run
