@@ -150,8 +150,8 @@ def _float64(tree):
 
 # Other sizes of models that are tested beside them.
 _OTHERS = ('t2t', 'small', 'medium', 'base', 'large', '14', '15', '18', '256',
-           '384', 'crossvit_cifar', 'crossvit_tiny', 'levit_cifar', 'shuffle_cifar',
-           'vil_cifar', 'dvt_cifar', 'evo_cifar')
+           '384', 'crossvit_cifar', 'crossvit_tiny', 'levit_cifar',
+           'shuffle_cifar', 'vil_cifar', 'dvt_cifar', 'evo_cifar')
 
 
 @pytest.mark.parametrize('name', [
