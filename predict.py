@@ -30,7 +30,7 @@ _THRESHOLD = flags.DEFINE_list(
     'threshold', None, "The policy's threshold, or those of the exits, as in "
     'eval.py. Default: those that were saved with the model.')
 _OUTPUT = flags.DEFINE_string('output', None, 'PNG file to draw the images to.')
-_TIMES = 5  # of which the time of an image is the median
+_NUM_CALLS = 5  # the time of an image is the median over these calls
 
 
 def main(argv):
@@ -43,7 +43,7 @@ def main(argv):
     images = [clf.read(path) for path in argv[1:]]
     rows = [_row(clf, path, image) for path, image in zip(argv[1:], images)]
     print(f'\n{_MODEL.value} on {jax.devices()[0].device_kind}, one image at a '
-          f'time, median of {_TIMES} calls\n')
+          f'time, median of {_NUM_CALLS} calls\n')
     print(table.format_rows([(row['path'], row) for row in rows], _COLUMNS))
     if _OUTPUT.value:
       layer_picture.draw([_drawn(row) for row in rows],
@@ -72,7 +72,7 @@ def _row(clf, path, image):
   """Runs one image: dict of path, image, answer, used, macs, share, ms, exit.
   """
   prediction, seconds = clf(image[None]), []  # compiled here
-  for _ in range(_TIMES):
+  for _ in range(_NUM_CALLS):
     start = time.perf_counter()
     clf(image[None])
     seconds.append(time.perf_counter() - start)

@@ -25,7 +25,7 @@ class _Ended(BaseException):
 
 @pytest.fixture
 def store(monkeypatch):
-  """Of a job of two processes, of which this is process 0."""
+  """The store of a job of two processes; this one is process 0."""
   store = _Store()
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   monkeypatch.setattr(jax, 'process_index', lambda: 0)

@@ -4,7 +4,7 @@ from adavit_jax.train import phases
 
 
 def so_far(info):
-  """Returns the phases of which a step is done, a list."""
+  """Returns the list of phases that have made at least one step."""
   names = list(info['config']['phases'])
   return names[:names.index(info['phase']) + info.get('begun', True)]
 

@@ -105,7 +105,7 @@ class Trainer:
       start: step at which the phase began.
       finished: whether the phase is over.
       due: see `FirstState`.
-      begun: whether a step of the phase is done.
+      begun: whether the phase has made at least one step.
     """
     d = self.dataset
     return dict(
