@@ -22,6 +22,7 @@ def augment(
     std,
     image_size: int,
     target: splits.Target | None = None,
+    cropped: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
   """Crops, flips, normalises and mixes a training batch.
 
@@ -39,6 +40,7 @@ def augment(
     std: C floats in 0..1 units.
     image_size: S, output side in pixels.
     target: regression target, static under `jit`; None for classification.
+    cropped: whether the images are random crops already (`crops.on_reading`).
 
   Returns:
     Images float32 [B, S, S, C] and targets float32 [B, K] that sum to 1. For
@@ -53,7 +55,9 @@ def augment(
     config_lib.check_regression(config_data)
   _check_images(images)
   crop_key, flip_key, mix_key = jax.random.split(key, 3)
-  if config_data.resized_crop:
+  if cropped:
+    _check_room(*images.shape[1:3], image_size, padding=0)
+  elif config_data.resized_crop:
     images = resized_crop(
         crop_key, images, size=image_size, min_area=config_data.resized_crop)
   else:

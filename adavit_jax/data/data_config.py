@@ -32,6 +32,9 @@ def default_config() -> ml_collections.ConfigDict:
       # seed. A run that starts from another must hold out the same images.
       seed=config_dict.placeholder(int),
       on_corrupt='error',  # 'error' | 'skip'
+      # Processes of each host that decode training images of sets too large for
+      # memory; 0: threads. With them, the extra `input` is needed.
+      workers=0,
       scenes=dict(kind='mix', num_train=30_000, num_test=4_000),
       rotations=dict(num_train=20_000, num_test=2_000, noise=0.5),
       crop_padding=0,  # zero pixels on every side before the random crop
@@ -86,6 +89,10 @@ def check_source(config_data) -> None:
     raise ValueError(
         f'config.data.holdout={config_data.holdout} must be in 0..0.5: it is'
         ' the fraction of the training split that is held out')
+  if config_data.workers < 0:
+    raise ValueError(
+        f'config.data.workers={config_data.workers} must be at least 0: set it'
+        ' to 0 for threads, or to a number of processes')
   if config_data.on_corrupt not in ('error', 'skip'):
     raise ValueError(
         f'config.data.on_corrupt={config_data.on_corrupt!r} must be'

@@ -76,13 +76,12 @@ class ImageFiles:
     return self._labels
 
   def read(
-      self, indices: Sequence[int], pool: futures.Executor
+      self, indices: Sequence[int]
   ) -> list[tuple[bytes | decode.CorruptImageError, int]]:
     """Returns the bytes, or why they cannot be read, and label of each file.
     """
-    # Threads hide the latency of network file systems.
-    data = pool.map(_read_bytes, [self._files[i] for i in indices])
-    return list(zip(data, self._labels[list(indices)].tolist()))
+    return [(_read_bytes(self._files[i]), int(self._labels[i]))
+            for i in indices]
 
   def digest(self, pool: futures.Executor) -> str:
     """Returns a digest of the images' bytes and labels, in order."""

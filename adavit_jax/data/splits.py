@@ -14,7 +14,8 @@ class Split(Protocol):
   Attributes:
     labels: int32 [n]; for regression float32 [n], in the target's unit.
     meta: arrays [n] by which a report may group images, e.g. 'hard' (bool).
-    lazy: whether `images` is slow enough to prefetch in a thread.
+    lazy: whether `images` is slow enough to prefetch in a thread. A lazy split
+      of training images has `crops`, see `LazySplit`.
   """
 
   labels: np.ndarray

@@ -34,6 +34,10 @@ class Records:
     self._split = split
     self._cache_dir = cache_dir
 
+  def __getstate__(self):
+    return {name: value for name, value in vars(self).items()
+            if name != '_source'}  # opened again in another process
+
   def __len__(self) -> int:
     return self._prepared.splits[self._split]
 
@@ -48,11 +52,8 @@ class Records:
         dict(self.key, files=self.files(), only='labels'),
         self._read_labels))
 
-  def read(
-      self, indices: Sequence[int], pool: futures.Executor | None = None
-  ) -> list[tuple[bytes, int]]:
+  def read(self, indices: Sequence[int]) -> list[tuple[bytes, int]]:
     """Returns the encoded image and the label of each record."""
-    del pool  # The reader uses its own threads.
     image, label = self._prepared.image_key, self._prepared.label_key
     return [
         (example[image], int(example[label]))

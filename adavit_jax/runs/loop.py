@@ -202,7 +202,8 @@ class Trainer:
     options = dict(teacher=self._teacher.teacher) if taught else {}
     taught_by = (self._teacher.params,) if taught else ()
     step_fn = jax.jit(
-        step_lib.make_step(self.system, phase, start, **options),
+        step_lib.make_step(self.system, phase, start, **options,
+                           cropped=self._crop(phase) is not None),
         donate_argnums=0, out_shardings=mesh_lib.replicated(self.mesh))
     if overdue:
       due = _due(self.config, phase, first - start, False)
@@ -211,9 +212,7 @@ class Trainer:
     with (contextlib.closing(self._batches(phase, start, first)) as batches,
           contextlib.closing(
               progress_lib.Progress(end, label=phase)) as progress):
-      for step, batch in enumerate(batches, first + 1):
-        images, labels = mesh_lib.shard_batch(
-            (batch['image'], batch['label']), self.mesh)
+      for step, (images, labels) in enumerate(batches, first + 1):
         if step == first + 1:
           step_fn = step_fn.lower(state, images, labels, *taught_by).compile()
           stopping.check()
@@ -261,14 +260,27 @@ class Trainer:
                  metric=score if due.scored else None)
     return state
 
+  def _crop(self, phase):
+    """Returns the `Crop` of images as they are read, or None."""
+    return data.crop_on_reading(
+        self.dataset.train, step_lib.augmentation(self.config, phase))
+
   def _batches(self, phase, start, first):
-    """Yields this process's batches of a phase from step `first` on."""
-    c = self.config[phase]
-    return data.train_batches(
-        self.dataset.train, seed=self.config.seed + start,
-        start_step=first - start, stop_step=c.steps, batch_size=c.batch_size,
+    """Yields images and labels on the devices from step `first` on."""
+    c, split = self.config[phase], self.dataset.train
+
+    def on_devices(batches):
+      with contextlib.closing(batches):
+        for batch in batches:
+          yield mesh_lib.shard_batch(
+              (batch['image'], batch['label']), self.mesh)
+
+    return data.ahead(on_devices(data.train_batches(
+        split, seed=self.config.seed + start, start_step=first - start,
+        stop_step=c.steps, batch_size=c.batch_size,
         repeats=step_lib.augmentation(self.config, phase).repeats,
-        process_index=jax.process_index(), process_count=jax.process_count())
+        process_index=jax.process_index(), process_count=jax.process_count(),
+        crop=self._crop(phase), workers=self.config.data.workers)), split)
 
   def _write_line(self, recent, step, phase, metrics, progress):
     """Checks the metrics of the last steps and writes their mean.

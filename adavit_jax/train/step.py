@@ -72,7 +72,7 @@ def abstract_state(system, phase, *, teacher=None):
   return jax.eval_shape(build)
 
 
-def make_step(system, phase, start, teacher=None):
+def make_step(system, phase, start, teacher=None, cropped=False):
   """Makes the training step of a phase.
 
   Args:
@@ -80,6 +80,8 @@ def make_step(system, phase, start, teacher=None):
     phase: a name in `phases.PHASES`.
     start: global step at which the phase began.
     teacher: `distillation.Teacher`, another model to learn from, or None.
+    cropped: whether images are random crops already, see
+      `data.crop_on_reading`.
 
   Returns:
     A pure function (state, images uint8 [B, H, W, C], labels [B]) ->
@@ -94,7 +96,8 @@ def make_step(system, phase, start, teacher=None):
   prepare = functools.partial(
       data.augment, config_data=augmentation(system.config, phase),
       num_classes=system.model.num_classes, target=system.target,
-      mean=system.mean, std=system.std, image_size=system.model.image_size)
+      mean=system.mean, std=system.std, image_size=system.model.image_size,
+      cropped=cropped)
 
   def step(state, images, labels, taught_by=None):
     augment_key, loss_key = jax.random.split(
