@@ -57,8 +57,13 @@ setup(
         'importlib_resources',
     ],
     extras_require={
-        'test': ['pytest>=8', 'pytest-xdist>=3.8'],
+        'test': [
+            'pytest>=8', 'pytest-xdist>=3.8',
+            'grain>=0.2.12', 'simplejpeg>=1.8', 'cykooz-resizer>=4',
+        ],
         'test_gcs': ['gcsfs>=2024.6', 'gcp-storage-emulator>=2026.7'],
+        # Image sets too large for memory, such as ImageNet.
+        'input': ['grain>=0.2.12', 'simplejpeg>=1.8', 'cykooz-resizer>=4'],
         'hub': ['huggingface_hub>=0.25'],
         'gcs': ['gcsfs>=2024.6'],  # work directories gs://
         'onnx': ['jax2onnx>=0.17'],  # and with it onnxruntime

@@ -5,7 +5,8 @@ import math
 import ml_collections
 from ml_collections import config_dict
 
-SOURCES = ('digits', 'digit_scenes', 'rotated_digits', 'folder', 'tfds:NAME')
+SOURCES = (
+    'digits', 'digit_scenes', 'rotated_digits', 'folder', 'packed', 'tfds:NAME')
 _BUILT_IN = SOURCES[:3]
 _MAX_SIZE = 8192
 INTERPOLATIONS = ('bicubic', 'bilinear')
@@ -17,7 +18,7 @@ def default_config() -> ml_collections.ConfigDict:
   """Returns `config.data` for scikit-learn's digits, without augmentation."""
   return ml_collections.ConfigDict(dict(
       name='digits',  # one of `SOURCES`
-      data_dir='',  # folder: with train/ and test/ or val/; tfds: its data_dir
+      data_dir='',  # of the folder, of the packed set, or of tfds
       cache_dir='',  # '' = $ADAVIT_CACHE, else ~/.cache/adavit_jax
       image_size=8,  # side of the model's input in pixels
       load_size=0,  # side of the decoded images in pixels; 0 = by crop
@@ -74,7 +75,7 @@ def check_source(config_data) -> None:
     raise ValueError(
         f'config.data.data_dir={config_data.data_dir!r} is not read by'
         f' {name!r}, which needs no files: leave it empty, or set data.name to'
-        " 'folder' or tfds:NAME")
+        " 'folder', 'packed' or tfds:NAME")
   for field, low in (('image_size', 1), ('load_size', 0)):
     if not low <= config_data[field] <= _MAX_SIZE:
       raise ValueError(

@@ -14,6 +14,8 @@ from adavit_jax.data import decode
 class EncodedImages(Protocol):
   """n encoded images of one split.
 
+  Sets that are never decoded to the cache need no label, key and digest.
+
   Attributes:
     label: name of the set, e.g. 'cifar10-train'.
     key: JSON-serialisable values that tell the set from others of its source.
