@@ -1,7 +1,6 @@
 """Sets of encoded images, and the threads that decode them."""
 
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
 import os
 from typing import Protocol

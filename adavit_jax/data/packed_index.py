@@ -7,8 +7,7 @@ A packed set is a directory:
   SPLIT-00000-of-00004.array_record    the bytes of the images, in order
 """
 
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 import json

@@ -4,8 +4,7 @@ Threads of one Python process decode about as much as two to four cores can; a
 host of a pod has a hundred.
 """
 
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import multiprocessing
 import os
