@@ -67,6 +67,7 @@ def test_a_packed_folder_is_the_folder(root, dest):
   assert len(list(dest.glob('*.array_record'))) == 6 + 3
 
 
+@pytest.mark.nightly
 def test_a_packed_tfds_set_is_the_set(tmp_path):
   import tiny_flags
   tiny_flags.TinyFlags(

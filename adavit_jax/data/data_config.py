@@ -45,6 +45,11 @@ def default_config() -> ml_collections.ConfigDict:
       policy_resized_crop=config_dict.placeholder(float),  # likewise
       flip=False,  # flip half of the images left to right
       resized_crop=0.0,  # smallest area fraction that is kept; 0 = off
+      # Mean magnitude in 0..10 (0 = off) and deviation of the operations of
+      # RandAugment, and how many there are.
+      rand_augment=dict(magnitude=0.0, std=0.5, layers=2),
+      colour_jitter=0.0,  # of brightness, contrast and saturation; 0 = off
+      erasing=0.0,  # probability of random erasing
       repeats=1,  # augmented copies of each image in a batch
       mixup=0.0,  # alpha of Beta(alpha, alpha); 0 = off
       cutmix=0.0,  # alpha of Beta(alpha, alpha); 0 = off
@@ -142,9 +147,16 @@ def check_augmentation(config_data) -> None:
     raise ValueError(
         f'config.data.repeats={config_data.repeats} must be at least 1:'
         ' set it to 1 for batches of distinct images')
+  rand_augment = config_data.rand_augment
+  for field, low, high in (
+      ('magnitude', 0, 10), ('std', 0, 10), ('layers', 1, 10)):
+    if not low <= rand_augment[field] <= high:
+      raise ValueError(
+          f'config.data.rand_augment.{field}={rand_augment[field]} must be in'
+          f' {low}..{high}')
   for field, low, high in (
       ('resized_crop', 0, 1), ('policy_resized_crop', 0, 1),
-      ('label_smoothing', 0, 1),
+      ('label_smoothing', 0, 1), ('erasing', 0, 1), ('colour_jitter', 0, 10),
       # Beta(1e6, 1e6) is already nearly constant at 1/2; sampling overflows
       # far above it.
       ('mixup', 0, 1e6), ('cutmix', 0, 1e6),
@@ -158,9 +170,14 @@ def check_augmentation(config_data) -> None:
 def check_regression(config_data) -> None:
   """Raises ValueError for augmentations that invalidate regression labels.
 
-  A flipped or stretched image shows another angle than its label, a blend of
-  two images shows no single angle, and label smoothing is for classes.
+  A flipped, stretched or turned image shows another angle than its label, a
+  blend of two images shows no single angle, and label smoothing is for classes.
   """
+  if config_data.rand_augment.magnitude:
+    raise ValueError(
+        f'config.data.rand_augment.magnitude='
+        f'{config_data.rand_augment.magnitude} is for classification, but'
+        f' {config_data.name!r} is a regression: set it to 0')
   for field, off in (
       ('flip', False), ('resized_crop', 0), ('mixup', 0), ('cutmix', 0),
       ('label_smoothing', 0),

@@ -159,12 +159,15 @@ def augmentation(config, phase):
   """Returns `config.data` with the augmentation of a phase.
 
   Images are neither mixed nor repeated if a reward or the dense teacher needs
-  one true class, or a policy decides for each image.
+  one true class, or a policy decides for each image; nor are they distorted,
+  since the policy would learn from images that never occur at inference.
   """
   config_data = config.data.copy_and_resolve_references()
   if (phases.PHASES[phase].teacher
       or phases.decider(config, phase) == 'policy'):
     config_data.mixup = config_data.cutmix = 0.
+    config_data.rand_augment.magnitude = config_data.colour_jitter = 0.
+    config_data.erasing = 0.
     config_data.repeats = 1
     for field in ('crop_padding', 'resized_crop'):
       if config_data[f'policy_{field}'] is not None:
