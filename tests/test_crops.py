@@ -62,25 +62,6 @@ def test_areas_ratios_and_places_are_the_recipes(height, width, min_area):
     assert stats.kstest(place[room[:, axis] > 20], 'uniform').pvalue > 0.01
 
 
-@pytest.mark.nightly
-def test_boxes_are_distributed_as_those_of_torchvision():
-  torch = pytest.importorskip('torch')
-  library = torch.library.Library('torchvision', 'DEF')
-  for name in ('nms', 'qnms'):  # its compiled part does not load without CUDA
-    library.define(
-        f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
-  transforms = pytest.importorskip('torchvision.transforms')
-  torch.manual_seed(0)
-  image = torch.zeros(3, 375, 500)
-  theirs = np.array([transforms.RandomResizedCrop.get_params(
-      image, (0.08, 1), (3 / 4, 4 / 3)) for _ in range(4000)])
-  ours = np.array([
-      crops.draw(np.random.default_rng(i), 375, 500, min_area=0.08)
-      for i in range(4000)])
-  for column in range(4):
-    assert stats.ks_2samp(ours[:, column], theirs[:, column]).pvalue > 0.01
-
-
 @pytest.mark.parametrize('height, width, box', [
     (10, 400, (0, 194, 10, 13)), (400, 10, (194, 0, 13, 10))])
 def test_the_largest_centred_crop_of_a_strip(height, width, box):

@@ -207,7 +207,8 @@ def test_colour_jitter_takes_every_order_and_its_range(monkeypatch):
   taken, original = [], colour.jitter
 
   def recorded(images, kind, factor):
-    jax.debug.callback(lambda x: taken.append(np.asarray(x)), kind, ordered=True)
+    jax.debug.callback(
+        lambda x: taken.append(np.asarray(x)), kind, ordered=True)
     return original(images, kind, factor)
 
   monkeypatch.setattr(colour, 'jitter', recorded)
