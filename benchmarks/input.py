@@ -7,15 +7,15 @@ DIR holds photographs, such as those of Imagenette. They are enlarged to
 camera's, and are saved as JPEGs of quality 90. Every rival reads the same
 files, crops them by RandomResizedCrop and makes batches:
 
-  packed, threads      this library, a packed set
-  packed, N workers    the same in worker processes
-  folder, threads      this library, a folder
-  pillow, threads      Pillow in a thread pool
-  grain, threads       grain with Pillow in its transformation
-  grain, N workers     the same in worker processes
-  torch, N workers     torch's DataLoader with torchvision's transforms, run by
-                       --torch_python, with torch and torchvision; left out
-                       without it
+  packed threads    this library, a packed set
+  packed workers    the same in worker processes
+  folder threads    this library, a folder
+  pillow threads    Pillow in a thread pool
+  grain threads     grain with Pillow in its transformation
+  grain workers     the same in worker processes
+  torch workers     torch's DataLoader with torchvision's transforms, run by
+                    --torch_python, with torch and torchvision; left out
+                    without it
 
 Each runs in a process of its own, in turns. CPU time is that of the process and
 its children between two batches, after a few batches for the start, so that
@@ -70,21 +70,20 @@ def main(argv):
     for turn in range(_ROUNDS.value):
       for name in names[::-1] if turn % 2 else names:
         found[name].append(in_a_process(name, directory))
-    reference = [row['rate'] for row in found.get('pillow, threads', [])]
+    reference = [row['rate'] for row in found.get('pillow threads', [])]
     for name, rows in found.items():
       rates = [row['rate'] for row in rows]
       ratio = np.median(rates) / np.median(reference) if reference else math.nan
-      print(f'{name:20} {np.median(rates):6.0f} ({min(rates):.0f} to '
+      print(f'{name:15} {np.median(rates):6.0f} ({min(rates):.0f} to '
             f'{max(rates):.0f})  {ratio:5.2f} of pillow  '
             f"{max(row['memory'] for row in rows):5.0f} MB in all")
 
 
 def rivals():
   """Returns the names of all that can run."""
-  n = _WORKERS.value
-  names = ['packed, threads', f'packed, {n} workers', 'folder, threads',
-           'pillow, threads', 'grain, threads', f'grain, {n} workers']
-  return names + [f'torch, {n} workers'] * bool(_TORCH.value)
+  names = ['packed threads', 'packed workers', 'folder threads',
+           'pillow threads', 'grain threads', 'grain workers']
+  return names + ['torch workers'] * bool(_TORCH.value)
 
 
 def prepare(directory):
@@ -120,7 +119,7 @@ def prepare(directory):
 
 def in_a_process(name, directory):
   """Runs `measure` in another process."""
-  kind = name.partition(',')[0]
+  kind = name.partition(' ')[0]
   script = 'input_torch.py' if kind == 'torch' else 'input.py'
   python = _TORCH.value if kind == 'torch' else sys.executable
   options = [f'--{f.name}={f.value}' for f in (
@@ -134,7 +133,7 @@ def in_a_process(name, directory):
 
 def measure(name, directory):
   """Returns images per CPU second and the memory of all processes in MB."""
-  kind, _, how = name.partition(', ')
+  kind, _, how = name.partition(' ')
   workers = 0 if how == 'threads' else _WORKERS.value
   make = dict(packed=ours, folder=ours, pillow=pillow, grain=grain)[kind]
   batches = make(kind, pathlib.Path(directory), workers)

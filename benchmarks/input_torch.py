@@ -1,6 +1,6 @@
 """torch's DataLoader, which `input` starts with a Python that has torch.
 
-  python input_torch.py --one='torch, 2 workers' --prepared=DIR --workers=2
+  python input_torch.py --one='torch workers' --prepared=DIR --workers=2
 """
 
 import argparse
