@@ -1,7 +1,7 @@
 """Packed sets: the folder's images in shards, whatever happened meanwhile."""
 
+import importlib.util
 import json
-import sys
 
 from adavit_jax import data
 from adavit_jax.data import batches as batches_lib
@@ -225,10 +225,12 @@ def test_a_worker_passes_on_what_it_cannot_decode(root, dest):
     batches(split, workers=1, batch_size=22, start_step=0, stop_step=2)
 
 
-def test_workers_need_grain(split, monkeypatch):
-  monkeypatch.setitem(sys.modules, 'grain', None)
-  with pytest.raises(ImportError, match=r'config\.data\.workers=2.*input'):
-    batches(split, workers=2)
+def test_workers_need_grain(root, monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(ValueError, match=r'config\.data\.workers=2.*input'):
+    load(root, 'folder', workers=2)
+  with pytest.raises(ValueError, match=r'config\.data\.workers=-1'):
+    load(root, 'folder', workers=-1)
 
 
 def same_batches(ours, theirs):

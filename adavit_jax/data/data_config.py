@@ -1,5 +1,6 @@
 """The `config.data` fields: defaults and checks."""
 
+import importlib.util
 import math
 
 import ml_collections
@@ -99,6 +100,10 @@ def check_source(config_data) -> None:
     raise ValueError(
         f'config.data.workers={config_data.workers} must be at least 0: set it'
         ' to 0 for threads, or to a number of processes')
+  if config_data.workers and importlib.util.find_spec('grain') is None:
+    raise ValueError(
+        f'config.data.workers={config_data.workers} needs grain: install the'
+        " extra with pip install -e '.[input]', or set it to 0 for threads")
   if config_data.on_corrupt not in ('error', 'skip'):
     raise ValueError(
         f'config.data.on_corrupt={config_data.on_corrupt!r} must be'

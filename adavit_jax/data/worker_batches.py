@@ -38,15 +38,9 @@ def run(
   Yields:
     dict of arrays [len(rows), ...].
 
-  Raises:
-    ImportError: at the call, if grain is not installed.
   """
-  try:
-    import grain  # The import takes half a second.
-  except ImportError as error:
-    raise ImportError(
-        f'config.data.workers={workers} needs grain: install the extra with'
-        " pip install -e '.[input]', or set workers=0 for threads") from error
+  import grain  # of the extra `input`, which `data.load` asks for
+
   if not flags.FLAGS.is_parsed():  # grain reads flags, in notebooks too
     flags.FLAGS.mark_as_parsed()
   parts = -(-len(rows) // _ROWS)
