@@ -1,7 +1,7 @@
 """Batches decoded by worker processes, with grain.
 
-Threads of one Python process decode about as much as two to four cores can; a
-host of a pod has a hundred.
+Threads of one process share its interpreter, which limits them to a few cores;
+a host of a pod has dozens.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,7 +37,6 @@ def run(
 
   Yields:
     dict of arrays [len(rows), ...].
-
   """
   import grain  # of the extra `input`, which `data.load` asks for
 

@@ -199,18 +199,20 @@ class Trainer:
     """
     end, first = start + self.config[phase].steps, int(state.step)
     taught = self._teacher and phase in self.config.teacher.phases
+    crop = data.crop_on_reading(
+        self.dataset.train, step_lib.augmentation(self.config, phase))
     options = dict(teacher=self._teacher.teacher) if taught else {}
+    options |= dict(cropped=True) if crop else {}
     taught_by = (self._teacher.params,) if taught else ()
     step_fn = jax.jit(
-        step_lib.make_step(self.system, phase, start, **options,
-                           cropped=self._crop(phase) is not None),
+        step_lib.make_step(self.system, phase, start, **options),
         donate_argnums=0, out_shardings=mesh_lib.replicated(self.mesh))
     if overdue:
       due = _due(self.config, phase, first - start, False)
       state = self._after_step(state, first, phase, start, due, ckpts, metrics)
     recent = []  # metrics of the steps since the last line
-    with (contextlib.closing(self._batches(phase, start, first)) as batches,
-          contextlib.closing(
+    batches = self._batches(phase, start, first, crop)
+    with (contextlib.closing(batches), contextlib.closing(
               progress_lib.Progress(end, label=phase)) as progress):
       for step, (images, labels) in enumerate(batches, first + 1):
         if step == first + 1:
@@ -260,12 +262,7 @@ class Trainer:
                  metric=score if due.scored else None)
     return state
 
-  def _crop(self, phase):
-    """Returns the `Crop` of images as they are read, or None."""
-    return data.crop_on_reading(
-        self.dataset.train, step_lib.augmentation(self.config, phase))
-
-  def _batches(self, phase, start, first):
+  def _batches(self, phase, start, first, crop):
     """Yields images and labels on the devices from step `first` on."""
     c, split = self.config[phase], self.dataset.train
 
@@ -280,7 +277,7 @@ class Trainer:
         stop_step=c.steps, batch_size=c.batch_size,
         repeats=step_lib.augmentation(self.config, phase).repeats,
         process_index=jax.process_index(), process_count=jax.process_count(),
-        crop=self._crop(phase), workers=self.config.data.workers)), split)
+        crop=crop, workers=self.config.data.workers)), split)
 
   def _write_line(self, recent, step, phase, metrics, progress):
     """Checks the metrics of the last steps and writes their mean.
