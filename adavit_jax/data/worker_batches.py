@@ -66,13 +66,18 @@ def _joined(parted, parts):
     finally:
       # grain would stop one after the other, each in more than a second.
       for child in set(multiprocessing.active_children()) - before:
-        child.terminate()
+        child.kill()
 
 
 def _begin(worker, num_workers):
-  """Leaves signals to the parent, and ends this worker if it is killed."""
+  """Leaves signals to the parent, and ends this worker if it is killed.
+
+  A terminal or a scheduler sends them to all processes, but the parent saves
+  its state first and needs batches until then.
+  """
   del worker, num_workers
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
 
   def watch():
     multiprocessing.parent_process().join()
