@@ -61,8 +61,10 @@ setup(
         # programs take four times as long to compile. .ci/run and .ci/nightly
         # test with the newest, too.
         'test': ['adavit_jax[test_newest]', 'jax<0.11; python_version < "3.15"'],
-        'test_newest': ['pytest>=8', 'pytest-xdist>=3.8'],
+        'test_newest': ['adavit_jax[input]', 'pytest>=8', 'pytest-xdist>=3.8'],
         'test_gcs': ['gcsfs>=2024.6', 'gcp-storage-emulator>=2026.7'],
+        # Image sets too large for memory, such as ImageNet.
+        'input': ['grain>=0.2.12', 'simplejpeg>=1.8', 'cykooz-resizer>=4'],
         'hub': ['huggingface_hub>=0.25'],
         'gcs': ['gcsfs>=2024.6'],  # work directories gs://
         'onnx': ['jax2onnx>=0.17'],  # and with it onnxruntime

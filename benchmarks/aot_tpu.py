@@ -109,16 +109,18 @@ def make_system(config, num_classes):
 
 
 def compile_step(system, phase, mesh):
-  """Compiles a phase's step exactly as `runs.loop` jits it."""
-  size = data_config.load_size(system.config.data)
+  """Compiles a phase's step as `runs.loop` jits it for a large data set."""
+  c = step_lib.augmentation(system.config, phase)
+  cropped = bool(c.resized_crop)
+  size = c.image_size if cropped else data_config.load_size(c)
   num = system.config[phase].batch_size
   rows = mesh_lib.batch_sharding(mesh)
   state = mesh_lib.put_shapes(step_lib.abstract_state(system, phase), mesh)
   images = jax.ShapeDtypeStruct(
       (num, size, size, system.model.channels), jnp.uint8, sharding=rows)
   labels = jax.ShapeDtypeStruct((num,), jnp.int32, sharding=rows)
-  step = jax.jit(step_lib.make_step(system, phase, 0), donate_argnums=0,
-                 out_shardings=mesh_lib.replicated(mesh))
+  step = jax.jit(step_lib.make_step(system, phase, 0, cropped=cropped),
+                 donate_argnums=0, out_shardings=mesh_lib.replicated(mesh))
   return step.lower(state, images, labels).compile()
 
 

@@ -11,15 +11,15 @@ its data_dir. From a trained CrossViT, leave out the first phase:
 
   --config.phases="('warm_start','policy','joint')" --config.init.weights=FILE
 
-The dense phase has the epochs, learning rate, weight decay, mixing, label
-smoothing and repeated augmentation of the paper. A batch has 4608 images, not
-4096, since it holds each of them three times. Missing are RandAugment and
-random erasing. Drop path has the paper's rate, but it rises over the layers
-behind the policy, in the order in which they run; in the paper it rises in both
-streams alike, and drops cross-attentions too. This phase also trains for
-dropped layers, which the paper's does not; set --config.dense.mask_weight=0 for
-the model alone. It has not been run: time and accuracy are unknown, and steps
-and learning rates of the other phases are first guesses.
+The dense phase has the epochs, learning rate, weight decay, RandAugment, random
+erasing, mixing, label smoothing and repeated augmentation of the paper. A batch
+has 4608 images, not 4096, since it holds each of them three times. Drop path
+has the paper's rate, but it rises over the layers behind the policy, in the
+order in which they run; in the paper it rises in both streams alike, and drops
+cross-attentions too. This phase also trains for dropped layers, which the
+paper's does not; set --config.dense.mask_weight=0 for the model alone. It has
+not been run: time and accuracy are unknown, and steps and learning rates of the
+other phases are first guesses.
 """
 
 from adavit_jax.models import crossvit
@@ -50,8 +50,9 @@ def get_config(variant='small_240'):
   config.data.update(
       name='folder', on_corrupt='skip', image_size=size,
       load_size=size if size > 384 else 274, holdout=0.01, flip=True,
-      resized_crop=0.08, repeats=3, mixup=0.8, cutmix=1.0,
+      resized_crop=0.08, erasing=0.25, repeats=3, mixup=0.8, cutmix=1.0,
       label_smoothing=0.1)
+  config.data.rand_augment.magnitude = 9.0
   config.log_every = 100
   config.eval_every = 5 * _STEPS_PER_EPOCH
   config.checkpoint_every = _STEPS_PER_EPOCH

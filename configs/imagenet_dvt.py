@@ -12,16 +12,18 @@ optimizer settings are DeiT's since the authors' code does not train it.
 
 Epochs, batch size, learning rates, weight decay, warm-up, averaging of the
 parameters and equal weights of the three losses are those of the authors' code,
-and so are crops, flips, mixup, CutMix and label smoothing. Its RandAugment,
-colour jitter, random erasing, drop path, dropout in the stem and 10 epochs at
-the last learning rate are left out, and linear layers of encoders begin with
-Xavier's distribution in place of its own. It has not been run; time and
-accuracy are unknown (paper: about 80.0 % at 2.8 G MACs for T2T-ViT-12, 82.8 %
-at 5.3 G for T2T-ViT-14).
+and so are crops, flips, RandAugment, random erasing, mixup, CutMix and label
+smoothing (RandAugment switches the colour jitter of its arguments off). Drop
+path, dropout in the stem and 10 epochs at the last learning rate are left out,
+all images are resized with bicubic interpolation instead of a random one, and
+linear layers of encoders begin with Xavier's distribution in place of its own.
+It has not been run; time and accuracy are unknown (paper: about 80.0 % at 2.8 G
+MACs for T2T-ViT-12, 82.8 % at 5.3 G for T2T-ViT-14).
 
-On 16 chips of v5e, XLA plans 3.26 GiB a chip for T2T-ViT-12, in 14 minutes on
-a shared core: `python benchmarks/aot_tpu.py --config=configs/imagenet_dvt.py
---topology=v5e:4x4`.
+On 16 chips of v5e, XLA plans 3.26 GiB a chip for T2T-ViT-12 without RandAugment
+and random erasing, in 14 minutes on a shared core: `python
+benchmarks/aot_tpu.py --config=configs/imagenet_dvt.py --topology=v5e:4x4
+--config.data.erasing=0 --config.data.rand_augment.magnitude=0`.
 """
 
 from adavit_jax.train import config as base
@@ -53,8 +55,9 @@ def get_config(variant='t2t_12'):
   config.model.name = v['model']
   config.data.update(
       name='folder', on_corrupt='skip', image_size=224, load_size=256,
-      holdout=0.01, resized_crop=0.08, flip=True, mixup=0.8, cutmix=1.0,
-      label_smoothing=0.1)
+      holdout=0.01, resized_crop=0.08, flip=True, erasing=0.25, mixup=0.8,
+      cutmix=1.0, label_smoothing=0.1)
+  config.data.rand_augment.magnitude = 9.0
   config.exits.update(
       rule='max_probability', steps=_EPOCHS * steps_per_epoch,
       batch_size=v['batch_size'], learning_rate=v['learning_rate'],

@@ -12,11 +12,12 @@ its data_dir. From a trained LeViT, leave out the first phase:
   --config.phases="('warm_start','policy','joint')" --config.init.weights=FILE
 
 The dense phase has the paper's float32, epochs, learning rate, weight decay,
-averaging, mixing, label smoothing and repeated augmentation. A batch has 2304
-images, not 2048, since it holds each of them three times. With a teacher, the
-second head learns from its classes, as in the paper (hard distillation from a
-RegNetY-16GF). Any run of this library can be the teacher, or a file of weights
-for one of its models; without one, both heads learn from the labels:
+averaging, RandAugment, random erasing, mixing, label smoothing and repeated
+augmentation. A batch has 2304 images, not 2048, since it holds each of them
+three times. With a teacher, the second head learns from its classes, as in the
+paper (hard distillation from a RegNetY-16GF). Any run of this library can be
+the teacher, or a file of weights for one of its models; without one, both heads
+learn from the labels:
 
   --config.teacher.workdir=RUN
   --config.teacher.weights=FILE --config.teacher.model=NAME
@@ -26,12 +27,12 @@ A variant with `evo_` is Evo-LeViT by the same recipe, as in its authors' code:
 from the third on; then each stage selects once, as in all other phases
 (model.layerwise).
 
-Missing are RandAugment, random erasing, and clipping relative to the norm of
-the weights, for which the norm of the whole gradient stands. Drop path of
-LeViT-384 rises with depth; the paper's is constant. This phase also trains for
-dropped layers, which the paper's does not; set --config.dense.mask_weight=0 for
-the model alone. It has not been run: time and accuracy are unknown, and steps
-and learning rates of the other phases are first guesses.
+Clipping relative to the norm of the weights is missing; the norm of the whole
+gradient stands for it. Drop path of LeViT-384 rises with depth; the paper's is
+constant. This phase also trains for dropped layers, which the paper's does not;
+set --config.dense.mask_weight=0 for the model alone. It has not been run: time
+and accuracy are unknown, and steps and learning rates of the other phases are
+first guesses.
 """
 
 from adavit_jax.train import config as base
@@ -59,8 +60,9 @@ def get_config(variant='256'):
   config.nets.hidden = 256
   config.data.update(
       name='folder', on_corrupt='skip', image_size=224, load_size=256,
-      holdout=0.01, flip=True, resized_crop=0.08, repeats=3, mixup=0.8,
-      cutmix=1.0, label_smoothing=0.1)
+      holdout=0.01, flip=True, resized_crop=0.08, erasing=0.25, repeats=3,
+      mixup=0.8, cutmix=1.0, label_smoothing=0.1)
+  config.data.rand_augment.magnitude = 9.0
   config.log_every = 100
   config.eval_every = 5 * _STEPS_PER_EPOCH
   config.checkpoint_every = _STEPS_PER_EPOCH

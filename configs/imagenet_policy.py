@@ -9,16 +9,32 @@ On every host of a TPU v5e 4x4 slice (16 chips of 16 GiB):
 
 DIR contains train/CLASS/*.jpg and val/CLASS/*.jpg. For a data set that tfds
 prepared as array_record add --config.data.name=tfds:imagenet2012; DIR is then
-its data_dir.
+its data_dir. A pod should read a packed set with worker processes
+(docs/input.md):
+
+  --config.data.name=packed --config.data.workers=48
+
+The dense phase is DeiT's recipe: 300 epochs, AdamW, weight decay, warm-up, drop
+path, random resized crops, RandAugment (m9, mstd0.5, inc1), random erasing,
+mixup or CutMix for a batch, label smoothing, averaging, and three repeats of
+every image. For whole repeats a batch has 1152 images, not 1024, at a learning
+rate in proportion; as in DeiT's code, an epoch counts rows of batches. Two
+things differ: weights of mixing are drawn for each image and not for a batch,
+and random masks of layers are trained along (--config.dense.mask_weight=0 for
+the model alone). The colour jitter among DeiT's arguments has no effect in its
+code, since RandAugment takes its place.
 
 This config has not been run on a TPU: time and accuracy are unknown, and the
-steps and learning rates after the dense phase (DeiT's recipe) are first
-guesses. Its steps compile for that slice. Memory in GiB per chip, planned by
-the compiler of libtpu 0.0.42.1 with jax 0.10.2 for the default variant (`:base`
-was not measured):
+steps and learning rates after the dense phase are first guesses. Its steps
+compile for that slice. Memory in GiB per chip, planned by the compiler of
+libtpu 0.0.42.1 with jax 0.10.2 for the default variant with 1024 images in all
+batches, without RandAugment, random erasing and repeats (`:base` was not
+measured):
 
   python benchmarks/aot_tpu.py --config=configs/imagenet_policy.py \\
-      --topology=v5e:4x4
+      --topology=v5e:4x4 --config.dense.batch_size=1024 \\
+      --config.data.repeats=1 --config.data.erasing=0 \\
+      --config.data.rand_augment.magnitude=0
 
   dense 1.72   warm_start 1.30   policy 1.30   joint 1.81
 
@@ -40,10 +56,6 @@ another of its models that takes 224 pixels:
   --config.teacher.workdir=RUN --config.teacher.model=''
   --config.teacher.weights=FILE --config.teacher.model=NAME
 
-DeiT's repeated augmentation needs batches that hold whole repeats:
-
-  --config.data.repeats=3 --config.dense.batch_size=1152
-
 `:tiny` runs 10 steps of every phase at 64 x 64 pixels; with 300 images it takes
 about 2 minutes of CPU time on 2 cores:
 
@@ -54,7 +66,9 @@ about 2 minutes of CPU time on 2 cores:
 from adavit_jax.train import config as base
 
 # 1 % of the 1,281,167 training images is held out.
-_STEPS_PER_EPOCH = 1_268_355 // 1024
+_NUM_TRAIN = 1_268_355
+_STEPS_PER_EPOCH = _NUM_TRAIN // 1024
+_DENSE_BATCH = 1152  # a multiple of the repeats
 
 
 def get_config(variant='small'):
@@ -87,6 +101,9 @@ def get_config(variant='small'):
   config.data.holdout = 0.01
   config.data.flip = True
   config.data.resized_crop = 0.08
+  config.data.rand_augment.magnitude = 9.0
+  config.data.erasing = 0.25
+  config.data.repeats = 3
   config.data.mixup = 0.8
   config.data.cutmix = 1.0
   config.data.label_smoothing = 0.1
@@ -101,10 +118,15 @@ def get_config(variant='small'):
   for phase, num in epochs.items():
     config[phase].batch_size = 1024
     config[phase].steps = num * _STEPS_PER_EPOCH
-  config.dense.learning_rate = 1e-3
+  config.dense.batch_size = _DENSE_BATCH
+  config.dense.steps = epochs['dense'] * (_NUM_TRAIN // _DENSE_BATCH)
+  config.dense.learning_rate = 5e-4 * _DENSE_BATCH / 512
+  config.dense.end_lr_factor = 1e-5 / config.dense.learning_rate
+  config.dense.weight_decay = 0.05
+  config.dense.clip_norm = 0.
   config.dense.warmup = 5 / 300
   config.dense.drop_path = 0.1
-  config.dense.ema = 0.9999
+  config.dense.ema = 0.99996
   config.joint.learning_rate = 1e-4
   config.joint.policy_lr_factor = 10.0  # the policy's learning rate is 1e-3
   config.joint.ema = 0.9999
@@ -127,6 +149,6 @@ def _shrink(config):
   config.num_search = 32
   config.eval_batch_size = 32
   for phase in config.phases:
-    config[phase].batch_size = 16
+    config[phase].batch_size = 24
     config[phase].steps = 10
   return config

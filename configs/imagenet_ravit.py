@@ -12,7 +12,8 @@ its data_dir. The model is the paper's 1-1-8; 1-1-10 is the same config with
 encoders (ViT-B) are "(0,0,8)", "(0,0,10)" and "(0,0,12)".
 
 The 500 epochs are the paper's; batch size, learning rate, warm-up, weight decay
-and equal weights of the exits are not. It has not been run; time and accuracy
+and equal weights of the exits are not, and it names no augmentation but crops
+and flips. It has not been run; time and accuracy
 are unknown (paper: 73.25 %).
 """
 

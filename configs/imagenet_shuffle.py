@@ -13,13 +13,13 @@ leave out the first phase:
   --config.phases="('warm_start','policy','joint')" --config.init.weights=FILE
 
 The dense phase has the authors' float32, epochs, batch size, learning rate,
-warm-up, weight decay, clipping, mixing and label smoothing. Missing are
-RandAugment, colour jitter and random erasing. Drop path has the authors' rate
-and leaves out the first stage as theirs does, but it rises with every layer
-behind it; theirs is constant in a stage. This phase also trains for dropped
-layers, which theirs does not; set --config.dense.mask_weight=0 for the model
-alone. It has not been run: time and accuracy are unknown, and steps and
-learning rates of the other phases are first guesses.
+warm-up, weight decay, clipping, RandAugment, random erasing, mixing and label
+smoothing. Drop path has the authors' rate and leaves out the first stage as
+theirs does, but it rises with every layer behind it; theirs is constant in a
+stage. This phase also trains for dropped layers, which theirs does not; set
+--config.dense.mask_weight=0 for the model alone. It has not been run: time and
+accuracy are unknown, and steps and learning rates of the other phases are first
+guesses.
 """
 
 from adavit_jax.train import config as base
@@ -43,8 +43,9 @@ def get_config(variant='tiny'):
   config.nets.hidden = 256
   config.data.update(
       name='folder', on_corrupt='skip', image_size=224, load_size=256,
-      holdout=0.01, flip=True, resized_crop=0.08, mixup=0.8, cutmix=1.0,
-      label_smoothing=0.1)
+      holdout=0.01, flip=True, resized_crop=0.08, erasing=0.25, mixup=0.8,
+      cutmix=1.0, label_smoothing=0.1)
+  config.data.rand_augment.magnitude = 9.0
   config.log_every = 100
   config.eval_every = 5 * _STEPS_PER_EPOCH
   config.checkpoint_every = _STEPS_PER_EPOCH

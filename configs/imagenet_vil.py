@@ -14,17 +14,17 @@ From a trained model, leave out the first phase:
   --config.phases="('warm_start','policy','joint')" --config.init.weights=FILE
 
 The dense phase has the epochs, batch size, learning rate, weight decay, drop
-path, mixing and label smoothing of the authors' code at 224 pixels. For the
-first 75 % of its steps, each chunk of tokens sees one of its eight neighbours,
-drawn in each encoder and step; then it sees all of them, as in all other phases
-(model.random_shift; 0 switches it off, 0.875 is the authors' for one of their
-models). Missing are RandAugment, colour jitter and random erasing. Drop path
-rises over the layers behind the policy; in the authors' code, over all. This
-phase also trains for dropped layers, which theirs does not; set
---config.dense.mask_weight=0 for the model alone. Models of 384 pixels were
-fine-tuned by the authors, from weights of ImageNet-22k and by another recipe:
-start from such weights. It has not been run: time and accuracy are unknown, and
-steps and learning rates of the other phases are first guesses.
+path, RandAugment, random erasing, mixing and label smoothing of the authors'
+code at 224 pixels. For the first 75 % of its steps, each chunk of tokens sees
+one of its eight neighbours, drawn in each encoder and step; then it sees all of
+them, as in all other phases (model.random_shift; 0 switches it off, 0.875 is
+the authors' for one of their models). Drop path rises over the layers behind
+the policy; in the authors' code, over all. This phase also trains for dropped
+layers, which theirs does not; set --config.dense.mask_weight=0 for the model
+alone. Models of 384 pixels were fine-tuned by the authors, from weights of
+ImageNet-22k and by another recipe: start from such weights. It has not been
+run: time and accuracy are unknown, and steps and learning rates of the other
+phases are first guesses.
 """
 
 from adavit_jax.models import vil_arch
@@ -61,7 +61,9 @@ def get_config(variant='small_224'):
   config.data.update(
       name='folder', on_corrupt='skip', image_size=size,
       load_size=416 if size == 384 else 256, holdout=0.01, flip=True,
-      resized_crop=0.08, mixup=0.8, cutmix=1.0, label_smoothing=0.1)
+      resized_crop=0.08, erasing=0.25, mixup=0.8, cutmix=1.0,
+      label_smoothing=0.1)
+  config.data.rand_augment.magnitude = 9.0
   config.log_every = 100
   config.eval_every = 5 * _STEPS_PER_EPOCH
   config.checkpoint_every = _STEPS_PER_EPOCH

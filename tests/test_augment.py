@@ -280,3 +280,21 @@ def test_bad_input_is_refused(images, fields, message):
         jax.random.key(0), images, LABELS, config_data=config, num_classes=K,
         mean=MEAN, std=STD, image_size=size,
     )
+
+
+def test_images_that_were_cropped_on_reading_are_not_cropped_again():
+  config = data.default_config()
+  config.update(dict(resized_crop=0.1, image_size=S))
+  function = functools.partial(
+      data.augment, config_data=config, num_classes=K, mean=MEAN, std=STD,
+      cropped=True)
+  out, _ = function(jax.random.key(0), IMAGES, LABELS, image_size=S)
+  np.testing.assert_allclose(out, normalized(IMAGES), atol=1e-5)
+  with pytest.raises(ValueError, match='image_size=9'):
+    function(jax.random.key(0), IMAGES, LABELS, image_size=9)
+  split = data.ArraySplit(IMAGES, LABELS)
+  assert data.crop_on_reading(split, config) is None
+  split.lazy = True
+  assert data.crop_on_reading(split, config) == (S, 0.1)
+  config.resized_crop = 0.
+  assert data.crop_on_reading(split, config) is None

@@ -7,6 +7,7 @@ import types
 import adavit_jax
 from adavit_jax import data
 from adavit_jax import report
+from adavit_jax.data import pack
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import lease
 from adavit_jax.runs import loop
@@ -16,6 +17,7 @@ from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 import pytest
 import states
 from states import one_device  # a fixture
@@ -123,3 +125,34 @@ def test_what_another_machine_writes_is_seen(bucket, elsewhere):
       elsewhere.mv(path, path.replace('/last/1/', '/last/2/'))
     assert reader.latest() == ('last', 2)
     assert states.same(reader.restore(jax.eval_shape(lambda: state)), state)
+
+
+def test_a_packed_set_is_copied_once(bucket, tmp_path):
+  for split in ('train', 'test'):
+    for label, name in enumerate(('cat', 'dog')):
+      folder = tmp_path / 'set' / split / name
+      folder.mkdir(parents=True)
+      for i in range(5):
+        Image.new('RGB', (8, 6), (10 * i + label,) * 3).save(
+            folder / f'{i}.png')
+  pack.pack(pack.source(str(tmp_path / 'set')), tmp_path / 'packed',
+            shard_images=4)
+  for path in (tmp_path / 'packed').iterdir():
+    epath.Path(f'{bucket}/packed/{path.name}').write_bytes(path.read_bytes())
+  config = data.default_config()
+  config.update(dict(name='packed', data_dir=f'{bucket}/packed', image_size=4,
+                     holdout=0., cache_dir=str(tmp_path / 'cache')))
+
+  def greys():
+    return data.load(config).train.images(np.arange(10))[:, 0, 0, 0].tolist()
+
+  expected = [10 * i + label for label in range(2) for i in range(5)]
+  assert greys() == expected
+  # What is there is not copied again, and what was cut off is.
+  copied, = (tmp_path / 'cache').iterdir()
+  cut = copied / 'train-00001-of-00003.array_record'
+  times = {path: path.stat().st_mtime_ns for path in copied.glob('*_record')}
+  cut.write_bytes(b'half')
+  assert greys() == expected
+  assert {path for path, time in times.items()
+          if path.stat().st_mtime_ns != time} == {cut}

@@ -2,8 +2,10 @@
 
 from adavit_jax.data.augment import augment
 from adavit_jax.data.augment import normalize
+from adavit_jax.data.batches import ahead
 from adavit_jax.data.batches import batch_indices
 from adavit_jax.data.batches import train_batches
+from adavit_jax.data.crops import on_reading as crop_on_reading
 from adavit_jax.data.data_config import check_augmentation
 from adavit_jax.data.data_config import check_regression
 from adavit_jax.data.data_config import default_config
@@ -17,7 +19,8 @@ from adavit_jax.data.splits import Target
 from adavit_jax.data.splits import fingerprint
 
 __all__ = [
-    'ArraySplit', 'CorruptImageError', 'Dataset', 'Split', 'Target', 'augment',
-    'batch_indices', 'centre', 'check_augmentation', 'check_regression',
-    'default_config', 'fingerprint', 'load', 'normalize', 'train_batches',
+    'ArraySplit', 'CorruptImageError', 'Dataset', 'Split', 'Target', 'ahead',
+    'augment', 'batch_indices', 'centre', 'check_augmentation',
+    'check_regression', 'crop_on_reading', 'default_config', 'fingerprint',
+    'load', 'normalize', 'train_batches',
 ]

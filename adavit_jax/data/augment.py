@@ -2,10 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from adavit_jax.data import colour
 from adavit_jax.data import data_config as config_lib
 from adavit_jax.data import decode
+from adavit_jax.data import erasing
 from adavit_jax.data import mixing
+from adavit_jax.data import rand_augment
 from adavit_jax.data import splits
 
 _LOG_ASPECT = 0.28768207  # log(4/3), the largest stretch of a resized crop
@@ -22,8 +26,9 @@ def augment(
     std,
     image_size: int,
     target: splits.Target | None = None,
+    cropped: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-  """Crops, flips, normalises and mixes a training batch.
+  """Crops, flips, distorts, normalises, erases and mixes a training batch.
 
   The key determines the result. Augmentations that are off are not traced and
   do not change the random numbers of the others.
@@ -32,28 +37,32 @@ def augment(
     key: PRNG key of this step.
     images: uint8 [B, H, W, C].
     labels: int [B] in 0..K-1; numbers [B] for regression.
-    config_data: `config.data`; uses crop_padding, flip, resized_crop, mixup,
-      cutmix, repeats and label_smoothing.
+    config_data: `config.data`; uses crop_padding, resized_crop, flip,
+      colour_jitter, rand_augment, erasing, mixup, cutmix, repeats and
+      label_smoothing.
     num_classes: K; not used for regression.
     mean: C floats in 0..1 units.
     std: C floats in 0..1 units.
     image_size: S, output side in pixels.
     target: regression target, static under `jit`; None for classification.
+    cropped: whether the images are random crops already (`crops.on_reading`).
 
   Returns:
     Images float32 [B, S, S, C] and targets float32 [B, K] that sum to 1. For
     regression, targets [B, 1]: the labels normalised with `target`.
 
   Raises:
-    ValueError: if a field is out of range or not valid for regression, or the
-      images are too small.
+    ValueError: if a field is out of range or not valid for regression or grey
+      images, or the images are too small.
   """
   config_lib.check_augmentation(config_data)
   if target is not None:
     config_lib.check_regression(config_data)
   _check_images(images)
   crop_key, flip_key, mix_key = jax.random.split(key, 3)
-  if config_data.resized_crop:
+  if cropped:
+    _check_room(*images.shape[1:3], image_size, padding=0)
+  elif config_data.resized_crop:
     images = resized_crop(
         crop_key, images, size=image_size, min_area=config_data.resized_crop)
   else:
@@ -61,7 +70,11 @@ def augment(
         crop_key, images, size=image_size, padding=config_data.crop_padding)
   if config_data.flip:
     images = random_flip(flip_key, images)
+  images = _distort(key, images, config_data, mean)
   images = normalize(images, mean, std)
+  if config_data.erasing:
+    images = erasing.erase(
+        jax.random.fold_in(key, 2), images, config_data.erasing)
   if target is not None:
     return images, mixing.standardize(labels, target)
   targets = mixing.smooth_one_hot(
@@ -72,6 +85,28 @@ def augment(
         mixup=config_data.mixup, cutmix=config_data.cutmix,
         shift=config_data.repeats)
   return images, targets
+
+
+def _distort(key, images, config_data, mean):
+  """Changes colours and shapes of images of 0..255, as the config says."""
+  c = config_data.rand_augment
+  if not (config_data.colour_jitter or c.magnitude):
+    return images
+  if images.shape[-1] != 3:
+    raise ValueError(
+        f'config.data.colour_jitter={config_data.colour_jitter} and'
+        f' rand_augment.magnitude={c.magnitude} need colour images, but these'
+        f' have {images.shape[-1]} channel: set both to 0')
+  images = jnp.round(images).astype(jnp.uint8)  # a resized crop has floats
+  # The other keys are those of runs without these augmentations.
+  if config_data.colour_jitter:
+    images = colour.colour_jitter(
+        jax.random.fold_in(key, 0), images, config_data.colour_jitter)
+  if c.magnitude:
+    images = rand_augment.rand_augment(
+        jax.random.fold_in(key, 1), images, magnitude=c.magnitude, std=c.std,
+        layers=c.layers, fill=np.round(255 * np.array(mean)))
+  return images
 
 
 def normalize(

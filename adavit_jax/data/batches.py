@@ -1,13 +1,17 @@
 """Batches as a pure function of seed and step: training resumes at any step."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
+import contextlib
 import functools
 import queue
 import threading
+from typing import NamedTuple
 
 import numpy as np
 
+from adavit_jax.data import crops as crops_lib
 from adavit_jax.data import splits
+from adavit_jax.data import worker_batches
 
 _PREFETCH = 2
 
@@ -67,10 +71,14 @@ def train_batches(
     repeats: int = 1,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[dict[str, np.ndarray]]:
+    crop: crops_lib.Crop | None = None,
+    workers: int = 0,
+) -> Generator[dict[str, np.ndarray]]:
   """Yields this process's slice of the batches start_step..stop_step-1.
 
-  Lazy splits are prefetched in a thread, see `ahead`.
+  Lazy splits are prefetched, in a thread (see `ahead`) or by worker processes.
+  The batches are the same for every number of workers, and each row the same
+  for every number of processes.
 
   Args:
     split: n examples.
@@ -81,6 +89,8 @@ def train_batches(
     repeats: how often each image is in a batch, see `batch_indices`.
     process_index: which contiguous slice of the batch to yield.
     process_count: P, number of slices.
+    crop: random crops, for a split with `crops`; None for whole images.
+    workers: processes that decode for this one; 0 for threads in it.
 
   Yields:
     image: uint8 [B / P, H, W, C]; label: int32 [B / P], float32 for regression.
@@ -96,24 +106,44 @@ def train_batches(
     raise ValueError(
         f'batch_size={batch_size} must be a multiple of the'
         f' {process_count} processes')
-  n = len(split)
-  indices_of = functools.partial(
-      batch_indices, seed, size=n, batch_size=batch_size, repeats=repeats)
-  indices_of(start_step)
   share = batch_size // process_count
-  local = slice(process_index * share, (process_index + 1) * share)
+  load = _Load(split, seed, batch_size, repeats, crop)
+  load.indices(start_step)
+  first = process_index * share
+  if split.lazy and workers:
+    return worker_batches.run(
+        load, range(start_step, stop_step), range(first, first + share),
+        workers)
+  return ahead(
+      (load(step, first, first + share)
+       for step in range(start_step, stop_step)), split)
 
-  def batches():
-    for step in range(start_step, stop_step):
-      indices = indices_of(step)[local]
-      if repeats == 1:
-        images = split.images(indices)
-      else:  # Read once, copied for its repeats.
-        distinct, rows = np.unique(indices, return_inverse=True)
-        images = split.images(distinct)[rows]
-      yield dict(image=images, label=split.labels[indices])
 
-  return ahead(batches(), split)
+class _Load(NamedTuple):
+  """Makes rows of the batch of a step; see `train_batches` for its fields."""
+  split: splits.Split
+  seed: int
+  batch_size: int
+  repeats: int
+  crop: crops_lib.Crop | None
+
+  def indices(self, step: int) -> np.ndarray:
+    return batch_indices(
+        self.seed, step, size=len(self.split), batch_size=self.batch_size,
+        repeats=self.repeats)
+
+  def __call__(self, step: int, start: int, stop: int) -> dict[str, np.ndarray]:
+    """Returns the rows start..stop-1 of the global batch."""
+    split, indices = self.split, self.indices(step)[start:stop]
+    if self.crop is not None:
+      seeds = [(self.seed, step, row) for row in range(start, stop)]
+      images = split.crops(indices, seeds, self.crop)
+    elif self.repeats == 1:
+      images = split.images(indices)
+    else:  # Read once, copied for its repeats.
+      distinct, rows = np.unique(indices, return_inverse=True)
+      images = split.images(distinct)[rows]
+    return dict(image=images, label=split.labels[indices])
 
 
 # A stream uses two permutations at a time; 1.3 million images take 10 MB each.
@@ -122,17 +152,17 @@ def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
   return np.random.default_rng((seed, epoch)).permutation(size)
 
 
-def ahead(items: Iterator, split: splits.Split) -> Iterator:
+def ahead(items: Generator, split: splits.Split) -> Generator:
   """Yields items, prefetching two in a thread if the split is lazy.
 
   The thread ends with the generator; its exceptions are raised here.
 
   Args:
-    items: iterator over items made from the split's images.
+    items: generator of items made from the split's images.
     split: the split; one in memory is faster without a thread.
 
   Returns:
-    An iterator over the items.
+    A generator of the items.
   """
   return _ahead(items) if split.lazy else items
 
@@ -151,10 +181,11 @@ def _ahead(items):
 
   def work():
     try:
-      for item in items:
-        put('item', item)
-        if closed.is_set():
-          return
+      with contextlib.closing(items):
+        for item in items:
+          put('item', item)
+          if closed.is_set():
+            return
       put('end', None)
     # Pass on every exception: otherwise the reader would wait forever.
     except BaseException as error:

@@ -72,7 +72,7 @@ def cached(
       objects.
 
   Returns:
-    The array; if it was stored already, read-only and memory-mapped.
+    The array, read-only and memory-mapped if it could be stored.
   """
   path = cache_path(cache_dir, label, key)
   try:
@@ -86,6 +86,7 @@ def cached(
   array = build()
   try:
     _store(path, array)
+    return np.load(path, mmap_mode='r', allow_pickle=False)
   except OSError as error:
     logging.warning(
         'Cannot write the cache file %s (%s): the data will be built again at'

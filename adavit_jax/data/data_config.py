@@ -1,11 +1,13 @@
 """The `config.data` fields: defaults and checks."""
 
+import importlib.util
 import math
 
 import ml_collections
 from ml_collections import config_dict
 
-SOURCES = ('digits', 'digit_scenes', 'rotated_digits', 'folder', 'tfds:NAME')
+SOURCES = (
+    'digits', 'digit_scenes', 'rotated_digits', 'folder', 'packed', 'tfds:NAME')
 _BUILT_IN = SOURCES[:3]
 _MAX_SIZE = 8192
 INTERPOLATIONS = ('bicubic', 'bilinear')
@@ -17,7 +19,7 @@ def default_config() -> ml_collections.ConfigDict:
   """Returns `config.data` for scikit-learn's digits, without augmentation."""
   return ml_collections.ConfigDict(dict(
       name='digits',  # one of `SOURCES`
-      data_dir='',  # folder: with train/ and test/ or val/; tfds: its data_dir
+      data_dir='',  # of the folder, of the packed set, or of tfds
       cache_dir='',  # '' = $ADAVIT_CACHE, else ~/.cache/adavit_jax
       image_size=8,  # side of the model's input in pixels
       load_size=0,  # side of the decoded images in pixels; 0 = by crop
@@ -32,6 +34,9 @@ def default_config() -> ml_collections.ConfigDict:
       # seed. A run that starts from another must hold out the same images.
       seed=config_dict.placeholder(int),
       on_corrupt='error',  # 'error' | 'skip'
+      # Processes of each host that decode training images of sets too large for
+      # memory; 0: threads. With them, the extra `input` is needed.
+      workers=0,
       scenes=dict(kind='mix', num_train=30_000, num_test=4_000),
       rotations=dict(num_train=20_000, num_test=2_000, noise=0.5),
       crop_padding=0,  # zero pixels on every side before the random crop
@@ -41,6 +46,11 @@ def default_config() -> ml_collections.ConfigDict:
       policy_resized_crop=config_dict.placeholder(float),  # likewise
       flip=False,  # flip half of the images left to right
       resized_crop=0.0,  # smallest area fraction that is kept; 0 = off
+      # Mean magnitude in 0..10 (0 = off) and deviation of the operations of
+      # RandAugment, and how many there are.
+      rand_augment=dict(magnitude=0.0, std=0.5, layers=2),
+      colour_jitter=0.0,  # of brightness, contrast and saturation; 0 = off
+      erasing=0.0,  # probability of random erasing
       repeats=1,  # augmented copies of each image in a batch
       mixup=0.0,  # alpha of Beta(alpha, alpha); 0 = off
       cutmix=0.0,  # alpha of Beta(alpha, alpha); 0 = off
@@ -71,7 +81,7 @@ def check_source(config_data) -> None:
     raise ValueError(
         f'config.data.data_dir={config_data.data_dir!r} is not read by'
         f' {name!r}, which needs no files: leave it empty, or set data.name to'
-        " 'folder' or tfds:NAME")
+        " 'folder', 'packed' or tfds:NAME")
   for field, low in (('image_size', 1), ('load_size', 0)):
     if not low <= config_data[field] <= _MAX_SIZE:
       raise ValueError(
@@ -86,6 +96,14 @@ def check_source(config_data) -> None:
     raise ValueError(
         f'config.data.holdout={config_data.holdout} must be in 0..0.5: it is'
         ' the fraction of the training split that is held out')
+  if config_data.workers < 0:
+    raise ValueError(
+        f'config.data.workers={config_data.workers} must be at least 0: set it'
+        ' to 0 for threads, or to a number of processes')
+  if config_data.workers and importlib.util.find_spec('grain') is None:
+    raise ValueError(
+        f'config.data.workers={config_data.workers} needs grain: install the'
+        " extra with pip install -e '.[input]', or set it to 0 for threads")
   if config_data.on_corrupt not in ('error', 'skip'):
     raise ValueError(
         f'config.data.on_corrupt={config_data.on_corrupt!r} must be'
@@ -134,9 +152,16 @@ def check_augmentation(config_data) -> None:
     raise ValueError(
         f'config.data.repeats={config_data.repeats} must be at least 1:'
         ' set it to 1 for batches of distinct images')
+  rand_augment = config_data.rand_augment
+  for field, low, high in (
+      ('magnitude', 0, 10), ('std', 0, 10), ('layers', 1, 10)):
+    if not low <= rand_augment[field] <= high:
+      raise ValueError(
+          f'config.data.rand_augment.{field}={rand_augment[field]} must be in'
+          f' {low}..{high}')
   for field, low, high in (
       ('resized_crop', 0, 1), ('policy_resized_crop', 0, 1),
-      ('label_smoothing', 0, 1),
+      ('label_smoothing', 0, 1), ('erasing', 0, 1), ('colour_jitter', 0, 10),
       # Beta(1e6, 1e6) is already nearly constant at 1/2; sampling overflows
       # far above it.
       ('mixup', 0, 1e6), ('cutmix', 0, 1e6),
@@ -150,9 +175,14 @@ def check_augmentation(config_data) -> None:
 def check_regression(config_data) -> None:
   """Raises ValueError for augmentations that invalidate regression labels.
 
-  A flipped or stretched image shows another angle than its label, a blend of
-  two images shows no single angle, and label smoothing is for classes.
+  A flipped, stretched or turned image shows another angle than its label, a
+  blend of two images shows no single angle, and label smoothing is for classes.
   """
+  if config_data.rand_augment.magnitude:
+    raise ValueError(
+        f'config.data.rand_augment.magnitude='
+        f'{config_data.rand_augment.magnitude} is for classification, but'
+        f' {config_data.name!r} is a regression: set it to 0')
   for field, off in (
       ('flip', False), ('resized_crop', 0), ('mixup', 0), ('cutmix', 0),
       ('label_smoothing', 0),

@@ -38,31 +38,48 @@ def load_split(
     CorruptImageError: if an image cannot be decoded and on_corrupt='error'.
     ValueError: if no image of a class can be decoded.
   """
-  size = config_lib.load_size(config_data)
-  decoding = dict(
-      size=size, interpolation=config_lib.interpolation(config_data),
-      on_corrupt=config_data.on_corrupt)
-  in_memory = len(encoded) * size**2 * encoded.channels <= MAX_BYTES
-  if in_memory:
-    with encoded_lib.decoder_pool() as pool:
-      content = encoded.digest(pool)
-    key = dict(
-        encoded.key, content=content, channels=encoded.channels, **decoding)
-    records = cache.cached(
-        config_data.cache_dir, f'{encoded.label}-{size}', key,
-        lambda: decode_all(encoded, **decoding))
-    labels = np.array(records['label'])
-  else:
-    labels = encoded.labels()
-  parts = splits.stratified_split(
-      labels, round(holdout * len(labels)), seed=seed)
-  if in_memory:
-    return tuple(
-        splits.ArraySplit(records['image'][rows], labels[rows])
-        for rows in parts)
+  size, decoding = config_lib.load_size(config_data), _decoding(config_data)
+  if len(encoded) * size**2 * encoded.channels > MAX_BYTES:
+    return lazy_parts(encoded, config_data, holdout=holdout, seed=seed)
+  with encoded_lib.decoder_pool() as pool:
+    content = encoded.digest(pool)
+  key = dict(
+      encoded.key, content=content, channels=encoded.channels, **decoding)
+  records = cache.cached(
+      config_data.cache_dir, f'{encoded.label}-{size}', key,
+      lambda: decode_all(encoded, **decoding))
+  labels = np.array(records['label'])
   return tuple(
-      lazy_split.LazySplit(encoded, rows, labels[rows], **decoding)
-      for rows in parts)
+      splits.ArraySplit(records['image'], labels[rows], rows=rows)
+      for rows in _parts(labels, holdout, seed))
+
+
+def lazy_parts(
+    encoded: encoded_lib.EncodedImages,
+    config_data,
+    *,
+    holdout: float = 0.0,
+    seed: int = 0,
+) -> tuple[lazy_split.LazySplit, lazy_split.LazySplit]:
+  """Splits an encoded set in two, as `load_split`; neither is held in memory.
+  """
+  labels = encoded.labels()
+  return tuple(
+      lazy_split.LazySplit(
+          encoded, rows, labels[rows], **_decoding(config_data))
+      for rows in _parts(labels, holdout, seed))
+
+
+def _parts(labels, holdout, seed):
+  return splits.stratified_split(
+      labels, round(holdout * len(labels)), seed=seed)
+
+
+def _decoding(config_data):
+  return dict(
+      size=config_lib.load_size(config_data),
+      interpolation=config_lib.interpolation(config_data),
+      on_corrupt=config_data.on_corrupt)
 
 
 def decode_all(

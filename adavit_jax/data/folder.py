@@ -76,13 +76,12 @@ class ImageFiles:
     return self._labels
 
   def read(
-      self, indices: Sequence[int], pool: futures.Executor
+      self, indices: Sequence[int]
   ) -> list[tuple[bytes | decode.CorruptImageError, int]]:
     """Returns the bytes, or why they cannot be read, and label of each file.
     """
-    # Threads hide the latency of network file systems.
-    data = pool.map(_read_bytes, [self._files[i] for i in indices])
-    return list(zip(data, self._labels[list(indices)].tolist()))
+    return [(_read_bytes(self._files[i]), int(self._labels[i]))
+            for i in indices]
 
   def digest(self, pool: futures.Executor) -> str:
     """Returns a digest of the images' bytes and labels, in order."""
@@ -98,15 +97,15 @@ class ImageFiles:
     return digest.hexdigest()
 
 
-def load(config_data, *, seed: int) -> splits.Dataset:
-  """Returns the images below config.data.data_dir, as RGB.
+def files(config_data) -> tuple[ImageFiles, ImageFiles]:
+  """Returns the files of the training and of the test split.
 
-  Mean and standard deviation are those of ImageNet, which pretrained weights
-  expect. Some benchmarks have a test/ without labels: the test split is the
-  first of test/ and val/ whose folders are classes of train/.
+  Some benchmarks have a test/ without labels: the test split is the first of
+  test/ and val/ whose folders are classes of train/.
 
   Raises:
-    ValueError: if data_dir does not have the layout in the module's docstring.
+    ValueError: if config.data.data_dir does not have the layout in the module's
+      docstring.
   """
   if not config_data.data_dir:
     raise ValueError(
@@ -122,8 +121,20 @@ def load(config_data, *, seed: int) -> splits.Dataset:
     raise ValueError(
         f"{root / 'train'} holds only the class {train_files.class_names[0]!r}:"
         ' add a folder for each class, train/CLASS/*')
-  test_files = ImageFiles(
+  return train_files, ImageFiles(
       _test_dir(root, train_files.class_names), train_files.class_names)
+
+
+def load(config_data, *, seed: int) -> splits.Dataset:
+  """Returns the images below config.data.data_dir, as RGB.
+
+  Mean and standard deviation are those of ImageNet, which pretrained weights
+  expect.
+
+  Raises:
+    ValueError: as `files`.
+  """
+  train_files, test_files = files(config_data)
   train, holdout = encoded_split.load_split(
       train_files, config_data, holdout=config_data.holdout, seed=seed)
   test, _ = encoded_split.load_split(test_files, config_data)

@@ -4,6 +4,7 @@ from adavit_jax.data import data_config as config_lib
 from adavit_jax.data import digit_scenes
 from adavit_jax.data import digits
 from adavit_jax.data import folder
+from adavit_jax.data import packed
 from adavit_jax.data import rotated_digits
 from adavit_jax.data import splits
 from adavit_jax.data import tfds
@@ -12,6 +13,7 @@ _SOURCES = {
     'digits': digits.load,
     'digit_scenes': digit_scenes.load,
     'folder': folder.load,
+    'packed': packed.load,
     'rotated_digits': rotated_digits.load,
 }
 

@@ -14,7 +14,8 @@ class Split(Protocol):
   Attributes:
     labels: int32 [n]; for regression float32 [n], in the target's unit.
     meta: arrays [n] by which a report may group images, e.g. 'hard' (bool).
-    lazy: whether `images` is slow enough to prefetch in a thread.
+    lazy: whether `images` is slow enough to prefetch in a thread. A lazy split
+      of training images has `crops`, see `LazySplit`.
   """
 
   labels: np.ndarray
@@ -41,8 +42,17 @@ class ArraySplit:
       images: np.ndarray,
       labels: np.ndarray,
       meta: Mapping[str, np.ndarray] | None = None,
+      rows: np.ndarray | None = None,
   ):
-    self._images = images
+    """Makes a split of some rows of an array, without a copy.
+
+    Args:
+      images: uint8 [m, H, W, C], which may be memory-mapped.
+      labels: [n].
+      meta: arrays [n], see `Split`.
+      rows: int [n], the images of the split; None for all m = n of them.
+    """
+    self._images, self._rows = images, rows
     labels = np.asarray(labels)
     floating = np.issubdtype(labels.dtype, np.floating)
     self.labels = labels.astype(np.float32 if floating else np.int32)
@@ -53,7 +63,8 @@ class ArraySplit:
 
   def images(self, indices: np.ndarray) -> np.ndarray:
     """Returns uint8 [b, H, W, C] for int indices [b]."""
-    return self._images[indices]
+    rows = indices if self._rows is None else self._rows[indices]
+    return self._images[rows]
 
 
 class Target(NamedTuple):

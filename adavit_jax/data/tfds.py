@@ -34,6 +34,10 @@ class Records:
     self._split = split
     self._cache_dir = cache_dir
 
+  def __getstate__(self):
+    return {name: value for name, value in vars(self).items()
+            if name != '_source'}  # opened again in another process
+
   def __len__(self) -> int:
     return self._prepared.splits[self._split]
 
@@ -48,11 +52,8 @@ class Records:
         dict(self.key, files=self.files(), only='labels'),
         self._read_labels))
 
-  def read(
-      self, indices: Sequence[int], pool: futures.Executor | None = None
-  ) -> list[tuple[bytes, int]]:
+  def read(self, indices: Sequence[int]) -> list[tuple[bytes, int]]:
     """Returns the encoded image and the label of each record."""
-    del pool  # The reader uses its own threads.
     image, label = self._prepared.image_key, self._prepared.label_key
     return [
         (example[image], int(example[label]))
@@ -93,6 +94,20 @@ class Records:
     return labels
 
 
+def labelled(config_data) -> tuple[Records, Records, tuple[str, ...]]:
+  """Returns the records of the training and of the test split, and the classes.
+
+  Raises:
+    ValueError: as `load`.
+  """
+  records, candidates, class_names = _open(config_data)
+  for test in candidates:
+    # A split has labels for all of its images or for none (-1).
+    if test.read([0])[0][1] >= 0:
+      return records, test, class_names
+  raise _no_test(config_data)
+
+
 def load(config_data, *, seed: int) -> splits.Dataset:
   """Returns the dataset config.data.name='tfds:NAME'.
 
@@ -103,29 +118,40 @@ def load(config_data, *, seed: int) -> splits.Dataset:
   Raises:
     ValueError: if the dataset or one of its splits is missing.
   """
+  train_records, candidates, class_names = _open(config_data)
+  train, holdout = encoded_split.load_split(
+      train_records, config_data, holdout=config_data.holdout, seed=seed)
+  for records in candidates:
+    test, _ = encoded_split.load_split(records, config_data)
+    if test.labels.min() >= 0:
+      break
+  else:
+    raise _no_test(config_data)
+  mean, std = _stats(train, train_records, config_data, seed)
+  return splits.Dataset(
+      train, holdout, test, num_classes=len(class_names),
+      class_names=class_names, channels=train_records.channels,
+      image_size=config_data.image_size, mean=mean, std=std)
+
+
+def _open(config_data):
+  """Returns the training records, those that may be the test split, classes."""
   prepared = tfds_dir.read(_prepared_path(config_data))
   if 'train' not in prepared.splits:
     raise ValueError(
         f"{prepared.path} has no split 'train', only {sorted(prepared.splits)}")
   records = functools.partial(
       Records, prepared, cache_dir=config_data.cache_dir)
-  train_records = records('train')
-  train, holdout = encoded_split.load_split(
-      train_records, config_data, holdout=config_data.holdout, seed=seed)
-  for name in ('test', 'validation'):
-    if prepared.splits.get(name):
-      test, _ = encoded_split.load_split(records(name), config_data)
-      if test.labels.min() >= 0:
-        break
-  else:
-    raise ValueError(
-        f"{prepared.path} has no labelled split 'test' or 'validation', only"
-        f' {sorted(prepared.splits)}')
-  mean, std = _stats(train, train_records, config_data, seed)
-  return splits.Dataset(
-      train, holdout, test, num_classes=len(prepared.class_names),
-      class_names=prepared.class_names, channels=prepared.channels,
-      image_size=config_data.image_size, mean=mean, std=std)
+  candidates = [records(name) for name in ('test', 'validation')
+                if prepared.splits.get(name)]
+  return records('train'), candidates, prepared.class_names
+
+
+def _no_test(config_data):
+  prepared = tfds_dir.read(_prepared_path(config_data))
+  return ValueError(
+      f"{prepared.path} has no labelled split 'test' or 'validation', only"
+      f' {sorted(prepared.splits)}')
 
 
 def _stats(train, records, config_data, seed):

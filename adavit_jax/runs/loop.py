@@ -199,7 +199,10 @@ class Trainer:
     """
     end, first = start + self.config[phase].steps, int(state.step)
     taught = self._teacher and phase in self.config.teacher.phases
+    crop = data.crop_on_reading(
+        self.dataset.train, step_lib.augmentation(self.config, phase))
     options = dict(teacher=self._teacher.teacher) if taught else {}
+    options |= dict(cropped=True) if crop else {}
     taught_by = (self._teacher.params,) if taught else ()
     step_fn = jax.jit(
         step_lib.make_step(self.system, phase, start, **options),
@@ -208,12 +211,10 @@ class Trainer:
       due = _due(self.config, phase, first - start, False)
       state = self._after_step(state, first, phase, start, due, ckpts, metrics)
     recent = []  # metrics of the steps since the last line
-    with (contextlib.closing(self._batches(phase, start, first)) as batches,
-          contextlib.closing(
+    batches = self._batches(phase, start, first, crop)
+    with (contextlib.closing(batches), contextlib.closing(
               progress_lib.Progress(end, label=phase)) as progress):
-      for step, batch in enumerate(batches, first + 1):
-        images, labels = mesh_lib.shard_batch(
-            (batch['image'], batch['label']), self.mesh)
+      for step, (images, labels) in enumerate(batches, first + 1):
         if step == first + 1:
           step_fn = step_fn.lower(state, images, labels, *taught_by).compile()
           stopping.check()
@@ -261,14 +262,22 @@ class Trainer:
                  metric=score if due.scored else None)
     return state
 
-  def _batches(self, phase, start, first):
-    """Yields this process's batches of a phase from step `first` on."""
-    c = self.config[phase]
-    return data.train_batches(
-        self.dataset.train, seed=self.config.seed + start,
-        start_step=first - start, stop_step=c.steps, batch_size=c.batch_size,
+  def _batches(self, phase, start, first, crop):
+    """Yields images and labels on the devices from step `first` on."""
+    c, split = self.config[phase], self.dataset.train
+
+    def on_devices(batches):
+      with contextlib.closing(batches):
+        for batch in batches:
+          yield mesh_lib.shard_batch(
+              (batch['image'], batch['label']), self.mesh)
+
+    return data.ahead(on_devices(data.train_batches(
+        split, seed=self.config.seed + start, start_step=first - start,
+        stop_step=c.steps, batch_size=c.batch_size,
         repeats=step_lib.augmentation(self.config, phase).repeats,
-        process_index=jax.process_index(), process_count=jax.process_count())
+        process_index=jax.process_index(), process_count=jax.process_count(),
+        crop=crop, workers=self.config.data.workers)), split)
 
   def _write_line(self, recent, step, phase, metrics, progress):
     """Checks the metrics of the last steps and writes their mean.

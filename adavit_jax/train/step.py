@@ -72,7 +72,7 @@ def abstract_state(system, phase, *, teacher=None):
   return jax.eval_shape(build)
 
 
-def make_step(system, phase, start, teacher=None):
+def make_step(system, phase, start, teacher=None, cropped=False):
   """Makes the training step of a phase.
 
   Args:
@@ -80,6 +80,8 @@ def make_step(system, phase, start, teacher=None):
     phase: a name in `phases.PHASES`.
     start: global step at which the phase began.
     teacher: `distillation.Teacher`, another model to learn from, or None.
+    cropped: whether images are random crops already, see
+      `data.crop_on_reading`.
 
   Returns:
     A pure function (state, images uint8 [B, H, W, C], labels [B]) ->
@@ -94,7 +96,8 @@ def make_step(system, phase, start, teacher=None):
   prepare = functools.partial(
       data.augment, config_data=augmentation(system.config, phase),
       num_classes=system.model.num_classes, target=system.target,
-      mean=system.mean, std=system.std, image_size=system.model.image_size)
+      mean=system.mean, std=system.std, image_size=system.model.image_size,
+      cropped=cropped)
 
   def step(state, images, labels, taught_by=None):
     augment_key, loss_key = jax.random.split(
@@ -156,12 +159,15 @@ def augmentation(config, phase):
   """Returns `config.data` with the augmentation of a phase.
 
   Images are neither mixed nor repeated if a reward or the dense teacher needs
-  one true class, or a policy decides for each image.
+  one true class, or a policy decides for each image; nor are they distorted,
+  since the policy would learn from images that never occur at inference.
   """
   config_data = config.data.copy_and_resolve_references()
   if (phases.PHASES[phase].teacher
       or phases.decider(config, phase) == 'policy'):
     config_data.mixup = config_data.cutmix = 0.
+    config_data.rand_augment.magnitude = config_data.colour_jitter = 0.
+    config_data.erasing = 0.
     config_data.repeats = 1
     for field in ('crop_padding', 'resized_crop'):
       if config_data[f'policy_{field}'] is not None:
