@@ -44,6 +44,7 @@ def _worker(index, port, workdir):
   from adavit_jax.runs import checkpoints
   from adavit_jax.runs import preemption
   from adavit_jax.train import mesh as mesh_lib
+  from adavit_jax.train import sharded
   import jax.numpy as jnp
 
   mesh = mesh_lib.make_mesh()
@@ -75,10 +76,11 @@ def _worker(index, port, workdir):
     raise AssertionError('half of a batch was fetched')
 
   # Orbax reads the shards, here one in each process.
-  pair = jax.sharding.Mesh(jax.devices()[::2], (mesh_lib.AXIS,))
+  pair = jax.sharding.Mesh(
+      np.asarray(jax.devices()[::2])[:, None], mesh_lib.AXES)
   local = {'x': jnp.arange(3.), 'key': jax.random.key(0), 'np': np.arange(3.)}
-  copies = mesh_lib.replicate(local, pair)
-  assert mesh_lib.replicate(copies, pair)['x'] is copies['x']
+  copies = sharded.put(local, pair)
+  assert sharded.put(copies, pair)['x'] is copies['x']
   for x in (copies['x'], copies['np'], jax.random.key_data(copies['key'])):
     shard, = x.addressable_shards
     assert (np.asarray(shard.data) == mesh_lib.fetch(x)).all()

@@ -4,6 +4,7 @@ import re
 
 from adavit_jax.models import plan
 from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import sharded
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
 import jax
@@ -28,7 +29,7 @@ def test_no_device_sends_the_tokens_of_its_images(phase, fields):
   config.model.depth = 2  # compiles faster
   config.update_from_flattened_dict(fields)
   system = system_lib.create(config, tiny.dataset())
-  state = mesh_lib.put_shapes(step_lib.abstract_state(system, phase), mesh)
+  state = sharded.put_shapes(step_lib.abstract_state(system, phase), mesh)
   batch = [jax.ShapeDtypeStruct(shape, dtype,
                                 sharding=mesh_lib.batch_sharding(mesh))
            for shape, dtype in (((16, 8, 8, 1), jnp.uint8), ((16,), jnp.int32))]
