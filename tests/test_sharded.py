@@ -33,17 +33,14 @@ def test_the_largest_axis_is_sharded(shape, num, want):
 def _system(**fields):
   config = tiny.get_config()
   config.model.depth = 3
-  config.exits.batch_size = 16
-  for phase in ('dense', 'policy', 'joint'):
-    config[phase].batch_size = 16
-    config[phase].steps = STEPS
-  config.exits.steps = STEPS
+  for phase in ('dense', 'policy', 'joint', 'exits'):
+    config[phase].update(batch_size=16, steps=STEPS)
   config.update_from_flattened_dict(fields)
   return system_lib.create(config, tiny.dataset())
 
 
 def _train(system, phase, sizes):
-  """(state, metrics) after `STEPS` steps of a phase on a mesh."""
+  """(state, metrics of each step) after `STEPS` steps of a phase on a mesh."""
   mesh = mesh_lib.make_mesh(*sizes)
   state = sharded.put(state_lib.init_state(system, 0), mesh)
   state = state.replace(teacher=jax.tree.map(
@@ -63,25 +60,29 @@ def _train(system, phase, sizes):
   for x, sharding in zip(*map(jax.tree.leaves, (
       state, sharded.shardings(state, mesh)))):
     assert x.sharding.is_equivalent_to(sharding, x.ndim)
-  return jax.device_get((state.replace(key=None), rows))
+  return jax.tree.map(np.array, (state.replace(key=None), rows))
 
 
-@pytest.mark.parametrize('phase, fields', [
-    ('dense', {}), ('policy', {}), ('joint', {}),
-    ('exits', {'phases': ('exits',)}),
-    ('dense', {'dense.optimizer': 'muon'})])
-@pytest.mark.parametrize('sizes', MESHES)
-def test_steps_of_one_device(phase, fields, sizes, monkeypatch):
+@pytest.mark.parametrize('sizes, phase, fields', [
+    ((4, 2), 'joint', {}),
+    *(pytest.param(sizes, phase, fields, marks=pytest.mark.nightly)
+      for sizes in MESHES for phase, fields in (
+          ('dense', {}), ('policy', {}), ('joint', {}),
+          ('exits', {'phases': ('exits',)}),
+          ('dense', {'dense.optimizer': 'muon'}))
+      if (sizes, phase) != ((4, 2), 'joint'))])
+def test_ten_steps_are_those_of_one_device(sizes, phase, fields, monkeypatch):
   monkeypatch.setattr(sharded, '_SMALLEST', 64)
   system = _system(**fields)
-  want, metrics = _train(system, phase, (1, 1))
-  got, found = _train(system, phase, sizes)
-  for path, a in jax.tree_util.tree_leaves_with_path((got, found)):
-    pass
-  fa=jax.tree_util.tree_leaves_with_path((got.params, got.ema, found)); fb=jax.tree.leaves((want.params,want.ema,metrics))
-  bad=[]
-  for (p,a),b in zip(fa,fb):
-    a,b=np.asarray(a,np.float64),np.asarray(b,np.float64)
-    e=np.abs(a-b).max() if a.size else 0
-    if e>1e-5: bad.append((jax.tree_util.keystr(p),e))
-  print(phase,fields,sizes,len(bad),bad[:12])
+  (want, losses), (got, found) = (
+      _train(system, phase, each) for each in ((1, 1), sizes))
+  for state in (want, got):
+    for groups in (state.params, state.ema or {}):
+      if 'backbone' in groups:
+        # No softmax depends on a bias that all keys share: its gradient is
+        # rounding, which Adam scales up.
+        width = system.model.width
+        groups['backbone']['encoders']['qkv']['bias'][:, width:-width] = 0
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=1e-5, atol=1e-5),
+               (got.params, got.ema, found), (want.params, want.ema, losses))

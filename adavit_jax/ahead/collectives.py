@@ -53,11 +53,12 @@ def read(hlo: str) -> dict[str, Sent]:
         kind = 'reduce-scatter'  # TPUs fuse the slice that follows
       elif kind == 'reduce-scatter':
         size *= _group_size(line)
-      # The parts of an asynchronous one, and its copies in several fusions,
-      # share a channel.
+      # The parts of an asynchronous one share a channel: its start, its end,
+      # and fusions in between, of which some may be in a loop.
       channel = re.search(r'channel_id=(\d+)', line)
       key = kind, channel[1] if channel else (name, i)
-      found[key] = max(found.get(key, (0, 0)), (turns[name], size))
+      times, most = found.get(key, (turns[name], size))
+      found[key] = min(times, turns[name]), max(most, size)
   return {kind: Sent(
       sum(n for (k, _), (n, _) in found.items() if k == kind),
       sum(n * size for (k, _), (n, size) in found.items() if k == kind))
