@@ -38,13 +38,6 @@ _COMPILE_FOR = flags.DEFINE_string(
 flags.mark_flag_as_required('config')
 
 
-@flags.multi_flags_validator(
-    ['workdir', 'compile_for'], 'Flag --workdir must have a value other than '
-    'None.')
-def _has_workdir(values):
-  return bool(values['workdir'] or values['compile_for'])
-
-
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
@@ -98,6 +91,8 @@ def _parse(argv):
   try:
     rest = flags.FLAGS(_last_of_each(argv))
     _CONFIG.value.phases  # raises if the config file is missing
+    if not (_WORKDIR.value or _COMPILE_FOR.value):
+      raise flags.IllegalFlagValueError('flag --workdir=None: give a directory')
     return rest
   except (AttributeError, IndexError, KeyError) as error:
     frame = traceback.extract_tb(error.__traceback__)[-1]

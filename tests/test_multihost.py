@@ -1,4 +1,7 @@
-"""Two processes of two CPU devices each compute what one process would."""
+"""Two processes of two CPU devices each compute what one process would.
+
+The run that they train has a mesh of 2 x 2.
+"""
 
 import os
 import signal
@@ -133,10 +136,14 @@ def _fitted(index):
 
 
 def _train(workdir):
-  """A whole run of one step, and a resumed one that finds it done."""
+  """A whole run of one step on 2 x 2 devices, and resumed ones that find it.
+
+  The state is sharded over the devices of a process, then over both processes.
+  """
   from adavit_jax.evaluation import batched
   from adavit_jax.runs import loop
   from adavit_jax.train import mesh as mesh_lib
+  from adavit_jax.train import sharded
   import jax
   import tiny
   config = tiny.get_config()
@@ -144,14 +151,20 @@ def _train(workdir):
   # Compiles faster.
   config.model.depth, config.dense.nested, config.dense.mask_weight = 2, 0., 0.
   dataset = tiny.dataset()
-  trainer = loop.Trainer(config, workdir, dataset)
-  state = trainer.train()
-  again = trainer.train()
-  for a, b in zip(*map(jax.tree.leaves, (state.params, again.params))):
-    assert (mesh_lib.fetch(a) == mesh_lib.fetch(b)).all()
-  total = sum(float(abs(mesh_lib.fetch(x)).sum())
-              for x in jax.tree.leaves(state.params))
-  print('TRAINED', total.hex())
+  sharded._SMALLEST = 64
+  fetched = []
+  for sizes in ((2, 2), (2, 2), (1, 4)):
+    config.mesh.update(data=sizes[0], fsdp=sizes[1])
+    trainer = loop.Trainer(config, workdir, dataset)
+    state = trainer.train()
+    assert any(x.sharding.spec for x in jax.tree.leaves(state.opt_state))
+    whole = jax.jit(lambda tree: tree, out_shardings=mesh_lib.replicated(
+        trainer.mesh))(state.params)
+    fetched.append(jax.tree.leaves(mesh_lib.fetch(whole)))
+  for again in fetched[1:]:
+    for a, b in zip(fetched[0], again):
+      assert (a == b).all()
+  print('TRAINED', sum(float(abs(x).sum()) for x in fetched[0]).hex())
 
   # One process alone, whatever the other one does meanwhile.
   if jax.process_index() == 1:

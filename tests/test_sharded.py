@@ -1,5 +1,11 @@
 """State and batch on a mesh of two axes: the steps of one device."""
 
+import dataclasses
+
+from adavit_jax import data
+from adavit_jax.runs import checkpoints
+from adavit_jax.runs import loop
+from adavit_jax.runs import preemption
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import sharded
 from adavit_jax.train import state as state_lib
@@ -10,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
+import states
 import tiny
 
 STEPS = 10
@@ -63,6 +70,11 @@ def _train(system, phase, sizes):
   return jax.tree.map(np.array, (state.replace(key=None), rows))
 
 
+def _close(got, want):
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=1e-5, atol=1e-5), got, want)
+
+
 @pytest.mark.parametrize('sizes, phase, fields', [
     ((4, 2), 'joint', {}),
     *(pytest.param(sizes, phase, fields, marks=pytest.mark.nightly)
@@ -83,6 +95,39 @@ def test_ten_steps_are_those_of_one_device(sizes, phase, fields, monkeypatch):
         # rounding, which Adam scales up.
         width = system.model.width
         groups['backbone']['encoders']['qkv']['bias'][:, width:-width] = 0
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(
-      a, b, rtol=1e-5, atol=1e-5),
-               (got.params, got.ema, found), (want.params, want.ema, losses))
+  _close((got.params, got.ema, found), (want.params, want.ema, losses))
+
+
+@pytest.mark.parametrize('noise', [
+    True, pytest.param(False, marks=pytest.mark.nightly)])
+def test_a_run_goes_on_with_another_mesh(
+    noise, tmp_path, monkeypatch, caplog):
+  """It says so, and ends as on one device."""
+  monkeypatch.setattr(sharded, '_SMALLEST', 64)
+  if noise:  # in place of real steps, which compile for long
+    monkeypatch.setattr(step_lib, 'make_step', states.noise)
+  config, dataset = tiny.get_config(), tiny.dataset()
+  config.phases, config.model.depth = ('dense',), 2
+  dataset = dataclasses.replace(
+      dataset, holdout=data.ArraySplit(*(x[:0] for x in (
+          dataset.train.images(np.arange(1)), dataset.train.labels))))
+
+  def train(name, sizes):
+    config.mesh.update(data=sizes[0], fsdp=sizes[1])
+    return loop.Trainer(config, str(tmp_path / name), dataset).train()
+
+  want = train('one', (1, 1))
+  asked = iter(range(1, 99))
+  with monkeypatch.context() as patch:
+    patch.setattr(preemption.GracefulStop, 'should_stop',
+                  lambda self: next(asked) == 3)
+    assert train('moved', (4, 2)) is None
+  with checkpoints.Checkpoints(str(tmp_path / 'moved'), read_only=True) as c:
+    assert c.info()['devices'] == dict(
+        processes=1, kind='cpu', data=4, fsdp=2)
+  caplog.clear()
+  got = train('moved', (1, 8))
+  assert ('resumed on 1 x 8 devices of kind cpu in 1 process, saved on 4 x 2 '
+          'devices of kind cpu in 1 process') in caplog.text
+  assert any(x.sharding.spec for x in jax.tree.leaves(got.opt_state))
+  _close(*(state.replace(key=None) for state in (got, want)))

@@ -11,6 +11,7 @@ from clu import parameter_overview
 from adavit_jax.policies import value
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import checks
+from adavit_jax.runs import devices
 from adavit_jax.runs import history
 from adavit_jax.runs import pretrained
 from adavit_jax.runs import saved_run
@@ -93,6 +94,7 @@ def _restored(trainer, ckpts, kind, step):
       teacher='teacher' in ckpts.groups(step, kind))
   state = ckpts.restore(sharded.put_shapes(shapes, trainer.mesh), step, kind)
   logging.info('resumed from step %d, phase %s', step, info['phase'])
+  devices.say_if_others(info.get('devices'), trainer.mesh)
   origin = Origin(*(info[field] for field in Origin._fields))
   index = list(config.phases).index(info['phase'])
   if info['finished']:

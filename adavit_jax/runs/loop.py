@@ -13,6 +13,7 @@ from adavit_jax.evaluation import exit_evaluator
 from adavit_jax.evaluation import validate
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import checks
+from adavit_jax.runs import devices
 from adavit_jax.runs import first_state
 from adavit_jax.runs import history
 from adavit_jax.runs import metric_writer
@@ -114,7 +115,7 @@ class Trainer:
     return dict(
         phase=phase, start=start, finished=finished, due=due, begun=begun,
         **self._origin._asdict(), taught_by=self._taught_by,
-        config=self.config.to_dict(),
+        config=self.config.to_dict(), devices=devices.describe(self.mesh),
         dataset=dict(num_classes=d.num_classes, channels=d.channels,
                      mean=list(map(float, d.mean)), std=list(map(float, d.std)),
                      class_names=list(d.class_names), target=d.target,
