@@ -1,5 +1,6 @@
 """The arithmetic of --compile_for: chips, collectives, FLOPs, bytes."""
 
+import json
 import types
 
 from adavit_jax.ahead import chips
@@ -14,6 +15,7 @@ import jax
 from jax.experimental import topologies
 import jax.numpy as jnp
 import pytest
+import tiny
 
 
 @pytest.mark.parametrize('text, num_chips, num_devices, tflops', [
@@ -164,7 +166,8 @@ def test_collectives_that_xla_makes():
 
 def test_flops_of_products_loops_and_branches():
   def run(x, w, kernel, image):
-    x = jax.lax.scan(lambda x, w: (jax.checkpoint(jnp.dot)(x, w), None), x, w)[0]
+    x, _ = jax.lax.scan(
+        lambda x, w: (jax.checkpoint(jnp.dot)(x, w), None), x, w)
     y = jax.lax.cond(x[0, 0] > 0, lambda: x @ w[0], lambda: x)
     z = jax.lax.conv_general_dilated(image, kernel, (2, 2), 'VALID',
                                      dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
@@ -212,3 +215,63 @@ def test_a_line_of_the_table():
   first, second = table.row(small).splitlines()
   assert first.split()[6:] == '? ? no 300.0 ? ? ? ? ? ? 61'.split()
   assert second == '  Used 17 G'
+
+
+def _config():
+  config = tiny.get_config()
+  config.phases, config.model.depth = ('dense', 'joint'), 2
+  config.data.name, config.data.data_dir = 'folder', '/nowhere'
+  config.mesh.update(data=4, fsdp=2)
+  # Its file is not read.
+  config.teacher.update(weights='FILE', model='vit_digits_patch2_8')
+  return config
+
+
+def test_phases_are_written_one_by_one(tmp_path, monkeypatch, capsys):
+  path, seen = tmp_path / 'compile_for' / 'here.json', []
+  row = forecast.Forecast('', 8, 1, 2, 3, 4, 5, 15, None, 6, None, {}, None, 7.)
+
+  def of_phase(system, phase, target, mesh, taught):
+    del target
+    seen.append((system.model.num_classes, dict(mesh.shape), taught and (
+        taught[0].model, sorted(taught[1])), path.exists()))
+    return row._replace(phase=phase)
+
+  monkeypatch.setattr(forecast, 'of_phase', of_phase)
+  value = compile_for.compile_for(_config(), 'here', str(tmp_path))
+  taught = seen[0][2]
+  assert taught[0].num_classes == 1000 and taught[1] == ['backbone']
+  mesh = {'data': 4, 'fsdp': 2}
+  assert seen == [(1000, mesh, taught, False), (1000, mesh, None, True)]
+  assert json.loads(path.read_text()) == value
+  assert list(value['phases']) == ['dense', 'joint']
+  assert value['chips'] == 8 and value['mesh'] == mesh
+  assert 'on 8 chips of cpu; mesh data 4 x fsdp 2' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('fields, words', [
+    ({'mesh.fsdp': 3}, 'mesh.fsdp=3'),
+    ({'joint.batch_size': 12}, 'joint.batch_size=12 .* 8 devices'),
+    ({'phases': ('dens',)}, "'dens'")])
+def test_mistakes_cost_no_compilation(fields, words):
+  config = _config()
+  config.update_from_flattened_dict(fields)
+  with pytest.raises(ValueError, match=words):
+    compile_for.compile_for(config, 'here')
+
+
+@pytest.mark.nightly
+def test_steps_of_these_devices():
+  """Bytes add up to what XLA says of the arguments."""
+  value = compile_for.compile_for(_config(), 'here')
+  dense, joint = value['phases']['dense'], value['phases']['joint']
+  for row in dense, joint:
+    assert row['total'] > row['activations'] > 0 and row['flops'] > 0
+    assert row['collectives']['all-reduce']['count'] > 0
+    assert row['fits'] is None and row['seconds'] is None
+  assert dense['averages'] > 0 and joint['averages'] == 0
+  # The dense phase has the other teacher, the joint phase its own.
+  held = sum(joint[name] for name in (
+      'parameters', 'optimizer', 'averages', 'teacher'))
+  rest = joint['total'] - joint['activations'] - held
+  assert 0 < rest - 8 * 8 * 8 * 3 / 8 < 2000  # images; labels, step and price

@@ -12,8 +12,12 @@ import traceback
 import types
 
 import adavit_jax
+from adavit_jax.runs import loop
+from adavit_jax.train import sharded
+import jax
 import numpy as np
 import processes
+import tiny
 
 B, D = 8, 3
 
@@ -41,13 +45,11 @@ def _main(index, port, workdir):
 
 def _worker(index, port, workdir):
   """Runs in each process; prints the gradient and what else it saw."""
-  import jax
   jax.distributed.initialize(
       f'127.0.0.1:{port}', num_processes=2, process_id=index)
   from adavit_jax.runs import checkpoints
   from adavit_jax.runs import preemption
   from adavit_jax.train import mesh as mesh_lib
-  from adavit_jax.train import sharded
   import jax.numpy as jnp
 
   mesh = mesh_lib.make_mesh()
@@ -135,22 +137,27 @@ def _fitted(index):
   return got
 
 
+def _config():
+  config = tiny.get_config()
+  config.phases, config.dense.steps = ('dense',), 1
+  # Compiles faster.
+  config.model.depth, config.dense.nested, config.dense.mask_weight = 2, 0., 0.
+  return config
+
+
+def _total(params):
+  """The sum of all magnitudes."""
+  return sum(float(abs(x).sum()) for x in params)
+
+
 def _train(workdir):
   """A whole run of one step on 2 x 2 devices, and resumed ones that find it.
 
   The state is sharded over the devices of a process, then over both processes.
   """
   from adavit_jax.evaluation import batched
-  from adavit_jax.runs import loop
   from adavit_jax.train import mesh as mesh_lib
-  from adavit_jax.train import sharded
-  import jax
-  import tiny
-  config = tiny.get_config()
-  config.phases, config.dense.steps = ('dense',), 1
-  # Compiles faster.
-  config.model.depth, config.dense.nested, config.dense.mask_weight = 2, 0., 0.
-  dataset = tiny.dataset()
+  config, dataset = _config(), tiny.dataset()
   sharded._SMALLEST = 64
   fetched = []
   for sizes in ((2, 2), (2, 2), (1, 4)):
@@ -164,7 +171,7 @@ def _train(workdir):
   for again in fetched[1:]:
     for a, b in zip(fetched[0], again):
       assert (a == b).all()
-  print('TRAINED', sum(float(abs(x).sum()) for x in fetched[0]).hex())
+  print('TRAINED', _total(fetched[0]).hex())
 
   # One process alone, whatever the other one does meanwhile.
   if jax.process_index() == 1:
@@ -184,7 +191,7 @@ def _train(workdir):
   assert (pixels == train.images(rows)[:, 0, 0, 0]).all()
 
 
-def test_two_processes(tmp_path):
+def test_two_processes(tmp_path, monkeypatch, caplog):
   with socket.socket() as s:
     s.bind(('127.0.0.1', 0))
     port = s.getsockname()[1]
@@ -196,7 +203,8 @@ def test_two_processes(tmp_path):
          and time.monotonic() < until):
     time.sleep(0.05)
   codes = [p.wait(0) for p in both]
-  outputs = [p.out for p in both]
+  outputs, errors = ([getattr(p, name) for p in both]
+                     for name in ('out', 'err'))
   assert codes == [0, 0], '\n'.join(p.out + p.err for p in both)
 
   batch = {k: v.astype(np.float64) for k, v in _batch().items()}
@@ -212,3 +220,18 @@ def test_two_processes(tmp_path):
   assert len(lines) == 2 and lines[0] == lines[1]
   got = [float.fromhex(x) for x in lines[0].split()[1:]]
   np.testing.assert_allclose(got, want, rtol=1e-5)
+
+  for error in errors:
+    assert ('resumed on 1 x 4 devices of kind cpu in 2 processes, saved on 2 x '
+            '2 devices' in error)
+  trained, = {line.split()[1] for out in outputs for line in out.splitlines()
+              if line.startswith('TRAINED')}
+  monkeypatch.setattr(sharded, '_SMALLEST', 64)
+  config = _config()
+  config.mesh.update(data=4, fsdp=2)
+  state = loop.Trainer(
+      config, str(tmp_path / 'run'), tiny.dataset()).train()
+  assert ('resumed on 4 x 2 devices of kind cpu in 1 process, saved on 2 x 2 '
+          'devices of kind cpu in 2 processes') in caplog.text
+  found = _total(map(np.asarray, jax.tree.leaves(state.params)))
+  np.testing.assert_allclose(found, float.fromhex(trained), rtol=1e-6)

@@ -17,15 +17,16 @@ RAVIT = {'model.name': 'ravit_cifar_patch4_32', 'model.depth': None,
          'model.layers': (2, 1), 'model.factors': (2., 1.)}
 
 
-@pytest.mark.parametrize('phase, fields', [
-    ('joint', {}),
-    pytest.param('dense', {}, marks=pytest.mark.nightly),
-    pytest.param('exits', {'phases': ('exits',)}, marks=pytest.mark.nightly),
-    pytest.param('warm_start', {}, marks=pytest.mark.nightly),
-    pytest.param('policy', {}, marks=pytest.mark.nightly),
-    pytest.param('joint', RAVIT, marks=pytest.mark.nightly)])
-def test_no_device_sends_the_tokens_of_its_images(phase, fields):
-  config, mesh = tiny.get_config(), mesh_lib.make_mesh()
+@pytest.mark.parametrize('fsdp, phase, fields', [
+    (2, 'joint', {}),
+    *(pytest.param(fsdp, phase, fields, marks=pytest.mark.nightly)
+      for fsdp in (1, 8) for phase, fields in (
+          ('joint', {}), ('dense', {}), ('exits', {'phases': ('exits',)}),
+          ('warm_start', {}), ('policy', {}), ('joint', RAVIT)))])
+def test_no_device_sends_the_tokens_of_its_images(
+    fsdp, phase, fields, monkeypatch):
+  monkeypatch.setattr(sharded, '_SMALLEST', 64)
+  config, mesh = tiny.get_config(), mesh_lib.make_mesh(fsdp=fsdp)
   config.model.depth = 2  # compiles faster
   config.update_from_flattened_dict(fields)
   system = system_lib.create(config, tiny.dataset())
@@ -33,13 +34,18 @@ def test_no_device_sends_the_tokens_of_its_images(phase, fields):
   batch = [jax.ShapeDtypeStruct(shape, dtype,
                                 sharding=mesh_lib.batch_sharding(mesh))
            for shape, dtype in (((16, 8, 8, 1), jnp.uint8), ((16,), jnp.int32))]
-  step = jax.jit(step_lib.make_step(system, phase, 0))
+  step = step_lib.jitted(step_lib.make_step(system, phase, 0), state, mesh)
   hlo = step.lower(state, *batch).compile().as_text()
   assert 'all-reduce' in hlo
+  groups = {','.join(map(str, x.shape)) for x in jax.tree.leaves(state.params)
+            if x.sharding.spec}
+  assert bool(groups) == (fsdp > 1)
   sent = re.findall(r'\w+\[([\d,]+)\][^=]* '
                     r'(?:all-gather|all-to-all|collective-permute)\(', hlo)
   kept = ['8,8,1']  # images, which a RAViT looks at again
   for place in range(plan.num_encoders(system.model) + 1):
     at = plan.tokens_at(system.model, place)
     kept.append(f'{at.num},{at.width}')
-  assert not [shape for shape in sent if shape.endswith(tuple(kept))], sent
+  assert groups.intersection(sent) or fsdp == 1  # parameters are gathered
+  assert not [shape for shape in sent if shape.endswith(tuple(kept))
+              and shape not in groups], sent

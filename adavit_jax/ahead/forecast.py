@@ -8,7 +8,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adavit_jax.ahead import chips as chips_lib
 from adavit_jax.ahead import collectives
 from adavit_jax.ahead import flops
 from adavit_jax.data import data_config
@@ -36,7 +35,7 @@ class Forecast(NamedTuple):
       reaches; None if the peak is not known.
     collectives: {kind: `collectives.Sent`}; None if it does not fit.
     largest_batch: estimate of the largest batch that fits, see
-      `largest_batch`; None if the memory is not known or too small.
+      `largest_batch`; None if it is not known.
     compile_seconds: time that the compiler took.
     says: what the compiler says of a program that does not fit, else ''.
   """
@@ -80,33 +79,36 @@ def of_phase(system, phase, target, mesh, taught=None) -> Forecast:
       step_lib.make_step(system, phase, 0, **options), state, mesh)
   traced = step.trace(state, *_batch(system, phase, mesh), *extra)
   num_flops = flops.of_jaxpr(traced.jaxpr)
-  lowered = traced.lower()
-  start, compiled, says = time.monotonic(), None, ''
+  lowered, peak = traced.lower(), target.tflops
+  start = time.monotonic()
+  compiled, says = _compiled(lowered)
+  forecast = Forecast(
+      phase, system.config[phase].batch_size,
+      parameters=bytes_of(state.params), optimizer=bytes_of(state.opt_state),
+      averages=bytes_of(state.ema), teacher=bytes_of((state.teacher, extra)),
+      activations=None, total=None, fits=False, flops=num_flops,
+      seconds=peak and num_flops / (peak * 1e12 * target.chips),
+      collectives=None, largest_batch=None,
+      compile_seconds=time.monotonic() - start, says=says)
+  if compiled is None:
+    return forecast
+  held, activations = _memory(compiled)
+  return forecast._replace(
+      activations=activations, total=held + activations,
+      fits=target.usable and held + activations <= target.usable,
+      collectives=collectives.read(compiled.as_text()),
+      largest_batch=target.usable and largest_batch(
+          forecast.batch_size, held, activations, target.usable, mesh.size))
+
+
+def _compiled(lowered):
+  """Returns (compiled program, ''), or (None, why it does not fit)."""
   try:
-    compiled = lowered.compile()
+    return lowered.compile(), ''
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
-    says = re.sub(r'\s+', ' ', str(error)).split('. ')[0]
-  seconds = time.monotonic() - start
-  size = system.config[phase].batch_size
-  held, activations = None, None
-  if compiled is not None:
-    held, activations = _memory(compiled)
-  total = None if held is None else held + activations
-  usable, peak = target.usable, target.tflops
-  fits = False if says else None if None in (usable, total) else (
-      total <= usable)
-  return Forecast(
-      phase, size, parameters=bytes_of(state.params),
-      optimizer=bytes_of(state.opt_state), averages=bytes_of(state.ema),
-      teacher=bytes_of((state.teacher, extra)), activations=activations,
-      total=total, fits=fits, flops=num_flops,
-      seconds=peak and num_flops / (peak * 1e12 * target.chips),
-      collectives=says == '' and collectives.read(compiled.as_text()) or None,
-      largest_batch=fits and usable and largest_batch(
-          size, held, activations, usable, mesh.size) or None,
-      compile_seconds=seconds, says=says)
+    return None, re.sub(r'\s+', ' ', str(error)).split('. ')[0]
 
 
 def bytes_of(tree) -> int:

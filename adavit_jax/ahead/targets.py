@@ -54,6 +54,9 @@ def find(name) -> Target:
   chip = chips_lib.CHIPS[wanted.kind]
   jax.config.update('jax_platforms', 'cpu')
   os.environ['TPU_SKIP_MDS_QUERY'] = '1'
+  # Any values; without them, libtpu logs that this is no TPU.
+  os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+  os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-16')
   # It compiles alone: another process may do so too, or use a TPU.
   os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
   try:
