@@ -240,7 +240,7 @@ def test_phases_are_written_one_by_one(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(forecast, 'of_phase', of_phase)
   value = compile_for.compile_for(_config(), 'here', str(tmp_path))
   taught = seen[0][2]
-  assert taught[0].num_classes == 1000 and taught[1] == ['backbone']
+  assert taught[0].num_classes == 1000 and 'backbone' in taught[1]
   mesh = {'data': 4, 'fsdp': 2}
   assert seen == [(1000, mesh, taught, False), (1000, mesh, None, True)]
   assert json.loads(path.read_text()) == value
