@@ -38,29 +38,40 @@ def shardings(tree, mesh):
       lambda x: NamedSharding(mesh, spec(x.shape, num)), tree)
 
 
-@jax.custom_vjp
 def whole(tree):
   """Gathers the arrays of a tree, inside `jax.jit`; scatters their gradients.
 
   Otherwise XLA would shard activations as the parameters are, and send those.
-  Without a mesh, or with one device on the axis 'fsdp', this does nothing.
+  Without a mesh, or with one device on the axis 'fsdp', nothing is done.
   """
+  if all(_num_shards(x) == 1 for x in jax.tree.leaves(tree)):
+    return tree
+  return _gathered(tree)
+
+
+@jax.custom_vjp
+def _gathered(tree):
   return _constrained(tree, lambda shape, num: PartitionSpec())
 
 
+_gathered.defvjp(lambda tree: (_gathered(tree), None),
+                 lambda _, gradient: (_constrained(gradient, spec),))
+
+
 def _constrained(tree, spec_of):
+  """Gives the arrays that are sharded the sharding spec_of(shape, number)."""
   def constrain(x):
-    mesh = jax.typeof(x).sharding.mesh
-    num = dict(mesh.shape).get(mesh_lib.FSDP, 1)
-    if num == 1 or not spec(x.shape, num):
+    num = _num_shards(x)
+    if not spec(x.shape, num):
       return x
-    return jax.lax.with_sharding_constraint(
-        x, NamedSharding(mesh, spec_of(x.shape, num)))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(
+        jax.typeof(x).sharding.mesh, spec_of(x.shape, num)))
   return jax.tree.map(constrain, tree)
 
 
-whole.defvjp(lambda tree: (whole(tree), None),
-             lambda _, gradient: (_constrained(gradient, spec),))
+def _num_shards(x):
+  """Returns the number of devices on the axis 'fsdp' of an array's mesh."""
+  return dict(jax.typeof(x).sharding.mesh.shape).get(mesh_lib.FSDP, 1)
 
 
 def put(tree, mesh):
