@@ -155,5 +155,5 @@ def test_a_run_goes_on_with_another_mesh(
   assert ('resumed on 1 x 8 devices of kind cpu in 1 process, saved on 4 x 2 '
           'devices of kind cpu in 1 process') in caplog.text
   assert any(x.sharding.spec for x in jax.tree.leaves(got.opt_state))
-  assert got.step == want.step == tiny.STEPS
+  assert int(got.step) == int(want.step) == tiny.STEPS
   _close(_learned(got), _learned(want))
