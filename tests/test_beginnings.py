@@ -9,8 +9,8 @@ from adavit_jax.runs import checkpoints
 from adavit_jax.runs import loop
 from adavit_jax.runs import phase_start
 from adavit_jax.train import guards
-from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases as phases_lib
+from adavit_jax.train import sharded
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
 import chex
@@ -81,7 +81,7 @@ def ends(trainer, whole):
   found = {}
   with checkpoints.Checkpoints(trainer.workdir, read_only=True) as ckpts:
     for i, phase in enumerate(tiny.PHASES):
-      shapes = mesh_lib.put_shapes(
+      shapes = sharded.put_shapes(
           step_lib.abstract_state(trainer.system, phase), trainer.mesh)
       found[phase] = ckpts.restore(shapes, tiny.STEPS * (i + 1), 'phases')
   return found

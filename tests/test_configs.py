@@ -28,7 +28,7 @@ VARIANTS = dict(
     imagenet_evo=('tiny_224', 'small_224', 'base_384'),
     imagenet_levit=('128s', '256', '384', 'evo_128'),
     imagenet_dvt=('t2t_12', 't2t_14', 'deit_small'),
-    imagenet_policy=('small', 'taught', 'base', 'tiny'),
+    imagenet_policy=('small', 'taught', 'base', 'large', 'tiny'),
     cifar10_shuffle=('', 'cpu'), imagenet_shuffle=('tiny', 'base'),
     imagenet_vil=('small_224', 'base_deep_384', 'l1,p4,f8_l2,s0,g0'))
 

@@ -17,6 +17,7 @@ from adavit_jax.runs import orbax_manager
 from adavit_jax.runs import preemption
 from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import sharded
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
 from adavit_jax.runtime import stopping
@@ -112,7 +113,7 @@ def ends(trainer, whole):
   found = {}
   with checkpoints.Checkpoints(workdir, read_only=True) as ckpts:
     for i, phase in enumerate(tiny.PHASES):
-      shapes = mesh_lib.put_shapes(
+      shapes = sharded.put_shapes(
           step_lib.abstract_state(trainer.system, phase), trainer.mesh)
       found[phase] = ckpts.restore(shapes, 6 * (i + 1), 'phases')
   return found
@@ -370,7 +371,7 @@ def _main(workdir):
   sys.argv = ['train.py', f'--config={__file__}', f'--workdir={workdir}']
   import train
   make_mesh = mesh_lib.make_mesh
-  mesh_lib.make_mesh = lambda: make_mesh(1)  # as the fixture `one_device`
+  mesh_lib.make_mesh = lambda *_: make_mesh(1)  # as the fixture `one_device`
   step_lib.make_step = _cheap_step
   data.load = lambda *args, **kwargs: tiny.dataset(seconds=0.1)
   logging.set_verbosity(logging.INFO)

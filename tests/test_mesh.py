@@ -1,10 +1,12 @@
-"""The mesh, the batch on it, the guards and the stop flag."""
+"""The mesh, batch and state on it, the guards and the stop flag."""
 
 import signal
+import types
 
 from adavit_jax.runs import preemption
 from adavit_jax.train import guards
 from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import sharded
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
@@ -14,25 +16,49 @@ import pytest
 
 def test_make_mesh():
   mesh = mesh_lib.make_mesh()
-  assert mesh.axis_names == ('data',)
+  assert dict(mesh.shape) == {'data': 8, 'fsdp': 1}
   assert mesh.size == jax.device_count() == 8
-  assert mesh.axis_types == (jax.sharding.AxisType.Auto,)
-  assert list(mesh_lib.make_mesh(2).devices) == jax.devices()[:2]
-  with pytest.raises(ValueError, match='num_devices=9'):
-    mesh_lib.make_mesh(9)
+  assert mesh.axis_types == (jax.sharding.AxisType.Auto,) * 2
+  assert mesh_lib.make_mesh(2).devices.tolist() == [
+      [device] for device in jax.devices()[:2]]
+
+
+@pytest.mark.parametrize('sizes, want', [
+    ((-1, 2), (4, 2)), ((1, -1), (1, 8)), ((2, 2), (2, 2)), ((2, -1), (2, 4))])
+def test_sizes_of_the_axes(sizes, want):
+  mesh = mesh_lib.make_mesh(*sizes)
+  assert mesh.devices.shape == want
+  # Along 'fsdp', devices are neighbours.
+  assert mesh.devices.flatten().tolist() == jax.devices()[:mesh.size]
+
+
+@pytest.mark.parametrize('sizes, words', [
+    ((0, 1), 'mesh.data=0 must'), ((-1, -2), 'mesh.fsdp=-2 must'),
+    ((-1, -1), 'mesh.data=-1 and mesh.fsdp=-1'), ((9, 1), 'mesh.data=9 .* 8 '),
+    ((-1, 3), 'mesh.fsdp=3 .* 8 '), ((4, 4), 'mesh.data=4 and mesh.fsdp=4')])
+def test_sizes_that_do_not_fit(sizes, words):
+  with pytest.raises(ValueError, match=words):
+    mesh_lib.make_mesh(*sizes)
+
+
+def test_no_process_is_left_out():
+  devices = [types.SimpleNamespace(process_index=i // 2, id=i)
+             for i in range(4)]
+  with pytest.raises(ValueError, match='mesh.data=2 x mesh.fsdp=1 .* 4 dev'):
+    mesh_lib.make_mesh(2, devices=devices)
 
 
 def test_devices_lie_in_the_mesh_by_process(monkeypatch):
   """As `shard_batch` lays the rows, whatever the order they are found in."""
   devices = jax.devices()
   monkeypatch.setattr(jax, 'devices', lambda: devices[::-1])
-  assert list(mesh_lib.make_mesh().devices) == devices
+  assert mesh_lib.make_mesh().devices.flatten().tolist() == devices
 
 
 def test_replicate_takes_keys_and_arrays():
   mesh = mesh_lib.make_mesh(4)
   tree = {'key': jax.random.key(7), 'x': np.arange(3.)}
-  got = mesh_lib.replicate(tree, mesh)
+  got = sharded.put(tree, mesh)
   for x in jax.tree.leaves(got):
     assert x.sharding.is_equivalent_to(mesh_lib.replicated(mesh), x.ndim)
   assert jax.random.key_data(got['key']).tolist() == [0, 7]

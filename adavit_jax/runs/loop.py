@@ -13,6 +13,7 @@ from adavit_jax.evaluation import exit_evaluator
 from adavit_jax.evaluation import validate
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import checks
+from adavit_jax.runs import devices
 from adavit_jax.runs import first_state
 from adavit_jax.runs import history
 from adavit_jax.runs import metric_writer
@@ -44,8 +45,9 @@ class Trainer:
       workdir: directory of the run.
       dataset: `Dataset`; None loads `config.data`.
       run: the opened `Run` if it is to be evaluated and not trained, maybe on
-        other devices: batch sizes of the phases are not checked, and the
-        evaluation batch size is rounded up. Training checks the sizes again.
+        other devices: all are used and hold the whole state, batch sizes of the
+        phases are not checked, and the evaluation batch size is rounded up.
+        Training checks the sizes again.
 
     Raises:
       ValueError: if the config is invalid, before anything is computed.
@@ -61,11 +63,13 @@ class Trainer:
     self.config, self.workdir = config, workdir
     self.stopped_by = None
     self._origin = first_state.Origin()
-    self.mesh = mesh_lib.make_mesh()
     if run is not None:
       config = self.config = config.copy_and_resolve_references()
+      config.mesh.update(data=-1, fsdp=1)
+      self.mesh = mesh_lib.make_mesh()
       config.eval_batch_size += -config.eval_batch_size % self.mesh.size
     else:
+      self.mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.fsdp)
       for phase in config.phases:
         mesh_lib.check_batch_size(
             config[phase].batch_size, self.mesh, f'{phase}.batch_size')
@@ -111,7 +115,7 @@ class Trainer:
     return dict(
         phase=phase, start=start, finished=finished, due=due, begun=begun,
         **self._origin._asdict(), taught_by=self._taught_by,
-        config=self.config.to_dict(),
+        config=self.config.to_dict(), devices=devices.describe(self.mesh),
         dataset=dict(num_classes=d.num_classes, channels=d.channels,
                      mean=list(map(float, d.mean)), std=list(map(float, d.std)),
                      class_names=list(d.class_names), target=d.target,
@@ -204,9 +208,9 @@ class Trainer:
     options = dict(teacher=self._teacher.teacher) if taught else {}
     options |= dict(cropped=True) if crop else {}
     taught_by = (self._teacher.params,) if taught else ()
-    step_fn = jax.jit(
-        step_lib.make_step(self.system, phase, start, **options),
-        donate_argnums=0, out_shardings=mesh_lib.replicated(self.mesh))
+    step_fn = step_lib.jitted(
+        step_lib.make_step(self.system, phase, start, **options), state,
+        self.mesh)
     if overdue:
       due = _due(self.config, phase, first - start, False)
       state = self._after_step(state, first, phase, start, due, ckpts, metrics)

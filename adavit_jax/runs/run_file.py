@@ -25,7 +25,7 @@ from adavit_jax import weights
 from adavit_jax.data import data_config
 from adavit_jax.runs import common_groups
 from adavit_jax.runs import saved_run
-from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import sharded
 from adavit_jax.train import state as state_lib
 from adavit_jax.weights import attributes
 from adavit_jax.weights import images
@@ -100,7 +100,7 @@ class RunFile:
     new = saved_run.new_groups(init, set(like) - groups, mesh)
     return state_lib.State(
         step=jnp.int32(saved.step),
-        params={**new, **mesh_lib.replicate(params, mesh)}, opt_state=None,
+        params={**new, **sharded.put(params, mesh)}, opt_state=None,
         ema=None, log_price=jnp.float32(0), teacher=None,
         key=state_lib.key_for(wanted.config.seed, 'steps'))
 

@@ -41,6 +41,9 @@ def default_config():
       workdir='', phase='',  # a run to learn from; '': newest checkpoint
       weights='', model='',  # or a file of weights and the name of its model
       phases=('dense',)))  # that learn from it; known: dense, joint, static
+  config.mesh = config_dict.ConfigDict(dict(
+      data=-1,  # devices that share a batch; -1: all that there are
+      fsdp=1))  # that share a batch and the state, see train.sharded
   config.log_every = 50
   config.eval_every = 500
   config.checkpoint_every = 500
