@@ -38,9 +38,9 @@ def main(argv):
   try:
     if _DISTRIBUTED.value:
       mesh_lib.join_cluster()
-    logging.info('%d devices of kind %s', jax.device_count(),
-                 jax.devices()[0].device_kind)
     with peers.watched():
+      logging.info('%d devices of kind %s', jax.device_count(),
+                   jax.devices()[0].device_kind)
       trainer = loop.Trainer(_CONFIG.value, _WORKDIR.value)
       state = trainer.train()
   except guards.USER_ERRORS as error:
