@@ -11,6 +11,7 @@ from adavit_jax import data
 from adavit_jax.evaluation import evaluator
 from adavit_jax.evaluation import exit_evaluator
 from adavit_jax.evaluation import validate
+from adavit_jax.runs import ahead
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import checks
 from adavit_jax.runs import first_state
@@ -130,7 +131,7 @@ class Trainer:
     """
     config = self.config
     with (checkpoints.Checkpoints(self.workdir) as ckpts,
-          preemption.GracefulStop(check_every=20) as stop,
+          preemption.GracefulStop() as stop,
           stopping.checked_by(stop.check)):
       try:
         first = self._restore(ckpts)
@@ -208,6 +209,7 @@ class Trainer:
       due = _due(self.config, phase, first - start, False)
       state = self._after_step(state, first, phase, start, due, ckpts, metrics)
     recent = []  # metrics of the steps since the last line
+    dispatched = ahead.Ahead()
     with (contextlib.closing(self._batches(phase, start, first)) as batches,
           contextlib.closing(
               progress_lib.Progress(end, label=phase)) as progress):
@@ -219,6 +221,7 @@ class Trainer:
           stopping.check()
         state, step_metrics = step_fn(state, images, labels, *taught_by)
         recent.append(step_metrics)
+        dispatched.add(step_metrics)
         due = _due(self.config, phase, step - start, stop.should_stop())
         if due.line:
           self._write_line(recent, step, phase, metrics, progress)
