@@ -79,13 +79,14 @@ class _Watch:
     self._seen = [(None, self._answered)] * self._count
 
   def start(self):
-    if self._index:
-      with contextlib.suppress(OSError):
-        self._witness = witness.Witness(
-            self._address, f'error: process 0 of {self._count} died, and JAX '
-            f'ended process {self._index} for it; {_RESUMES}')
     self._talker.start()
+    if self._index == 0:  # which is in the coordinator's process
+      return
     threading.Thread(target=self._wait_for_answers, daemon=True).start()
+    with contextlib.suppress(OSError):
+      self._witness = witness.Witness(
+          self._address, f'error: process 0 of {self._count} died, and JAX '
+          f'ended process {self._index} for it; {_RESUMES}')
 
   def leave(self, how):
     """Says how this process ends."""
