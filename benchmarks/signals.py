@@ -6,7 +6,8 @@
 Half of the signals are SIGKILL, half SIGTERM. A training that was interrupted
 is resumed by the same command; one that ends is begun again elsewhere, until
 all signals are sent. With several processes, two trainings are made, of a
-policy and of exits, and every process gets both signals in every phase. Prints
+policy and of exits; in every phase, each process is killed once, and one gets
+SIGTERM. Prints
 where the training was and how long it took to stop, and how many arrays of the
 last checkpoint of each training differ from those of one that was not
 interrupted, by their checksums. It takes 10 to 20 minutes on 2 CPU cores, or 40
@@ -73,7 +74,8 @@ class _Job:
         '--config.checkpoint_every=25', '--config.eval_every=50',
         '--config.log_every=5', *steps]
     if _PROCESSES.value > 1:
-      command.append('--distributed')
+      command += ['--distributed', '--config.num_search=100',
+                  '--config.num_value=300']
     port = _free_port()
     self.processes = [
         subprocess.Popen(command, cwd=_ROOT, stdout=open(log, 'w'),
@@ -150,7 +152,8 @@ def _signals(config, rng):
             for signum in signums]
   due = []
   for phase in _TRAININGS[config]:
-    pairs = [(s, i) for s in _SIGNUMS for i in range(_PROCESSES.value)]
+    pairs = [(signal.SIGKILL, i) for i in range(_PROCESSES.value)]
+    pairs.append((signal.SIGTERM, rng.randrange(_PROCESSES.value)))
     rng.shuffle(pairs)
     due += [_Signal(*pair, phase, rng.uniform(0, 2)) for pair in pairs]
   return due
