@@ -80,7 +80,11 @@ def _parse(argv):
   """Parses the flags; a mistake ends the program with a one-sentence error."""
   try:
     rest = flags.FLAGS(_last_of_each(argv))
-    _CONFIG.value.phases  # raises if the config file is missing
+    config = _CONFIG.value
+    # Raises another error if the config file is missing.
+    if getattr(config, 'phases', None) is None:
+      raise SystemExit(f'error: --config: get_config() returns {config!r}; let '
+                       f'it begin with default_config() of train.config')
     return rest
   except (AttributeError, IndexError, KeyError) as error:
     frame = traceback.extract_tb(error.__traceback__)[-1]

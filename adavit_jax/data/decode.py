@@ -10,6 +10,7 @@ from PIL import Image
 from PIL import UnidentifiedImageError
 
 from adavit_jax.data import data_config
+from adavit_jax import paths
 
 # Limit for the resized image: a one-pixel-high strip could take gigabytes.
 _MOST_PIXELS = 10**8
@@ -92,7 +93,7 @@ def read(path, config_data, model) -> np.ndarray:
     FileNotFoundError: if the file does not exist.
   """
   size = model.image_size
-  data = epath.Path(path).expanduser().read_bytes()
+  data = epath.Path(paths.expanded(path, 'image')).read_bytes()
   try:
     image = decode_image(
         data, size=data_config.load_size(config_data), channels=model.channels,

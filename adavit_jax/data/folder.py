@@ -15,6 +15,7 @@ from adavit_jax.data import decode
 from adavit_jax.data import encoded_split
 from adavit_jax.data import image_files
 from adavit_jax.data import splits
+from adavit_jax import paths
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -112,7 +113,8 @@ def load(config_data, *, seed: int) -> splits.Dataset:
     raise ValueError(
         "config.data.name='folder' needs config.data.data_dir: the directory"
         ' with train/ and test/ or val/')
-  root = pathlib.Path(config_data.data_dir).expanduser()
+  root = pathlib.Path(paths.expanded(
+      config_data.data_dir, 'config.data.data_dir'))
   if not (root / 'train').is_dir():
     raise ValueError(
         f'{root / "train"} does not exist: config.data.data_dir must hold'

@@ -15,6 +15,7 @@ from adavit_jax.data import data_config as config_lib
 from adavit_jax.data import encoded_split
 from adavit_jax.data import splits
 from adavit_jax.data import tfds_dir
+from adavit_jax import paths
 
 _STATS_SAMPLE = 2048
 _CHUNK = 1024
@@ -146,7 +147,8 @@ def _stats(train, records, config_data, seed):
 def _prepared_path(config_data) -> epath.Path:
   name = config_data.name.removeprefix('tfds:')
   configured = config_data.data_dir or os.environ.get('TFDS_DATA_DIR')
-  data_dir = epath.Path(configured or tfds_dir.default_data_dir()).expanduser()
+  data_dir = epath.Path(paths.expanded(
+      configured or tfds_dir.default_data_dir(), 'config.data.data_dir'))
   if configured and not data_dir.is_dir():
     field = 'config.data.data_dir' if config_data.data_dir else 'TFDS_DATA_DIR'
     raise ValueError(

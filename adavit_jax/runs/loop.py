@@ -11,6 +11,7 @@ from adavit_jax import data
 from adavit_jax.evaluation import evaluator
 from adavit_jax.evaluation import exit_evaluator
 from adavit_jax.evaluation import validate
+from adavit_jax import paths
 from adavit_jax.runs import ahead
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import checks
@@ -24,7 +25,6 @@ from adavit_jax.runs import pretrained
 from adavit_jax.runs import progress as progress_lib
 from adavit_jax.runs import saved_run
 from adavit_jax.runs import teacher as teacher_lib
-from adavit_jax.runs import workdir as workdir_lib
 from adavit_jax.runtime import stopping
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import guards
@@ -52,7 +52,7 @@ class Trainer:
       ValueError: if the config is invalid, before anything is computed.
     """
     config_lib.check(config)
-    workdir = workdir_lib.expanded(workdir)
+    workdir = paths.expanded(workdir, 'workdir')
     if run is not None:
       saved = run.newest()
     else:
