@@ -43,10 +43,13 @@ _PROCESSES = flags.DEFINE_integer('processes', 1, 'Processes of a training, '
                                   'each with one CPU device.')
 _ROOT = pathlib.Path(__file__).parents[1]
 _SIGNUMS = (signal.SIGKILL, signal.SIGTERM)
+_STEPS = dict(dense=300, warm_start=100, policy=100, joint=100)
+# Of several processes, which share the CPU.
 _TRAININGS = {
-    'digits_policy': dict(dense=300, warm_start=100, policy=100, joint=100),
-    'digits_exits': dict(exits=150, classifier_wise=150)}
-_PHASES = [phase for steps in _TRAININGS.values() for phase in steps]
+    'digits_policy': ('dense', 'warm_start', 'policy', 'joint'),
+    'digits_exits': ('exits', 'classifier_wise')}
+_FEW_STEPS, _FEW_IMAGES = 40, 16
+_PHASES = [phase for phases in _TRAININGS.values() for phase in phases]
 # What the log shows last, and where the training is then.
 _PLACES = ('mask search', 'masks, train', 'masks, holdout', 'held out')
 
@@ -66,16 +69,21 @@ class _Job:
     """Starts or resumes it; their output goes to files of this name."""
     self.logs = [pathlib.Path(_OUTPUT.value, f'{name}_process{i}.txt')
                  for i in range(_PROCESSES.value)]
-    steps = [f'--config.{phase}.steps={num}'
-             for phase, num in _TRAININGS[config].items()]
-    command = [
-        sys.executable, 'train.py', f'--config=configs/{config}.py',
-        f'--config.phases={tuple(_TRAININGS[config])}', f'--workdir={workdir}',
-        '--config.checkpoint_every=25', '--config.eval_every=50',
-        '--config.log_every=5', *steps]
-    if _PROCESSES.value > 1:
-      command += ['--distributed', '--config.num_search=100',
-                  '--config.num_value=300']
+    command = [sys.executable, 'train.py', f'--config=configs/{config}.py',
+               f'--workdir={workdir}']
+    if _PROCESSES.value == 1:
+      command += ['--config.checkpoint_every=25', '--config.eval_every=50',
+                  '--config.log_every=5']
+      command += [f'--config.{phase}.steps={num}'
+                  for phase, num in _STEPS.items()]
+    else:
+      command += ['--distributed', '--config.checkpoint_every=10',
+                  '--config.eval_every=20', '--config.log_every=2',
+                  '--config.num_search=100', '--config.num_value=300',
+                  f'--config.phases={_TRAININGS[config]}']
+      for phase in _TRAININGS[config]:
+        command += [f'--config.{phase}.steps={_FEW_STEPS}',
+                    f'--config.{phase}.batch_size={_FEW_IMAGES}']
     port = _free_port()
     self.processes = [
         subprocess.Popen(command, cwd=_ROOT, stdout=open(log, 'w'),
