@@ -135,6 +135,8 @@ class _Watch:
         self._end(index, text, now - since)
 
   def _end(self, index, text, seconds):
+    if self._stopped.is_set():  # an answer came late
+      return
     how = (f'has shown no sign of life for {seconds:.0f} s'
            if text is None or text.isdigit() else
            f'ended {seconds:.0f} s ago with {text}')
