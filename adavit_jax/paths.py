@@ -33,6 +33,12 @@ def expanded(path, name) -> str:
   return path
 
 
+def is_special(path) -> bool:
+  """Whether a path is of a pipe or a device, which might wait for ever."""
+  return os.path.exists(path) and not (
+      os.path.isfile(path) or os.path.isdir(path))
+
+
 def to_write(path, name) -> epath.Path:
   """Returns the path of a file that can be written; makes its directory.
 
@@ -46,6 +52,8 @@ def to_write(path, name) -> epath.Path:
   path = epath.Path(expanded(path, name))
   if path.is_dir():
     raise ValueError(f'{name}={path} is a directory; give the path of a file')
+  if is_special(path):
+    raise ValueError(f'{name}={path} is a pipe or a device, not a file')
   if '://' in os.fspath(path):
     return path
   try:

@@ -21,8 +21,12 @@ def test_a_file_to_write_is_tried(tmp_path):
   assert path.parent.is_dir() and not path.exists()
   path.write_text('old')
   assert paths.to_write(path, 'output').read_text() == 'old'
-  for wrong in (tmp_path, path / 'file', tmp_path / ('long' * 99), '/proc/file'):
-    with pytest.raises(ValueError, match='^output=/.* (directory|written)'):
+  pipe = tmp_path / 'pipe'
+  os.mkfifo(pipe)
+  assert paths.is_special(pipe) and not paths.is_special(path)
+  for wrong in (
+      pipe, tmp_path, path / 'file', tmp_path / ('long' * 99), '/proc/file'):
+    with pytest.raises(ValueError, match='^output=/.*(pipe|directory|writt)'):
       paths.to_write(wrong, 'output')
 
 

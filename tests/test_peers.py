@@ -151,7 +151,8 @@ def _main(index, port):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize('victim, status', [(0, (1, -signal.SIGABRT)), (1, (1,))])
+@pytest.mark.parametrize('victim, status', [
+    (0, (1, -signal.SIGABRT)), (1, (1,))])
 def test_one_that_is_killed_is_named_by_the_other(tmp_path, victim, status):
   with socket.socket() as s:
     s.bind(('127.0.0.1', 0))

@@ -113,8 +113,8 @@ def _check_preprocessing(config_data) -> None:
     if values is not None and not all(
         isinstance(x, numbers.Real) and low <= x <= 1 for x in values):
       raise ValueError(
-          f'config.data.{field}={tuple(values)} must be numbers in {low:.3g}..1:'
-          ' white is 1')
+          f'config.data.{field}={tuple(values)} must be numbers in'
+          f' {low:.3g}..1: white is 1')
 
 
 def check_count(field, count) -> None:

@@ -11,11 +11,11 @@ import time
 from absl import logging
 import numpy as np
 
+from adavit_jax import paths
 from adavit_jax.data import decode
 from adavit_jax.data import encoded_split
 from adavit_jax.data import image_files
 from adavit_jax.data import splits
-from adavit_jax import paths
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

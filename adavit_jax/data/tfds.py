@@ -10,12 +10,12 @@ from absl import logging
 from etils import epath
 import numpy as np
 
+from adavit_jax import paths
 from adavit_jax.data import cache
 from adavit_jax.data import data_config as config_lib
 from adavit_jax.data import encoded_split
 from adavit_jax.data import splits
 from adavit_jax.data import tfds_dir
-from adavit_jax import paths
 
 _STATS_SAMPLE = 2048
 _CHUNK = 1024

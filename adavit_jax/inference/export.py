@@ -17,12 +17,12 @@ from jax import export as jax_export
 import jax.numpy as jnp
 import numpy as np
 
+from adavit_jax import paths
 from adavit_jax.data import data_config as data_config
 from adavit_jax.inference import onnx_program
 from adavit_jax.inference import predict
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
-from adavit_jax import paths
 from adavit_jax.policies import fixed
 
 MODES = ('dense', 'static', 'cond', 'compact')

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 from etils import epath
 import numpy as np
 
+from adavit_jax import paths
 from adavit_jax.evaluation import evaluator
 from adavit_jax.inference import safe_thresholds
-from adavit_jax import paths
 from adavit_jax.policies import knob as knob_lib
 from adavit_jax.promise import promises
 from adavit_jax.promise import recorded as recorded_lib

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from adavit_jax import data
+from adavit_jax import paths
 from adavit_jax.evaluation import evaluator
 from adavit_jax.evaluation import exit_evaluator
 from adavit_jax.evaluation import validate
-from adavit_jax import paths
 from adavit_jax.runs import ahead
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import checks

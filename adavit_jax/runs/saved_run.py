@@ -11,8 +11,8 @@ import jax
 from ml_collections import config_dict
 
 from adavit_jax import data
-from adavit_jax.models import registry
 from adavit_jax import paths
+from adavit_jax.models import registry
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import common_groups
 from adavit_jax.runs import history
