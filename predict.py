@@ -41,6 +41,8 @@ def main(argv):
                        '--model=NAME')
     output = _OUTPUT.value
     if output is not None:
+      if not output.endswith('.png'):
+        raise ValueError(f'--output={output} must end in .png')
       output = paths.to_write(output, '--output')
     clf = adavit_jax.load(_MODEL.value)
     _set(clf, confidence.parse_thresholds(_THRESHOLD.value))

@@ -120,6 +120,7 @@ def test_wrong_configs(tmp_path, fields, message):
     (dict(data_dir='/nowhere'), "data_dir='/nowhere'.*'digits'"),
     (dict(image_size=100_000), 'image_size=100000'),
     (dict(load_size=100_000), 'load_size=100000'),
+    (dict(name='tfds:../x'), "name='tfds:../x'.* Give tfds:NAME"),
     (dict(mean=('a',)), r"data.mean=\('a',\)"),
     ({'name': 'digit_scenes', 'scenes.num_train': 10**12},
      f'scenes.num_train={10**12}'),

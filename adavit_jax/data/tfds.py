@@ -180,6 +180,10 @@ def _download(name: str) -> epath.Path:
         f' {name} --file_format=array_record) and set config.data.data_dir to'
         ' its directory; reading it needs no TensorFlow'
     ) from error
+  except ValueError as error:  # of many lines
+    raise ValueError(
+        f"config.data.name='tfds:{name}': {str(error).splitlines()[0]} Give"
+        ' tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:VERSION') from error
   except OSError as error:
     raise ValueError(
         f"'tfds:{name}' is not prepared below {tfds_dir.default_data_dir()},"
