@@ -35,6 +35,7 @@ def store(monkeypatch):
   store = _Store()
   monkeypatch.setattr(peers.distributed, 'global_state', types.SimpleNamespace(
       client=store, num_processes=2, process_id=0, coordinator_address=''))
+  monkeypatch.setattr(peers.atexit, 'register', lambda *_: None)
   return store
 
 
@@ -93,12 +94,15 @@ def test_an_error_is_told_to_the_others_and_blamed_on_a_dead_one(
     with peers.watched(interval=0.02, timeout=0.1):
       raise ValueError('width')
   assert store['adavit_jax/peers/0'] == 'ValueError: width' and not exits
-  # Such as that of a collective operation.
-  store['adavit_jax/peers/1'] = '7'
-  with pytest.raises(RuntimeError):
-    with peers.watched(interval=0.02, timeout=0.1):
-      raise RuntimeError('connection closed')
-  assert exits == [1] and 'RuntimeError: connection closed' in caplog.text
+  # Such as those of a collective operation.
+  for error in (RuntimeError('connection closed'),
+                ValueError('UNKNOWN: Gloo AllGather failed')):
+    exits.clear()
+    store['adavit_jax/peers/1'] = '7'
+    with pytest.raises(type(error)):
+      with peers.watched(interval=0.02, timeout=0.1):
+        raise error
+    assert exits == [1] and f'{type(error).__name__}: {error}' in caplog.text
 
 
 def test_a_job_of_one_process_is_not_watched(monkeypatch):

@@ -4,8 +4,10 @@ Collective operations wait for a dead process, or fail with an error that does
 not name it.
 """
 
+import atexit
 import contextlib
 import os
+import re
 import sys
 import threading
 import time
@@ -27,10 +29,10 @@ def watched(interval=2., timeout=20.):
   """Ends this process with a sentence if another one dies meanwhile.
 
   Every process says that it lives in the store of JAX's coordinator, which is
-  in process 0. One that is silent for `timeout`, or has failed, ends the
-  others: nothing can be computed or saved without it. If process 0 is killed,
-  JAX ends the others at once, and `witness` says why. Nothing is watched where
-  `jax.distributed` was not initialised. Devices are not touched.
+  in process 0. One that is silent for `timeout`, or failed a quarter of it ago,
+  ends the others: nothing can be computed or saved without it. If process 0 is
+  killed, JAX ends the others at once, and `witness` says why. Nothing is
+  watched where `jax.distributed` was not initialised. Devices are not touched.
 
   Args:
     interval: seconds between two signs of life.
@@ -47,18 +49,25 @@ def watched(interval=2., timeout=20.):
     yield
   except Exception as error:
     watch.leave(f'{type(error).__name__}: {error}')
-    if not isinstance(error, guards.USER_ERRORS):
+    if not isinstance(error, guards.USER_ERRORS) or _is_of_xla(error):
       # Maybe because another one died; then the sentence names it.
       logging.exception('this process failed')
       time.sleep(2 * timeout)
+    watch.exit_alone()
     raise
   except BaseException:
     watch.leave('an exit')
+    watch.exit_alone()
     raise
   else:
     watch.leave(_LEFT)
   finally:
     watch.stop()
+
+
+def _is_of_xla(error):
+  """Whether it has a status of XLA; arrays raise a ValueError with it."""
+  return re.match('[A-Z_]+: ', str(error)) is not None
 
 
 class _Watch:
@@ -93,6 +102,12 @@ class _Watch:
     self._how = how
     self._wake.set()
     self._told.wait(2 * self._timeout)
+
+  def exit_alone(self):
+    """Lets this process end without waiting for the others, as JAX would."""
+    # Process 0 waits until they know why, since JAX ends them with it.
+    seconds = 0 if self._index else self._timeout / 2
+    atexit.register(_exit, seconds)
 
   def stop(self):
     self._stopped.set()
@@ -131,19 +146,27 @@ class _Watch:
       if text != before:
         since = now
       self._seen[index] = text, since
-      if index != self._index and text != _LEFT and now - since > self._timeout:
-        self._end(index, text, now - since)
+      failed = text is not None and not text.isdigit()
+      patience = self._timeout / 4 if failed else self._timeout
+      if index != self._index and text != _LEFT and now - since > patience:
+        self._end(index, text if failed else None, now - since)
 
   def _end(self, index, text, seconds):
     if self._stopped.is_set():  # an answer came late
       return
-    how = (f'has shown no sign of life for {seconds:.0f} s'
-           if text is None or text.isdigit() else
-           f'ended {seconds:.0f} s ago with {text}')
+    how = (f'ended {seconds:.0f} s ago with {text}' if text else
+           f'has shown no sign of life for {seconds:.0f} s')
     logging.error('process %d of %d %s; this one ends too, and %s', index,
                   self._count, how, _RESUMES)
-    logging.flush()
-    sys.stderr.flush()
     if self._witness:
       self._witness.dismiss()
-    os._exit(1)  # an ordinary exit would wait for the other process
+    _exit()  # an ordinary exit would wait for the other process
+
+
+def _exit(seconds=0.):
+  """Ends this process, some seconds after its output is written."""
+  logging.flush()
+  sys.stdout.flush()
+  sys.stderr.flush()
+  time.sleep(seconds)
+  os._exit(1)
