@@ -127,9 +127,16 @@ class _Job:
     self.processes[due.process].send_signal(due.signum)
     if not self.wait(300):
       raise SystemExit(f'not all ended, see {self.logs}')
-    told = [f'process {due.process} of {_PROCESSES.value} ' in log.read_text()
-            for i, log in enumerate(self.logs) if i != due.process]
-    return place, time.monotonic() - before, all(told)
+    seconds = time.monotonic() - before
+    while not (told := self._told(due.process)) and (
+        time.monotonic() - before < 30 and due.signum == signal.SIGKILL):
+      time.sleep(0.05)
+    return place, seconds, told
+
+  def _told(self, process):
+    """Whether all other processes have said that this one died."""
+    return all(f'process {process} of {_PROCESSES.value} ' in log.read_text()
+               for i, log in enumerate(self.logs) if i != process)
 
 
 def _environment(index, port):
