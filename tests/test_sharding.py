@@ -16,13 +16,10 @@ RAVIT = {'model.name': 'ravit_cifar_patch4_32', 'model.depth': None,
          'model.layers': (2, 1), 'model.factors': (2., 1.)}
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize('phase, fields', [
-    ('joint', {}),
-    pytest.param('dense', {}, marks=pytest.mark.nightly),
-    pytest.param('exits', {'phases': ('exits',)}, marks=pytest.mark.nightly),
-    pytest.param('warm_start', {}, marks=pytest.mark.nightly),
-    pytest.param('policy', {}, marks=pytest.mark.nightly),
-    pytest.param('joint', RAVIT, marks=pytest.mark.nightly)])
+    ('dense', {}), ('exits', {'phases': ('exits',)}), ('warm_start', {}),
+    ('policy', {}), ('joint', {}), ('joint', RAVIT)])
 def test_no_device_sends_the_tokens_of_its_images(phase, fields):
   config, mesh = tiny.get_config(), mesh_lib.make_mesh()
   config.model.depth = 2  # compiles faster

@@ -234,8 +234,8 @@ def trained(phases, devices, steps, dataset, tmp_path_factory):
   return workdir, loop.Trainer(_config(phases), workdir, dataset).train()
 
 
-@pytest.mark.parametrize('num', [
-    1, pytest.param(4, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize('num', [1, 4])
 def test_one_device_and_several_learn_the_same(
     phases, trained, dataset, tmp_path, monkeypatch, num):
   """In the first phases; the later ones compile for long."""
