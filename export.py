@@ -21,6 +21,7 @@ from absl import logging
 from etils import epath
 
 import adavit_jax
+from adavit_jax import paths
 from adavit_jax.exits import confidence
 from adavit_jax.inference import export
 from adavit_jax.models import plan
@@ -89,6 +90,8 @@ def main(argv):
   try:
     threshold = confidence.parse_thresholds(_THRESHOLD.value)
     _check_flags(threshold)
+    if _MODE.value != 'stages':
+      paths.to_write(_OUTPUT.value, '--output')
     promise = _promise() if _PROMISE.value else None
     clf = adavit_jax.load(_WORKDIR.value, phase=_PHASE.value, best=_BEST.value,
                           rule=promise.rule if promise else _RULE.value,
@@ -111,8 +114,8 @@ def main(argv):
       _suggest_eval(clf, threshold, promise)
       return
     if _MODE.value == 'stages':
-      paths = export.export_stages(clf, _OUTPUT.value, **options)
-      print(*(f'wrote {path} and {path}.json' for path in paths), sep='\n')
+      files = export.export_stages(clf, _OUTPUT.value, **options)
+      print(*(f'wrote {path} and {path}.json' for path in files), sep='\n')
       _hint()
       return
     export.export(clf, _OUTPUT.value, mode=_MODE.value, **options)

@@ -48,9 +48,9 @@ def main(argv):
       return
     if _DISTRIBUTED.value:
       mesh_lib.join_cluster()
-    logging.info('%d devices of kind %s', jax.device_count(),
-                 jax.devices()[0].device_kind)
     with peers.watched():
+      logging.info('%d devices of kind %s', jax.device_count(),
+                   jax.devices()[0].device_kind)
       trainer = loop.Trainer(_CONFIG.value, _WORKDIR.value)
       state = trainer.train()
   except guards.USER_ERRORS as error:
@@ -90,7 +90,11 @@ def _parse(argv):
   """Parses the flags; a mistake ends the program with a one-sentence error."""
   try:
     rest = flags.FLAGS(_last_of_each(argv))
-    _CONFIG.value.phases  # raises if the config file is missing
+    config = _CONFIG.value
+    # Raises another error if the config file is missing.
+    if getattr(config, 'phases', None) is None:
+      raise SystemExit(f'error: --config: get_config() returns {config!r}; let '
+                       f'it begin with default_config() of train.config')
     if not (_WORKDIR.value or _COMPILE_FOR.value):
       raise flags.IllegalFlagValueError('flag --workdir=None: give a directory')
     return rest

@@ -1,14 +1,9 @@
 """The mesh, batch and state on it, the guards and the stop flag."""
 
-import signal
-import types
-
-from adavit_jax.runs import preemption
 from adavit_jax.train import guards
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import sharded
 import jax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -118,38 +113,3 @@ def test_check_finite():
   assert 'learning_rate' in str(e.value)
   with pytest.raises(FloatingPointError, match='keep'):
     guards.check_finite(7, {'keep': np.array([1, np.inf])})
-
-
-@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
-def test_graceful_stop(signum):
-  before = [signal.getsignal(s) for s in preemption.SIGNALS]
-  with preemption.GracefulStop() as stop:
-    assert not stop.should_stop()
-    signal.raise_signal(signum)
-    assert stop.signum == signum and stop.should_stop()
-    with pytest.raises(KeyboardInterrupt):
-      signal.raise_signal(signum)
-  assert [signal.getsignal(s) for s in preemption.SIGNALS] == before
-
-
-@pytest.mark.parametrize('own, other', [
-    (None, signal.SIGINT), (signal.SIGTERM, signal.SIGINT),
-    (signal.SIGINT, signal.SIGTERM), (signal.SIGINT, None)])
-def test_all_processes_stop_by_one_signal(monkeypatch, own, other):
-  said = []
-  def gather(message):
-    said.append(message)
-    return np.stack(said)
-  monkeypatch.setattr(jax, 'process_count', lambda: 2)
-  monkeypatch.setattr(multihost_utils, 'process_allgather', gather)
-  with preemption.GracefulStop() as stop:
-    if other:
-      signal.raise_signal(other)
-    stop.should_stop()
-  with preemption.GracefulStop() as stop:
-    if own:
-      signal.raise_signal(own)
-    assert stop.should_stop() and stop.signum == signal.SIGINT
-    if not own:  # Its first one comes late: it may not end the saving.
-      signal.raise_signal(signal.SIGTERM)
-      assert stop.signum == signal.SIGINT

@@ -11,6 +11,7 @@ import time
 from absl import logging
 import numpy as np
 
+from adavit_jax import paths
 from adavit_jax.data import decode
 from adavit_jax.data import encoded_split
 from adavit_jax.data import image_files
@@ -111,7 +112,8 @@ def files(config_data) -> tuple[ImageFiles, ImageFiles]:
     raise ValueError(
         "config.data.name='folder' needs config.data.data_dir: the directory"
         ' with train/ and test/ or val/')
-  root = pathlib.Path(config_data.data_dir).expanduser()
+  root = pathlib.Path(paths.expanded(
+      config_data.data_dir, 'config.data.data_dir'))
   if not (root / 'train').is_dir():
     raise ValueError(
         f'{root / "train"} does not exist: config.data.data_dir must hold'

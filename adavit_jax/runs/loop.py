@@ -8,9 +8,11 @@ import jax
 import numpy as np
 
 from adavit_jax import data
+from adavit_jax import paths
 from adavit_jax.evaluation import evaluator
 from adavit_jax.evaluation import exit_evaluator
 from adavit_jax.evaluation import validate
+from adavit_jax.runs import ahead
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import checks
 from adavit_jax.runs import devices
@@ -24,7 +26,6 @@ from adavit_jax.runs import pretrained
 from adavit_jax.runs import progress as progress_lib
 from adavit_jax.runs import saved_run
 from adavit_jax.runs import teacher as teacher_lib
-from adavit_jax.runs import workdir as workdir_lib
 from adavit_jax.runtime import stopping
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import guards
@@ -53,7 +54,7 @@ class Trainer:
       ValueError: if the config is invalid, before anything is computed.
     """
     config_lib.check(config)
-    workdir = workdir_lib.expanded(workdir)
+    workdir = paths.expanded(workdir, 'workdir')
     if run is not None:
       saved = run.newest()
     else:
@@ -134,7 +135,7 @@ class Trainer:
     """
     config = self.config
     with (checkpoints.Checkpoints(self.workdir) as ckpts,
-          preemption.GracefulStop(check_every=20) as stop,
+          preemption.GracefulStop() as stop,
           stopping.checked_by(stop.check)):
       try:
         first = self._restore(ckpts)
@@ -216,6 +217,7 @@ class Trainer:
       state = self._after_step(state, first, phase, start, due, ckpts, metrics)
     recent = []  # metrics of the steps since the last line
     batches = self._batches(phase, start, first, crop)
+    dispatched = ahead.Ahead()
     with (contextlib.closing(batches), contextlib.closing(
               progress_lib.Progress(end, label=phase)) as progress):
       for step, (images, labels) in enumerate(batches, first + 1):
@@ -224,6 +226,7 @@ class Trainer:
           stopping.check()
         state, step_metrics = step_fn(state, images, labels, *taught_by)
         recent.append(step_metrics)
+        dispatched.add(step_metrics)
         due = _due(self.config, phase, step - start, stop.should_stop())
         if due.line:
           self._write_line(recent, step, phase, metrics, progress)

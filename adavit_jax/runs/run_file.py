@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
+from adavit_jax import paths
 from adavit_jax import weights
 from adavit_jax.data import data_config
 from adavit_jax.runs import common_groups
@@ -160,9 +161,10 @@ def write(path, info, step, system, params, settings, dtype):
     ValueError: if the path has another suffix, the dtype is unknown, or values
       exceed its range.
   """
-  path = epath.Path(path).expanduser()
-  if path.suffix != SUFFIX:
+  path = paths.expanded(path, 'path')
+  if not path.endswith(SUFFIX):
     raise ValueError(f'{path} must end in {SUFFIX}')
+  path = paths.to_write(path, 'path')
   if dtype not in DTYPES:
     raise ValueError(f'dtype={dtype!r} must be one of {DTYPES}')
   leaves = {native.name(leaf): np.asarray(x, np.float32)

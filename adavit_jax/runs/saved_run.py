@@ -11,11 +11,11 @@ import jax
 from ml_collections import config_dict
 
 from adavit_jax import data
+from adavit_jax import paths
 from adavit_jax.models import registry
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import common_groups
 from adavit_jax.runs import history
-from adavit_jax.runs import workdir as workdir_lib
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import sharded
 from adavit_jax.train import state as state_lib
@@ -91,7 +91,7 @@ class Run:
     Raises:
       ValueError: if it is no directory but a run in one file.
     """
-    self.workdir = workdir = workdir_lib.expanded(workdir)
+    self.workdir = workdir = paths.expanded(workdir, 'workdir')
     if workdir.endswith('.safetensors'):
       raise ValueError(f'{workdir} is a file; a work directory is needed here. '
                        f'A run in one file is for adavit_jax.load, predict.py '

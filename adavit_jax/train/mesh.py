@@ -5,6 +5,8 @@ one device on that axis, every device has the whole state. The same code runs on
 one chip and on a pod: a mean inside `jax.jit` is a mean over the global batch.
 """
 
+import signal
+
 import jax
 from jax.sharding import AxisType
 from jax.sharding import Mesh
@@ -19,7 +21,7 @@ def join_cluster():
   """Connects this process to the others of its pod or cluster.
 
   It comes before anything else that uses devices. `runs.peers` ends the others
-  if one of them dies, and JAX itself does if that is process 0.
+  if one of them dies.
 
   Raises:
     ValueError: if JAX finds no cluster.
@@ -30,6 +32,8 @@ def join_cluster():
   except ValueError as error:
     raise ValueError(f'--distributed found no pod or cluster ({error}); leave '
                      f'it out on a single host') from error
+  # JAX's handler would only note it, and `runs.preemption` has its own.
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, *, devices=None) -> Mesh:
