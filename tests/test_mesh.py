@@ -1,5 +1,7 @@
 """The mesh, batch and state on it, the guards and the stop flag."""
 
+import types
+
 from adavit_jax.train import guards
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import sharded

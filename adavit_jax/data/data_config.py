@@ -22,6 +22,7 @@ def default_config() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(dict(
       name='digits',  # one of `SOURCES`
       data_dir='',  # of the folder, of the packed set, or of tfds
+      labels='',  # folder: file of labels, see data.label_file; '': its folders
       cache_dir='',  # '' = $ADAVIT_CACHE, else ~/.cache/adavit_jax
       image_size=8,  # side of the model's input in pixels
       load_size=0,  # side of the decoded images in pixels; 0 = by crop
@@ -84,6 +85,10 @@ def check_source(config_data) -> None:
         f'config.data.data_dir={config_data.data_dir!r} is not read by'
         f' {name!r}, which needs no files: leave it empty, or set data.name to'
         " 'folder', 'packed' or tfds:NAME")
+  if config_data.labels and name != 'folder':
+    raise ValueError(
+        f'config.data.labels={config_data.labels!r} is not read by {name!r}:'
+        " leave it empty, or set data.name='folder'")
   for field, low in (('image_size', 1), ('load_size', 0)):
     if not low <= config_data[field] <= _MAX_SIZE:
       raise ValueError(
