@@ -6,7 +6,7 @@ import threading
 import time
 
 from adavit_jax.runs import agreement
-from adavit_jax.runs import ahead
+from adavit_jax.runs import dispatch_limit
 from adavit_jax.runs import preemption
 import jax
 import pytest
@@ -128,7 +128,7 @@ def test_the_host_is_a_second_ahead_of_the_devices(monkeypatch, seconds, most):
     done.append(step)
     now[0] = max(now[0], (step + 1) * seconds)
   monkeypatch.setattr(ahead.jax, 'block_until_ready', block)
-  dispatched = ahead.Ahead(clock=lambda: now[0])
+  dispatched = dispatch_limit.DispatchLimit(clock=lambda: now[0])
   waiting = []
   for step in range(60):
     now[0] += seconds / 100  # of the host

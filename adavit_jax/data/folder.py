@@ -64,12 +64,13 @@ def unlabelled(config_data) -> dict[str, dict[str, str]]:
   parts = {}
   for part in ('train', 'test' if (root / 'test').is_dir() else 'val'):
     left_out = collections.Counter()
-    paths = image_files.find(root / part, left_out)
+    images = image_files.find(root / part, left_out)
     image_files.warn(root / part, left_out)
-    if not paths:
+    if not images:
       raise ValueError(f'config.data.data_dir: {root / part} holds no image')
     parts[part] = {
-        pathlib.Path(path).relative_to(root).as_posix(): path for path in paths}
+        pathlib.Path(path).relative_to(root).as_posix(): path
+        for path in images}
   return parts
 
 

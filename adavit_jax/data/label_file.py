@@ -4,6 +4,8 @@ import json
 import pathlib
 from typing import NamedTuple
 
+from adavit_jax import paths
+
 
 class Labels(NamedTuple):
   """Classes of image files.
@@ -30,7 +32,8 @@ def read(path) -> Labels:
   """
   try:
     fields = json.loads(
-        pathlib.Path(path).expanduser().read_text(encoding='utf-8'))
+        pathlib.Path(paths.expanded(path, 'config.data.labels')).read_text(
+            encoding='utf-8'))
     labels = Labels(tuple(map(str, fields['class_names'])), fields['labels'])
     num = len(labels.class_names)
     wrong = [name for name, label in labels.labels.items()

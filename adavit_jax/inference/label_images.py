@@ -30,6 +30,7 @@ from adavit_jax.runtime import modes
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import guards
 from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import sharded
 from adavit_jax.train import system as system_lib
 from adavit_jax.weights import labels as labels_lib
 
@@ -81,7 +82,7 @@ def predict(config, num_classes):
       image_size=config.data.image_size, mean=folder.IMAGENET_MEAN,
       std=folder.IMAGENET_STD))
   mesh = mesh_lib.make_mesh()
-  params = mesh_lib.replicate(
+  params = sharded.put(
       models.fold(system.model, pretrained.load(system)), mesh)
   program = jax.jit(
       lambda params, images: modes.forward(

@@ -12,10 +12,10 @@ from adavit_jax import paths
 from adavit_jax.evaluation import evaluator
 from adavit_jax.evaluation import exit_evaluator
 from adavit_jax.evaluation import validate
-from adavit_jax.runs import ahead
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import checks
 from adavit_jax.runs import devices
+from adavit_jax.runs import dispatch_limit
 from adavit_jax.runs import first_state
 from adavit_jax.runs import history
 from adavit_jax.runs import metric_writer
@@ -217,7 +217,7 @@ class Trainer:
       state = self._after_step(state, first, phase, start, due, ckpts, metrics)
     recent = []  # metrics of the steps since the last line
     batches = self._batches(phase, start, first, crop)
-    dispatched = ahead.Ahead()
+    dispatched = dispatch_limit.DispatchLimit()
     with (contextlib.closing(batches), contextlib.closing(
               progress_lib.Progress(end, label=phase)) as progress):
       for step, (images, labels) in enumerate(batches, first + 1):

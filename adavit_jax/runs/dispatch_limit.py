@@ -6,7 +6,7 @@ import time
 import jax
 
 
-class Ahead:
+class DispatchLimit:
   """Lets the host dispatch programs for about a second of the devices' time.
 
   They then always have work, and a signal need not wait for dozens of slow
