@@ -127,7 +127,7 @@ def test_the_host_is_a_second_ahead_of_the_devices(monkeypatch, seconds, most):
   def block(step):  # a device that does one step after the other
     done.append(step)
     now[0] = max(now[0], (step + 1) * seconds)
-  monkeypatch.setattr(ahead.jax, 'block_until_ready', block)
+  monkeypatch.setattr(dispatch_limit.jax, 'block_until_ready', block)
   dispatched = dispatch_limit.DispatchLimit(clock=lambda: now[0])
   waiting = []
   for step in range(60):

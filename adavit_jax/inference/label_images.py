@@ -9,30 +9,15 @@ agreement with the model, and every accuracy is that agreement: no image needs a
 true label.
 """
 
-import contextlib
-
 from absl import app
 from absl import flags
 import jax
-import numpy as np
 
 from adavit_jax import models
-from adavit_jax import weights
-from adavit_jax.data import encoded_split
-from adavit_jax.data import folder
 from adavit_jax.data import label_file
-from adavit_jax.data import labelled_files
-from adavit_jax.data import splits
-from adavit_jax.evaluation import batched
-from adavit_jax.runs import pretrained
-from adavit_jax.runs import progress as progress_lib
-from adavit_jax.runtime import modes
+from adavit_jax.inference import labelling
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import guards
-from adavit_jax.train import mesh as mesh_lib
-from adavit_jax.train import sharded
-from adavit_jax.train import system as system_lib
-from adavit_jax.weights import labels as labels_lib
 
 _WEIGHTS = flags.DEFINE_string(
     'weights', None, 'File of pretrained weights.', required=True)
@@ -48,61 +33,6 @@ _NUM_CLASSES = flags.DEFINE_integer(
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 64, 'Images at a time.', 1)
 
 
-def predict(config, num_classes):
-  """Predicts the class of every image of a folder.
-
-  Args:
-    config: see `train.config.default_config`; `init.weights`, `model.name`,
-      `data.data_dir`, `data.image_size` and `eval_batch_size` are read.
-    num_classes: K.
-
-  Returns:
-    `label_file.Labels`.
-
-  Raises:
-    ValueError: if the file does not fit the model, or there are no images.
-  """
-  config = pretrained.with_preprocessing(config, None)
-  parts = folder.unlabelled(config.data)
-  root = folder.directory(config.data)
-  names = tuple(map(str, range(num_classes)))
-  for stated in labels_lib.stated(weights.read(config.init.weights)).values():
-    if len(stated) == num_classes:
-      names = tuple(stated)
-  images = {
-      part: encoded_split.lazy_parts(
-          labelled_files.ImageFiles(
-              root / part, files.values(), [0] * len(files),
-              names), config.data)[0]
-      for part, files in parts.items()}
-  train, test = images.values()
-  system = system_lib.create(config, splits.Dataset(
-      train, train, test, num_classes=num_classes, class_names=names,
-      channels=labelled_files.ImageFiles.channels,
-      image_size=config.data.image_size, mean=folder.IMAGENET_MEAN,
-      std=folder.IMAGENET_STD))
-  mesh = mesh_lib.make_mesh()
-  params = sharded.put(
-      models.fold(system.model, pretrained.load(system)), mesh)
-  program = jax.jit(
-      lambda params, images: modes.forward(
-          system.model, params, system.normalize(images)).total.argmax(-1),
-      out_shardings=mesh_lib.replicated(mesh))
-  labels = {}
-  for part, files in parts.items():
-    found = []
-    with contextlib.closing(
-        progress_lib.Progress(len(files), label=f'labels of {part}')) as shown:
-      for valid, classes in batched.run_batches(
-          images[part], np.arange(len(files)),
-          lambda images, *_: program(params, images), mesh,
-          config.eval_batch_size):
-        found += classes[:valid].tolist()
-        shown.update(len(found), len(found), {})
-    labels.update(zip(files, found))
-  return label_file.Labels(names, labels)
-
-
 def main(argv):
   if argv[1:]:
     raise app.UsageError(f'unknown arguments {argv[1:]}')
@@ -116,7 +46,7 @@ def main(argv):
     config.data.image_size = models.create(_MODEL.value).image_size
     config.eval_batch_size = (
         _BATCH_SIZE.value + -_BATCH_SIZE.value % jax.device_count())
-    labels = predict(config, _NUM_CLASSES.value)
+    labels = labelling.predict(config, _NUM_CLASSES.value)
     label_file.write(_OUTPUT.value, labels)
   except guards.USER_ERRORS as error:
     raise SystemExit(f'error: {error}') from error
