@@ -275,3 +275,20 @@ def test_steps_of_these_devices():
       'parameters', 'optimizer', 'averages', 'teacher'))
   rest = joint['total'] - joint['activations'] - held
   assert 0 < rest - 8 * 8 * 8 * 3 / 8 < 2000  # images; labels, step and price
+
+
+@pytest.mark.parametrize('text, says', [
+    ('RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory\nrequired '
+     'is 24.00G of 15.75G. Largest program allocations: ...',
+     'RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required '
+     'is 24.00G of 15.75G'),
+    ('INTERNAL: a bug', None)])
+def test_programs_that_do_not_fit(text, says):
+  def fail():
+    raise jax.errors.JaxRuntimeError(text)
+  lowered = types.SimpleNamespace(compile=fail)
+  if says:
+    assert forecast._compiled(lowered) == (None, says)
+  else:
+    with pytest.raises(jax.errors.JaxRuntimeError, match='a bug'):
+      forecast._compiled(lowered)
