@@ -14,9 +14,12 @@ import types
 import adavit_jax
 from adavit_jax.runs import loop
 from adavit_jax.train import sharded
+from adavit_jax.train import step as step_lib
 import jax
 import numpy as np
 import processes
+import pytest
+import states
 import tiny
 
 B, D = 8, 3
@@ -31,11 +34,13 @@ def _batch():
 W = np.array([0.5, -1., 2.], np.float32)
 
 
-def _main(index, port, workdir):
+def _main(index, port, workdir, worker):
   # The last one counts.
   os.environ['XLA_FLAGS'] += ' --xla_force_host_platform_device_count=2'
   try:
-    _worker(index, port, workdir)
+    jax.distributed.initialize(
+        f'127.0.0.1:{port}', num_processes=2, process_id=index)
+    globals()[worker](index, workdir)
   except Exception:
     traceback.print_exc()
     sys.stderr.flush()
@@ -43,10 +48,8 @@ def _main(index, port, workdir):
     os._exit(1)
 
 
-def _worker(index, port, workdir):
+def _worker(index, workdir):
   """Runs in each process; prints the gradient and what else it saw."""
-  jax.distributed.initialize(
-      f'127.0.0.1:{port}', num_processes=2, process_id=index)
   from adavit_jax.runs import checkpoints
   from adavit_jax.runs import preemption
   from adavit_jax.train import mesh as mesh_lib
@@ -195,11 +198,25 @@ def _train(workdir):
   assert (pixels == train.images(rows)[:, 0, 0, 0]).all()
 
 
-def test_two_processes(tmp_path, monkeypatch, caplog):
+def _all_phases(index, workdir):
+  """All that a run does between steps, on 2 x 2 devices; steps are noise."""
+  del index
+  sharded._SMALLEST = 64
+  step_lib.make_step = states.noise
+  config = tiny.get_config()
+  config.mesh.fsdp = 2
+  state = loop.Trainer(config, workdir + '/run', tiny.dataset()).train()
+  whole = jax.jit(lambda tree: tree, out_shardings=jax.NamedSharding(
+      state.key.sharding.mesh, jax.P()))(state.params)
+  print('TRAINED', _total(map(np.asarray, jax.tree.leaves(whole))).hex())
+
+
+def _run(worker, directory):
+  """What both processes print, and log, when they run a function: two lists."""
   with socket.socket() as s:
     s.bind(('127.0.0.1', 0))
     port = s.getsockname()[1]
-  both = [processes.Process(tmp_path, _main, i, port, str(tmp_path))
+  both = [processes.Process(directory, _main, i, port, str(directory), worker)
           for i in range(2)]
   until = time.monotonic() + 300
   # One that fails leaves the other waiting at a barrier.
@@ -207,9 +224,26 @@ def test_two_processes(tmp_path, monkeypatch, caplog):
          and time.monotonic() < until):
     time.sleep(0.05)
   codes = [p.wait(0) for p in both]
-  outputs, errors = ([getattr(p, name) for p in both]
-                     for name in ('out', 'err'))
   assert codes == [0, 0], '\n'.join(p.out + p.err for p in both)
+  return [p.out for p in both], [p.err for p in both]
+
+
+@pytest.mark.nightly
+def test_two_processes_in_all_phases(tmp_path, monkeypatch):
+  """End where one process ends."""
+  outputs, _ = _run('_all_phases', tmp_path)
+  totals = [float.fromhex(line.split()[1]) for out in outputs
+            for line in out.splitlines() if line.startswith('TRAINED')]
+  monkeypatch.setattr(step_lib, 'make_step', states.noise)
+  config = tiny.get_config()
+  config.mesh.data = 1
+  state = loop.Trainer(config, str(tmp_path / 'one'), tiny.dataset()).train()
+  want = _total(map(np.asarray, jax.tree.leaves(state.params)))
+  np.testing.assert_allclose(totals, [want] * 2, rtol=1e-5)
+
+
+def test_two_processes(tmp_path, monkeypatch, caplog):
+  outputs, errors = _run('_worker', tmp_path)
 
   batch = {k: v.astype(np.float64) for k, v in _batch().items()}
   error = batch['x'] @ W - batch['y']

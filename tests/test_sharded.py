@@ -157,3 +157,21 @@ def test_a_run_goes_on_with_another_mesh(
   assert any(x.sharding.spec for x in jax.tree.leaves(got.opt_state))
   assert int(got.step) == int(want.step) == tiny.STEPS
   _close(_learned(got), _learned(want))
+
+
+@pytest.mark.nightly
+def test_all_that_a_run_does_between_steps(tmp_path, monkeypatch):
+  """Masks, values, statistics, thresholds; also for a run that starts there."""
+  monkeypatch.setattr(sharded, '_SMALLEST', 64)
+  monkeypatch.setattr(step_lib, 'make_step', states.noise)
+  config, found = tiny.get_config(), []
+  for name, sizes in (('one', (1, 1)), ('four', (2, 2))):
+    config.mesh.update(data=sizes[0], fsdp=sizes[1])
+    state = loop.Trainer(
+        config, str(tmp_path / name), tiny.dataset()).train()
+    found.append((_learned(state), np.array(state.log_price)))
+  _close(*found)
+  config.phases, config.init.workdir = ('joint',), str(tmp_path / 'four')
+  state = loop.Trainer(
+      config, str(tmp_path / 'next'), tiny.dataset()).train()
+  assert any(x.sharding.spec for x in jax.tree.leaves(state.teacher))
