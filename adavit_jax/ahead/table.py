@@ -58,7 +58,7 @@ def row(forecast):
       '?' if f.largest_batch is None else f'~{f.largest_batch}',
       f'{f.compile_seconds:.0f}')
   line = ''.join(
-      str(cell).ljust(width) if i == 0 else str(cell).rjust(width)
+      str(cell).ljust(width) if i == 0 else f' {cell}'.rjust(width)
       for i, (cell, (_, width)) in enumerate(zip(cells, _COLUMNS)))
   return f'{line}\n  {f.says}' if f.says else line
 
