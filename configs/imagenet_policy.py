@@ -12,7 +12,7 @@ prepared as array_record add --config.data.name=tfds:imagenet2012; DIR is then
 its data_dir. A pod should read a packed set with worker processes
 (docs/input.md):
 
-  --config.data.name=packed --config.data.workers=48
+  --config.data.name=packed --config.data.workers=16
 
 The dense phase is DeiT's recipe: 300 epochs, AdamW, weight decay, warm-up, drop
 path, random resized crops, RandAugment (m9, mstd0.5, inc1), random erasing,
