@@ -56,8 +56,7 @@ another of its models that takes 224 pixels:
   --config.teacher.workdir=RUN --config.teacher.model=''
   --config.teacher.weights=FILE --config.teacher.model=NAME
 
-`:tiny` runs 10 steps of every phase at 64 x 64 pixels; with 300 images it takes
-about 2 minutes of CPU time on 2 cores:
+`:tiny` runs 10 steps of every phase at 64 x 64 pixels; 300 images are enough:
 
   python train.py --config=configs/imagenet_policy.py:tiny \\
       --config.data.data_dir=DIR --workdir=runs/imagenet_tiny
