@@ -21,6 +21,8 @@ from absl import logging
 from etils import epath
 
 import adavit_jax
+from adavit_jax import errors
+from adavit_jax import paths
 from adavit_jax.exits import confidence
 from adavit_jax.inference import export
 from adavit_jax.models import plan
@@ -30,7 +32,6 @@ from adavit_jax.report import promised_row
 from adavit_jax.runs import orbax_manager
 from adavit_jax.runs import run_file
 from adavit_jax.runs import saved_run
-from adavit_jax.train import guards
 
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Directory of a run, or what else adavit_jax.load takes.',
@@ -89,6 +90,8 @@ def main(argv):
   try:
     threshold = confidence.parse_thresholds(_THRESHOLD.value)
     _check_flags(threshold)
+    if _MODE.value != 'stages':
+      paths.to_write(_OUTPUT.value, '--output')
     promise = _promise() if _PROMISE.value else None
     clf = adavit_jax.load(_WORKDIR.value, phase=_PHASE.value, best=_BEST.value,
                           rule=promise.rule if promise else _RULE.value,
@@ -111,12 +114,12 @@ def main(argv):
       _suggest_eval(clf, threshold, promise)
       return
     if _MODE.value == 'stages':
-      paths = export.export_stages(clf, _OUTPUT.value, **options)
-      print(*(f'wrote {path} and {path}.json' for path in paths), sep='\n')
+      files = export.export_stages(clf, _OUTPUT.value, **options)
+      print(*(f'wrote {path} and {path}.json' for path in files), sep='\n')
       _hint()
       return
     export.export(clf, _OUTPUT.value, mode=_MODE.value, **options)
-  except guards.USER_ERRORS as error:
+  except errors.USER_ERRORS as error:
     logging.debug('traceback', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error
   print(f'wrote {_OUTPUT.value} and {_OUTPUT.value}.json')

@@ -17,11 +17,12 @@ import numpy as np
 import scipy
 
 import adavit_jax
+from adavit_jax import errors
+from adavit_jax import paths
 from adavit_jax.exits import confidence
 from adavit_jax.report import layer_picture
 from adavit_jax.report import table
 from adavit_jax.runs import orbax_manager
-from adavit_jax.train import guards
 
 _MODEL = flags.DEFINE_string(
     'model', None, 'Work directory of a run, or what else adavit_jax.load '
@@ -38,6 +39,11 @@ def main(argv):
     if not argv[1:]:
       raise ValueError('no image is given: python predict.py IMAGE... '
                        '--model=NAME')
+    output = _OUTPUT.value
+    if output is not None:
+      if not output.endswith('.png'):
+        raise ValueError(f'--output={output} must end in .png')
+      output = paths.to_write(output, '--output')
     clf = adavit_jax.load(_MODEL.value)
     _set(clf, confidence.parse_thresholds(_THRESHOLD.value))
     images = [clf.read(path) for path in argv[1:]]
@@ -45,11 +51,11 @@ def main(argv):
     print(f'\n{_MODEL.value} on {jax.devices()[0].device_kind}, one image at a '
           f'time, median of {_NUM_CALLS} calls\n')
     print(table.format_rows([(row['path'], row) for row in rows], _COLUMNS))
-    if _OUTPUT.value:
-      layer_picture.draw([_drawn(row) for row in rows],
-                         clf.system.model, _OUTPUT.value)
-      print(f'\nwrote {_OUTPUT.value}')
-  except guards.USER_ERRORS as error:
+    if output is not None:
+      layer_picture.draw(
+          [_drawn(row) for row in rows], clf.system.model, output)
+      print(f'\nwrote {output}')
+  except errors.USER_ERRORS as error:
     logging.debug('traceback', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error
 

@@ -3,7 +3,8 @@
   python train.py --config=configs/digits_policy.py --workdir=DIR
 
 The same command resumes a stopped run. `--config.x=y` overrides a field of the
-config.
+config. With --compile_for=v5e:16x16 nothing is trained: it prints what every
+phase takes on that TPU slice, which this machine need not have.
 """
 
 import re
@@ -16,10 +17,11 @@ from absl import logging
 import jax
 from ml_collections import config_flags
 
+from adavit_jax import errors
+from adavit_jax.ahead import compile_for
 from adavit_jax.runs import loop
 from adavit_jax.runs import orbax_manager
 from adavit_jax.runs import peers
-from adavit_jax.train import guards
 from adavit_jax.train import mesh as mesh_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -29,21 +31,29 @@ _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Directory for checkpoints and metrics.')
 _DISTRIBUTED = flags.DEFINE_bool(
     'distributed', False, 'Run on all hosts of a pod or cluster.')
-flags.mark_flags_as_required(['config', 'workdir'])
+_COMPILE_FOR = flags.DEFINE_string(
+    'compile_for', None, 'Only compile, for a TPU slice such as v5e:16x16 or '
+    "v4:2x2x4, or for the devices 'here'; the work directory, if given, gets a "
+    'JSON file.')
+flags.mark_flag_as_required('config')
 
 
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   try:
+    if _COMPILE_FOR.value:
+      compile_for.compile_for(
+          _CONFIG.value, _COMPILE_FOR.value, _WORKDIR.value)
+      return
     if _DISTRIBUTED.value:
       mesh_lib.join_cluster()
-    logging.info('%d devices of kind %s', jax.device_count(),
-                 jax.devices()[0].device_kind)
     with peers.watched():
+      logging.info('%d devices of kind %s', jax.device_count(),
+                   jax.devices()[0].device_kind)
       trainer = loop.Trainer(_CONFIG.value, _WORKDIR.value)
       state = trainer.train()
-  except guards.USER_ERRORS as error:
+  except errors.USER_ERRORS as error:
     logging.debug('traceback', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error
   if state is not None:
@@ -80,7 +90,13 @@ def _parse(argv):
   """Parses the flags; a mistake ends the program with a one-sentence error."""
   try:
     rest = flags.FLAGS(_last_of_each(argv))
-    _CONFIG.value.phases  # raises if the config file is missing
+    config = _CONFIG.value
+    # Raises another error if the config file is missing.
+    if getattr(config, 'phases', None) is None:
+      raise SystemExit(f'error: --config: get_config() returns {config!r}; let '
+                       f'it begin with default_config() of train.config')
+    if not (_WORKDIR.value or _COMPILE_FOR.value):
+      raise flags.IllegalFlagValueError('flag --workdir=None: give a directory')
     return rest
   except (AttributeError, IndexError, KeyError) as error:
     frame = traceback.extract_tb(error.__traceback__)[-1]

@@ -20,10 +20,7 @@ linear layers of encoders begin with Xavier's distribution in place of its own.
 It has not been run; time and accuracy are unknown (paper: about 80.0 % at 2.8 G
 MACs for T2T-ViT-12, 82.8 % at 5.3 G for T2T-ViT-14).
 
-On 16 chips of v5e, XLA plans 3.26 GiB a chip for T2T-ViT-12 without RandAugment
-and random erasing, in 14 minutes on a shared core: `python
-benchmarks/aot_tpu.py --config=configs/imagenet_dvt.py --topology=v5e:4x4
---config.data.erasing=0 --config.data.rand_augment.magnitude=0`.
+What a step takes on 16 chips of v5e is in docs/pods.md.
 """
 
 from adavit_jax.train import config as base

@@ -1,6 +1,6 @@
-"""Layer dropping on ImageNet: DeiT-S; `:base` is ViT-B/16, `:tiny` a test.
+"""Layer dropping on ImageNet: DeiT-S; `:base` and `:large` are ViT-B and ViT-L.
 
-`:taught` is DeiT-S with a teacher that is another model.
+`:taught` is DeiT-S with a teacher that is another model, `:tiny` a test.
 
 On every host of a TPU v5e 4x4 slice (16 chips of 16 GiB):
 
@@ -25,21 +25,8 @@ the model alone). The colour jitter among DeiT's arguments has no effect in its
 code, since RandAugment takes its place.
 
 This config has not been run on a TPU: time and accuracy are unknown, and the
-steps and learning rates after the dense phase are first guesses. Its steps
-compile for that slice. Memory in GiB per chip, planned by the compiler of
-libtpu 0.0.42.1 with jax 0.10.2 for the default variant with 1024 images in all
-batches, without RandAugment, random erasing and repeats (`:base` was not
-measured):
-
-  python benchmarks/aot_tpu.py --config=configs/imagenet_policy.py \\
-      --topology=v5e:4x4 --config.dense.batch_size=1024 \\
-      --config.data.repeats=1 --config.data.erasing=0 \\
-      --config.data.rand_augment.magnitude=0
-
-  dense 1.72   warm_start 1.30   policy 1.30   joint 1.81
-
-No step gathers the batch, and none has a conditional, because training uses the
-`masked` mode.
+steps and learning rates after the dense phase are first guesses. What its steps
+take on that slice, and on others, is in docs/pods.md.
 
 With a teacher, the distillation token learns from its classes, as in DeiT, or
 from its softmax with --config.dense.hard_distill=False; without one, both
@@ -71,14 +58,16 @@ _DENSE_BATCH = 1152  # a multiple of the repeats
 
 
 def get_config(variant='small'):
-  """Returns the schedule for DeiT-S; 'base' is ViT-B/16, 'tiny' a short test.
+  """Returns the schedule for DeiT-S; 'base' is ViT-B/16, 'large' is ViT-L/16.
 
-  'taught' is DeiT-S with a teacher, whose file is to be given.
+  'taught' is DeiT-S with a teacher, whose file is to be given, 'tiny' a short
+  test.
   """
   models = {
       'small': 'deit_small_distilled_patch16_224',
       'taught': 'deit_small_distilled_patch16_224',
       'base': 'vit_base_patch16_224',
+      'large': 'vit_large_patch16_224',
       'tiny': 'vit_tiny_patch16_224',
   }
   if variant not in models:
@@ -129,6 +118,8 @@ def get_config(variant='small'):
   config.joint.learning_rate = 1e-4
   config.joint.policy_lr_factor = 10.0  # the policy's learning rate is 1e-3
   config.joint.ema = 0.9999
+  if variant == 'large':
+    config.mesh.fsdp = 4  # the chips of a host hold one state between them
   if variant == 'taught':
     config.teacher.update(
         model='vit_base_patch16_224', phases=('dense', 'joint'))

@@ -22,6 +22,8 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
 _FLAGS = {
     '--xla_force_host_platform_device_count': 8,
     '--xla_cpu_parallel_codegen_split_count': 1,  # a tenth of the time
+    # It makes faster programs; without it, a sixth less time to compile.
+    '--xla_disable_hlo_passes': 'tree_reduction_rewriter',
 }
 # Another XLA may not know this flag, and dies of those that it does not know.
 if importlib.metadata.version('jaxlib').startswith('0.10.'):

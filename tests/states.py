@@ -50,7 +50,9 @@ def one_device():
   """
   make_mesh = mesh_lib.make_mesh
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(mesh_lib, 'make_mesh', lambda num=1: make_mesh(num))
+    # For the rest of the devices, -1, as for 1.
+    patch.setattr(mesh_lib, 'make_mesh', lambda data=1, fsdp=1, **options: (
+        make_mesh(abs(data), fsdp, **options)))
     yield
 
 

@@ -12,6 +12,7 @@ from adavit_jax.runtime import image_buffer
 from adavit_jax.runtime import stage_program
 from adavit_jax.runtime import stages as stages_lib
 from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import sharded
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,7 +63,7 @@ def _make(model, params, rule=confidence_lib.RULES['entropy'], sizes=SIZES):
 @pytest.fixture(scope='module')
 def cascade(model, params, images):
   # As a run is restored.
-  params = mesh_lib.replicate(params, mesh_lib.make_mesh(1))
+  params = sharded.put(params, mesh_lib.make_mesh(1))
   cascade = _make(model, params)
   cascade.warm_up(images)
   return cascade

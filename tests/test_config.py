@@ -22,6 +22,7 @@ import tiny
     ("train.py --config.phases=('dens',) --config.phases ('static',)",
      "'static'"),
     ('train.py --workdir=/dev/null/run', '/dev/null/run'),
+    ('train.py --config=tests/odd_config.py', '--config.*3'),
     ('export.py --threshold=0.3 --mode=dense',
      '^--threshold=0.3.*--mode=dense'),
     ('export.py --threshold=0.3 --mode=static',
@@ -98,6 +99,13 @@ def test_mistaken_flags_end_in_one_sentence(command, named, tmp_path):
     ({'data.policy_crop_padding': 100_000}, 'policy_crop_padding=100000'),
     ({'dtype': 'float16'}, "dtype='float16'"),
     ({'model.num_heads': 3}, 'num_heads=3'),
+    ({'model.depth': 10**9}, f'depth={10**9}'),
+    ({'model.module': '..x'}, "model.module='..x'"),
+    ({'policy.samples': 10**9}, f'policy.samples={10**9}'),
+    ({'dense.weight_decay': float('inf')}, 'weight_decay=inf'),
+    ({'dense.nested': float('inf')}, 'dense.nested=inf'),
+    ({'dense.steps': None}, 'dense.steps=None.*1000'),
+    ({'data.scenes.kind': None}, 'data.scenes.kind=None'),
     ({'model.num_fixed': 4}, 'num_fixed=4'),
 ])
 def test_wrong_configs(tmp_path, fields, message):
@@ -112,10 +120,19 @@ def test_wrong_configs(tmp_path, fields, message):
     (dict(data_dir='/nowhere'), "data_dir='/nowhere'.*'digits'"),
     (dict(image_size=100_000), 'image_size=100000'),
     (dict(load_size=100_000), 'load_size=100000'),
+    (dict(name='tfds:../x'), "name='tfds:../x'.* Give tfds:NAME"),
+    (dict(mean=('a',)), r"data.mean=\('a',\)"),
+    ({'name': 'digit_scenes', 'scenes.num_train': 10**12},
+     f'scenes.num_train={10**12}'),
+    ({'name': 'rotated_digits', 'rotations.num_test': 1},
+     'rotations.num_test=1 '),
+    (dict(name='digit_scenes', cache_dir='setup.py/cache'),
+     "cache_dir='setup.py/cache'.*setup.py is a file"),
 ])
-def test_what_the_built_in_data_cannot_be(fields, message):
+def test_what_the_built_in_data_cannot_be(fields, message, monkeypatch):
+  monkeypatch.chdir(tiny.ROOT)
   config = data.default_config()
-  config.update(fields)
+  config.update_from_flattened_dict(fields)
   with pytest.raises(ValueError, match=message):
     data.load(config, seed=0)
 

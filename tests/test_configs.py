@@ -23,12 +23,12 @@ VARIANTS = dict(
     digit_scenes_policy=('mix', 'max'),
     digits_exits=('', 'end_to_end', 'layer_wise'),
     digits_policy=('', 'patent', 'self_critical'),
-    folder_policy=('small', 'tiny'),
+    folder_exits=('small', 'tiny'), folder_policy=('small', 'tiny'),
     imagenet_crossvit=('small_240', '15_dagger_408'),
     imagenet_evo=('tiny_224', 'small_224', 'base_384'),
     imagenet_levit=('128s', '256', '384', 'evo_128'),
     imagenet_dvt=('t2t_12', 't2t_14', 'deit_small'),
-    imagenet_policy=('small', 'taught', 'base', 'tiny'),
+    imagenet_policy=('small', 'taught', 'base', 'large', 'tiny'),
     cifar10_shuffle=('', 'cpu'), imagenet_shuffle=('tiny', 'base'),
     imagenet_vil=('small_224', 'base_deep_384', 'l1,p4,f8_l2,s0,g0'))
 

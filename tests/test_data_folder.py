@@ -11,6 +11,7 @@ from adavit_jax import data
 from adavit_jax.data import decode
 from adavit_jax.data import encoded_split
 from adavit_jax.data import folder
+from adavit_jax.data import labelled_files
 import numpy as np
 from PIL import Image
 import pytest
@@ -265,7 +266,7 @@ def test_a_file_that_the_disk_does_not_give_is_a_corrupt_image(
     if path == bad:
       raise OSError(errno.EIO, 'Input/output error')
     return open(path, *args)
-  monkeypatch.setattr(folder, 'open', read, raising=False)
+  monkeypatch.setattr(labelled_files, 'open', read, raising=False)
   with pytest.raises(ValueError, match=f'{bad}.*Input/output.*on_corrupt'):
     data.load(config)
   config.on_corrupt = 'skip'

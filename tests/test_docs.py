@@ -42,9 +42,11 @@ RUN = ('README.md', 'docs/getting_started.md', 'docs/concepts.md',
        'docs/deploying.md', 'docs/weights.md')
 # Arguments that are not absl's, so that only the file is looked for.
 OWN_ARGUMENTS = ('examples/run_exported.py', 'benchmarks/accuracy_time.py',
-                 'benchmarks/curves.py', 'benchmarks/seeds.py')
+                 'benchmarks/curves.py', 'benchmarks/rivals.py',
+                 'benchmarks/seeds.py')
 # Arguments that are no flags.
-IMAGES = {'predict.py': ['image.png']}
+POSITIONAL = {'predict.py': (['image.png'],),
+              'adavit_jax/data/pack.py': (['SOURCE', 'DEST'], ['DEST'])}
 # Prints the arguments of a command instead of running it; all others fail.
 STUBS = '''
 set -euo pipefail
@@ -147,7 +149,8 @@ def _parse(argv, monkeypatch):
   monkeypatch.setattr(os, 'environ', dict(os.environ))  # topology sets some
   tiny.load(argv[0])
   rest = own(list(argv))
-  assert rest[1:] == IMAGES.get(argv[0], []), f'{rest[1:]} are no flags'
+  assert rest[1:] in POSITIONAL.get(argv[0], ([],)), (
+      f'{rest[1:]} are no flags')
   return own
 
 
@@ -176,8 +179,9 @@ def test_a_command_is_understood(command, monkeypatch):
       assert extra in extras
     return
   if argv[0] == '-m':
-    assert argv[1] == 'pytest'
-    return
+    if argv[1] == 'pytest':
+      return
+    argv = [argv[1].replace('.', '/') + '.py', *argv[2:]]
   assert (ROOT / argv[0]).is_file()
   if argv[0] in OWN_ARGUMENTS:
     return

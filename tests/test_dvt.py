@@ -154,6 +154,7 @@ def test_stages_with_a_policy(num_fixed, overrides):
       run(params), numpy_dvt.logits(m, params, np.float64(x), keep), **CLOSE)
 
 
+@pytest.mark.nightly
 def test_gradients_flow_through_both_kinds_of_reuse():
   """From the last exit into every parameter but those of the earlier one."""
   x, both = images(), model(grids=(2, 3), depth=1)

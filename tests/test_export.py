@@ -406,7 +406,8 @@ def test_a_threshold_that_is_none_is_not_exported(clf, tmp_path, monkeypatch):
 
 
 def test_a_directory_is_no_file_to_write(clf, tmp_path):
-  with pytest.raises(ValueError, match=f'^{re.escape(str(tmp_path))} .*file'):
+  with pytest.raises(
+      ValueError, match=f'^output={re.escape(str(tmp_path))} .*file'):
     export.export(clf, tmp_path, mode='cond')
 
 

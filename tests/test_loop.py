@@ -11,12 +11,14 @@ import traceback
 
 from adavit_jax import data
 from adavit_jax.models import plan
+from adavit_jax.runs import due as due_lib
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import loop
 from adavit_jax.runs import orbax_manager
 from adavit_jax.runs import preemption
 from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import sharded
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
 from adavit_jax.runtime import stopping
@@ -112,7 +114,7 @@ def ends(trainer, whole):
   found = {}
   with checkpoints.Checkpoints(workdir, read_only=True) as ckpts:
     for i, phase in enumerate(tiny.PHASES):
-      shapes = mesh_lib.put_shapes(
+      shapes = sharded.put_shapes(
           step_lib.abstract_state(trainer.system, phase), trainer.mesh)
       found[phase] = ckpts.restore(shapes, 6 * (i + 1), 'phases')
   return found
@@ -197,6 +199,7 @@ def stop_at(monkeypatch):
     asked = iter(range(first + 1, END + 1))
     monkeypatch.setattr(preemption.GracefulStop, 'should_stop',
                         lambda self: next(asked) in steps)
+    monkeypatch.setattr(preemption.GracefulStop, 'check', lambda self: None)
   return at
 
 
@@ -244,7 +247,7 @@ def test_metrics_are_checked_before_a_validation():
   """A signal during it saves the state."""
   config = tiny.get_config()
   config.log_every, config.eval_every, config.checkpoint_every = 5, 3, 4
-  due = [loop._due(config, 'dense', done, False) for done in range(1, 7)]
+  due = [due_lib.after(config, 'dense', done, False) for done in range(1, 7)]
   assert [d.validation for d in due] == [False, False, True, False, False, True]
   assert [d.line for d in due] == [False, False, True, True, True, True]
 
@@ -370,7 +373,7 @@ def _main(workdir):
   sys.argv = ['train.py', f'--config={__file__}', f'--workdir={workdir}']
   import train
   make_mesh = mesh_lib.make_mesh
-  mesh_lib.make_mesh = lambda: make_mesh(1)  # as the fixture `one_device`
+  mesh_lib.make_mesh = lambda *_: make_mesh(1)  # as the fixture `one_device`
   step_lib.make_step = _cheap_step
   data.load = lambda *args, **kwargs: tiny.dataset(seconds=0.1)
   logging.set_verbosity(logging.INFO)

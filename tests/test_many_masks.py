@@ -9,6 +9,7 @@ from adavit_jax.models.params import fold
 from adavit_jax.runtime import many_masks
 from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import sharded
 import jax
 import numpy as np
 import odd
@@ -37,7 +38,7 @@ def _check(model, params, images, num=4, mesh=None):
   assert np.ptp(want, axis=0).max() > 0.05
   if mesh is not None:
     z1, images = mesh_lib.shard_batch((z1, images), mesh)
-    params = mesh_lib.replicate(params, mesh)
+    params = sharded.put(params, mesh)
   seen = []
   finish = jax.jit(lambda p, x: modes.classify(model, p, x).total)
   def logits(x):

@@ -8,6 +8,7 @@ from adavit_jax.policies import mask_losses
 from adavit_jax.policies import mask_search
 from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import sharded
 import jax
 import numpy as np
 import optax
@@ -248,7 +249,7 @@ def test_candidates_of_images_that_devices_share(given, monkeypatch):
     return losses(model, mesh, params, x, labels)
   monkeypatch.setattr(mask_losses, '_losses', spied)
   got = mask_search.candidates(
-      model, mesh_lib.replicate(params, mesh), *arrays, mesh=mesh)
+      model, sharded.put(params, mesh), *arrays, mesh=mesh)
   np.testing.assert_array_equal(got.keep, want.keep)
   for x in jax.tree.leaves(laid):  # 5 and 6 images
     assert [shard.data.shape[0] for shard in x.addressable_shards] == [3, 3]

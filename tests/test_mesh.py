@@ -1,12 +1,11 @@
-"""The mesh, the batch on it, the guards and the stop flag."""
+"""The mesh, batch and state on it, and metrics that are not finite."""
 
-import signal
+import types
 
-from adavit_jax.runs import preemption
-from adavit_jax.train import guards
+from adavit_jax import errors
 from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import sharded
 import jax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,25 +13,49 @@ import pytest
 
 def test_make_mesh():
   mesh = mesh_lib.make_mesh()
-  assert mesh.axis_names == ('data',)
+  assert dict(mesh.shape) == {'data': 8, 'fsdp': 1}
   assert mesh.size == jax.device_count() == 8
-  assert mesh.axis_types == (jax.sharding.AxisType.Auto,)
-  assert list(mesh_lib.make_mesh(2).devices) == jax.devices()[:2]
-  with pytest.raises(ValueError, match='num_devices=9'):
-    mesh_lib.make_mesh(9)
+  assert mesh.axis_types == (jax.sharding.AxisType.Auto,) * 2
+  assert mesh_lib.make_mesh(2).devices.tolist() == [
+      [device] for device in jax.devices()[:2]]
+
+
+@pytest.mark.parametrize('sizes, want', [
+    ((-1, 2), (4, 2)), ((1, -1), (1, 8)), ((2, 2), (2, 2)), ((2, -1), (2, 4))])
+def test_sizes_of_the_axes(sizes, want):
+  mesh = mesh_lib.make_mesh(*sizes)
+  assert mesh.devices.shape == want
+  # Along 'fsdp', devices are neighbours.
+  assert mesh.devices.flatten().tolist() == jax.devices()[:mesh.size]
+
+
+@pytest.mark.parametrize('sizes, words', [
+    ((0, 1), 'mesh.data=0 must'), ((-1, -2), 'mesh.fsdp=-2 must'),
+    ((-1, -1), 'mesh.data=-1 and mesh.fsdp=-1'), ((9, 1), 'mesh.data=9 .* 8 '),
+    ((-1, 3), 'mesh.fsdp=3 .* 8 '), ((4, 4), 'mesh.data=4 and mesh.fsdp=4')])
+def test_sizes_that_do_not_fit(sizes, words):
+  with pytest.raises(ValueError, match=words):
+    mesh_lib.make_mesh(*sizes)
+
+
+def test_no_process_is_left_out():
+  devices = [types.SimpleNamespace(process_index=i // 2, id=i)
+             for i in range(4)]
+  with pytest.raises(ValueError, match='mesh.data=2 x mesh.fsdp=1 .* 4 dev'):
+    mesh_lib.make_mesh(2, devices=devices)
 
 
 def test_devices_lie_in_the_mesh_by_process(monkeypatch):
   """As `shard_batch` lays the rows, whatever the order they are found in."""
   devices = jax.devices()
   monkeypatch.setattr(jax, 'devices', lambda: devices[::-1])
-  assert list(mesh_lib.make_mesh().devices) == devices
+  assert mesh_lib.make_mesh().devices.flatten().tolist() == devices
 
 
 def test_replicate_takes_keys_and_arrays():
   mesh = mesh_lib.make_mesh(4)
   tree = {'key': jax.random.key(7), 'x': np.arange(3.)}
-  got = mesh_lib.replicate(tree, mesh)
+  got = sharded.put(tree, mesh)
   for x in jax.tree.leaves(got):
     assert x.sharding.is_equivalent_to(mesh_lib.replicated(mesh), x.ndim)
   assert jax.random.key_data(got['key']).tolist() == [0, 7]
@@ -84,46 +107,11 @@ def test_fetch_replicated_and_plain():
 
 
 def test_check_finite():
-  guards.check_finite(1, {'loss': 1., 'keep': np.ones((2, 3)), 'n': 4,
+  errors.check_finite(1, {'loss': 1., 'keep': np.ones((2, 3)), 'n': 4,
                           'half': jnp.bfloat16(3)})
-  with pytest.raises(guards.NonFiniteError, match='step 7: loss=nan') as e:
-    guards.check_finite(7, {'acc': 0.5, 'loss': float('nan')})
+  with pytest.raises(errors.NonFiniteError, match='step 7: loss=nan') as e:
+    errors.check_finite(7, {'acc': 0.5, 'loss': float('nan')})
   assert (e.value.step, e.value.name) == (7, 'loss')
   assert 'learning_rate' in str(e.value)
   with pytest.raises(FloatingPointError, match='keep'):
-    guards.check_finite(7, {'keep': np.array([1, np.inf])})
-
-
-@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
-def test_graceful_stop(signum):
-  before = [signal.getsignal(s) for s in preemption.SIGNALS]
-  with preemption.GracefulStop() as stop:
-    assert not stop.should_stop()
-    signal.raise_signal(signum)
-    assert stop.signum == signum and stop.should_stop()
-    with pytest.raises(KeyboardInterrupt):
-      signal.raise_signal(signum)
-  assert [signal.getsignal(s) for s in preemption.SIGNALS] == before
-
-
-@pytest.mark.parametrize('own, other', [
-    (None, signal.SIGINT), (signal.SIGTERM, signal.SIGINT),
-    (signal.SIGINT, signal.SIGTERM), (signal.SIGINT, None)])
-def test_all_processes_stop_by_one_signal(monkeypatch, own, other):
-  said = []
-  def gather(message):
-    said.append(message)
-    return np.stack(said)
-  monkeypatch.setattr(jax, 'process_count', lambda: 2)
-  monkeypatch.setattr(multihost_utils, 'process_allgather', gather)
-  with preemption.GracefulStop() as stop:
-    if other:
-      signal.raise_signal(other)
-    stop.should_stop()
-  with preemption.GracefulStop() as stop:
-    if own:
-      signal.raise_signal(own)
-    assert stop.should_stop() and stop.signum == signal.SIGINT
-    if not own:  # Its first one comes late: it may not end the saving.
-      signal.raise_signal(signal.SIGTERM)
-      assert stop.signum == signal.SIGINT
+    errors.check_finite(7, {'keep': np.array([1, np.inf])})

@@ -446,7 +446,7 @@ def test_compact_packs_on_each_device_under_shard_map(model, params):
   z1 = jax.random.normal(
       jax.random.key(2), (16, model.num_tokens, model.width))
   actions = _random(2, 16)
-  rows = jax.P(mesh_lib.AXIS)
+  rows = jax.P(mesh_lib.AXES)
   packed = jax.jit(jax.shard_map(
       lambda p, x, a: _skipping(
           'compact', model, p, x, a, read=2, chunk=1)[:, :2], mesh=mesh,

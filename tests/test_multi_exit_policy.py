@@ -106,6 +106,7 @@ def _runner(model, mode=None):
   return run
 
 
+@pytest.mark.nightly
 def test_modes_agree_under_a_policy(
     steered, weights, images, keep, logits, by_hand):
   masked, chosen = _runner(steered, 'masked'), _runner(steered)

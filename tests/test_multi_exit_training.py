@@ -14,6 +14,7 @@ from adavit_jax.runs import saved_run
 from adavit_jax.runtime import stages as stages_lib
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
+from adavit_jax.train import sharded
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
@@ -251,7 +252,7 @@ def stepwise(layers, dataset):
   step = jax.jit(step_lib.make_step(trainer.system, 'layer_wise', 0),
                  donate_argnums=0,
                  out_shardings=mesh_lib.replicated(trainer.mesh))
-  state = mesh_lib.replicate(
+  state = sharded.put(
       state_lib.init_state(trainer.system, 0), trainer.mesh)
   state = phase_start.enter(trainer, state, 'layer_wise')
   stages, metrics, batches = [states.copy(state)], [], []
@@ -304,7 +305,7 @@ def test_every_round_has_a_fresh_optimizer(layers, stepwise):
   # The first step of a round does not see what the round before left.
   for i, fresh in ((2, True), (3, False)):
     state = states.copy(stages[i])
-    spoilt = mesh_lib.replicate(jax.tree.map(
+    spoilt = sharded.put(jax.tree.map(
         lambda x: np.asarray(x) + 1, state.opt_state), trainer.mesh)
     again, _ = step(state.replace(opt_state=spoilt), *batches[i])
     assert states.same(again.params, stages[i + 1].params) == fresh

@@ -1,4 +1,7 @@
-"""Two processes of two CPU devices each compute what one process would."""
+"""Two processes of two CPU devices each compute what one process would.
+
+The run that they train has a mesh of 2 x 2.
+"""
 
 import os
 import signal
@@ -9,8 +12,12 @@ import traceback
 import types
 
 import adavit_jax
+from adavit_jax.runs import loop
+from adavit_jax.train import sharded
+import jax
 import numpy as np
 import processes
+import tiny
 
 B, D = 8, 3
 
@@ -38,7 +45,6 @@ def _main(index, port, workdir):
 
 def _worker(index, port, workdir):
   """Runs in each process; prints the gradient and what else it saw."""
-  import jax
   jax.distributed.initialize(
       f'127.0.0.1:{port}', num_processes=2, process_id=index)
   from adavit_jax.runs import checkpoints
@@ -75,19 +81,24 @@ def _worker(index, port, workdir):
     raise AssertionError('half of a batch was fetched')
 
   # Orbax reads the shards, here one in each process.
-  pair = jax.sharding.Mesh(jax.devices()[::2], (mesh_lib.AXIS,))
+  pair = jax.sharding.Mesh(
+      np.asarray(jax.devices()[::2])[:, None], mesh_lib.AXES)
   local = {'x': jnp.arange(3.), 'key': jax.random.key(0), 'np': np.arange(3.)}
-  copies = mesh_lib.replicate(local, pair)
-  assert mesh_lib.replicate(copies, pair)['x'] is copies['x']
+  copies = sharded.put(local, pair)
+  assert sharded.put(copies, pair)['x'] is copies['x']
   for x in (copies['x'], copies['np'], jax.random.key_data(copies['key'])):
     shard, = x.addressable_shards
     assert (np.asarray(shard.data) == mesh_lib.fetch(x)).all()
 
-  with preemption.GracefulStop(check_every=2) as stop:
+  with preemption.GracefulStop() as stop:
     if index == 1:  # One is asked, both agree, at one time.
       signal.raise_signal(signal.SIGINT)
-    assert [stop.should_stop() for _ in range(2)] == [False, True]
+    calls = 1
+    while not stop.should_stop():
+      calls += 1
+      time.sleep(0.01)
     assert stop.signum == signal.SIGINT  # by which the process will exit
+  print('STOPPED', calls)
 
   with checkpoints.Checkpoints(workdir) as ckpts:
     assert ckpts.save(3, {'grad': grad}, {'at': 3}, metric=0.5) == (
@@ -130,26 +141,41 @@ def _fitted(index):
   return got
 
 
-def _train(workdir):
-  """A whole run of one step, and a resumed one that finds it done."""
-  from adavit_jax.evaluation import batched
-  from adavit_jax.runs import loop
-  from adavit_jax.train import mesh as mesh_lib
-  import jax
-  import tiny
+def _config():
   config = tiny.get_config()
   config.phases, config.dense.steps = ('dense',), 1
   # Compiles faster.
   config.model.depth, config.dense.nested, config.dense.mask_weight = 2, 0., 0.
-  dataset = tiny.dataset()
-  trainer = loop.Trainer(config, workdir, dataset)
-  state = trainer.train()
-  again = trainer.train()
-  for a, b in zip(*map(jax.tree.leaves, (state.params, again.params))):
-    assert (mesh_lib.fetch(a) == mesh_lib.fetch(b)).all()
-  total = sum(float(abs(mesh_lib.fetch(x)).sum())
-              for x in jax.tree.leaves(state.params))
-  print('TRAINED', total.hex())
+  return config
+
+
+def _total(params):
+  """The sum of all magnitudes."""
+  return sum(float(abs(x).sum()) for x in params)
+
+
+def _train(workdir):
+  """A whole run of one step on 2 x 2 devices, and resumed ones that find it.
+
+  The state is sharded over the devices of a process, then over both processes.
+  """
+  from adavit_jax.evaluation import batched
+  from adavit_jax.train import mesh as mesh_lib
+  config, dataset = _config(), tiny.dataset()
+  sharded._SMALLEST = 64
+  fetched = []
+  for sizes in ((2, 2), (2, 2), (1, 4)):
+    config.mesh.update(data=sizes[0], fsdp=sizes[1])
+    trainer = loop.Trainer(config, workdir, dataset)
+    state = trainer.train()
+    assert any(x.sharding.spec for x in jax.tree.leaves(state.opt_state))
+    whole = jax.jit(lambda tree: tree, out_shardings=mesh_lib.replicated(
+        trainer.mesh))(state.params)
+    fetched.append(jax.tree.leaves(mesh_lib.fetch(whole)))
+  for again in fetched[1:]:
+    for a, b in zip(fetched[0], again):
+      assert (a == b).all()
+  print('TRAINED', _total(fetched[0]).hex())
 
   # One process alone, whatever the other one does meanwhile.
   if jax.process_index() == 1:
@@ -169,7 +195,7 @@ def _train(workdir):
   assert (pixels == train.images(rows)[:, 0, 0, 0]).all()
 
 
-def test_two_processes(tmp_path):
+def test_two_processes(tmp_path, monkeypatch, caplog):
   with socket.socket() as s:
     s.bind(('127.0.0.1', 0))
     port = s.getsockname()[1]
@@ -181,13 +207,14 @@ def test_two_processes(tmp_path):
          and time.monotonic() < until):
     time.sleep(0.05)
   codes = [p.wait(0) for p in both]
-  outputs = [p.out for p in both]
+  outputs, errors = ([getattr(p, name) for p in both]
+                     for name in ('out', 'err'))
   assert codes == [0, 0], '\n'.join(p.out + p.err for p in both)
 
   batch = {k: v.astype(np.float64) for k, v in _batch().items()}
   error = batch['x'] @ W - batch['y']
   want = [np.mean(error ** 2), *(2 * error @ batch['x'] / B)]
-  for word in ('TRAINED', 'FITTED'):
+  for word in ('STOPPED', 'TRAINED', 'FITTED'):
     found = [line for out in outputs for line in out.splitlines()
              if line.startswith(word)]
     assert len(found) == 2 and found[0] == found[1], word
@@ -197,3 +224,18 @@ def test_two_processes(tmp_path):
   assert len(lines) == 2 and lines[0] == lines[1]
   got = [float.fromhex(x) for x in lines[0].split()[1:]]
   np.testing.assert_allclose(got, want, rtol=1e-5)
+
+  for error in errors:
+    assert ('resumed on 1 x 4 devices of kind cpu in 2 processes, saved on 2 x '
+            '2 devices' in error)
+  trained, = {line.split()[1] for out in outputs for line in out.splitlines()
+              if line.startswith('TRAINED')}
+  monkeypatch.setattr(sharded, '_SMALLEST', 64)
+  config = _config()
+  config.mesh.update(data=4, fsdp=2)
+  state = loop.Trainer(
+      config, str(tmp_path / 'run'), tiny.dataset()).train()
+  assert ('resumed on 4 x 2 devices of kind cpu in 1 process, saved on 2 x 2 '
+          'devices of kind cpu in 2 processes') in caplog.text
+  found = _total(map(np.asarray, jax.tree.leaves(state.params)))
+  np.testing.assert_allclose(found, float.fromhex(trained), rtol=1e-6)

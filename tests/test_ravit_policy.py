@@ -30,6 +30,8 @@ from states import trace_once  # a fixture
 from test_report import opens  # a fixture
 import tiny
 
+pytestmark = pytest.mark.nightly
+
 STEPS = 2
 
 
@@ -54,7 +56,6 @@ def run(steps, tmp_path_factory):
   return workdir, trainer, trainer.train()
 
 
-@pytest.mark.nightly
 @pytest.mark.parametrize('steps', ['trained'], indirect=True)
 def test_each_phase_trains_its_groups(run):
   workdir, trainer, state = run
@@ -177,7 +178,6 @@ def by_hand(run, clf):
       trainer.dataset.test.images(np.arange(16))))
 
 
-@pytest.mark.nightly
 def test_exported_stages_are_the_same_model(
     run, decided, clf, by_hand, tmp_path):
   workdir, trainer, _ = run
@@ -210,7 +210,6 @@ def test_exported_stages_are_the_same_model(
         clf(images).logits, logits, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.nightly
 def test_its_cascade_is_timed(run, decided, tiny_data, monkeypatch):
   workdir, trainer, _ = run
   monkeypatch.syspath_prepend(pathlib.Path(tiny.ROOT, 'benchmarks'))
@@ -228,7 +227,6 @@ def test_its_cascade_is_timed(run, decided, tiny_data, monkeypatch):
       macs / trainer.system.plain_cost.dense)
 
 
-@pytest.mark.nightly
 def test_a_ravit_with_a_policy_loads_as_a_cascade(run, clf, by_hand):
   """It is the policy with every branch computed, but for what it spends."""
   images = run[1].dataset.test.images(np.arange(16))
@@ -258,7 +256,6 @@ def test_a_ravit_with_a_policy_loads_as_a_cascade(run, clf, by_hand):
   assert set(chosen) == {0, 1}
 
 
-@pytest.mark.nightly
 def test_before_its_policy_a_ravit_runs_all_layers(run):
   workdir, trainer, state = run
   clf = adavit_jax.load(workdir, phase='exits', max_batch_size=4)

@@ -121,12 +121,14 @@ def test_thresholds_out_of_the_range_of_a_rule():
 
 
 @pytest.mark.parametrize('texts, want', [
-    (None, None), ([], None), (['-0.3'], -0.3), (['0'], 0.),
+    (None, None), (['-0.3'], -0.3), (['0'], 0.),
     (['0.5', '1e-2'], [0.5, 0.01])])
 def test_thresholds_of_a_flag(texts, want):
   assert confidence_lib.parse_thresholds(texts) == want
 
 
-def test_a_threshold_that_is_no_number():
-  with pytest.raises(ValueError, match="^--threshold=0.5,abc"):
-    confidence_lib.parse_thresholds(['0.5', 'abc'])
+@pytest.mark.parametrize('texts, given', [
+    (['0.5', 'abc'], '0.5,abc'), ([], ' must')])
+def test_a_threshold_that_is_no_number(texts, given):
+  with pytest.raises(ValueError, match=f'^--threshold={given}'):
+    confidence_lib.parse_thresholds(texts)

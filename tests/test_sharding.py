@@ -4,6 +4,7 @@ import re
 
 from adavit_jax.models import plan
 from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import sharded
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
 import jax
@@ -16,29 +17,34 @@ RAVIT = {'model.name': 'ravit_cifar_patch4_32', 'model.depth': None,
          'model.layers': (2, 1), 'model.factors': (2., 1.)}
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize('phase, fields', [
-    ('joint', {}),
-    pytest.param('dense', {}, marks=pytest.mark.nightly),
-    pytest.param('exits', {'phases': ('exits',)}, marks=pytest.mark.nightly),
-    pytest.param('warm_start', {}, marks=pytest.mark.nightly),
-    pytest.param('policy', {}, marks=pytest.mark.nightly),
-    pytest.param('joint', RAVIT, marks=pytest.mark.nightly)])
-def test_no_device_sends_the_tokens_of_its_images(phase, fields):
-  config, mesh = tiny.get_config(), mesh_lib.make_mesh()
+    ('joint', {}), ('dense', {}), ('exits', {'phases': ('exits',)}),
+    ('warm_start', {}), ('policy', {}), ('joint', RAVIT)])
+@pytest.mark.parametrize('fsdp', [1, 2, 8])
+def test_no_device_sends_the_tokens_of_its_images(
+    fsdp, phase, fields, monkeypatch):
+  monkeypatch.setattr(sharded, '_SMALLEST', 64)
+  config, mesh = tiny.get_config(), mesh_lib.make_mesh(fsdp=fsdp)
   config.model.depth = 2  # compiles faster
   config.update_from_flattened_dict(fields)
   system = system_lib.create(config, tiny.dataset())
-  state = mesh_lib.put_shapes(step_lib.abstract_state(system, phase), mesh)
+  state = sharded.put_shapes(step_lib.abstract_state(system, phase), mesh)
   batch = [jax.ShapeDtypeStruct(shape, dtype,
                                 sharding=mesh_lib.batch_sharding(mesh))
            for shape, dtype in (((16, 8, 8, 1), jnp.uint8), ((16,), jnp.int32))]
-  step = jax.jit(step_lib.make_step(system, phase, 0))
+  step = step_lib.jitted(step_lib.make_step(system, phase, 0), state, mesh)
   hlo = step.lower(state, *batch).compile().as_text()
   assert 'all-reduce' in hlo
+  groups = {','.join(map(str, x.shape)) for x in jax.tree.leaves(state.params)
+            if x.sharding.spec}
+  assert bool(groups) == (fsdp > 1)
   sent = re.findall(r'\w+\[([\d,]+)\][^=]* '
                     r'(?:all-gather|all-to-all|collective-permute)\(', hlo)
   kept = ['8,8,1']  # images, which a RAViT looks at again
   for place in range(plan.num_encoders(system.model) + 1):
     at = plan.tokens_at(system.model, place)
     kept.append(f'{at.num},{at.width}')
-  assert not [shape for shape in sent if shape.endswith(tuple(kept))], sent
+  assert groups.intersection(sent) or fsdp == 1  # parameters are gathered
+  assert not [shape for shape in sent if shape.endswith(tuple(kept))
+              and shape not in groups], sent

@@ -211,7 +211,7 @@ def devices(phases):
   """Two, which compile faster, and in `nightly` all eight."""
   make_mesh, count = mesh_lib.make_mesh, 8 if len(phases) > 2 else 2
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(mesh_lib, 'make_mesh', lambda num=count: make_mesh(num))
+    patch.setattr(mesh_lib, 'make_mesh', lambda *_: make_mesh(count))
     yield
 
 
@@ -234,13 +234,13 @@ def trained(phases, devices, steps, dataset, tmp_path_factory):
   return workdir, loop.Trainer(_config(phases), workdir, dataset).train()
 
 
-@pytest.mark.parametrize('num', [
-    1, pytest.param(4, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize('num', [1, 4])
 def test_one_device_and_several_learn_the_same(
     phases, trained, dataset, tmp_path, monkeypatch, num):
   """In the first phases; the later ones compile for long."""
   one, phases = mesh_lib.make_mesh(1), phases[:num]
-  monkeypatch.setattr(mesh_lib, 'make_mesh', lambda: one)
+  monkeypatch.setattr(mesh_lib, 'make_mesh', lambda *_: one)
   loop.Trainer(_config(phases), str(tmp_path), dataset).train()
   want, found = _losses(trained[0]), _losses(str(tmp_path))
   assert found.keys() == {

@@ -14,6 +14,8 @@ import uuid
 from absl import logging
 import numpy as np
 
+from adavit_jax import paths
+
 # Increment whenever the content for an unchanged key changes.
 FORMAT = 1
 
@@ -25,15 +27,20 @@ def cache_root(cache_dir: str = '') -> pathlib.Path:
   """Returns `cache_dir`, else $ADAVIT_CACHE, else ~/.cache/adavit_jax.
 
   Raises:
-    ValueError: if it is a URL such as 'gs://...'.
+    ValueError: if it is a URL such as 'gs://...', or in no directory.
   """
   chosen = cache_dir or os.environ.get('ADAVIT_CACHE') or '~/.cache/adavit_jax'
+  name = 'config.data.cache_dir' if cache_dir else 'ADAVIT_CACHE'
   if '://' in chosen:
-    name = 'config.data.cache_dir' if cache_dir else 'ADAVIT_CACHE'
     raise ValueError(
         f'{name}={chosen!r} is not a local directory: the cache is'
         ' memory-mapped, so give a directory on this machine')
-  return pathlib.Path(chosen).expanduser()
+  root = pathlib.Path(paths.expanded(chosen, name))
+  there = next(path for path in (root, *root.parents, '.')
+               if os.path.exists(path))
+  if not os.path.isdir(there):
+    raise ValueError(f'{name}={chosen!r} cannot be made: {there} is a file')
+  return root
 
 
 def cache_path(

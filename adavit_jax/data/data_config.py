@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import numbers
 
 import ml_collections
 from ml_collections import config_dict
@@ -10,6 +11,7 @@ SOURCES = (
     'digits', 'digit_scenes', 'rotated_digits', 'folder', 'packed', 'tfds:NAME')
 _BUILT_IN = SOURCES[:3]
 _MAX_SIZE = 8192
+_MAX_COMPOSED = 10_000_000
 INTERPOLATIONS = ('bicubic', 'bilinear')
 # Fields that belong to the weights: the preprocessing they were trained with.
 PREPROCESSING = ('mean', 'std', 'interpolation', 'crop')
@@ -20,6 +22,7 @@ def default_config() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(dict(
       name='digits',  # one of `SOURCES`
       data_dir='',  # of the folder, of the packed set, or of tfds
+      labels='',  # folder: file of labels, see data.label_file; '': its folders
       cache_dir='',  # '' = $ADAVIT_CACHE, else ~/.cache/adavit_jax
       image_size=8,  # side of the model's input in pixels
       load_size=0,  # side of the decoded images in pixels; 0 = by crop
@@ -82,6 +85,10 @@ def check_source(config_data) -> None:
         f'config.data.data_dir={config_data.data_dir!r} is not read by'
         f' {name!r}, which needs no files: leave it empty, or set data.name to'
         " 'folder', 'packed' or tfds:NAME")
+  if config_data.labels and name != 'folder':
+    raise ValueError(
+        f'config.data.labels={config_data.labels!r} is not read by {name!r}:'
+        " leave it empty, or set data.name='folder'")
   for field, low in (('image_size', 1), ('load_size', 0)):
     if not low <= config_data[field] <= _MAX_SIZE:
       raise ValueError(
@@ -126,10 +133,18 @@ def _check_preprocessing(config_data) -> None:
         ' set the size of decoded images: set load_size=0, or crop=None')
   for field, low in (('mean', 0), ('std', 1 / 512)):
     values = config_data[field]
-    if values is not None and not all(low <= x <= 1 for x in values):
+    if values is not None and not all(
+        isinstance(x, numbers.Real) and low <= x <= 1 for x in values):
       raise ValueError(
-          f'config.data.{field}={tuple(values)} must be in {low:.3g}..1: white'
-          ' is 1')
+          f'config.data.{field}={tuple(values)} must be numbers in'
+          f' {low:.3g}..1: white is 1')
+
+
+def check_count(field, count) -> None:
+  """Raises ValueError unless so many images can be composed in memory."""
+  if not 2 <= count <= _MAX_COMPOSED:
+    raise ValueError(
+        f'config.data.{field}={count} must be in 2..{_MAX_COMPOSED}')
 
 
 def check_augmentation(config_data) -> None:

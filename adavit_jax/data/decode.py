@@ -9,6 +9,7 @@ from PIL import ExifTags
 from PIL import Image
 from PIL import UnidentifiedImageError
 
+from adavit_jax import paths
 from adavit_jax.data import data_config
 
 # Limit for the resized image: a one-pixel-high strip could take gigabytes.
@@ -92,7 +93,10 @@ def read(path, config_data, model) -> np.ndarray:
     FileNotFoundError: if the file does not exist.
   """
   size = model.image_size
-  data = epath.Path(path).expanduser().read_bytes()
+  file = epath.Path(paths.expanded(path, 'image'))
+  if paths.is_special(file):
+    raise CorruptImageError(f'{path} is a pipe or a device, not an image file')
+  data = file.read_bytes()
   try:
     image = decode_image(
         data, size=data_config.load_size(config_data), channels=model.channels,

@@ -139,10 +139,8 @@ def load(config_data, *, seed: int) -> splits.Dataset:
   if scenes.kind not in KINDS:
     raise ValueError(
         f'config.data.scenes.kind={scenes.kind!r} must be one of {KINDS}')
-  if min(scenes.num_train, scenes.num_test) < 2:
-    raise ValueError(
-        f'config.data.scenes: num_train={scenes.num_train} and'
-        f' num_test={scenes.num_test} must be at least 2')
+  for field in ('num_train', 'num_test'):
+    config_lib.check_count(f'scenes.{field}', scenes[field])
   counts = dict(
       train=scenes.num_train,
       holdout=scenes.num_test // 2 if config_data.holdout else 0,

@@ -1,103 +1,28 @@
 """Image folders: root/train/CLASS/* and root/test/CLASS/* or root/val/CLASS/*.
+
+With a file of labels, classes need no folders: root/train/** and so on.
 """
 
 import collections
 from collections.abc import Sequence
-from concurrent import futures
-import hashlib
 import pathlib
-import time
 
 from absl import logging
-import numpy as np
 
-from adavit_jax.data import decode
+from adavit_jax import paths
 from adavit_jax.data import encoded_split
 from adavit_jax.data import image_files
+from adavit_jax.data import label_file
+from adavit_jax.data import labelled_files
 from adavit_jax.data import splits
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class ImageFiles:
-  """The image files below directory/CLASS, sorted: an `EncodedImages`."""
-
-  channels = 3
-  key = {'source': 'folder'}
-
-  def __init__(
-      self, directory: pathlib.Path, class_names: Sequence[str] | None = None
-  ):
-    """Lists the files, and logs how many others there are.
-
-    Args:
-      directory: has one folder per class, which is searched recursively.
-      class_names: the classes in order; None takes the names of the folders.
-
-    Raises:
-      ValueError: if the directory or the class folders are missing, or a class
-        folder is empty or not in `class_names`.
-    """
-    if wrong := _misfit(directory, class_names):
-      raise ValueError(
-          f'{directory} {wrong}: put the images of each class into'
-          f' {directory}/CLASS/')
-    left_out = collections.Counter()
-    folders = image_files.class_folders(directory, left_out)
-    if class_names is None:
-      class_names = folders
-    self.class_names = tuple(class_names)
-    self.label = f'{directory.parent.name}-{directory.name}'
-    self._files = []
-    labels = []
-    for label, name in enumerate(self.class_names):
-      if name not in folders:
-        continue
-      files = image_files.find(directory / name, left_out)
-      if not files:
-        raise ValueError(
-            f'the class folder {directory / name} holds no image: add images or'
-            f' remove it; image files end in {sorted(image_files.endings())}')
-      self._files += files
-      labels += [label] * len(files)
-    self._labels = np.asarray(labels, np.int32)
-    image_files.warn(directory, left_out)
-
-  def __len__(self) -> int:
-    return len(self._files)
-
-  def name(self, index: int) -> str:
-    """Returns the file's path."""
-    return self._files[index]
-
-  def labels(self) -> np.ndarray:
-    """Returns int32 [n]."""
-    return self._labels
-
-  def read(
-      self, indices: Sequence[int]
-  ) -> list[tuple[bytes | decode.CorruptImageError, int]]:
-    """Returns the bytes, or why they cannot be read, and label of each file.
-    """
-    return [(_read_bytes(self._files[i]), int(self._labels[i]))
-            for i in indices]
-
-  def digest(self, pool: futures.Executor) -> str:
-    """Returns a digest of the images' bytes and labels, in order."""
-    digest = hashlib.sha256()
-    shown = time.monotonic()
-    contents = pool.map(_digest, self._files)
-    for i, (content, label) in enumerate(zip(contents, self._labels.tolist())):
-      digest.update(content + b'%d' % label)
-      if time.monotonic() - shown > 5:
-        shown = time.monotonic()
-        logging.info('Read %d of %d files, to see whether they are cached.',
-                     i + 1, len(self))
-    return digest.hexdigest()
-
-
-def files(config_data) -> tuple[ImageFiles, ImageFiles]:
+def files(
+    config_data
+) -> tuple[labelled_files.ImageFiles, labelled_files.ImageFiles]:
   """Returns the files of the training and of the test split.
 
   Some benchmarks have a test/ without labels: the test split is the first of
@@ -105,24 +30,78 @@ def files(config_data) -> tuple[ImageFiles, ImageFiles]:
 
   Raises:
     ValueError: if config.data.data_dir does not have the layout in the module's
-      docstring.
+      docstring, or `config.data.labels` lacks images.
+  """
+  root = directory(config_data)
+  if config_data.labels:
+    labels = label_file.read(config_data.labels)
+    return tuple(
+        labelled_files.ImageFiles(
+            root / part, names.values(), _labels_of(names, labels, config_data),
+            labels.class_names)
+        for part, names in unlabelled(config_data).items())
+  train_files = labelled_files.ImageFiles.in_class_folders(root / 'train')
+  if len(train_files.class_names) < 2:
+    raise ValueError(
+        f"{root / 'train'} holds only the class {train_files.class_names[0]!r}:"
+        ' add a folder for each class, train/CLASS/*, or label the images, see'
+        ' config.data.labels')
+  return train_files, labelled_files.ImageFiles.in_class_folders(
+      _test_dir(root, train_files.class_names), train_files.class_names)
+
+
+def unlabelled(config_data) -> dict[str, dict[str, str]]:
+  """Returns the images of the training and of the test split, without classes.
+
+  Returns:
+    {'train' and the first of 'test' and 'val': {name in a file of labels:
+    path}}, sorted.
+
+  Raises:
+    ValueError: if a directory is missing or holds no image.
+  """
+  root = directory(config_data)
+  parts = {}
+  for part in ('train', 'test' if (root / 'test').is_dir() else 'val'):
+    left_out = collections.Counter()
+    images = image_files.find(root / part, left_out)
+    image_files.warn(root / part, left_out)
+    if not images:
+      raise ValueError(f'config.data.data_dir: {root / part} holds no image')
+    parts[part] = {
+        pathlib.Path(path).relative_to(root).as_posix(): path
+        for path in images}
+  return parts
+
+
+def directory(config_data) -> pathlib.Path:
+  """Returns `config.data.data_dir`.
+
+  Raises:
+    ValueError: if it is not set, or has no train/.
   """
   if not config_data.data_dir:
     raise ValueError(
         "config.data.name='folder' needs config.data.data_dir: the directory"
         ' with train/ and test/ or val/')
-  root = pathlib.Path(config_data.data_dir).expanduser()
+  root = pathlib.Path(paths.expanded(
+      config_data.data_dir, 'config.data.data_dir'))
   if not (root / 'train').is_dir():
     raise ValueError(
         f'{root / "train"} does not exist: config.data.data_dir must hold'
         ' train/CLASS/* and test/CLASS/* or val/CLASS/*')
-  train_files = ImageFiles(root / 'train')
-  if len(train_files.class_names) < 2:
+  return root
+
+
+def _labels_of(names, labels, config_data):
+  """Returns the classes of the images of a split, in order."""
+  missing = [name for name in names if name not in labels.labels]
+  if missing:
     raise ValueError(
-        f"{root / 'train'} holds only the class {train_files.class_names[0]!r}:"
-        ' add a folder for each class, train/CLASS/*')
-  return train_files, ImageFiles(
-      _test_dir(root, train_files.class_names), train_files.class_names)
+        f'config.data.labels={config_data.labels!r} has no label for'
+        f' {missing[0]!r} ({len(missing)} of {len(names)} images): label the'
+        ' images again')
+  return [labels.labels[name] for name in names]
 
 
 def load(config_data, *, seed: int) -> splits.Dataset:
@@ -147,45 +126,12 @@ def load(config_data, *, seed: int) -> splits.Dataset:
 def _test_dir(root: pathlib.Path, class_names: Sequence[str]) -> pathlib.Path:
   """Returns the first of test/ and val/ whose folders are in `class_names`."""
   test, val = root / 'test', root / 'val'
-  if not (wrong := _misfit(test, class_names)):
+  if not (wrong := labelled_files.misfit(test, class_names)):
     return test
-  if val_wrong := _misfit(val, class_names):
+  if val_wrong := labelled_files.misfit(val, class_names):
     raise ValueError(
         f'there are no test images: {test} {wrong}, and {val} {val_wrong}; put'
         f' those of each training class into {test}/CLASS/')
   if test.is_dir():
     logging.warning('%s %s: the test images are those of %s.', test, wrong, val)
   return val
-
-
-def _misfit(directory: pathlib.Path, class_names: Sequence[str] | None) -> str:
-  """Returns the problem with the class folders, '' if there is none."""
-  if not directory.is_dir():
-    return 'does not exist'
-  folders = image_files.class_folders(directory)
-  if not folders:
-    return 'holds no class folder'
-  unknown = set(folders) - set(folders if class_names is None else class_names)
-  if unknown:
-    return f'holds classes that the training images lack: {sorted(unknown)}'
-  return ''
-
-
-def _read_bytes(path: str) -> bytes | decode.CorruptImageError:
-  for wait in (0.1, 1., None):  # errors of a network may pass
-    try:
-      with open(path, 'rb') as file:
-        return file.read()
-    except OSError as error:
-      if wait is None:
-        return decode.CorruptImageError(
-            f'{type(error).__name__}: {error.strerror}')
-    time.sleep(wait)
-
-
-def _digest(path: str) -> bytes:
-  try:
-    with open(path, 'rb') as file:
-      return hashlib.file_digest(file, 'blake2b').digest()
-  except OSError:
-    return b'unreadable'

@@ -83,15 +83,12 @@ def load(config_data, *, seed: int) -> splits.Dataset:
   Training and held-out images depend on `seed`, test images do not.
 
   Raises:
-    ValueError: if num_train or num_test is too small, noise is out of range, or
-      no digit is held out.
+    ValueError: if num_train, num_test or noise is out of range, or no digit is
+      held out.
   """
   rotations = config_data.rotations
   for field in ('num_train', 'num_test'):
-    if rotations[field] < 2:
-      raise ValueError(
-          f'config.data.rotations.{field}={rotations[field]} must be at least 2'
-      )
+    config_lib.check_count(f'rotations.{field}', rotations[field])
   if not 0 <= rotations.noise <= 1:
     raise ValueError(f'config.data.rotations.noise={rotations.noise} must be in'
                      ' 0..1: white is 1')

@@ -10,6 +10,7 @@ from absl import logging
 from etils import epath
 import numpy as np
 
+from adavit_jax import paths
 from adavit_jax.data import cache
 from adavit_jax.data import data_config as config_lib
 from adavit_jax.data import encoded_split
@@ -172,7 +173,8 @@ def _stats(train, records, config_data, seed):
 def _prepared_path(config_data) -> epath.Path:
   name = config_data.name.removeprefix('tfds:')
   configured = config_data.data_dir or os.environ.get('TFDS_DATA_DIR')
-  data_dir = epath.Path(configured or tfds_dir.default_data_dir()).expanduser()
+  data_dir = epath.Path(paths.expanded(
+      configured or tfds_dir.default_data_dir(), 'config.data.data_dir'))
   if configured and not data_dir.is_dir():
     field = 'config.data.data_dir' if config_data.data_dir else 'TFDS_DATA_DIR'
     raise ValueError(
@@ -204,6 +206,10 @@ def _download(name: str) -> epath.Path:
         f' {name} --file_format=array_record) and set config.data.data_dir to'
         ' its directory; reading it needs no TensorFlow'
     ) from error
+  except ValueError as error:  # of many lines
+    raise ValueError(
+        f"config.data.name='tfds:{name}': {str(error).splitlines()[0]} Give"
+        ' tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:VERSION') from error
   except OSError as error:
     raise ValueError(
         f"'tfds:{name}' is not prepared below {tfds_dir.default_data_dir()},"

@@ -12,6 +12,8 @@ import re
 
 from etils import epath
 
+from adavit_jax import paths
+
 _VERSION = re.compile(r'(\d+)\.(\d+)\.(\d+)')
 _READABLE = ('array_record', 'parquet')
 
@@ -60,9 +62,9 @@ class PreparedDir:
 
 def default_data_dir() -> epath.Path:
   """Returns $TFDS_DATA_DIR, else the default of tfds."""
-  return epath.Path(
-      os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-  ).expanduser()
+  return epath.Path(paths.expanded(
+      os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets',
+      'TFDS_DATA_DIR'))
 
 
 def find(name: str, data_dir: epath.Path) -> epath.Path | None:

@@ -231,17 +231,19 @@ def parse_thresholds(texts):
   """Parses the values of the flag --threshold.
 
   Args:
-    texts: list of strings; None or empty if the flag is not set.
+    texts: list of strings; None if the flag is not set.
 
   Returns:
     None, one float for one string, or a list of floats.
 
   Raises:
-    ValueError: for non-numeric values.
+    ValueError: for non-numeric values, or none.
   """
+  if texts is None:
+    return None
   try:
-    values = [float(text) for text in texts or ()]
+    values = [float(text) for text in texts or ['']]
   except ValueError as e:
     raise ValueError(f'--threshold={",".join(texts)} must be one number, or '
                      f'several separated by commas') from e
-  return (values if len(values) > 1 else values[0]) if values else None
+  return values if len(values) > 1 else values[0]

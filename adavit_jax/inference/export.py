@@ -17,6 +17,7 @@ from jax import export as jax_export
 import jax.numpy as jnp
 import numpy as np
 
+from adavit_jax import paths
 from adavit_jax.data import data_config as data_config
 from adavit_jax.inference import onnx_program
 from adavit_jax.inference import predict
@@ -28,6 +29,7 @@ MODES = ('dense', 'static', 'cond', 'compact')
 # With those of `export_stages` and of `saving.save`.
 KNOWN = (*MODES, 'stages', 'weights')
 FORMATS = ('stablehlo', 'onnx')
+_MAX_BATCH_SIZE = 2**20
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 _DEFAULT = ('cpu', 'cuda', 'tpu')
 
@@ -63,8 +65,7 @@ def export(clf, path, *, mode, batch_size=None, platforms=_DEFAULT,
   """
   _check_format(format, mode in ('cond', 'compact'), f'mode={mode!r}')
   _check(clf, mode, batch_size, platforms)
-  if epath.Path(path).expanduser().is_dir():
-    raise ValueError(f'{path} is a directory; give the path of a file')
+  path = paths.to_write(path, 'output')
   model = clf.system.model
   actions = clf.actions
   if mode == 'dense':
@@ -131,6 +132,10 @@ def export_stages(clf, directory, *, batch_size=None, platforms=_DEFAULT,
   system = clf.system
   after, dropping = system.after(clf.phase), clf.drops_layers
   stages = after.programs()
+  suffix = '.onnx' if format == 'onnx' else ''
+  directory = paths.expanded(directory, 'output')
+  files = [paths.to_write(f'{directory}/stage_{i}{suffix}', 'output')
+           for i in range(len(stages))]
   if dropping and batch_size is None:
     raise ValueError('batch_size=None: stages in which a policy drops layers '
                      'need a fixed batch size')
@@ -150,12 +155,9 @@ def export_stages(clf, directory, *, batch_size=None, platforms=_DEFAULT,
           int(after.stage_macs(i)) for i in range(len(stages))],
       unit=system.target.unit if system.target else None, **_metadata(clf),
       promise=_promise(clf))
-  suffix = '.onnx' if format == 'onnx' else ''
-  paths = [epath.Path(directory).expanduser() / f'stage_{i}{suffix}'
-           for i in range(len(stages))]
-  for i, (path, artefact) in enumerate(zip(paths, artefacts)):
-    _write(path, artefact, dict(stage=i, **metadata))
-  return paths
+  for i, (file, artefact) in enumerate(zip(files, artefacts)):
+    _write(file, artefact, dict(stage=i, **metadata))
+  return files
 
 
 def _each_stage(stages, params, image, batch_size, serialise):
@@ -234,8 +236,6 @@ def _promise(clf):
 
 
 def _write(path, artefact, metadata):
-  path = epath.Path(path).expanduser()
-  path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(artefact)
   epath.Path(f'{path}.json').write_text(json.dumps(metadata, indent=1))
 
@@ -287,9 +287,10 @@ def _check(clf, mode, batch_size, platforms):
 
 def _check_batch_size(batch_size):
   if batch_size is not None and not (
-      isinstance(batch_size, numbers.Integral) and batch_size >= 1):
-    raise ValueError(f'batch_size={batch_size} is not a positive integer or '
-                     f'None')
+      isinstance(batch_size, numbers.Integral)
+      and 1 <= batch_size <= _MAX_BATCH_SIZE):
+    raise ValueError(f'batch_size={batch_size} is not an integer in 1..'
+                     f'{_MAX_BATCH_SIZE} or None')
 
 
 def _check_platforms(platforms):

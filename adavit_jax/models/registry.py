@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import numbers
 import typing
 
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ from adavit_jax.models import vil
 from adavit_jax.models import vil_arch
 from adavit_jax.models import vit
 
+# Of more layers, plans would take minutes; no model is that wide.
+_LARGEST = 2**16
 _DTYPES = ('float32', 'bfloat16', 'float16')
 # Types that a config field supports.
 _KINDS = (bool, int, float, str, tuple)
@@ -116,6 +119,9 @@ def create(name, **overrides):
     if key not in known:
       raise ValueError(
           f'unknown model attribute {key!r}; known: {sorted(known)}')
+    if key not in _RESERVED and not _in_range(overrides[key]):
+      raise ValueError(f'{key}={overrides[key]!r} has a number that is not in '
+                       f'{-_LARGEST}..{_LARGEST}')
   values = values | overrides
   if 'dtype' in values:
     values['dtype'] = _dtype(values['dtype'])
@@ -124,6 +130,13 @@ def create(name, **overrides):
   model.check()
   plan.check(model)
   return model
+
+
+def _in_range(value):
+  """Whether all numbers in a value are finite and of a model's size."""
+  if isinstance(value, (list, tuple)):
+    return all(map(_in_range, value))
+  return not isinstance(value, numbers.Real) or abs(value) <= _LARGEST
 
 
 def _tuples(value):

@@ -35,8 +35,8 @@ class MaskLosses:
       labels: [B] int.
       images: [B, S, S, C], normalised; required if `plan.rereads_images`.
       batch_size: most images of a part, over all devices; None for B.
-      mesh: one-axis `jax.sharding.Mesh` to shard each part over; None uses
-        JAX's default device.
+      mesh: `jax.sharding.Mesh` over all axes of which each part is sharded;
+        None uses JAX's default device.
     """
     self._model, self._params, self._mesh = model, params, mesh
     self._arrays = jax.tree.map(np.asarray, (z1, images, labels))
@@ -90,7 +90,7 @@ class MaskLosses:
   def _put(self, x):
     if self._mesh is None:
       return jnp.asarray(x)
-    sharding = NamedSharding(self._mesh, PartitionSpec(*self._mesh.axis_names))
+    sharding = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
     # Each process supplies the shards of its own devices.
     return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
 

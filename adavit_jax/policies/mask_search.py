@@ -42,7 +42,7 @@ def greedy_chain(model, params, cost, z1, labels, *, images=None,
       per MAC instead.
     batch_size: most images that run together, over all devices; None for B. On
       the devices are the activations of a few such batches, see `many_masks`.
-    mesh: one-axis `jax.sharding.Mesh` to shard each batch over; None uses JAX's
+    mesh: `jax.sharding.Mesh` to shard each batch over; None uses JAX's
       default device.
     progress: called with the number of masks tried so far; see `num_tried` for
       the total.

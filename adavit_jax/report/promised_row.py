@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from etils import epath
 import numpy as np
 
+from adavit_jax import paths
 from adavit_jax.evaluation import evaluator
 from adavit_jax.inference import safe_thresholds
 from adavit_jax.policies import knob as knob_lib
@@ -30,6 +31,17 @@ class Wanted(NamedTuple):
   bound: float | None = None
 
 
+def check(trainer, phase, wanted):
+  """Raises a ValueError if `wanted` makes no sense, before any image is run.
+
+  Args:
+    trainer: `loop.Trainer` of a run with exits or a policy.
+    phase: of its checkpoint.
+    wanted: `Wanted`.
+  """
+  _asked(trainer, phase, wanted)
+
+
 def of_exits(trainer, params, phase, wanted):
   """Finds thresholds of exits, and of the policy if there is one.
 
@@ -47,10 +59,7 @@ def of_exits(trainer, params, phase, wanted):
     ValueError: if no promise can be made.
   """
   system, data = trainer.system, trainer.dataset
-  knob = safe_thresholds.of_exits(system, phase)
-  policy = safe_thresholds.numbers(knob, system.num_exits)
-  places = _unused(trainer, system.after(phase).decider != 'all')
-  loss = _loss(system, len(places), wanted, (len(policy), system.num_exits))
+  knob, policy, places, loss = _asked(trainer, phase, wanted)
 
   def run(split, thresholds):
     outputs = [trainer.exit_evaluator(
@@ -84,10 +93,7 @@ def of_policy(trainer, params, wanted):
     ValueError: if no promise can be made.
   """
   system, data = trainer.system, trainer.dataset
-  knob = knob_lib.KNOBS[system.nets.decide]
-  policy = safe_thresholds.numbers(knob, 1)
-  places = _unused(trainer, True)
-  loss = _loss(system, len(places), wanted, (len(policy), 1))
+  knob, policy, places, loss = _asked(trainer, None, wanted)
 
   def run(split, numbers):
     full = trainer.evaluator.dense(params, split)
@@ -105,6 +111,20 @@ def of_policy(trainer, params, wanted):
   chosen = promise.number if promise.passed else policy[0]
   outputs, recorded = run(data.test, (chosen,))
   return _fields(promise, loss, recorded, data.test), outputs
+
+
+def _asked(trainer, phase, wanted):
+  """Returns (knob, numbers of the policy, places of the images, `Loss`)."""
+  system = trainer.system
+  if system.staged:
+    knob, num_exits = safe_thresholds.of_exits(system, phase), system.num_exits
+    masks = system.after(phase).decider != 'all'
+  else:
+    knob, num_exits, masks = knob_lib.KNOBS[system.nets.decide], 1, True
+  policy = safe_thresholds.numbers(knob, num_exits)
+  places = _unused(trainer, masks)
+  return knob, policy, places, _loss(
+      system, len(places), wanted, (len(policy), num_exits))
 
 
 def _unused(trainer, masks):
@@ -171,7 +191,7 @@ def read(workdir, saved, best=False):
   Raises:
     ValueError: if report.json has no promise, or that of another checkpoint.
   """
-  path = epath.Path(workdir).expanduser() / 'report.json'
+  path = epath.Path(paths.expanded(workdir, 'workdir')) / 'report.json'
   report = json.loads(path.read_text()) if path.exists() else {}
   if 'promised' not in report:
     raise ValueError(f'{path} has no thresholds with a promise; run python '

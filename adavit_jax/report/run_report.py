@@ -191,6 +191,8 @@ def _check_with_exits(trainer, saved, state, workdir, options):
       and value_lib.is_fitted(state.params['value'])):
     raise ValueError(f'--decide=value needs a value policy, but {workdir} has '
                      f'none; leave it out')
+  if options.wanted is not None:
+    promised_row.check(trainer, saved.info['phase'], options.wanted)
 
 
 def _check_without_exits(trainer, saved, workdir, options):
@@ -222,6 +224,8 @@ def _check_without_exits(trainer, saved, workdir, options):
           raise ValueError(f'--{error}') from error
         choice(f'--{knob.name} is given and nets.decide',
                trainer.config.nets.decide, (decide,))
+    if options.wanted is not None:
+      promised_row.check(trainer, saved.info['phase'], options.wanted)
     return
   for name in of_policy:
     if (value := options.given(name)) is not None:

@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
+from adavit_jax import paths
 from adavit_jax.runs import checksums
 from adavit_jax.runs import lease as lease_lib
 from adavit_jax.runs import leaves
@@ -365,7 +366,7 @@ class Checkpoints:
 
 
 def _absolute(workdir):
-  path = epath.Path(workdir_lib.expanded(workdir))
+  path = epath.Path(paths.expanded(workdir, 'workdir'))
   if '://' not in str(path):
     return path.absolute()  # which turns an address into a local path
   workdir_lib.fresh_listings(path)

@@ -21,7 +21,8 @@ _FREE_FIELDS = ('log_every', 'eval_every', 'checkpoint_every',
                 'eval_batch_size', 'data.data_dir', 'data.cache_dir',
                 'data.workers',
                 'init.workdir', 'init.weights', 'teacher.workdir',
-                'teacher.weights', 'model.remat', 'model.unroll')
+                'teacher.weights', 'model.remat', 'model.unroll', 'mesh.data',
+                'mesh.fsdp')
 
 
 def sizes(config, dataset):

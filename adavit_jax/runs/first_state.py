@@ -11,11 +11,12 @@ from clu import parameter_overview
 from adavit_jax.policies import value
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import checks
+from adavit_jax.runs import devices
 from adavit_jax.runs import history
 from adavit_jax.runs import pretrained
 from adavit_jax.runs import saved_run
-from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
+from adavit_jax.train import sharded
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
 
@@ -39,7 +40,7 @@ class FirstState(NamedTuple):
   """Where training starts or goes on.
 
   Attributes:
-    state: `State`, replicated.
+    state: `State`, laid out as `sharded.put` does.
     index: index of its phase in the config.
     start: step at which that phase began.
     origin: `Origin` of the run.
@@ -91,8 +92,9 @@ def _restored(trainer, ckpts, kind, step):
   shapes = step_lib.abstract_state(
       trainer.system, info['phase'],
       teacher='teacher' in ckpts.groups(step, kind))
-  state = ckpts.restore(mesh_lib.put_shapes(shapes, trainer.mesh), step, kind)
+  state = ckpts.restore(sharded.put_shapes(shapes, trainer.mesh), step, kind)
   logging.info('resumed from step %d, phase %s', step, info['phase'])
+  devices.say_if_others(info.get('devices'), trainer.mesh)
   origin = Origin(*(info[field] for field in Origin._fields))
   index = list(config.phases).index(info['phase'])
   if info['finished']:
@@ -121,7 +123,7 @@ def begin(trainer, weights=None):
   if weights is not None:
     state = state.replace(params={**state.params, **weights})
     logging.info('initialised from %s', config.init.weights)
-  state = mesh_lib.replicate(state, trainer.mesh)
+  state = sharded.put(state, trainer.mesh)
   logging.info('%s', parameter_overview.get_parameter_overview(
       {group: tree for group, tree in state.params.items()
        if group in ('backbone', 'heads', 'policy')}, include_stats=False))
@@ -156,7 +158,7 @@ def from_run(trainer):
                      f"nets.decide='networks'")
   logging.info('initialised from %s, step %d', init.workdir, state.step)
   state = state_lib.restart(state, config.seed)
-  state = state.replace(key=mesh_lib.replicate(state.key, trainer.mesh))
+  state = state.replace(key=sharded.put(state.key, trainer.mesh))
   return state, Origin(info['phase'], history.has_price(info),
                        history.policy_has_learned(info))
 

@@ -1,18 +1,22 @@
 """The training loop: runs the phases of a config, resumable at any step."""
 
 import contextlib
-from typing import NamedTuple
 
 from absl import logging
 import jax
 import numpy as np
 
 from adavit_jax import data
+from adavit_jax import errors
+from adavit_jax import paths
 from adavit_jax.evaluation import evaluator
 from adavit_jax.evaluation import exit_evaluator
 from adavit_jax.evaluation import validate
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import checks
+from adavit_jax.runs import devices
+from adavit_jax.runs import dispatch_limit
+from adavit_jax.runs import due as due_lib
 from adavit_jax.runs import first_state
 from adavit_jax.runs import history
 from adavit_jax.runs import metric_writer
@@ -23,10 +27,8 @@ from adavit_jax.runs import pretrained
 from adavit_jax.runs import progress as progress_lib
 from adavit_jax.runs import saved_run
 from adavit_jax.runs import teacher as teacher_lib
-from adavit_jax.runs import workdir as workdir_lib
 from adavit_jax.runtime import stopping
 from adavit_jax.train import config as config_lib
-from adavit_jax.train import guards
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
 from adavit_jax.train import step as step_lib
@@ -44,14 +46,15 @@ class Trainer:
       workdir: directory of the run.
       dataset: `Dataset`; None loads `config.data`.
       run: the opened `Run` if it is to be evaluated and not trained, maybe on
-        other devices: batch sizes of the phases are not checked, and the
-        evaluation batch size is rounded up. Training checks the sizes again.
+        other devices: all are used and hold the whole state, batch sizes of the
+        phases are not checked, and the evaluation batch size is rounded up.
+        Training checks the sizes again.
 
     Raises:
       ValueError: if the config is invalid, before anything is computed.
     """
     config_lib.check(config)
-    workdir = workdir_lib.expanded(workdir)
+    workdir = paths.expanded(workdir, 'workdir')
     if run is not None:
       saved = run.newest()
     else:
@@ -61,11 +64,13 @@ class Trainer:
     self.config, self.workdir = config, workdir
     self.stopped_by = None
     self._origin = first_state.Origin()
-    self.mesh = mesh_lib.make_mesh()
     if run is not None:
       config = self.config = config.copy_and_resolve_references()
+      config.mesh.update(data=-1, fsdp=1)
+      self.mesh = mesh_lib.make_mesh()
       config.eval_batch_size += -config.eval_batch_size % self.mesh.size
     else:
+      self.mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.fsdp)
       for phase in config.phases:
         mesh_lib.check_batch_size(
             config[phase].batch_size, self.mesh, f'{phase}.batch_size')
@@ -111,7 +116,7 @@ class Trainer:
     return dict(
         phase=phase, start=start, finished=finished, due=due, begun=begun,
         **self._origin._asdict(), taught_by=self._taught_by,
-        config=self.config.to_dict(),
+        config=self.config.to_dict(), devices=devices.describe(self.mesh),
         dataset=dict(num_classes=d.num_classes, channels=d.channels,
                      mean=list(map(float, d.mean)), std=list(map(float, d.std)),
                      class_names=list(d.class_names), target=d.target,
@@ -130,7 +135,7 @@ class Trainer:
     """
     config = self.config
     with (checkpoints.Checkpoints(self.workdir) as ckpts,
-          preemption.GracefulStop(check_every=20) as stop,
+          preemption.GracefulStop() as stop,
           stopping.checked_by(stop.check)):
       try:
         first = self._restore(ckpts)
@@ -204,14 +209,15 @@ class Trainer:
     options = dict(teacher=self._teacher.teacher) if taught else {}
     options |= dict(cropped=True) if crop else {}
     taught_by = (self._teacher.params,) if taught else ()
-    step_fn = jax.jit(
-        step_lib.make_step(self.system, phase, start, **options),
-        donate_argnums=0, out_shardings=mesh_lib.replicated(self.mesh))
+    step_fn = step_lib.jitted(
+        step_lib.make_step(self.system, phase, start, **options), state,
+        self.mesh)
     if overdue:
-      due = _due(self.config, phase, first - start, False)
+      due = due_lib.after(self.config, phase, first - start, False)
       state = self._after_step(state, first, phase, start, due, ckpts, metrics)
     recent = []  # metrics of the steps since the last line
     batches = self._batches(phase, start, first, crop)
+    dispatched = dispatch_limit.DispatchLimit()
     with (contextlib.closing(batches), contextlib.closing(
               progress_lib.Progress(end, label=phase)) as progress):
       for step, (images, labels) in enumerate(batches, first + 1):
@@ -220,7 +226,9 @@ class Trainer:
           stopping.check()
         state, step_metrics = step_fn(state, images, labels, *taught_by)
         recent.append(step_metrics)
-        due = _due(self.config, phase, step - start, stop.should_stop())
+        dispatched.add(step_metrics)
+        due = due_lib.after(
+            self.config, phase, step - start, stop.should_stop())
         if due.line:
           self._write_line(recent, step, phase, metrics, progress)
           recent = []
@@ -231,13 +239,13 @@ class Trainer:
     return state
 
   def _after_step(self, state, step, phase, start, due, ckpts, metrics):
-    """Does what is `_Due` after a step, except for its line of metrics.
+    """Does what is `due.Due` after a step, except for its line of metrics.
 
     Args:
       state: `State` after the step.
       step: the step, also of the state, which the devices may still compute.
       phase, start, ckpts, metrics: as in `_run_phase`.
-      due: `_Due`.
+      due: `due.Due`.
 
     Returns:
       `State`.
@@ -287,7 +295,7 @@ class Trainer:
     """
     rows = mesh_lib.fetch(recent)
     for i, row in enumerate(rows, step - len(rows) + 1):
-      guards.check_finite(i, row)
+      errors.check_finite(i, row)
     values = _mean(rows)
     metrics.write(step, {f'{phase}/{k}': v for k, v in values.items()})
     progress.update(step, step * self.config[phase].batch_size, values)
@@ -302,48 +310,6 @@ class Trainer:
     logging.info('%s, step %d, held out: %s', phase, step, ', '.join(
         f'{k} {np.round(v, 4)}' for k, v in values.items()))
     return score
-
-
-class _Due(NamedTuple):
-  """What is due after a step, in this order.
-
-  Attributes:
-    line: write metrics.
-    validation: measure the held-out images.
-    checkpoint: save.
-    stop: end the run before its last step.
-    scored: whether the checkpoint may be the best one.
-    end: whether the phase is finished.
-  """
-  line: bool
-  validation: bool
-  checkpoint: bool
-  stop: bool
-  scored: bool
-  end: bool
-
-
-def _due(config, phase, done, asked):
-  """Returns what is `_Due` after `done` steps of a phase.
-
-  Args:
-    config: see `train.config.default_config`.
-    phase: name of the phase.
-    done: steps of the phase so far.
-    asked: whether a signal asked the run to stop.
-  """
-  end, last_phase = done == config[phase].steps, phase == config.phases[-1]
-  validation = end or done % config.eval_every == 0
-  scored = validation and last_phase
-  checkpoint = (
-      end or asked or scored or done % config.checkpoint_every == 0)
-  return _Due(
-      # Metrics are checked before a checkpoint is saved, as by a signal during
-      # a validation.
-      line=checkpoint or validation or done % config.log_every == 0,
-      validation=validation, checkpoint=checkpoint,
-      stop=asked and not (end and last_phase),
-      scored=scored, end=end)
 
 
 def _mean(rows):

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from adavit_jax.policies import learned
 from adavit_jax.runs import history
 from adavit_jax.runs import value_fit
-from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
+from adavit_jax.train import sharded
 from adavit_jax.train import state as state_lib
 from adavit_jax.train.phases import budget
 
@@ -28,7 +28,7 @@ def leave(trainer, state, phase):
     phase: one of the config's phases.
 
   Returns:
-    `State`, replicated.
+    `State`, laid out as `sharded.put` does.
   """
   state = value_fit.refitted(trainer, state, phase)
   return _on_target(trainer, state, phase)
@@ -69,7 +69,7 @@ def _on_target(trainer, state, phase):
   shift = jnp.float32(shift)
   moved = lambda groups: groups and {
       **groups, 'policy': learned.shifted(groups['policy'], shift)}
-  return mesh_lib.replicate(
+  return sharded.put(
       state.replace(params=moved(state.params), ema=moved(state.ema)),
       trainer.mesh)
 

@@ -14,8 +14,8 @@ from adavit_jax.policies import observation
 from adavit_jax.runs import history
 from adavit_jax.runs import progress as progress_lib
 from adavit_jax.runs import value_fit
-from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases as phases_lib
+from adavit_jax.train import sharded
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
 
@@ -54,8 +54,9 @@ def enter(trainer, state, phase, had_price=False):
   if phase in ('policy', 'joint') and not priced:
     state = state.replace(log_price=jnp.log(
         jnp.float32(trainer.config[phase].price)))
-  return mesh_lib.replicate(
-      step_lib.begin_phase(trainer.system, state, phase), trainer.mesh)
+  return sharded.put(
+      step_lib.begin_phase(trainer.system, state, phase, trainer.mesh),
+      trainer.mesh)
 
 
 def with_stats(trainer, state):

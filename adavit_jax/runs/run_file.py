@@ -21,11 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
+from adavit_jax import paths
 from adavit_jax import weights
 from adavit_jax.data import data_config
 from adavit_jax.runs import common_groups
 from adavit_jax.runs import saved_run
-from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import sharded
 from adavit_jax.train import state as state_lib
 from adavit_jax.weights import attributes
 from adavit_jax.weights import images
@@ -100,7 +101,7 @@ class RunFile:
     new = saved_run.new_groups(init, set(like) - groups, mesh)
     return state_lib.State(
         step=jnp.int32(saved.step),
-        params={**new, **mesh_lib.replicate(params, mesh)}, opt_state=None,
+        params={**new, **sharded.put(params, mesh)}, opt_state=None,
         ema=None, log_price=jnp.float32(0), teacher=None,
         key=state_lib.key_for(wanted.config.seed, 'steps'))
 
@@ -160,9 +161,10 @@ def write(path, info, step, system, params, settings, dtype):
     ValueError: if the path has another suffix, the dtype is unknown, or values
       exceed its range.
   """
-  path = epath.Path(path).expanduser()
-  if path.suffix != SUFFIX:
+  path = paths.expanded(path, 'path')
+  if not path.endswith(SUFFIX):
     raise ValueError(f'{path} must end in {SUFFIX}')
+  path = paths.to_write(path, 'path')
   if dtype not in DTYPES:
     raise ValueError(f'dtype={dtype!r} must be one of {DTYPES}')
   leaves = {native.name(leaf): np.asarray(x, np.float32)

@@ -11,13 +11,13 @@ import jax
 from ml_collections import config_dict
 
 from adavit_jax import data
+from adavit_jax import paths
 from adavit_jax.models import registry
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import common_groups
 from adavit_jax.runs import history
-from adavit_jax.runs import workdir as workdir_lib
 from adavit_jax.train import config as config_lib
-from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import sharded
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import system as system_lib
 
@@ -91,7 +91,7 @@ class Run:
     Raises:
       ValueError: if it is no directory but a run in one file.
     """
-    self.workdir = workdir = workdir_lib.expanded(workdir)
+    self.workdir = workdir = paths.expanded(workdir, 'workdir')
     if workdir.endswith('.safetensors'):
       raise ValueError(f'{workdir} is a file; a work directory is needed here. '
                        f'A run in one file is for adavit_jax.load, predict.py '
@@ -186,7 +186,7 @@ class Run:
     Args:
       saved: `Saved`.
       wanted: `System` that the checkpoint must fit.
-      mesh: devices to put it on, replicated.
+      mesh: devices to put it on, see `sharded.put`.
 
     Returns:
       `State` whose `opt_state` is None; groups of parameters that the run does
@@ -199,7 +199,7 @@ class Run:
     groups = common_groups.common_groups(
         system(saved.info), wanted, saved.info, self.workdir)
     init = lambda: state_lib.init_state(wanted, wanted.config.seed)
-    fresh = mesh_lib.put_shapes(jax.eval_shape(init), mesh)
+    fresh = sharded.put_shapes(jax.eval_shape(init), mesh)
     model = state_lib.model_params(fresh.params)
     groups |= set(model)
     fields = dict(
@@ -221,15 +221,15 @@ class Run:
 
 
 def new_groups(init, names, mesh):
-  """Returns new groups of parameters, replicated.
+  """Returns new groups of parameters.
 
   Args:
     init: function that returns a new `State`.
     names: of the groups.
-    mesh: devices to put them on.
+    mesh: devices to put them on, see `sharded.put`.
   """
   # Under jit only these groups are computed.
-  return mesh_lib.replicate(jax.jit(lambda: {
+  return sharded.put(jax.jit(lambda: {
       name: init().params[name] for name in names})(), mesh)
 
 

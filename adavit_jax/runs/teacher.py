@@ -16,6 +16,7 @@ from adavit_jax.runs import saved_run
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import distillation
 from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import sharded
 from adavit_jax.train import state as state_lib
 
 
@@ -24,7 +25,7 @@ class Loaded(NamedTuple):
 
   Attributes:
     teacher: `distillation.Teacher`.
-    params: its groups, folded and replicated.
+    params: its groups, folded, laid out as `sharded.put` does.
     digest: hash of its parameters, normalisation and actions, by which a
       resumed run knows it again.
   """
@@ -94,7 +95,7 @@ def load(config, system, dataset, mesh, workdir):
   else:
     teacher, params = _of_file(config, system, dataset)
   digest = _digest(teacher, params)
-  params = mesh_lib.replicate(
+  params = sharded.put(
       models.fold(teacher.model, mesh_lib.fetch(params)), mesh)
   logging.info('teacher: %s', teacher.model)
   return Loaded(teacher, params, digest)
@@ -107,7 +108,9 @@ def _of_run(config, system, dataset, mesh, workdir):
     raise ValueError(f'teacher.workdir={source!r} is the work directory of '
                      f'this run; give that of another run')
   with saved_run.Run(source) as run:
-    info, there, state = saved_run.reread(lambda: _read(run, c.phase, mesh))
+    # Every host reads all of it, see `_digest`.
+    whole = mesh_lib.make_mesh(devices=list(mesh.devices.flat))
+    info, there, state = saved_run.reread(lambda: _read(run, c.phase, whole))
   if there.target is not None:
     raise ValueError(f'teacher.workdir={source!r} holds a regression, which '
                      f'has no classes to teach')

@@ -12,8 +12,8 @@ from adavit_jax.evaluation import evaluator
 from adavit_jax.policies import value as value_lib
 from adavit_jax.runs import progress as progress_lib
 from adavit_jax.runs import table_cache
-from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
+from adavit_jax.train import sharded
 from adavit_jax.train import state as state_lib
 
 _PART = 4  # batches that are computed again if a run is killed
@@ -61,7 +61,7 @@ def refitted(trainer, state, phase):
       or not value_lib.is_fitted(state.params['value'])):
     return state
   state = fitted(trainer, state, state.params['value'].masks)
-  return mesh_lib.replicate(state, trainer.mesh)
+  return sharded.put(state, trainer.mesh)
 
 
 def _success(trainer, params, name, masks, num):

@@ -41,6 +41,9 @@ def default_config():
       workdir='', phase='',  # a run to learn from; '': newest checkpoint
       weights='', model='',  # or a file of weights and the name of its model
       phases=('dense',)))  # that learn from it; known: dense, joint, static
+  config.mesh = config_dict.ConfigDict(dict(
+      data=-1,  # devices that share a batch; -1: all that there are
+      fsdp=1))  # that share a batch and the state, see train.sharded
   config.log_every = 50
   config.eval_every = 500
   config.checkpoint_every = 500
@@ -59,6 +62,9 @@ def import_module(name):
     ValueError: if the module is not found.
   """
   if name:
+    if name.startswith('.'):
+      raise ValueError(f'model.module={name!r} is relative; give the full name '
+                       f'of the module')
     try:
       importlib.import_module(name)
     except ModuleNotFoundError as e:
@@ -149,8 +155,20 @@ def _check_decide(config):
                      "config.phases, or set nets.decide='networks'")
 
 
+def _check_set(config, default, part=''):
+  """Checks that fields whose default is a value have one."""
+  for name, value in default.items():
+    field = f'{part}{name}'
+    if isinstance(value, config_dict.ConfigDict):
+      _check_set(config[name], value, f'{field}.')
+    elif value is not None and config[name] is None:
+      raise ValueError(f'{field}=None has no meaning; leave out the field, or '
+                       f'give a value such as its default {value!r}')
+
+
 def check(config):
   """Raises a ValueError that names the field if a value is invalid."""
+  _check_set(config, default_config())
   known = tuple(phases.PHASES)
   if not config.phases:
     raise ValueError(f'config.phases is empty; choose from {known}')

@@ -1,8 +1,11 @@
-"""One mesh axis, 'data': the batch is sharded over it, the state replicated.
+"""A mesh with the axes 'data' and 'fsdp': the batch is sharded over both.
 
-The same code runs on one chip and on a pod: a mean inside `jax.jit` is a mean
-over the global batch.
+Over 'fsdp' the arrays of the state are sharded too, see `train.sharded`; with
+one device on that axis, every device has the whole state. The same code runs on
+one chip and on a pod: a mean inside `jax.jit` is a mean over the global batch.
 """
+
+import signal
 
 import jax
 from jax.sharding import AxisType
@@ -11,14 +14,14 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 
-AXIS = 'data'
+DATA, FSDP = AXES = 'data', 'fsdp'
 
 
 def join_cluster():
   """Connects this process to the others of its pod or cluster.
 
   It comes before anything else that uses devices. `runs.peers` ends the others
-  if one of them dies, and JAX itself does if that is process 0.
+  if one of them dies.
 
   Raises:
     ValueError: if JAX finds no cluster.
@@ -29,48 +32,70 @@ def join_cluster():
   except ValueError as error:
     raise ValueError(f'--distributed found no pod or cluster ({error}); leave '
                      f'it out on a single host') from error
+  # JAX's handler would only note it, and `runs.preemption` has its own.
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def make_mesh(num_devices: int | None = None) -> Mesh:
-  """Makes a mesh with the single axis 'data'.
+def make_mesh(data: int = -1, fsdp: int = 1, *, devices=None) -> Mesh:
+  """Makes a mesh [data, fsdp] of devices.
 
   Args:
-    num_devices: how many devices to use; None uses all of them.
+    data: devices along 'data'; -1 for as many as there are.
+    fsdp: devices along 'fsdp'; -1 likewise.
+    devices: the devices; None for all that JAX finds.
 
   Raises:
-    ValueError: if num_devices is not between 1 and the number of devices, or is
-      less than all of them in a job with several processes, where each process
-      must take part.
+    ValueError: if a size is neither positive nor -1, if there are too few
+      devices or they do not divide evenly, or if a job with several processes,
+      each of which must take part, would leave out some.
   """
-  available = jax.device_count()
-  num = available if num_devices is None else num_devices
-  if not 1 <= num <= available:
+  devices = jax.devices() if devices is None else devices
+  data, fsdp = _sizes(data, fsdp, len(devices))
+  processes = len({device.process_index for device in devices})
+  if processes > 1 and data * fsdp != len(devices):
     raise ValueError(
-        f'num_devices={num}, but {available} devices are visible; choose 1 to '
-        f'{available}, or set num_devices=None to use all')
-  if jax.process_count() > 1 and num != available:
+        f'mesh.data={data} x mesh.fsdp={fsdp} leaves out some of the '
+        f'{len(devices)} devices of {processes} processes; set mesh.data=-1')
+  # Ordered by process, like the rows of `shard_batch`, and devices of one host
+  # next to each other along 'fsdp'; jax.make_mesh would follow the topology of
+  # a TPU instead. Auto, because Linen layers carry no sharding annotations and
+  # fail under the default Explicit mode.
+  devices = sorted(devices, key=lambda d: (d.process_index, d.id))
+  return _mesh(devices[:data * fsdp], (data, fsdp))
+
+
+def _sizes(data, fsdp, available):
+  """Returns the sizes of both axes, with -1 replaced."""
+  for name, size in ((DATA, data), (FSDP, fsdp)):
+    if size < 1 and size != -1:
+      raise ValueError(f'mesh.{name}={size} must be a positive number of '
+                       f'devices, or -1 for the rest')
+  if data == fsdp == -1:
+    raise ValueError('mesh.data=-1 and mesh.fsdp=-1: only one of them can be '
+                     'the rest; set mesh.fsdp=1')
+  given = max(data, 1) * max(fsdp, 1)
+  if given > available or -1 in (data, fsdp) and available % given:
     raise ValueError(
-        f'num_devices={num} leaves out some of the {available} devices of '
-        f'{jax.process_count()} processes; set num_devices=None')
-  # Ordered by process, like the rows of `shard_batch`; jax.make_mesh would
-  # follow the topology of a TPU instead. Auto, because Linen layers carry no
-  # sharding annotations and fail under the default Explicit mode.
-  devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
-  return _mesh(devices[:num])
+        f'mesh.data={data} and mesh.fsdp={fsdp} do not fit the {available} '
+        f'visible devices: their product must be at most {available}, and with '
+        f'data=-1, fsdp must divide it')
+  rest = available // given
+  return (rest if data == -1 else data), (rest if fsdp == -1 else fsdp)
 
 
 def local_mesh() -> Mesh:
   """Makes a mesh of one local device, independent of other processes."""
-  return _mesh(jax.local_devices()[:1])
+  return _mesh(jax.local_devices()[:1], (1, 1))
 
 
-def _mesh(devices):
-  return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
+def _mesh(devices, sizes):
+  return Mesh(np.asarray(devices).reshape(sizes), AXES,
+              axis_types=(AxisType.Auto,) * 2)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Shards the leading axis of an array `[B, ...]` over the devices."""
-  return NamedSharding(mesh, PartitionSpec(AXIS))
+  return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -115,7 +140,7 @@ def shard_batch(batch, mesh: Mesh):
     mesh: from `make_mesh`.
 
   Returns:
-    The same tree of global arrays `[B, ...]`, sharded over the axis 'data'.
+    The same tree of global arrays `[B, ...]`, sharded over both axes.
 
   Raises:
     ValueError: if a leaf has no leading axis, or it does not divide evenly.
@@ -133,44 +158,6 @@ def shard_batch(batch, mesh: Mesh):
     return jax.make_array_from_process_local_data(sharding, x)
 
   return jax.tree_util.tree_map_with_path(put, batch)
-
-
-def replicate(tree, mesh: Mesh):
-  """Puts a full copy of every array, including typed keys, on each device.
-
-  Args:
-    tree: pytree of arrays, equal in all processes.
-    mesh: from `make_mesh`.
-
-  Returns:
-    The same tree with the sharding `replicated(mesh)`.
-  """
-  sharding = replicated(mesh)
-
-  several = jax.process_count() > 1
-
-  def put(x):
-    if several and isinstance(x, jax.Array) and x.is_fully_addressable:
-      # With one device in each process, the shards of the result could not be
-      # read if they came from an array on that device.
-      x = np.asarray(x)
-    return jax.device_put(x, sharding)
-
-  def put_leaf(x):
-    if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-      return put(x)
-    # device_put does not support typed keys on devices of other processes.
-    return jax.random.wrap_key_data(
-        put(jax.random.key_data(x)), impl=jax.random.key_impl(x))
-
-  return jax.tree.map(put_leaf, tree)
-
-
-def put_shapes(tree, mesh: Mesh):
-  """Gives every jax.ShapeDtypeStruct of a tree the sharding `replicated`."""
-  sharding = replicated(mesh)
-  return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def fetch(tree):

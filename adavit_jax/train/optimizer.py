@@ -1,6 +1,7 @@
 """AdamW or Muon with warm-up, cosine decay and clipping; weight averaging."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -141,12 +142,14 @@ def _check(config, steps):
   if config.optimizer not in OPTIMIZERS:
     raise ValueError(f'optimizer={config.optimizer!r}; known: {OPTIMIZERS}')
   rules = (
-      ('learning_rate', lambda x: x > 0, 'must be positive'),
+      ('learning_rate', lambda x: 0 < x < math.inf,
+       'must be positive and finite'),
       ('warmup', lambda x: 0 <= x < 1,
        'is a fraction of the steps and must be in [0, 1)'),
       ('end_lr_factor', lambda x: 0 <= x <= 1,
        'is a fraction of the peak and must be in [0, 1]'),
-      ('weight_decay', lambda x: x >= 0, 'must be 0 or more'),
+      ('weight_decay', lambda x: 0 <= x < math.inf,
+       'must be 0 or more, and finite'),
       ('clip_norm', lambda x: x >= 0, 'must be 0 (no clipping) or more'),
       ('b1', lambda x: 0 <= x < 1, 'must be in [0, 1)'),
       ('b2', lambda x: 0 <= x < 1, 'must be in [0, 1)'),

@@ -9,7 +9,7 @@ POSITIVE = lambda x: 0 < x < math.inf, 'must be positive and finite'
 # Steps and sizes are counted in int32.
 COUNT = lambda x: 1 <= x < 2**31, 'must be in [1, 2**31)'
 FINITE = math.isfinite, 'must be a finite number'
-WEIGHT = lambda x: x >= 0, 'must not be negative'
+WEIGHT = lambda x: 0 <= x < math.inf, 'must be finite and not negative'
 SHARE = lambda x: 0 <= x <= 1, 'is a fraction and must be in [0, 1]'
 BELOW_1 = lambda x: 0 <= x < 1, 'must be in [0, 1)'
 # Of a larger one, jax.random.key would use the last 32 bits alone.

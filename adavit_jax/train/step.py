@@ -10,8 +10,10 @@ import optax
 from adavit_jax import data
 from adavit_jax.models import plan
 from adavit_jax.policies import learned
+from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import optimizer
 from adavit_jax.train import phases
+from adavit_jax.train import sharded
 from adavit_jax.train import state as state_lib
 
 
@@ -33,23 +35,32 @@ class Batch(NamedTuple):
   taught: jax.Array | None = None
 
 
-def begin_phase(system, state, phase):
+def begin_phase(system, state, phase, mesh=None):
   """Returns the state with a new optimizer state and average for a phase.
 
   If the previous phase kept an average, its averaged parameters are used.
+
+  Args:
+    system: `System`.
+    state: `State`.
+    phase: a name in `phases.PHASES`.
+    mesh: devices over which the new arrays are sharded; None leaves that to
+      JAX.
   """
   c, rules = system.config[phase], phases.PHASES[phase]
   params = state_lib.final_params(state)
   tx, _ = _optimizer(system, phase, c.steps // rules.rounds(system))
 
-  @jax.jit  # One program, where leaf by leaf there are dozens.
   def begin(params):
     # Copies, since a step donates the state, which must not hold a buffer
     # twice.
     ema = jax.tree.map(jnp.copy, _averaged(params, phase)) if c.ema else None
     return tx.init(_trained(params, phase)), ema
 
-  opt_state, ema = begin(params)
+  placed = None if mesh is None else sharded.shardings(
+      jax.eval_shape(begin, params), mesh)
+  # One program, where leaf by leaf there are dozens.
+  opt_state, ema = jax.jit(begin, out_shardings=placed)(params)
   return state.replace(params=params, opt_state=opt_state, ema=ema)
 
 
@@ -105,13 +116,15 @@ def make_step(system, phase, start, teacher=None, cropped=False):
     batch = Batch(*prepare(augment_key, images, labels), labels)
     if teacher is not None:
       batch = batch._replace(taught=teacher.logits(
-          taught_by, batch.images, system.mean, system.std))
+          sharded.whole(taught_by), batch.images, system.mean, system.std))
     done = state.step - start
     trained = _trained(state.params, phase)
 
+    read = state.replace(teacher=sharded.whole(state.teacher))
+
     def loss(trained):
-      return rules.loss(system, {**state.params, **trained}, state, batch,
-                        loss_key, done)
+      params = sharded.whole({**state.params, **trained})
+      return rules.loss(system, params, read, batch, loss_key, done)
 
     grads, (metrics, updates) = jax.grad(loss, has_aux=True)(trained)
     grad_norm = optax.tree.norm(grads)
@@ -140,6 +153,19 @@ def make_step(system, phase, start, teacher=None, cropped=False):
     return state, metrics
 
   return step
+
+
+def jitted(step, state, mesh):
+  """Jits what `make_step` returns; the state is donated.
+
+  Args:
+    step: the training step.
+    state: `State` that it will be given, or its shapes.
+    mesh: devices; the new state is sharded over them as the old one is, metrics
+      are replicated.
+  """
+  return jax.jit(step, donate_argnums=0, out_shardings=(
+      sharded.shardings(state, mesh), mesh_lib.replicated(mesh)))
 
 
 def _fresh_at(begins, tx, trained, opt_state):

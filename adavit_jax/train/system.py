@@ -25,6 +25,7 @@ from adavit_jax.runtime import masked
 from adavit_jax.runtime import modes
 from adavit_jax.train import after_phase
 from adavit_jax.train import config as config_lib
+from adavit_jax.train import sharded
 from adavit_jax.train import tasks
 
 
@@ -107,8 +108,8 @@ class System:
                           image_size=self.model.image_size)
 
   def fold(self, params):
-    """Returns groups for inference, see `models.fold`."""
-    return models.fold(self.model, params)
+    """Returns groups for inference, whole, see `models.fold`."""
+    return models.fold(self.model, sharded.whole(params))
 
   def frozen(self, params):
     """Returns folded groups without gradient."""

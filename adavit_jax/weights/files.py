@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
+from adavit_jax import paths
 from adavit_jax.weights import shards as shards_lib
 from adavit_jax.weights import torch_files
 
@@ -72,7 +73,7 @@ def read(path):
     return path
   if str(path).startswith(HUB):
     path = _download(str(path))
-  path = pathlib.Path(path).expanduser()
+  path = pathlib.Path(paths.expanded(path, 'weights'))
   if path.is_dir():
     there = next((name for name in _USUAL if (path / name).is_file()),
                  _HUB_FILES[0])

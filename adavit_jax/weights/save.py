@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
+from adavit_jax import paths
 from adavit_jax.weights import attributes
 from adavit_jax.weights import families
 from adavit_jax.weights import images
@@ -36,9 +37,10 @@ def save(path, model, params, *, preprocessing=None):
     ValueError: if the path has another suffix, or the parameters do not fit the
       model.
   """
-  path = pathlib.Path(path).expanduser()
-  if path.suffix != '.safetensors':
+  path = paths.expanded(path, 'path')
+  if not path.endswith('.safetensors'):
     raise ValueError(f'{path} must end in .safetensors')
+  path = pathlib.Path(paths.to_write(path, 'path'))
   mismatch.check_params(model, params)
   fmt = families.of(model)[0]
   arrays = {group: jax.tree.map(np.asarray, params[group])
@@ -56,7 +58,6 @@ def save(path, model, params, *, preprocessing=None):
     metadata['format'] = 'pt'  # required by transformers
   if preprocessing is not None:
     metadata[images.METADATA] = images.to_json(preprocessing)
-  path.parent.mkdir(parents=True, exist_ok=True)
   safetensors_numpy.save_file(tensors, path, metadata)
 
 

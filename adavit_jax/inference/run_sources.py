@@ -4,12 +4,12 @@ import copy
 import difflib
 import os
 
+from adavit_jax import paths
 from adavit_jax import trained
 from adavit_jax.policies import knob
 from adavit_jax.policies import value
 from adavit_jax.runs import run_file
 from adavit_jax.runs import saved_run
-from adavit_jax.runs import workdir as workdir_lib
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train.phases.phase import choice
 from adavit_jax.weights import files
@@ -21,7 +21,7 @@ def absolute(source):
   Args:
     source: see `workdir` of `loading.load`.
   """
-  path = workdir_lib.expanded(source)
+  path = paths.expanded(source, 'source')
   if _is_name(source) or '://' in path:
     return path
   return os.path.abspath(path)
@@ -36,7 +36,7 @@ def opened(source):
   Raises:
     ValueError: if it is a name that no model of the package has, or as these.
   """
-  path, names = workdir_lib.expanded(source), trained.names()
+  path, names = paths.expanded(source, 'source'), trained.names()
   if _is_name(source):
     return run_file.RunFile(trained.path(path))
   if path.startswith(files.HUB):

@@ -1,0 +1,1 @@
+"""What training steps take on devices that are not here, by compiling them."""

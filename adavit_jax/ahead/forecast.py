@@ -1,0 +1,157 @@
+"""Compiles the step of a phase for devices, and says what it will take."""
+
+import math
+import re
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from adavit_jax.ahead import collectives
+from adavit_jax.ahead import flops
+from adavit_jax.data import data_config
+from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import sharded
+from adavit_jax.train import step as step_lib
+
+
+class Forecast(NamedTuple):
+  """What a step of a phase takes. Bytes are those of one device.
+
+  Attributes:
+    phase: its name.
+    batch_size: images in a batch, over all devices.
+    parameters: bytes of the parameters.
+    optimizer: of the optimizer's state.
+    averages: of averaged parameters.
+    teacher: of teachers, the dense one and another model.
+    activations: of all that the step needs beside its arguments: activations,
+      gradients, gathered parameters; None if it does not fit.
+    total: of everything; None if the compiler does not say.
+    fits: whether the device has as much; None if that is not known.
+    flops: FLOPs of a step, over all devices, see `flops.of_jaxpr`.
+    seconds: that they take at the peak of all chips, a bound that no step
+      reaches; None if the peak is not known.
+    collectives: {kind: `collectives.Sent`}; None if it does not fit.
+    largest_batch: estimate of the largest batch that fits, see
+      `largest_batch`; None if it is not known.
+    compile_seconds: time that the compiler took.
+    says: what the compiler says of a program that does not fit, else ''.
+  """
+  phase: str
+  batch_size: int
+  parameters: int
+  optimizer: int
+  averages: int
+  teacher: int
+  activations: int | None
+  total: int | None
+  fits: bool | None
+  flops: int
+  seconds: float | None
+  collectives: dict[str, collectives.Sent] | None
+  largest_batch: int | None
+  compile_seconds: float
+  says: str = ''
+
+
+def of_phase(system, phase, target, mesh, taught=None) -> Forecast:
+  """Compiles the step of a phase as training does.
+
+  Args:
+    system: `System`.
+    phase: one of the config's phases.
+    target: `targets.Target`.
+    mesh: mesh of its devices.
+    taught: (`distillation.Teacher`, shapes of its folded groups), or None.
+
+  Raises:
+    jax.errors.JaxRuntimeError: if the compiler fails for another reason than a
+      lack of memory.
+  """
+  state = sharded.put_shapes(step_lib.abstract_state(system, phase), mesh)
+  options, extra = {}, ()
+  if taught is not None:
+    options, extra = dict(teacher=taught[0]), (
+        sharded.put_shapes(taught[1], mesh),)
+  step = step_lib.jitted(
+      step_lib.make_step(system, phase, 0, **options), state, mesh)
+  traced = step.trace(state, *_batch(system, phase, mesh), *extra)
+  num_flops = flops.of_jaxpr(traced.jaxpr)
+  lowered, peak = traced.lower(), target.tflops
+  start = time.monotonic()
+  compiled, says = _compiled(lowered)
+  forecast = Forecast(
+      phase, system.config[phase].batch_size,
+      parameters=bytes_of(state.params), optimizer=bytes_of(state.opt_state),
+      averages=bytes_of(state.ema), teacher=bytes_of((state.teacher, extra)),
+      activations=None, total=None, fits=False, flops=num_flops,
+      seconds=peak and num_flops / (peak * 1e12 * target.chips),
+      collectives=None, largest_batch=None,
+      compile_seconds=time.monotonic() - start, says=says)
+  if compiled is None:
+    return forecast
+  held, activations = _memory(compiled)
+  return forecast._replace(
+      activations=activations, total=held + activations,
+      fits=target.usable and held + activations <= target.usable,
+      collectives=collectives.read(compiled.as_text()),
+      largest_batch=target.usable and largest_batch(
+          forecast.batch_size, held, activations, target.usable, mesh.size))
+
+
+def _compiled(lowered):
+  """Returns (compiled program, ''), or (None, why it does not fit)."""
+  try:
+    return lowered.compile(), ''
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    return None, re.sub(r'\s+', ' ', str(error)).split('. ')[0]
+
+
+def bytes_of(tree) -> int:
+  """Returns the bytes that one device holds of a tree of sharded shapes."""
+  def size(x):
+    shape = x.sharding.shard_shape(x.shape)
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+      return math.prod(shape) * 8  # two words
+    return math.prod(shape) * x.dtype.itemsize
+  return sum(map(size, jax.tree.leaves(tree)))
+
+
+def largest_batch(size, held, activations, usable, devices) -> int:
+  """Estimates the largest batch that fits, a multiple of the devices.
+
+  All that a step needs beside its arguments is taken to grow with the batch.
+  Gradients and gathered parameters do not, so that a larger batch than this
+  may fit.
+
+  Args:
+    size: a batch that was compiled.
+    held: bytes of the arguments on a device.
+    activations: bytes beside them.
+    usable: bytes that a device has.
+    devices: their number.
+  """
+  each = (usable - held) / activations * size / devices
+  return int(each) * devices
+
+
+def _batch(system, phase, mesh):
+  """Returns the shapes of images and labels of a batch."""
+  side, num = data_config.load_size(system.config.data), (
+      system.config[phase].batch_size)
+  rows = mesh_lib.batch_sharding(mesh)
+  labels = jnp.int32 if system.target is None else jnp.float32
+  return (jax.ShapeDtypeStruct((num, side, side, system.model.channels),
+                               jnp.uint8, sharding=rows),
+          jax.ShapeDtypeStruct((num,), labels, sharding=rows))
+
+
+def _memory(compiled):
+  """Returns bytes on a device: of the arguments, and of the rest."""
+  m = compiled.memory_analysis()
+  new = m.output_size_in_bytes - m.alias_size_in_bytes
+  return m.argument_size_in_bytes, m.temp_size_in_bytes + new
