@@ -17,9 +17,10 @@ the folder has the classes of the file, no fine-tuning is needed:
 
 Steps and learning rates are guesses for a DeiT-S on a GPU. Measured was a
 ViT-Ti with 3600 photographs of ten classes (docs/results/pretrained.md): at a
-budget of 0.65, 95.8 % of held-out images at 0.648 of the MACs, all layers 98.0 %. That
-took 95 minutes of one core of an AMD EPYC. Few steps are not enough: with 100
-of dense and 220 of joint instead of 350 and 350, it was 79.8 %.
+budget of 0.65, 95.8 % of held-out images at 0.648 of the MACs, all layers
+98.0 %. That took 95 minutes of one core of an AMD EPYC. Few steps are not
+enough: with 100 of dense and 220 of joint instead of 350 and 350, it was
+79.8 %.
 
 `:tiny` runs 10 steps of every phase with a DeiT-Ti at 64 x 64 pixels; with 160
 images it takes 1.4 minutes on one CPU core.
