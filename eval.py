@@ -17,13 +17,13 @@ from absl import logging
 from etils import epath
 import jax
 
+from adavit_jax import errors
 from adavit_jax import report
 from adavit_jax.exits import confidence
 from adavit_jax.report import promised_row
 from adavit_jax.runs import orbax_manager
 from adavit_jax.runs import peers
 from adavit_jax.runs import saved_run
-from adavit_jax.train import guards
 from adavit_jax.train import mesh as mesh_lib
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of a run.',
@@ -107,7 +107,7 @@ def main(argv):
       path = epath.Path(_WORKDIR.value).expanduser() / name
       path.write_text(json.dumps(result, indent=1))
       print(f"\nwrote {path} and, to look at, {path.with_suffix('.html')}")
-  except guards.USER_ERRORS as error:
+  except errors.USER_ERRORS as error:
     logging.debug('traceback', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error
 

@@ -21,6 +21,7 @@ from absl import logging
 from etils import epath
 
 import adavit_jax
+from adavit_jax import errors
 from adavit_jax import paths
 from adavit_jax.exits import confidence
 from adavit_jax.inference import export
@@ -31,7 +32,6 @@ from adavit_jax.report import promised_row
 from adavit_jax.runs import orbax_manager
 from adavit_jax.runs import run_file
 from adavit_jax.runs import saved_run
-from adavit_jax.train import guards
 
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Directory of a run, or what else adavit_jax.load takes.',
@@ -119,7 +119,7 @@ def main(argv):
       _hint()
       return
     export.export(clf, _OUTPUT.value, mode=_MODE.value, **options)
-  except guards.USER_ERRORS as error:
+  except errors.USER_ERRORS as error:
     logging.debug('traceback', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error
   print(f'wrote {_OUTPUT.value} and {_OUTPUT.value}.json')

@@ -17,12 +17,12 @@ import numpy as np
 import scipy
 
 import adavit_jax
+from adavit_jax import errors
 from adavit_jax import paths
 from adavit_jax.exits import confidence
 from adavit_jax.report import layer_picture
 from adavit_jax.report import table
 from adavit_jax.runs import orbax_manager
-from adavit_jax.train import guards
 
 _MODEL = flags.DEFINE_string(
     'model', None, 'Work directory of a run, or what else adavit_jax.load '
@@ -55,7 +55,7 @@ def main(argv):
       layer_picture.draw(
           [_drawn(row) for row in rows], clf.system.model, output)
       print(f'\nwrote {output}')
-  except guards.USER_ERRORS as error:
+  except errors.USER_ERRORS as error:
     logging.debug('traceback', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error
 

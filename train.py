@@ -17,11 +17,11 @@ from absl import logging
 import jax
 from ml_collections import config_flags
 
+from adavit_jax import errors
 from adavit_jax.ahead import compile_for
 from adavit_jax.runs import loop
 from adavit_jax.runs import orbax_manager
 from adavit_jax.runs import peers
-from adavit_jax.train import guards
 from adavit_jax.train import mesh as mesh_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -53,7 +53,7 @@ def main(argv):
                    jax.devices()[0].device_kind)
       trainer = loop.Trainer(_CONFIG.value, _WORKDIR.value)
       state = trainer.train()
-  except guards.USER_ERRORS as error:
+  except errors.USER_ERRORS as error:
     logging.debug('traceback', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error
   if state is not None:

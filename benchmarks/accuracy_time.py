@@ -15,7 +15,7 @@ import sys
 
 from matplotlib.figure import Figure
 
-from adavit_jax.train import guards
+from adavit_jax import errors
 import reports
 import timing
 import trained
@@ -35,7 +35,7 @@ def main(argv=None):
     report = read(args.workdir)
     batches = [int(batch) for batch in args.batches.split(',')]
     rows = measure(report, args.workdir, batches, args.repeats, args.data_dir)
-  except guards.USER_ERRORS as error:
+  except errors.USER_ERRORS as error:
     sys.exit(f'error: {error}')
   with open(os.path.splitext(args.output)[0] + '.json', 'w',
             encoding='utf-8') as f:

@@ -53,7 +53,7 @@ from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 from adavit_jax.runs import orbax_manager
 from adavit_jax.runtime import modes
-from adavit_jax.train import guards
+from adavit_jax import errors
 import cascades
 import stacks
 import timing
@@ -101,7 +101,7 @@ def main(argv):
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   try:
     _run_all()
-  except guards.USER_ERRORS as error:
+  except errors.USER_ERRORS as error:
     logging.debug('traceback', exc_info=True)  # shown with -v=1
     raise SystemExit(f'error: {error}') from error
 

@@ -15,7 +15,7 @@ from absl import flags
 
 from adavit_jax.report import model_card
 from adavit_jax.runs import run_file
-from adavit_jax.train import guards
+from adavit_jax import errors
 
 _FILE = flags.DEFINE_string('file', None, 'The file.', required=True)
 _DATA_DIR = flags.DEFINE_string('data_dir', '', 'Data directory.')
@@ -34,7 +34,7 @@ def main(argv):
         _FILE.value, recipe=_RECIPE.value, commit=_COMMIT.value,
         licence=_LICENCE.value,
         **model_card.measure(_FILE.value, _DATA_DIR.value))
-  except guards.USER_ERRORS as error:
+  except errors.USER_ERRORS as error:
     raise SystemExit(f'error: {error}') from error
   print(json.dumps(card, indent=1))
 

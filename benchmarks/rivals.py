@@ -26,7 +26,7 @@ import numpy as np
 import adavit_jax
 from adavit_jax import data
 from adavit_jax.runs import saved_run
-from adavit_jax.train import guards
+from adavit_jax import errors
 import reports
 import timing
 
@@ -191,7 +191,7 @@ def main(argv):
     if not rivals:
       raise ValueError('no run is given: LABEL=DIR,KEY=VALUE,...')
     rows = measure(rivals, batches, _REPEATS.value)
-  except guards.USER_ERRORS as error:
+  except errors.USER_ERRORS as error:
     raise SystemExit(f'error: {error}') from error
   device = f'{jax.devices()[0].device_kind}, {timing.num_cores()} cores'
   with open(f'{_OUTPUT.value}.json', 'w', encoding='utf-8') as file:

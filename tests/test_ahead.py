@@ -8,7 +8,7 @@ from adavit_jax.ahead import collectives
 from adavit_jax.ahead import compile_for
 from adavit_jax.ahead import flops
 from adavit_jax.ahead import forecast
-from adavit_jax.ahead import table
+from adavit_jax.ahead import forecast_table
 from adavit_jax.ahead import targets
 from adavit_jax.train import mesh as mesh_lib
 import jax
@@ -207,12 +207,12 @@ def test_a_line_of_the_table():
   row = forecast.Forecast(
       'joint', 1024, 2**30, 2**31, 0, 2**28, 2**32, 2**33, True, 3 * 10**14,
       0.0952, sent, 1536, 61.3)
-  assert table.row(row).split() == (
+  assert forecast_table.row(row).split() == (
       'joint 1024 1.00 2.00 0.00 0.25 4.00 8.00 yes 300.0 95.2 0.50 0.50 0.50 '
       '1.00 ~1536 61').split()
   small = row._replace(activations=None, total=None, fits=False, seconds=None,
                        collectives=None, largest_batch=None, says='Used 17 G')
-  first, second = table.row(small).splitlines()
+  first, second = forecast_table.row(small).splitlines()
   assert first.split()[6:] == '? ? no 300.0 ? ? ? ? ? ? 61'.split()
   assert second == '  Used 17 G'
 

@@ -8,7 +8,7 @@ from adavit_jax.policies import learned
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import loop
 from adavit_jax.runs import phase_start
-from adavit_jax.train import guards
+from adavit_jax import errors
 from adavit_jax.train import phases as phases_lib
 from adavit_jax.train import sharded
 from adavit_jax.train import state as state_lib
@@ -219,7 +219,7 @@ def test_a_finished_phase_is_pinned_by_the_next_run_if_need_be(
 def test_no_number_stops_the_run(trainer, tmp_path, bad):
   bad['step'] = 5
   other = _other(trainer, tmp_path, log_every=2, checkpoint_every=4)
-  with pytest.raises(guards.NonFiniteError, match='step 5: loss=nan') as e:
+  with pytest.raises(errors.NonFiniteError, match='step 5: loss=nan') as e:
     other.train()
   assert (e.value.step, e.value.name) == (5, 'loss')
   with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts:
@@ -230,7 +230,7 @@ def test_no_number_reaches_a_checkpoint(trainer, tmp_path, bad):
   """Checked before saving, even where nothing is logged at that step."""
   bad['step'] = 3
   other = _other(trainer, tmp_path, log_every=100)
-  with pytest.raises(guards.NonFiniteError):
+  with pytest.raises(errors.NonFiniteError):
     other.train()
   with checkpoints.Checkpoints(tmp_path, read_only=True) as ckpts:
     assert ckpts.latest() is None

@@ -11,6 +11,7 @@ import traceback
 
 from adavit_jax import data
 from adavit_jax.models import plan
+from adavit_jax.runs import due as due_lib
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import loop
 from adavit_jax.runs import orbax_manager
@@ -245,7 +246,7 @@ def test_metrics_are_checked_before_a_validation():
   """A signal during it saves the state."""
   config = tiny.get_config()
   config.log_every, config.eval_every, config.checkpoint_every = 5, 3, 4
-  due = [loop._due(config, 'dense', done, False) for done in range(1, 7)]
+  due = [due_lib.after(config, 'dense', done, False) for done in range(1, 7)]
   assert [d.validation for d in due] == [False, False, True, False, False, True]
   assert [d.line for d in due] == [False, False, True, True, True, True]
 

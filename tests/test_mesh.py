@@ -1,8 +1,8 @@
-"""The mesh, batch and state on it, the guards and the stop flag."""
+"""The mesh, batch and state on it, and metrics that are not finite."""
 
 import types
 
-from adavit_jax.train import guards
+from adavit_jax import errors
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import sharded
 import jax
@@ -107,11 +107,11 @@ def test_fetch_replicated_and_plain():
 
 
 def test_check_finite():
-  guards.check_finite(1, {'loss': 1., 'keep': np.ones((2, 3)), 'n': 4,
+  errors.check_finite(1, {'loss': 1., 'keep': np.ones((2, 3)), 'n': 4,
                           'half': jnp.bfloat16(3)})
-  with pytest.raises(guards.NonFiniteError, match='step 7: loss=nan') as e:
-    guards.check_finite(7, {'acc': 0.5, 'loss': float('nan')})
+  with pytest.raises(errors.NonFiniteError, match='step 7: loss=nan') as e:
+    errors.check_finite(7, {'acc': 0.5, 'loss': float('nan')})
   assert (e.value.step, e.value.name) == (7, 'loss')
   assert 'learning_rate' in str(e.value)
   with pytest.raises(FloatingPointError, match='keep'):
-    guards.check_finite(7, {'keep': np.array([1, np.inf])})
+    errors.check_finite(7, {'keep': np.array([1, np.inf])})

@@ -295,33 +295,6 @@ def test_accuracy_is_drawn_against_time(
     accuracy_time.read(str(tmp_path))
 
 
-@pytest.mark.nightly
-def test_rivals_are_measured_as_the_report_has_them(
-    run, reported, tiny_data, monkeypatch, tmp_path):
-  monkeypatch.syspath_prepend(pathlib.Path(tiny.ROOT, 'benchmarks'))
-  import rivals
-  for name in ('_WARM_UP', '_TURN'):
-    monkeypatch.setattr(rivals.timing, name, 0.)
-  result, _ = reported
-  monkeypatch.setattr(rivals.reports, 'read', lambda workdir: result)
-  rows = rivals.measure([
-      rivals.parse(text.replace('DIR', run[0])) for text in (
-          'dense=DIR,phase=dense', 'merged=DIR,phase=dense,merge=1',
-          'policy=DIR,row=adaptive')], [1, 2], 1)
-  dense, merged, policy = rows
-  assert (dense['macs_ratio'], dense['time_ratio_1']) == (1, 1)
-  assert merged['macs_ratio'] < 1
-  for row, want in ((dense, 'dense'), (policy, 'adaptive')):
-    assert row['accuracy'] == pytest.approx(result[want]['accuracy'])
-  assert policy['macs_ratio'] == pytest.approx(result['adaptive']['macs_ratio'])
-  assert rivals.table(rows, [1, 2]).count('\n') == 4
-  rivals.draw(rows, [1, 2]).savefig(tmp_path / 'a.png')
-  with pytest.raises(ValueError, match='row='):
-    rivals.measure([rivals.parse(f'a={run[0]},row=slack')], [1], 1)
-  with pytest.raises(ValueError, match='LABEL=DIR'):
-    rivals.parse(run[0])
-
-
 def test_a_static_run_loads_with_its_mask(run, reported):
   for static in pathlib.Path(run[0], 'static').iterdir():
     assert '0' in static.name

@@ -10,15 +10,15 @@ from etils import epath
 import jax
 
 from adavit_jax import data
+from adavit_jax import errors
 from adavit_jax import models
 from adavit_jax.ahead import forecast as forecast_lib
-from adavit_jax.ahead import table
+from adavit_jax.ahead import forecast_table
 from adavit_jax.ahead import targets
 from adavit_jax.data import folder
 from adavit_jax.runs import saved_run
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import distillation
-from adavit_jax.train import guards
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
 from adavit_jax.train import system as system_lib
@@ -55,17 +55,17 @@ def compile_for(config, name, workdir=None):
   taught = _teacher(config, system)
   path = None if workdir is None else epath.Path(os.path.expanduser(
       workdir)) / 'compile_for' / f'{name.replace(":", "_")}.json'
-  print(table.heading(system, target, mesh), flush=True)
+  print(forecast_table.heading(system, target, mesh), flush=True)
   rows = []
   for phase in config.phases:
     learns = taught if phase in config.teacher.phases else None
     rows.append(forecast_lib.of_phase(system, phase, target, mesh, learns))
-    print(table.row(rows[-1]), flush=True)
+    print(forecast_table.row(rows[-1]), flush=True)
     value = to_json(config, target, mesh, rows)
     if path is not None:
       path.parent.mkdir(parents=True, exist_ok=True)
       path.write_text(json.dumps(value, indent=1))
-  print(table.NOTES)
+  print(forecast_table.NOTES)
   if path is not None:
     print(f'written to {path}')
   return value
@@ -95,7 +95,7 @@ def _dataset(config):
   """Returns the data set of a config, or what stands for it."""
   try:
     return data.load(config.data, seed=config.seed)
-  except guards.USER_ERRORS as error:
+  except errors.USER_ERRORS as error:
     logging.info('the data cannot be loaded (%s): 1000 classes and 3 channels '
                  'are assumed', str(error).splitlines()[0])
     return types.SimpleNamespace(

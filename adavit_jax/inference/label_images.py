@@ -13,11 +13,11 @@ from absl import app
 from absl import flags
 import jax
 
+from adavit_jax import errors
 from adavit_jax import models
 from adavit_jax.data import label_file
 from adavit_jax.inference import labelling
 from adavit_jax.train import config as config_lib
-from adavit_jax.train import guards
 
 _WEIGHTS = flags.DEFINE_string(
     'weights', None, 'File of pretrained weights.', required=True)
@@ -48,7 +48,7 @@ def main(argv):
         _BATCH_SIZE.value + -_BATCH_SIZE.value % jax.device_count())
     labels = labelling.predict(config, _NUM_CLASSES.value)
     label_file.write(_OUTPUT.value, labels)
-  except guards.USER_ERRORS as error:
+  except errors.USER_ERRORS as error:
     raise SystemExit(f'error: {error}') from error
   print(f'wrote {len(labels.labels)} labels to {_OUTPUT.value}')
 

@@ -2,8 +2,8 @@
 
 from adavit_jax.exits import confidence
 from adavit_jax.inference import pickling
+from adavit_jax.inference import run_sources
 from adavit_jax.inference import settings
-from adavit_jax.inference import sources
 from adavit_jax.inference.cascade_classifier import CascadeClassifier
 from adavit_jax.inference.classifier import Classifier
 
@@ -51,8 +51,8 @@ def load(workdir, *, phase='', best=False, actions=None, rule=None,
   arguments = dict(
       phase=phase, best=best, actions=actions, rule=rule, thresholds=thresholds,
       decide=decide, **attributes)
-  with sources.opened(workdir) as run:
-    info, system, state = sources.read(run, **arguments)
+  with run_sources.opened(workdir) as run:
+    info, system, state = run_sources.read(run, **arguments)
   as_saved = not attributes and all(
       x is None for x in (actions, rule, thresholds, decide))
   class_names = info['dataset']['class_names']
@@ -71,6 +71,6 @@ def load(workdir, *, phase='', best=False, actions=None, rule=None,
     settings.restore(clf, run.card.get('settings', {}), run.workdir)
   # Absolute, for those who unpickle it elsewhere.
   clf.loaded = pickling.Loaded(
-      load, sources.absolute(workdir),
+      load, run_sources.absolute(workdir),
       dict(arguments, max_batch_size=max_batch_size), int(state.step))
   return clf

@@ -2,8 +2,8 @@
 
 from absl import logging
 
+from adavit_jax.inference import run_sources
 from adavit_jax.inference import settings
-from adavit_jax.inference import sources
 from adavit_jax.runs import run_file
 from adavit_jax.train import state as state_lib
 
@@ -33,8 +33,8 @@ def save(clf, path, *, dtype='float16', class_names=None):
                      'without the config of a run')
   arguments = dict(clf.loaded.arguments)
   del arguments['max_batch_size']
-  with sources.opened(clf.loaded.workdir) as run:
-    info, system, state = sources.read(run, **arguments)
+  with run_sources.opened(clf.loaded.workdir) as run:
+    info, system, state = run_sources.read(run, **arguments)
   if int(state.step) != clf.loaded.step:
     raise ValueError(f'{clf.loaded.workdir} was at step {clf.loaded.step} when '
                      f'clf was loaded, and is at {int(state.step)} now: load '

@@ -1,13 +1,13 @@
 """The training loop: runs the phases of a config, resumable at any step."""
 
 import contextlib
-from typing import NamedTuple
 
 from absl import logging
 import jax
 import numpy as np
 
 from adavit_jax import data
+from adavit_jax import errors
 from adavit_jax import paths
 from adavit_jax.evaluation import evaluator
 from adavit_jax.evaluation import exit_evaluator
@@ -16,6 +16,7 @@ from adavit_jax.runs import checkpoints
 from adavit_jax.runs import checks
 from adavit_jax.runs import devices
 from adavit_jax.runs import dispatch_limit
+from adavit_jax.runs import due as due_lib
 from adavit_jax.runs import first_state
 from adavit_jax.runs import history
 from adavit_jax.runs import metric_writer
@@ -28,7 +29,6 @@ from adavit_jax.runs import saved_run
 from adavit_jax.runs import teacher as teacher_lib
 from adavit_jax.runtime import stopping
 from adavit_jax.train import config as config_lib
-from adavit_jax.train import guards
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
 from adavit_jax.train import step as step_lib
@@ -213,7 +213,7 @@ class Trainer:
         step_lib.make_step(self.system, phase, start, **options), state,
         self.mesh)
     if overdue:
-      due = _due(self.config, phase, first - start, False)
+      due = due_lib.after(self.config, phase, first - start, False)
       state = self._after_step(state, first, phase, start, due, ckpts, metrics)
     recent = []  # metrics of the steps since the last line
     batches = self._batches(phase, start, first, crop)
@@ -227,7 +227,8 @@ class Trainer:
         state, step_metrics = step_fn(state, images, labels, *taught_by)
         recent.append(step_metrics)
         dispatched.add(step_metrics)
-        due = _due(self.config, phase, step - start, stop.should_stop())
+        due = due_lib.after(
+            self.config, phase, step - start, stop.should_stop())
         if due.line:
           self._write_line(recent, step, phase, metrics, progress)
           recent = []
@@ -238,13 +239,13 @@ class Trainer:
     return state
 
   def _after_step(self, state, step, phase, start, due, ckpts, metrics):
-    """Does what is `_Due` after a step, except for its line of metrics.
+    """Does what is `due.Due` after a step, except for its line of metrics.
 
     Args:
       state: `State` after the step.
       step: the step, also of the state, which the devices may still compute.
       phase, start, ckpts, metrics: as in `_run_phase`.
-      due: `_Due`.
+      due: `due.Due`.
 
     Returns:
       `State`.
@@ -294,7 +295,7 @@ class Trainer:
     """
     rows = mesh_lib.fetch(recent)
     for i, row in enumerate(rows, step - len(rows) + 1):
-      guards.check_finite(i, row)
+      errors.check_finite(i, row)
     values = _mean(rows)
     metrics.write(step, {f'{phase}/{k}': v for k, v in values.items()})
     progress.update(step, step * self.config[phase].batch_size, values)
@@ -309,48 +310,6 @@ class Trainer:
     logging.info('%s, step %d, held out: %s', phase, step, ', '.join(
         f'{k} {np.round(v, 4)}' for k, v in values.items()))
     return score
-
-
-class _Due(NamedTuple):
-  """What is due after a step, in this order.
-
-  Attributes:
-    line: write metrics.
-    validation: measure the held-out images.
-    checkpoint: save.
-    stop: end the run before its last step.
-    scored: whether the checkpoint may be the best one.
-    end: whether the phase is finished.
-  """
-  line: bool
-  validation: bool
-  checkpoint: bool
-  stop: bool
-  scored: bool
-  end: bool
-
-
-def _due(config, phase, done, asked):
-  """Returns what is `_Due` after `done` steps of a phase.
-
-  Args:
-    config: see `train.config.default_config`.
-    phase: name of the phase.
-    done: steps of the phase so far.
-    asked: whether a signal asked the run to stop.
-  """
-  end, last_phase = done == config[phase].steps, phase == config.phases[-1]
-  validation = end or done % config.eval_every == 0
-  scored = validation and last_phase
-  checkpoint = (
-      end or asked or scored or done % config.checkpoint_every == 0)
-  return _Due(
-      # Metrics are checked before a checkpoint is saved, as by a signal during
-      # a validation.
-      line=checkpoint or validation or done % config.log_every == 0,
-      validation=validation, checkpoint=checkpoint,
-      stop=asked and not (end and last_phase),
-      scored=scored, end=end)
 
 
 def _mean(rows):

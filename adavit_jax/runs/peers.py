@@ -16,8 +16,8 @@ from absl import logging
 import jax
 from jax._src import distributed
 
+from adavit_jax import errors
 from adavit_jax.runs import witness
-from adavit_jax.train import guards
 
 _FOLDER = 'adavit_jax/peers'
 _LEFT = 'left'
@@ -49,7 +49,7 @@ def watched(interval=2., timeout=20.):
     yield
   except Exception as error:
     watch.leave(f'{type(error).__name__}: {error}')
-    if not isinstance(error, guards.USER_ERRORS) or _is_of_xla(error):
+    if not isinstance(error, errors.USER_ERRORS) or _is_of_xla(error):
       # Maybe because another one died; then the sentence names it.
       logging.exception('this process failed')
       time.sleep(2 * timeout)
