@@ -99,9 +99,9 @@ def test_only_what_is_on_is_traced():
 def test_every_augmentation_has_a_key_of_its_own(monkeypatch):
   keys = []
   # `data.augment` is the function.
-  module = importlib.import_module('adavit_jax.data.augment')
+  here = importlib.import_module('adavit_jax.data.augment')
   for module, name in (
-      (module, 'resized_crop'), (module, 'random_flip'),
+      (here, 'resized_crop'), (here, 'random_flip'),
       (colour, 'colour_jitter'), (rand_augment, 'rand_augment'),
       (erasing, 'erase'), (mixing, 'mix')):
     def run(key, images, *targets, name=name, **_):
@@ -115,7 +115,7 @@ def test_every_augmentation_has_a_key_of_its_own(monkeypatch):
   data.augment(
       jax.random.key(0), IMAGES, LABELS, config_data=config, num_classes=K,
       mean=MEAN, std=STD, image_size=S)
-  assert len(keys) == len(set(key for _, key in keys)) == 6
+  assert len(keys) == len({key for _, key in keys}) == 6
 
 
 @pytest.mark.parametrize('size, padding', [(8, 2), (5, 0), (6, 1)])

@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import multiprocessing
 import resource
 import threading
+import time
 
 from adavit_jax import data
 from adavit_jax.data import batches as batches_lib
@@ -273,6 +275,23 @@ def test_any_number_of_workers_changes_nothing(
   monkeypatch.setattr(worker_batches, '_ROWS', 2)  # several parts of a batch
   same_batches(batches(split, **kwargs),
                batches(split, workers=workers, **kwargs))
+
+
+@pytest.mark.nightly
+def test_the_end_of_batches_ends_the_workers_alone(split):
+  pytest.importorskip('grain')
+  found = data.train_batches(
+      split, seed=0, start_step=0, stop_step=999, batch_size=6,
+      crop=crops.Crop(5, 0.2), workers=2)
+  next(found)
+  other = multiprocessing.get_context('spawn').Process(
+      target=time.sleep, args=(60,))
+  other.start()
+  found.close()
+  try:
+    assert multiprocessing.active_children() == [other]
+  finally:
+    other.kill()
 
 
 @pytest.mark.nightly

@@ -66,7 +66,8 @@ def _joined(parted, parts):
     finally:
       # grain would stop one after the other, each in more than a second.
       for child in set(multiprocessing.active_children()) - before:
-        child.kill()
+        if child.name.startswith('grain'):  # not one of the caller's
+          child.kill()
 
 
 def _begin(worker, num_workers):
