@@ -14,8 +14,8 @@ import threading
 from absl import flags
 import numpy as np
 
-# Rows that a worker decodes at a time. They are less than a batch, so that
-# memory does not grow with the number of workers, and the first batch is early.
+# Rows that a worker decodes at a time: less than a batch, so that the first
+# batch is early. Each worker has up to eight such parts ready.
 _ROWS = 32
 _BUFFER = 2
 
