@@ -88,7 +88,7 @@ def rivals():
 
 def prepare(directory):
   """Writes a folder and a packed set; returns the mean size of a file."""
-  from adavit_jax.data import pack
+  from adavit_jax.data import packing
   rng, size = np.random.default_rng(0), 0
   paths = sorted(
       path for path in pathlib.Path(_IMAGES.value).rglob('*')
@@ -113,7 +113,7 @@ def prepare(directory):
     for split in ('train', 'test') if i < 4 else ('train',):
       target = directory / 'folder' / split / 'ab'[i % 2] / f'{i}.jpg'
       target.write_bytes(file.getvalue())
-  pack.pack(pack.source(str(directory / 'folder')), directory / 'packed')
+  packing.pack(packing.source(str(directory / 'folder')), directory / 'packed')
   return size / len(paths)
 
 

@@ -71,7 +71,7 @@ def main(argv):
 
 def make(directory):
   """Writes the folder, and packs it."""
-  from adavit_jax.data import pack
+  from adavit_jax.data import packing
   rng = np.random.default_rng(0)
   kept = []
   for i in range(_DISTINCT):
@@ -86,7 +86,7 @@ def make(directory):
       for i in range(label, num, _CLASSES):
         os.link(kept[i % _DISTINCT], folder / f'{i:07d}.jpg')
   start = time.monotonic()
-  pack.pack(pack.source(str(directory / 'folder')), directory / 'packed')
+  packing.pack(packing.source(str(directory / 'folder')), directory / 'packed')
   print(f'packed in {time.monotonic() - start:.0f} s')
 
 

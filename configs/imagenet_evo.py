@@ -15,10 +15,9 @@ From a trained model, leave out the first phase:
 The dense phase is DeiT's recipe from scratch, as in the authors' code: 300
 epochs, in the first 200 of which tokens are selected before every encoder from
 the fifth on; then two selections remain, as in all other phases
-(model.layerwise). DeiT-Ti has no drop path. A batch has 1152 images, not 1024,
-since it holds each of them three times (repeated augmentation). Drop path rises
-over the layers behind the policy; in the authors' code, over all. This phase
-also trains for dropped layers, which theirs does not; set
+(model.layerwise). DeiT-Ti has no drop path. Every image is repeated three
+times. Drop path rises over the layers behind the policy; in the authors' code,
+over all. This phase also trains for dropped layers, which theirs does not; set
 --config.dense.mask_weight=0 for the model alone. It has not been run: time and
 accuracy are unknown, and steps and learning rates of the other phases are first
 guesses.
@@ -28,7 +27,7 @@ from adavit_jax.models import evo_deit
 from adavit_jax.train import config as base
 
 # 1 % of the 1,281,167 training images is held out.
-_BATCH = 1152
+_BATCH = 1024
 _STEPS_PER_EPOCH = 1_268_355 // _BATCH
 _MODELS = sorted(name.removeprefix('evo_deit_') for name, model in
                  evo_deit.MODELS.items() if model['num_classes'] == 1000)
@@ -62,8 +61,7 @@ def get_config(variant='small_224'):
   for phase, num in epochs.items():
     config[phase].update(steps=num * _STEPS_PER_EPOCH, batch_size=_BATCH)
   config.dense.update(
-      learning_rate=5e-4 * _BATCH / 512,
-      end_lr_factor=1e-5 / (5e-4 * _BATCH / 512), warmup=5 / 300,
+      learning_rate=1e-3, end_lr_factor=1e-5 / 1e-3, warmup=5 / 300,
       weight_decay=0.05, drop_path=0. if 'tiny' in variant else 0.1, ema=0.9999,
       clip_norm=0.)
   config.joint.update(learning_rate=1e-4, policy_lr_factor=10.0, ema=0.9999)

@@ -47,6 +47,16 @@ def test_repeats_are_adjacent_rows_of_a_batch_of_fewer_images():
         got.reshape(4, 3), np.tile(distinct[:, None], 3))
 
 
+@pytest.mark.parametrize('batch_size', [4, 5, 7, 8])
+def test_a_batch_may_begin_and_end_amid_the_repeats(batch_size):
+  got = np.concatenate([
+      data.batch_indices(3, step, size=10, batch_size=batch_size, repeats=3)
+      for step in range(12)])
+  stream = np.concatenate([
+      np.random.default_rng((3, epoch)).permutation(10) for epoch in range(4)])
+  np.testing.assert_array_equal(got, np.repeat(stream, 3)[:len(got)])
+
+
 def test_any_step_reproduces_and_callers_cannot_spoil_it():
   first = data.batch_indices(0, 5, size=9, batch_size=3)
   kept = first.copy()
@@ -62,7 +72,7 @@ def test_any_step_reproduces_and_callers_cannot_spoil_it():
     dict(seed=0, step=0, size=3, batch_size=0),
     dict(seed=-1, step=0, size=3, batch_size=2),
     dict(seed=0, step=-1, size=3, batch_size=2),
-    dict(seed=0, step=0, size=3, batch_size=4, repeats=3),
+    dict(seed=0, step=1, size=3, batch_size=8, repeats=3),
     dict(seed=0, step=0, size=3, batch_size=12, repeats=3),
     dict(seed=0, step=0, size=3, batch_size=2, repeats=0),
 ])
@@ -106,7 +116,6 @@ def test_repeats_are_read_once():
 
 @pytest.mark.parametrize('kwargs', [
     dict(batch_size=11), dict(batch_size=5, process_count=2),
-    dict(batch_size=4, repeats=3),
     dict(batch_size=4, process_index=2, process_count=2),
 ])
 def test_train_batches_refuse_at_the_call(kwargs):

@@ -7,7 +7,7 @@ import types
 import adavit_jax
 from adavit_jax import data
 from adavit_jax import report
-from adavit_jax.data import pack
+from adavit_jax.data import packing
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import lease
 from adavit_jax.runs import loop
@@ -135,7 +135,7 @@ def test_a_packed_set_is_copied_once(bucket, tmp_path):
       for i in range(5):
         Image.new('RGB', (8, 6), (10 * i + label,) * 3).save(
             folder / f'{i}.png')
-  pack.pack(pack.source(str(tmp_path / 'set')), tmp_path / 'packed',
+  packing.pack(packing.source(str(tmp_path / 'set')), tmp_path / 'packed',
             shard_images=4)
   for path in (tmp_path / 'packed').iterdir():
     epath.Path(f'{bucket}/packed/{path.name}').write_bytes(path.read_bytes())

@@ -10,8 +10,8 @@ import time
 from adavit_jax import data
 from adavit_jax.data import batches as batches_lib
 from adavit_jax.data import crops
-from adavit_jax.data import pack
 from adavit_jax.data import packed
+from adavit_jax.data import packing
 from adavit_jax.data import packed_index
 from adavit_jax.data import worker_batches
 from etils import epath
@@ -38,7 +38,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def dest(root, tmp_path):
-  pack.pack(pack.source(str(root)), tmp_path / 'packed', shard_images=4)
+  packing.pack(packing.source(str(root)), tmp_path / 'packed', shard_images=4)
   return tmp_path / 'packed'
 
 
@@ -69,7 +69,7 @@ def test_a_packed_folder_is_the_folder(root, dest):
   for field in ('class_names', 'num_classes', 'channels', 'mean', 'std'):
     assert getattr(packed, field) == getattr(folder, field)
   assert data.fingerprint(packed) == data.fingerprint(folder)
-  pack.check(dest)
+  packing.check(dest)
   assert len(list(dest.glob('*.array_record'))) == 6 + 3
 
 
@@ -80,7 +80,7 @@ def test_a_packed_tfds_set_is_the_set(tmp_path):
       data_dir=tmp_path / 'tfds', file_format='array_record'
   ).download_and_prepare(file_format='array_record')
   dest = tmp_path / 'packed'
-  pack.pack(pack.source('tfds:tiny_flags', str(tmp_path / 'tfds')), dest)
+  packing.pack(packing.source('tfds:tiny_flags', str(tmp_path / 'tfds')), dest)
   packed, prepared = load(dest), load(tmp_path / 'tfds', 'tfds:tiny_flags')
   same(packed, prepared)
   assert packed.class_names == prepared.class_names
@@ -88,7 +88,7 @@ def test_a_packed_tfds_set_is_the_set(tmp_path):
 
 
 def test_packing_goes_on_after_a_kill(root, dest, tmp_path, monkeypatch):
-  written, write = [], pack._write
+  written, write = [], packing._write
 
   def killed(path, *args):
     if len(written) == 3:
@@ -98,17 +98,17 @@ def test_packing_goes_on_after_a_kill(root, dest, tmp_path, monkeypatch):
     write(path, *args)
 
   other = tmp_path / 'other'
-  monkeypatch.setattr(pack, '_write', killed)
+  monkeypatch.setattr(packing, '_write', killed)
   with pytest.raises(KeyboardInterrupt):
-    pack.pack(pack.source(str(root)), other, shard_images=4)
+    packing.pack(packing.source(str(root)), other, shard_images=4)
   with pytest.raises(ValueError, match='index.json is missing'):
     load(other)
   with (other / 'done.jsonl').open('a') as log:
     log.write('{"name": "tr')
   monkeypatch.setattr(
-      pack, '_write', lambda path, *args: (
+      packing, '_write', lambda path, *args: (
           written.append(path.name), write(path, *args)))
-  pack.pack(pack.source(str(root)), other, shard_images=4)
+  packing.pack(packing.source(str(root)), other, shard_images=4)
   assert len(written) == len(set(written)) == 9
   found, expected = files(other), files(dest)
   found.pop('done.jsonl'), expected.pop('done.jsonl')
@@ -120,23 +120,23 @@ def test_a_damaged_shard_is_named_and_written_again(root, dest):
   whole = path.read_bytes()
   path.write_bytes(whole[:100] + b'\0\1\2\3' + whole[104:])
   with pytest.raises(ValueError, match=f'{path} is damaged'):
-    pack.check(dest)
+    packing.check(dest)
   with pytest.raises(data.CorruptImageError, match=rf'Image \d of {path}'):
     load(dest, holdout=0.).train.images(np.arange(22))
   for change in (lambda: path.write_bytes(whole[:-1]), path.unlink):
     change()
-    for call in (pack.check, load):
+    for call in (packing.check, load):
       with pytest.raises(ValueError, match=f'the shard {path}'):
         call(dest)
-    pack.pack(pack.source(str(root)), dest, shard_images=4)
+    packing.pack(packing.source(str(root)), dest, shard_images=4)
     assert path.read_bytes() == whole
 
 
 def test_what_is_no_packed_set_is_refused(root, dest, tmp_path):
   with pytest.raises(ValueError, match='not empty'):
-    pack.pack(pack.source(str(root)), root)
+    packing.pack(packing.source(str(root)), root)
   with pytest.raises(ValueError, match='another set'):
-    pack.pack(pack.source(str(root)), dest, shard_images=5)
+    packing.pack(packing.source(str(root)), dest, shard_images=5)
   with pytest.raises(ValueError, match='index.json is missing'):
     load(tmp_path)
   with pytest.raises(ValueError, match='config.data.data_dir'):
@@ -231,7 +231,7 @@ def split(tmp_path):
       for i in range(9):
         Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).save(
             folder / f'{i}.png')
-  pack.pack(pack.source(str(tmp_path / 'noise')), tmp_path / 'dest',
+  packing.pack(packing.source(str(tmp_path / 'noise')), tmp_path / 'dest',
             shard_images=4)
   return load(tmp_path / 'dest', holdout=0.).train
 

@@ -155,6 +155,18 @@ def test_progress_speed_forgets_the_start():
   assert '1:00:01 elapsed, 0:01:12 left' in line
 
 
+@pytest.mark.parametrize('tty', [False, True])
+def test_progress_of_short_work_is_not_shown(tty):
+  progress, stream, clock = _progress(tty, quiet_s=10)
+  clock.now += 9
+  progress.update(7300, 0, {})
+  progress.close()
+  assert not stream.getvalue()
+  clock.now += 1
+  progress.update(7300, 0, {})
+  assert 'dense 7300/7300' in stream.getvalue()
+
+
 def test_progress_prints_rarely_to_a_file():
   progress, stream, clock = _progress(every_s=10)
   for step in range(5):

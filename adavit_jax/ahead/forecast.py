@@ -57,7 +57,7 @@ class Forecast(NamedTuple):
 
 
 def of_phase(system, phase, target, mesh, taught=None) -> Forecast:
-  """Compiles the step of a phase as training does.
+  """Compiles the step of a phase as training does on a large data set.
 
   Args:
     system: `System`.
@@ -71,10 +71,10 @@ def of_phase(system, phase, target, mesh, taught=None) -> Forecast:
       lack of memory.
   """
   state = sharded.put_shapes(step_lib.abstract_state(system, phase), mesh)
-  options, extra = {}, ()
+  options, extra = dict(cropped=_cropped(system, phase)), ()
   if taught is not None:
-    options, extra = dict(teacher=taught[0]), (
-        sharded.put_shapes(taught[1], mesh),)
+    options['teacher'] = taught[0]
+    extra = sharded.put_shapes(taught[1], mesh),
   step = step_lib.jitted(
       step_lib.make_step(system, phase, 0, **options), state, mesh)
   traced = step.trace(state, *_batch(system, phase, mesh), *extra)
@@ -141,13 +141,18 @@ def largest_batch(size, held, activations, usable, devices) -> int:
 
 def _batch(system, phase, mesh):
   """Returns the shapes of images and labels of a batch."""
-  side, num = data_config.load_size(system.config.data), (
-      system.config[phase].batch_size)
+  c, num = system.config.data, system.config[phase].batch_size
+  side = c.image_size if _cropped(system, phase) else data_config.load_size(c)
   rows = mesh_lib.batch_sharding(mesh)
   labels = jnp.int32 if system.target is None else jnp.float32
   return (jax.ShapeDtypeStruct((num, side, side, system.model.channels),
                                jnp.uint8, sharding=rows),
           jax.ShapeDtypeStruct((num,), labels, sharding=rows))
+
+
+def _cropped(system, phase):
+  """Whether images are random crops as they are read."""
+  return bool(step_lib.augmentation(system.config, phase).resized_crop)
 
 
 def _memory(compiled):

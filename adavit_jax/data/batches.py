@@ -21,44 +21,42 @@ def batch_indices(
 ) -> np.ndarray:
   """Returns the indices of the training examples of one step.
 
-  The stream concatenates one permutation of the dataset per epoch. Step s takes
-  B / r positions from s * B / r on, so a batch may span two epochs and no
-  example is left out. Each example fills r adjacent rows of the batch (repeated
-  augmentation; Hoffer et al., 2020).
+  The stream concatenates one permutation of the dataset per epoch, with r
+  adjacent copies of each example (repeated augmentation; Hoffer et al., 2020).
+  Step s takes B positions from s * B on, so a batch may begin or end amid the
+  copies, or span two epochs, and no example is left out.
 
   Args:
     seed: seed of the stream, at least 0.
     step: training step, at least 0.
     size: n, number of examples.
-    batch_size: B, a multiple of r; B / r is at most n.
+    batch_size: B, with at most n different examples in a batch.
     repeats: r, at least 1.
 
   Returns:
     int64 [B] in 0..n-1.
 
   Raises:
-    ValueError: if the batch is empty, not divisible by the repeats, or has more
-      examples than the dataset, or seed or step is negative.
+    ValueError: if the batch is empty or has more examples than the dataset,
+      repeats is less than 1, or seed or step is negative.
   """
-  if repeats < 1 or batch_size % repeats:
-    raise ValueError(
-        f'batch_size={batch_size} must be a multiple of repeats={repeats},'
-        ' which must be at least 1')
-  if repeats > 1:
-    return np.repeat(batch_indices(
-        seed, step, size=size, batch_size=batch_size // repeats), repeats)
-  if not 1 <= batch_size <= size:
-    raise ValueError(
-        f'batch_size={batch_size} must be in 1..{size}, the number of images'
-        ' in the split')
+  if repeats < 1:
+    raise ValueError(f'repeats={repeats} must be at least 1')
   if seed < 0 or step < 0:
     raise ValueError(f'seed={seed} and step={step} must be at least 0')
-  epoch, first = divmod(step * batch_size, size)
-  indices = _permutation(seed, epoch, size)[first:first + batch_size]
-  if len(indices) < batch_size:
-    rest = _permutation(seed, epoch + 1, size)[:batch_size - len(indices)]
-    return np.concatenate([indices, rest])
-  return indices.copy()
+  start, copies = divmod(step * batch_size, repeats)
+  count = -(-(copies + batch_size) // repeats)
+  if batch_size < 1 or count > size:
+    raise ValueError(
+        f'batch_size={batch_size} must be at least 1, and with'
+        f' repeats={repeats} hold at most the {size} images of the split: a'
+        f' batch now has {count}')
+  epoch, first = divmod(start, size)
+  indices = _permutation(seed, epoch, size)[first:first + count]
+  if len(indices) < count:
+    rest = _permutation(seed, epoch + 1, size)[:count - len(indices)]
+    indices = np.concatenate([indices, rest])
+  return np.repeat(indices, repeats)[copies:copies + batch_size]
 
 
 def train_batches(

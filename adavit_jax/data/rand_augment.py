@@ -97,7 +97,7 @@ def apply(
       move_x=only('move_x', amount * _LIMITS.move * width),
       move_y=only('move_y', amount * _LIMITS.move * height),
       angle=only('rotate', amount * _LIMITS.angle),
-  ), jnp.asarray(fill, jnp.float32), _LIMITS)
+  ), jnp.asarray(fill, jnp.uint8), _LIMITS)
 
 
 def _tables(images, level, factor):

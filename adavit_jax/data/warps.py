@@ -3,7 +3,8 @@
 Each is up to three passes that shift rows or columns; a rotation is three
 shears (Paeth, 1986). A pass shifts by whole pixels in powers of two, one after
 the other, and by the rest with Catmull-Rom interpolation: static slices, which
-TPUs run fast where gathers are slow.
+TPUs run fast where gathers are slow. Pixels stay uint8 between the passes,
+since the slices move much memory.
 """
 
 import math
@@ -46,7 +47,7 @@ def warp(
   Args:
     images: uint8 [B, H, W, C].
     by: of each image.
-    fill: [C], what is outside of an image.
+    fill: uint8 [C], what is outside of an image.
     limits: of the fields of `by`.
 
   Returns:
@@ -55,8 +56,7 @@ def warp(
   height, width = images.shape[1:3]
   # What the first shear of a rotation moves out, the last moves in again.
   margin = math.ceil(math.tan(limits.angle / 2) * height / 2) + 2
-  x = images.astype(jnp.float32) - fill
-  x = jnp.pad(x, [(0, 0), (0, 0), (margin, margin), (0, 0)])
+  x = _padded(images, margin, margin, fill)
   rows = jnp.arange(height) + 0.5
   columns = jnp.arange(width + 2 * margin) + 0.5 - margin
   turn = -jnp.tan(by.angle / 2)
@@ -64,28 +64,31 @@ def warp(
   across = jnp.outer(jnp.sin(by.angle), columns - width / 2)
   x = shift(
       x, along + jnp.outer(by.shear_x, rows) + by.move_x[:, None],
-      math.ceil(max(limits.shear * height, limits.move * width, margin)) + 1)
+      math.ceil(max(limits.shear * height, limits.move * width, margin)) + 1,
+      fill)
   x = shift(
       x.swapaxes(1, 2),
       across + jnp.outer(by.shear_y, columns) + by.move_y[:, None],
       math.ceil(max(
           limits.shear * (width + margin), limits.move * height,
-          math.sin(limits.angle) * (width / 2 + margin))) + 1).swapaxes(1, 2)
-  x = shift(x, along, margin)
-  x = x[:, :, margin:margin + width] + fill
-  return jnp.clip(jnp.round(x), 0, 255).astype(jnp.uint8)
+          math.sin(limits.angle) * (width / 2 + margin))) + 1,
+      fill).swapaxes(1, 2)
+  return shift(x, along, margin, fill)[:, :, margin:margin + width]
 
 
-def shift(x: jax.Array, distance: jax.Array, most: int) -> jax.Array:
-  """Returns x at column + distance, interpolated; 0 outside.
+def shift(
+    x: jax.Array, distance: jax.Array, most: int, fill: jax.Array
+) -> jax.Array:
+  """Returns x at column + distance, interpolated.
 
   Args:
-    x: float32 [B, R, N, C].
+    x: uint8 [B, R, N, C].
     distance: [B, R], pixels.
     most: the largest distance.
+    fill: uint8 [C], what is outside.
 
   Returns:
-    float32 [B, R, N, C].
+    uint8 [B, R, N, C].
   """
   length, bits = x.shape[2], (2 * most).bit_length()
   whole = jnp.floor(distance)
@@ -93,12 +96,21 @@ def shift(x: jax.Array, distance: jax.Array, most: int) -> jax.Array:
   steps = whole.astype(jnp.int32) + most
   # Columns -most - 1 .. of x are 0 .. here.
   end = 2**bits - 1 + 3 - most - 1
-  x = jnp.pad(x, [(0, 0), (0, 0), (most + 1, end), (0, 0)])
+  x = _padded(x, most + 1, end, fill)
   for bit in reversed(range(bits)):
     taken = (steps >> bit & 1)[..., None, None] == 1
     x = jnp.where(taken, x[:, :, 2**bit:], x[:, :, :-2**bit])
-  return sum(weight * x[:, :, tap:tap + length]
-             for tap, weight in enumerate(_catmull_rom(rest)))
+  x = sum(weight * x[:, :, tap:tap + length]
+          for tap, weight in enumerate(_catmull_rom(rest)))
+  return jnp.clip(jnp.round(x), 0, 255).astype(jnp.uint8)
+
+
+def _padded(x, before, after, fill):
+  """Returns x with columns of `fill`."""
+  left, right = (
+      jnp.broadcast_to(fill, (*x.shape[:2], length, x.shape[3]))
+      for length in (before, after))
+  return jnp.concatenate([left, x, right], 2)
 
 
 def _catmull_rom(t):

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from adavit_jax.data import batches as batches_lib
+from adavit_jax.runs import progress as progress_lib
 from adavit_jax.runtime import stopping
 from adavit_jax.train import mesh as mesh_lib
 
@@ -29,7 +30,13 @@ def collect(split, run, mesh, batch_size, places=None):
   batches = run_batches(
       split, places, lambda images, labels, rows, valid: run(
           images, labels, rows), mesh, batch_size)
-  parts = [jax.tree.map(lambda x: x[:valid], out) for valid, out in batches]
+  parts, done = [], 0
+  with contextlib.closing(progress_lib.Progress(
+      len(places), label='evaluation', quiet_s=10)) as progress:
+    for valid, out in batches:
+      parts.append(jax.tree.map(lambda x: x[:valid], out))
+      done += valid
+      progress.update(done, done, {})
   return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 

@@ -33,23 +33,18 @@ def sizes(config, dataset):
     dataset: `Dataset`.
 
   Raises:
-    ValueError: if a batch is larger than the training split or not divisible by
-      the repeats of its images, or there are too few held-out images for the
-      warm start.
+    ValueError: if a batch is larger than the training split, or there are too
+      few held-out images for the warm start.
   """
   for phase in config.phases:
     size, available = config[phase].batch_size, len(dataset.train)
     repeats = step_lib.augmentation(config, phase).repeats
-    if size % repeats:
-      below = size // repeats * repeats
-      choices = f'{below} or {below + repeats}' if below else f'{repeats}'
-      raise ValueError(
-          f'{phase}.batch_size={size} must be a multiple of data.repeats='
-          f'{repeats}: every image is that often in a batch; set '
-          f'{phase}.batch_size to {choices}, or another data.repeats')
-    if size // repeats > available:
-      raise ValueError(f'{phase}.batch_size={size} is more than the '
-                       f'{available} training images; set it lower')
+    # A batch that is no multiple may begin and end amid the copies of an image.
+    different = -(-size // repeats) + (size % repeats > 1)
+    if different > available:
+      raise ValueError(f'{phase}.batch_size={size} with data.repeats={repeats} '
+                       f'takes {different} training images, but there are '
+                       f'{available}; set it lower')
   num = min(len(dataset.holdout), config.num_search)
   if 'warm_start' in config.phases and num < 2:
     raise ValueError(f'the warm start needs at least 2 held-out images for its '

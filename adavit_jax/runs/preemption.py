@@ -70,15 +70,18 @@ class GracefulStop:
                     signal.Signals(signum).name)
 
   def should_stop(self) -> bool:
-    """Returns whether to stop now; the same on all processes."""
+    """Returns whether to stop after a step; the same on all processes."""
+    return self._agreed()
+
+  def check(self):
+    """Raises `stopping.Stopped` if the processes stop between two steps."""
+    if self._agreed():
+      raise stopping.Stopped
+
+  def _agreed(self):
     if self._agreement is None:
       return self.requested
     if not self._agreement.reached():
       return False
     self.signum = self._agreement.signum
     return True
-
-  def check(self):
-    """Raises `stopping.Stopped` if `should_stop`."""
-    if self.should_stop():
-      raise stopping.Stopped

@@ -17,7 +17,8 @@ class Progress:
   """
 
   def __init__(self, total_steps: int, unit: str = 'images', label: str = '', *,
-               every_s: float = 10., max_metrics: int = 4, window: int = 50,
+               every_s: float = 10., quiet_s: float = 0., max_metrics: int = 4,
+               window: int = 50,
                stream=None, clock=time.monotonic):
     """Starts the clock.
 
@@ -26,6 +27,8 @@ class Progress:
       unit: the unit of `num_images`.
       label: text at the start of the line, e.g. the phase's name.
       every_s: seconds between lines if stderr is not a terminal.
+      quiet_s: seconds without a line at the start; work that takes less shows
+        none.
       max_metrics: maximum number of metrics in a line.
       window: number of calls over which speed is measured, so that compilation
         at the start soon drops out.
@@ -33,7 +36,8 @@ class Progress:
       clock: function that returns seconds, for tests.
     """
     self._total, self._unit, self._label = total_steps, unit, label
-    self._every_s, self._max_metrics = every_s, max_metrics
+    self._every_s, self._quiet_s = every_s, quiet_s
+    self._max_metrics = max_metrics
     self._stream = sys.stderr if stream is None else stream
     self._clock = clock
     self._start = clock()
@@ -73,7 +77,8 @@ class Progress:
   def update(self, step: int, num_images: int, metrics) -> None:
     """Prints `line(...)` if it is due."""
     text = self.line(step, num_images, metrics)
-    if jax.process_index() != 0:
+    if (jax.process_index() != 0
+        or self._clock() - self._start < self._quiet_s):
       return
     if self._stream.isatty():
       # Blanks overwrite the rest of a longer previous line.
