@@ -260,6 +260,12 @@ def test_mistakes_cost_no_compilation(fields, words):
     compile_for.compile_for(config, 'here')
 
 
+def test_a_file_that_cannot_be_written_costs_no_compilation(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(ValueError, match='^workdir=.*cannot be written'):
+    compile_for.compile_for(_config(), 'here', str(tmp_path / 'file'))
+
+
 @pytest.mark.nightly
 def test_steps_of_these_devices():
   """Bytes add up to what XLA says of the arguments."""

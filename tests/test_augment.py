@@ -1,12 +1,17 @@
 """Augmentation against NumPy references."""
 
 import functools
+import importlib
 
 import jax
 import numpy as np
 import pytest
 
 from adavit_jax import data
+from adavit_jax.data import colour
+from adavit_jax.data import erasing
+from adavit_jax.data import mixing
+from adavit_jax.data import rand_augment
 from adavit_jax.data.augment import random_crop
 from adavit_jax.data.augment import random_flip
 from adavit_jax.data.augment import resized_crop
@@ -89,6 +94,28 @@ def test_only_what_is_on_is_traced():
   assert 'random_bits' not in off and 'pad' not in off and 'rev' not in off
   assert 'rev' in program(flip=True) and 'pad' not in program(flip=True)
   assert 'random_bits' in program(crop_padding=1)
+
+
+def test_every_augmentation_has_a_key_of_its_own(monkeypatch):
+  keys = []
+  # `data.augment` is the function.
+  here = importlib.import_module('adavit_jax.data.augment')
+  for module, name in (
+      (here, 'resized_crop'), (here, 'random_flip'),
+      (colour, 'colour_jitter'), (rand_augment, 'rand_augment'),
+      (erasing, 'erase'), (mixing, 'mix')):
+    def run(key, images, *targets, name=name, **_):
+      keys.append((name, tuple(jax.random.key_data(key).tolist())))
+      return (images, *targets[:1]) if name == 'mix' else images
+    monkeypatch.setattr(module, name, run)
+  config = data.default_config()
+  config.update(dict(resized_crop=0.5, flip=True, colour_jitter=0.1,
+                     erasing=0.5, mixup=0.5))
+  config.rand_augment.magnitude = 9.
+  data.augment(
+      jax.random.key(0), IMAGES, LABELS, config_data=config, num_classes=K,
+      mean=MEAN, std=STD, image_size=S)
+  assert len(keys) == len({key for _, key in keys}) == 6
 
 
 @pytest.mark.parametrize('size, padding', [(8, 2), (5, 0), (6, 1)])

@@ -141,6 +141,7 @@ def test_only_what_changes_no_result_may_change_in_a_run():
   config = tiny.get_config()
   saved = _info(config)
   config.log_every, config.data.data_dir = 7, 'elsewhere'
+  config.data.labels = 'elsewhere/labels.json'
   checks.same_run(saved, config, 'DIR')
   config.dense.learning_rate, config.seed = 0.5, 3
   with pytest.raises(ValueError,

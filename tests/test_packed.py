@@ -2,13 +2,19 @@
 
 import importlib.util
 import json
+import multiprocessing
+import resource
+import threading
+import time
 
 from adavit_jax import data
 from adavit_jax.data import batches as batches_lib
 from adavit_jax.data import crops
+from adavit_jax.data import packed
 from adavit_jax.data import packing
 from adavit_jax.data import packed_index
 from adavit_jax.data import worker_batches
+from etils import epath
 import numpy as np
 from PIL import Image
 import pytest
@@ -145,6 +151,63 @@ def test_what_is_no_packed_set_is_refused(root, dest, tmp_path):
   index.write_text(json.dumps({**json.loads(index.read_text()), 'format': 9}))
   with pytest.raises(ValueError, match='format 9'):
     load(dest)
+  for damaged in ('', '[]', '{"format": 1}'):
+    index.write_text(damaged)
+    with pytest.raises(ValueError, match='index.json cannot be read'):
+      load(dest)
+  with pytest.raises(ValueError, match='config.data.data_dir.*no such user'):
+    load('~nobody_of_this_name/set')
+
+
+def test_as_many_files_as_there_are_shards_may_be_open(dest):
+  before, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  try:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (packed._OTHER_FILES, hard))
+    load(dest)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (
+        packed._OTHER_FILES + 9, hard)
+    with pytest.raises(ValueError, match=r'shards.*ulimit -n'):
+      packed._allow_open(2**62)
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before, hard))
+
+
+def test_processes_of_a_machine_copy_at_once(dest, tmp_path):
+  both = threading.Barrier(2)
+
+  class Source:
+    """A directory whose labels two processes read at the same time."""
+
+    def __init__(self, path):
+      self._path = path
+
+    def __truediv__(self, name):
+      return Source(self._path / name)
+
+    def copy(self, target, **kwargs):
+      self._path.copy(target, **kwargs)
+      if self._path.suffix == '.npy':
+        both.wait(10)
+
+  index, _ = packed_index.read(epath.Path(dest))
+  errors = []
+
+  def copied():
+    try:
+      packed._copied(Source(epath.Path(dest)), index, tmp_path / 'cache')
+    except OSError as error:
+      errors.append(error)
+      both.abort()
+
+  threads = [threading.Thread(target=copied) for _ in range(2)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert not errors
+  found, expected = files(tmp_path / 'cache'), files(dest)
+  assert found == {name: expected[name] for name in found}
+  assert len(found) == 2 + 9
 
 
 def batches(split, workers=0, hosts=1, **kwargs):
@@ -212,6 +275,23 @@ def test_any_number_of_workers_changes_nothing(
   monkeypatch.setattr(worker_batches, '_ROWS', 2)  # several parts of a batch
   same_batches(batches(split, **kwargs),
                batches(split, workers=workers, **kwargs))
+
+
+@pytest.mark.nightly
+def test_the_end_of_batches_ends_the_workers_alone(split):
+  pytest.importorskip('grain')
+  found = data.train_batches(
+      split, seed=0, start_step=0, stop_step=999, batch_size=6,
+      crop=crops.Crop(5, 0.2), workers=2)
+  next(found)
+  other = multiprocessing.get_context('spawn').Process(
+      target=time.sleep, args=(60,))
+  other.start()
+  found.close()
+  try:
+    assert multiprocessing.active_children() == [other]
+  finally:
+    other.kill()
 
 
 @pytest.mark.nightly

@@ -30,6 +30,7 @@ def _configs():
   """{name of a run: (config, its last phase)}."""
   policy = tiny.get_config()
   policy.data.data_dir = policy.init.workdir = '/secret/place'
+  policy.data.labels = '/secret/labels.json'
   exits = tiny.get_config()
   exits.phases = ('classifier_wise',)
   exits.model.exits = ((1, 'mlp'), (2, 'mlp'))

@@ -2,16 +2,15 @@
 """
 
 import json
-import os
 import types
 
 from absl import logging
-from etils import epath
 import jax
 
 from adavit_jax import data
 from adavit_jax import errors
 from adavit_jax import models
+from adavit_jax import paths
 from adavit_jax.ahead import forecast as forecast_lib
 from adavit_jax.ahead import forecast_table
 from adavit_jax.ahead import targets
@@ -40,10 +39,13 @@ def compile_for(config, name, workdir=None):
     The JSON value, see `to_json`.
 
   Raises:
-    ValueError: if the config is invalid, or its batches or mesh do not fit the
-      devices.
+    ValueError: if the config is invalid, its batches or mesh do not fit the
+      devices, or the file cannot be written.
   """
   config_lib.check(config)
+  path = None if workdir is None else paths.to_write(
+      f'{paths.expanded(workdir, "workdir")}/compile_for/'
+      f'{name.replace(":", "_")}.json', 'workdir')
   target = targets.find(name)
   mesh = mesh_lib.make_mesh(
       config.mesh.data, config.mesh.fsdp, devices=target.devices)
@@ -53,8 +55,6 @@ def compile_for(config, name, workdir=None):
   system = system_lib.create(config, _dataset(config))
   phases.check(system)
   taught = _teacher(config, system)
-  path = None if workdir is None else epath.Path(os.path.expanduser(
-      workdir)) / 'compile_for' / f'{name.replace(":", "_")}.json'
   print(forecast_table.heading(system, target, mesh), flush=True)
   rows = []
   for phase in config.phases:
@@ -63,7 +63,6 @@ def compile_for(config, name, workdir=None):
     print(forecast_table.row(rows[-1]), flush=True)
     value = to_json(config, target, mesh, rows)
     if path is not None:
-      path.parent.mkdir(parents=True, exist_ok=True)
       path.write_text(json.dumps(value, indent=1))
   print(forecast_table.NOTES)
   if path is not None:

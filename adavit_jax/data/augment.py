@@ -74,7 +74,7 @@ def augment(
   images = normalize(images, mean, std)
   if config_data.erasing:
     images = erasing.erase(
-        jax.random.fold_in(key, 2), images, config_data.erasing)
+        jax.random.fold_in(key, 5), images, config_data.erasing)
   if target is not None:
     return images, mixing.standardize(labels, target)
   targets = mixing.smooth_one_hot(
@@ -98,13 +98,14 @@ def _distort(key, images, config_data, mean):
         f' rand_augment.magnitude={c.magnitude} need colour images, but these'
         f' have {images.shape[-1]} channel: set both to 0')
   images = jnp.round(images).astype(jnp.uint8)  # a resized crop has floats
-  # The other keys are those of runs without these augmentations.
+  # `augment` has split the key in three, and `split(key, 3)[i]` equals
+  # `fold_in(key, i)`.
   if config_data.colour_jitter:
     images = colour.colour_jitter(
-        jax.random.fold_in(key, 0), images, config_data.colour_jitter)
+        jax.random.fold_in(key, 3), images, config_data.colour_jitter)
   if c.magnitude:
     images = rand_augment.rand_augment(
-        jax.random.fold_in(key, 1), images, magnitude=c.magnitude, std=c.std,
+        jax.random.fold_in(key, 4), images, magnitude=c.magnitude, std=c.std,
         layers=c.layers, fill=np.round(255 * np.array(mean)))
   return images
 

@@ -1,6 +1,6 @@
 """A disk cache for arrays that are slow to build."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import hashlib
 import json
@@ -104,6 +104,19 @@ def cached(
 
 def _store(path: pathlib.Path, array: np.ndarray) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
+  with as_a_whole(path) as partial, open(partial, 'xb') as file:
+    np.save(file, array, allow_pickle=False)
+    file.flush()
+    # Otherwise a power failure can leave an empty file under the new name.
+    os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def as_a_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields a new path to write to, which becomes `path` if all goes well.
+
+  Several processes may write the same file at once.
+  """
   for old in path.parent.glob(f'{path.stem}.*.partial'):
     # It may belong to another user, or be deleted meanwhile.
     with contextlib.suppress(OSError):
@@ -113,11 +126,7 @@ def _store(path: pathlib.Path, array: np.ndarray) -> None:
   # only.
   partial = path.with_name(f'{path.stem}.{uuid.uuid4().hex}.partial')
   try:
-    with open(partial, 'xb') as file:
-      np.save(file, array, allow_pickle=False)
-      file.flush()
-      # Otherwise a power failure can leave an empty file under the new name.
-      os.fsync(file.fileno())
+    yield partial
     os.replace(partial, path)
   except BaseException:
     partial.unlink(missing_ok=True)

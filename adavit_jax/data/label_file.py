@@ -1,8 +1,9 @@
 """Labels of image files in a JSON file, such as a model's predictions."""
 
 import json
-import pathlib
 from typing import NamedTuple
+
+from etils import epath
 
 from adavit_jax import paths
 
@@ -20,7 +21,7 @@ class Labels(NamedTuple):
 
 def write(path, labels: Labels) -> None:
   """Writes `Labels` to a file."""
-  pathlib.Path(path).write_text(
+  epath.Path(path).write_text(
       json.dumps(labels._asdict(), indent=0), encoding='utf-8')
 
 
@@ -32,7 +33,7 @@ def read(path) -> Labels:
   """
   try:
     fields = json.loads(
-        pathlib.Path(paths.expanded(path, 'config.data.labels')).read_text(
+        epath.Path(paths.expanded(path, 'config.data.labels')).read_text(
             encoding='utf-8'))
     labels = Labels(tuple(map(str, fields['class_names'])), fields['labels'])
     num = len(labels.class_names)

@@ -10,6 +10,7 @@ from absl import logging
 from etils import epath
 import numpy as np
 
+from adavit_jax import paths
 from adavit_jax.data import cache
 from adavit_jax.data import decode
 from adavit_jax.data import encoded_split
@@ -17,6 +18,7 @@ from adavit_jax.data import packed_index
 from adavit_jax.data import splits
 
 _COPIES = 16  # files that are checked or copied at a time
+_OTHER_FILES = 256  # that a process may have open beside its shards
 
 
 class _File(NamedTuple):
@@ -95,14 +97,17 @@ def load(config_data, *, seed: int) -> splits.Dataset:
   directory of this machine, since every host reads from all shards.
 
   Raises:
-    ValueError: if the set is incomplete; the message names the shard.
+    ValueError: if the set is incomplete; the message names the shard. Or if a
+      process may not have all shards open.
   """
   if not config_data.data_dir:
     raise ValueError(
         "config.data.name='packed' needs config.data.data_dir: the directory"
         ' that python -m adavit_jax.data.pack SOURCE DEST wrote')
-  directory = epath.Path(config_data.data_dir).expanduser()
+  directory = epath.Path(paths.expanded(
+      config_data.data_dir, 'config.data.data_dir'))
   index, digest = packed_index.read(directory)
+  _allow_open(sum(map(len, index.shards.values())))
   if '://' in config_data.data_dir:
     directory = _copied(
         directory, index, cache.cache_root(config_data.cache_dir)
@@ -119,6 +124,27 @@ def load(config_data, *, seed: int) -> splits.Dataset:
       image_size=config_data.image_size, mean=index.mean, std=index.std)
 
 
+def _allow_open(num: int) -> None:
+  """Lets this process, and workers that it starts, have all shards open.
+
+  Each is opened at its first image and stays open; the usual limit of 1024
+  files is below the number of shards of ImageNet.
+  """
+  import resource  # not on Windows
+
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = num + _OTHER_FILES
+  if soft == resource.RLIM_INFINITY or soft >= wanted:
+    return
+  try:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+  except (OSError, ValueError) as error:
+    raise ValueError(
+        f'the packed set has {num} shards, and this process may only have'
+        f' {hard} files open: raise the limit to {wanted} with ulimit -n'
+        ) from error
+
+
 def _copied(source, index, target: pathlib.Path) -> epath.Path:
   """Copies what the target lacks, and returns it."""
   target.mkdir(parents=True, exist_ok=True)
@@ -126,9 +152,8 @@ def _copied(source, index, target: pathlib.Path) -> epath.Path:
   def copy(name, size=None):
     path = target / name
     if not path.exists() or path.stat().st_size != size:
-      partial = path.with_name(name + '.partial')
-      (source / name).copy(partial, overwrite=True)
-      partial.replace(path)
+      with cache.as_a_whole(path) as partial:
+        (source / name).copy(partial)
 
   for split in index.shards:
     copy(packed_index.labels_name(split))

@@ -79,7 +79,7 @@ def read(directory: epath.Path) -> tuple[Index, str]:
     The index, and its digest, which tells the set from all others.
 
   Raises:
-    ValueError: if there is none, or of another version.
+    ValueError: if there is none, or it is damaged or of another version.
   """
   path = directory / NAME
   if not path.exists():
@@ -87,15 +87,22 @@ def read(directory: epath.Path) -> tuple[Index, str]:
         f'{path} is missing: config.data.data_dir must be a directory that'
         ' python -m adavit_jax.data.pack SOURCE DEST has finished')
   text = path.read_text()
+  try:
+    return _parsed(text), hashlib.sha256(text.encode()).hexdigest()
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(
+        f'{path} cannot be read ({type(error).__name__}: {error}): pack the set'
+        ' again with this version') from error
+
+
+def _parsed(text: str) -> Index:
   fields = json.loads(text)
   if (found := fields.pop('format', None)) != _FORMAT:
-    raise ValueError(f'{path} has format {found}, not {_FORMAT}: pack the set '
-                     'again with this version')
+    raise ValueError(f'it has format {found}, not {_FORMAT}')
   shards = {split: tuple(Shard(**shard) for shard in shards)
             for split, shards in fields.pop('shards').items()}
   lists = {name: tuple(fields[name]) for name in ('class_names', 'mean', 'std')}
-  return (Index(channels=fields['channels'], shards=shards, **lists),
-          hashlib.sha256(text.encode()).hexdigest())
+  return Index(channels=fields['channels'], shards=shards, **lists)
 
 
 def labels_name(split: str) -> str:

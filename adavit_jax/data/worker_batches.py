@@ -14,8 +14,8 @@ import threading
 from absl import flags
 import numpy as np
 
-# Rows that a worker decodes at a time. They are less than a batch, so that
-# memory does not grow with the number of workers, and the first batch is early.
+# Rows that a worker decodes at a time: less than a batch, so that the first
+# batch is early. Each worker has up to eight such parts ready.
 _ROWS = 32
 _BUFFER = 2
 
@@ -66,7 +66,8 @@ def _joined(parted, parts):
     finally:
       # grain would stop one after the other, each in more than a second.
       for child in set(multiprocessing.active_children()) - before:
-        child.kill()
+        if child.name.startswith('grain'):  # not one of the caller's
+          child.kill()
 
 
 def _begin(worker, num_workers):

@@ -15,6 +15,7 @@ import jax
 
 from adavit_jax import errors
 from adavit_jax import models
+from adavit_jax import paths
 from adavit_jax.data import label_file
 from adavit_jax.inference import labelling
 from adavit_jax.train import config as config_lib
@@ -43,14 +44,15 @@ def main(argv):
   config.model.name = _MODEL.value
   config.data.update(name='folder', data_dir=_DATA_DIR.value)
   try:
+    output = paths.to_write(_OUTPUT.value, '--output')
     config.data.image_size = models.create(_MODEL.value).image_size
     config.eval_batch_size = (
         _BATCH_SIZE.value + -_BATCH_SIZE.value % jax.device_count())
     labels = labelling.predict(config, _NUM_CLASSES.value)
-    label_file.write(_OUTPUT.value, labels)
+    label_file.write(output, labels)
   except errors.USER_ERRORS as error:
     raise SystemExit(f'error: {error}') from error
-  print(f'wrote {len(labels.labels)} labels to {_OUTPUT.value}')
+  print(f'wrote {len(labels.labels)} labels to {output}')
 
 
 if __name__ == '__main__':

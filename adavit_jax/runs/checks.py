@@ -19,7 +19,7 @@ from adavit_jax.train.phases import joint
 # than rounding.
 _FREE_FIELDS = ('log_every', 'eval_every', 'checkpoint_every',
                 'eval_batch_size', 'data.data_dir', 'data.cache_dir',
-                'data.workers',
+                'data.labels', 'data.workers',
                 'init.workdir', 'init.weights', 'teacher.workdir',
                 'teacher.weights', 'model.remat', 'model.unroll', 'mesh.data',
                 'mesh.fsdp')

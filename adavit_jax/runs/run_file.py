@@ -235,6 +235,7 @@ def _preprocessing(system):
 def _remove_paths(config):
   """Leaves of the paths in a config, a dict, only what they were of."""
   config['data'].update(data_dir='', cache_dir='')
-  for part in ('init', 'teacher'):
-    for field in ('workdir', 'weights'):
+  for part, fields in (('data', ('labels',)), ('init', ('workdir', 'weights')),
+                       ('teacher', ('workdir', 'weights'))):
+    for field in fields:
       config[part][field] = pathlib.PurePath(config[part][field]).name
