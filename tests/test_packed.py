@@ -295,6 +295,19 @@ def test_the_end_of_batches_ends_the_workers_alone(split):
 
 
 @pytest.mark.nightly
+def test_a_worker_that_is_killed_is_said(split):
+  pytest.importorskip('grain')
+  found = data.train_batches(
+      split, seed=0, start_step=0, stop_step=999, batch_size=6,
+      crop=crops.Crop(5, 0.2), workers=1)
+  next(found)
+  with pytest.raises(ValueError, match=r'data\.workers=1'):
+    for _ in found:
+      for child in multiprocessing.active_children():
+        child.kill()
+
+
+@pytest.mark.nightly
 def test_a_worker_passes_on_what_it_cannot_decode(root, dest):
   pytest.importorskip('grain')
   path = dest / 'train-00002-of-00006.array_record'

@@ -4,7 +4,7 @@ import io
 import json
 
 from adavit_jax.runs import metric_writer
-from adavit_jax.runs import progress as progress_lib
+from adavit_jax import progress as progress_lib
 import jax.numpy as jnp
 import numpy as np
 import pytest

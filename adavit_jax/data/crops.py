@@ -37,9 +37,11 @@ def on_reading(split: splits.Split, config_data) -> Crop | None:
     config_data: `config.data`; uses resized_crop and image_size.
 
   Returns:
-    None for images in memory, which the device crops, or without resized_crop.
+    None without resized_crop, or if the device crops: images in memory, and
+    those of a split without a method `crops`.
   """
-  if split.lazy and config_data.resized_crop:
+  if (split.lazy and config_data.resized_crop
+      and hasattr(split, 'crops')):
     return Crop(config_data.image_size, config_data.resized_crop)
   return None
 

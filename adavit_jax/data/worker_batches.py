@@ -37,6 +37,9 @@ def run(
 
   Yields:
     dict of arrays [len(rows), ...].
+
+  Raises:
+    ValueError: if a worker ends.
   """
   import grain  # of the extra `input`, which `data.load` asks for
 
@@ -50,24 +53,37 @@ def run(
           grain.MultiprocessingOptions(
               num_workers=workers, per_worker_buffer_size=_BUFFER),
           worker_init_fn=_begin)
-  return _joined(parted, parts)
+  return _joined(parted, parts, workers)
 
 
-def _joined(parted, parts):
-  before, found = set(multiprocessing.active_children()), []
+def _joined(parted, parts, workers):
+  before, children, found = set(multiprocessing.active_children()), set(), []
   with contextlib.closing(iter(parted)) as items:
     try:
       for part in items:
+        # They are there by the first part; later ones are of other batches.
+        children = children or _workers() - before
         found.append(part)
         if len(found) == parts:
           yield {name: np.concatenate([part[name] for part in found])
                  for name in part}
           found = []
+    except RuntimeError as error:
+      if 'terminated' not in str(error):
+        raise
+      raise ValueError(
+          f'one of data.workers={workers} processes ended; if the system has'
+          ' little memory, set data.workers lower') from error
     finally:
       # grain would stop one after the other, each in more than a second.
-      for child in set(multiprocessing.active_children()) - before:
-        if child.name.startswith('grain'):  # not one of the caller's
-          child.kill()
+      for child in children or _workers() - before:
+        child.kill()
+
+
+def _workers():
+  """Returns the processes of grain that this process began."""
+  return {child for child in multiprocessing.active_children()
+          if child.name.startswith('grain')}
 
 
 def _begin(worker, num_workers):

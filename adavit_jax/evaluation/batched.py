@@ -5,8 +5,8 @@ import contextlib
 import jax
 import numpy as np
 
+from adavit_jax import progress as progress_lib
 from adavit_jax.data import batches as batches_lib
-from adavit_jax.runs import progress as progress_lib
 from adavit_jax.runtime import stopping
 from adavit_jax.train import mesh as mesh_lib
 

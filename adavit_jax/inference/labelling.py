@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from adavit_jax import models
+from adavit_jax import progress as progress_lib
 from adavit_jax import weights
 from adavit_jax.data import encoded_split
 from adavit_jax.data import folder
@@ -14,7 +15,6 @@ from adavit_jax.data import labelled_files
 from adavit_jax.data import splits
 from adavit_jax.evaluation import batched
 from adavit_jax.runs import pretrained
-from adavit_jax.runs import progress as progress_lib
 from adavit_jax.runtime import modes
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import sharded

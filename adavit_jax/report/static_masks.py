@@ -7,13 +7,13 @@ from typing import NamedTuple
 from absl import logging
 import numpy as np
 
+from adavit_jax import progress as progress_lib
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 from adavit_jax.report import rows as rows_lib
 from adavit_jax.runs import loop
 from adavit_jax.runs import phase_start
-from adavit_jax.runs import progress as progress_lib
 from adavit_jax.train import state as state_lib
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from adavit_jax import data
 from adavit_jax import errors
 from adavit_jax import paths
+from adavit_jax import progress as progress_lib
 from adavit_jax.evaluation import evaluator
 from adavit_jax.evaluation import exit_evaluator
 from adavit_jax.evaluation import validate
@@ -24,7 +25,6 @@ from adavit_jax.runs import phase_end
 from adavit_jax.runs import phase_start
 from adavit_jax.runs import preemption
 from adavit_jax.runs import pretrained
-from adavit_jax.runs import progress as progress_lib
 from adavit_jax.runs import saved_run
 from adavit_jax.runs import teacher as teacher_lib
 from adavit_jax.runtime import stopping

@@ -8,11 +8,11 @@ import contextlib
 import jax
 import jax.numpy as jnp
 
+from adavit_jax import progress as progress_lib
 from adavit_jax.models import plan
 from adavit_jax.policies import mask_search
 from adavit_jax.policies import observation
 from adavit_jax.runs import history
-from adavit_jax.runs import progress as progress_lib
 from adavit_jax.runs import value_fit
 from adavit_jax.train import phases as phases_lib
 from adavit_jax.train import sharded

@@ -8,9 +8,9 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
+from adavit_jax import progress as progress_lib
 from adavit_jax.evaluation import evaluator
 from adavit_jax.policies import value as value_lib
-from adavit_jax.runs import progress as progress_lib
 from adavit_jax.runs import table_cache
 from adavit_jax.train import phases
 from adavit_jax.train import sharded
