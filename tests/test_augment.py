@@ -321,7 +321,9 @@ def test_images_that_were_cropped_on_reading_are_not_cropped_again():
     function(jax.random.key(0), IMAGES, LABELS, image_size=9)
   split = data.ArraySplit(IMAGES, LABELS)
   assert data.crop_on_reading(split, config) is None
-  split.lazy = True
+  split.lazy = True  # but a user's, which cannot crop
+  assert data.crop_on_reading(split, config) is None
+  split.crops = lambda indices, crop, seeds: None
   assert data.crop_on_reading(split, config) == (S, 0.1)
   config.resized_crop = 0.
   assert data.crop_on_reading(split, config) is None

@@ -2,7 +2,6 @@
 
 import io
 import math
-import types
 
 from adavit_jax import data
 from adavit_jax.data import crops
@@ -145,12 +144,3 @@ def test_what_follows_the_image_is_ignored(library):
   np.testing.assert_array_equal(
       *(crops.random_crops(x, [0], crops.Crop(8, 0.5))
         for x in (jpeg, jpeg + b'\0\xff\0' * 9)))
-
-
-def test_a_lazy_split_that_cannot_crop_leaves_it_to_the_device():
-  config = data.default_config()
-  config.resized_crop = 0.25
-  split = types.SimpleNamespace(lazy=True)
-  assert data.crop_on_reading(split, config) is None
-  split.crops = lambda *args: None
-  assert data.crop_on_reading(split, config) is not None

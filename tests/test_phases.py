@@ -173,10 +173,9 @@ def test_static_loss_is_the_path_loss_of_its_policy(state, batch, path_loss):
       all_kept, path_loss(state.teacher, ones)[0], rtol=1e-5)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize('reward, baseline', [
-    ('macs', 'leave_one_out'),
-    pytest.param('split', 'greedy', marks=pytest.mark.nightly),
-    pytest.param('layers', 'none', marks=pytest.mark.nightly)])
+    ('macs', 'leave_one_out'), ('split', 'greedy'), ('layers', 'none')])
 def test_policy_gradient_image_by_image(
     state, batch, z1, classify, reward, baseline):
   """The batched gradient against one written out for single images."""
