@@ -175,7 +175,7 @@ def draw(rows, batches):
       np.atleast_1d(figure.subplots(1, len(batches), sharey=True)), batches):
     for i, row in enumerate(rows):
       at = row[f'time_ratio_{batch}'], 100 * row['accuracy']
-      axes.plot(*at, 'o' if i else 'k*', color=None if i else 'k')
+      axes.plot(*at, 'o' if i else '*', color=None if i else 'k')
       axes.annotate(row['label'], at, xytext=(4, 4), fontsize=8,
                     textcoords='offset points')
     axes.set(xlabel=f'measured time over that of {rows[0]["label"]}, batches '

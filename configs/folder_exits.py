@@ -10,6 +10,11 @@ the model for the classes of the folder, and its last head after every encoder
 (`nested`), which makes the class token useful early. Then exits are trained on
 the frozen model. With --config.model.merge=8 they are trained on merged tokens.
 
+Steps and learning rates are guesses for a DeiT-S on a GPU. Measured was a
+ViT-Ti with 3600 photographs of ten classes (docs/results/pretrained.md): the
+cascade has 94.0 % of test images at 0.53 of the MACs, all layers 95.8 %. The
+exits took 6 minutes of one core of an AMD EPYC, the dense phase 40.
+
 `:tiny` runs 10 steps of both phases with a DeiT-Ti at 64 x 64 pixels.
 """
 
