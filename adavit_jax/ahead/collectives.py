@@ -53,8 +53,8 @@ def read(hlo: str) -> dict[str, Sent]:
         kind = 'reduce-scatter'  # TPUs fuse the slice that follows
       elif kind == 'reduce-scatter':
         size *= _group_size(line)
-      # The parts of an asynchronous one share a channel: its start, its end,
-      # and fusions in between, of which some may be in a loop.
+      # The parts of an asynchronous collective share a channel: its start, its
+      # end, and fusions between them. Some fusions may be in a loop.
       channel = re.search(r'channel_id=(\d+)', line)
       key = kind, channel[1] if channel else (name, i)
       times, most = found.get(key, (turns[name], size))

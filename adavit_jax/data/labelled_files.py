@@ -109,7 +109,7 @@ class ImageFiles:
 def misfit(
     directory: pathlib.Path, class_names: Sequence[str] | None
 ) -> str:
-  """Returns the problem with the class folders, '' if there is none."""
+  """Returns what is wrong with the class folders; '' if nothing is."""
   if not directory.is_dir():
     return 'does not exist'
   folders = image_files.class_folders(directory)

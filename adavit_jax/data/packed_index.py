@@ -79,7 +79,7 @@ def read(directory: epath.Path) -> tuple[Index, str]:
     The index, and its digest, which tells the set from all others.
 
   Raises:
-    ValueError: if there is none, or it is damaged or of another version.
+    ValueError: if the index is missing, damaged or of another version.
   """
   path = directory / NAME
   if not path.exists():

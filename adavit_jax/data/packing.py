@@ -153,7 +153,7 @@ class _Writer:
   def run(
       self, split: str, encoded: encoded_lib.EncodedImages
   ) -> tuple[packed_index.Shard, ...]:
-    """Returns the shards of a split, all of which exist then."""
+    """Writes the missing shards of a split; returns all of its shards."""
     starts = range(0, len(encoded), self._shard_images)
     with futures.ThreadPoolExecutor(16) as pool:
       return tuple(

@@ -1,10 +1,10 @@
 """RandAugment (Cubuk et al., 2019) on the device, as DeiT uses it.
 
 The operations, their ranges and their probability are those of timm's
-'rand-m9-mstd0.5-inc1': every image goes through `layers` operations, drawn
-anew, each of which is skipped with probability 1/2. Colours are computed as by
-Pillow. Rotations and shears interpolate along rows and columns instead of in
-both directions at once.
+'rand-m9-mstd0.5-inc1': for every image, `layers` operations are drawn, and each
+is skipped with probability 1/2. Colours are computed as by Pillow. Rotations
+and shears interpolate along rows and columns instead of in both directions at
+once.
 """
 
 import math

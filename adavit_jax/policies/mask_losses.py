@@ -35,7 +35,7 @@ class MaskLosses:
       labels: [B] int.
       images: [B, S, S, C], normalised; required if `plan.rereads_images`.
       batch_size: most images of a part, over all devices; None for B.
-      mesh: `jax.sharding.Mesh` over all axes of which each part is sharded;
+      mesh: `jax.sharding.Mesh`; each part is sharded over all of its axes.
         None uses JAX's default device.
     """
     self._model, self._params, self._mesh = model, params, mesh

@@ -46,8 +46,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, *, devices=None) -> Mesh:
 
   Raises:
     ValueError: if a size is neither positive nor -1, if there are too few
-      devices or they do not divide evenly, or if a job with several processes,
-      each of which must take part, would leave out some.
+      devices or they do not divide evenly, or if the mesh leaves out devices of
+      a job with several processes.
   """
   devices = jax.devices() if devices is None else devices
   data, fsdp = _sizes(data, fsdp, len(devices))
