@@ -186,6 +186,8 @@ def test_heads_at_one_layer_are_no_cascade(tmp_path):
     ('degrees', {'exits.policy': True, 'init.workdir': 'x',
                  'exits.rule': 'agreement', 'phases': ('classifier_wise',)},
      '.*exits.policy=False'),
+    ('degrees', {'exits.distill': 0.5, 'exits.rule': 'agreement'},
+     'exits.distill='),
     ('classes', {'phases': ('classifier_wise',)},
      "phase 'classifier_wise' .*init.workdir")])
 def test_what_does_not_fit_is_refused(tmp_path, kind, fields, message):

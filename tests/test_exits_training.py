@@ -99,6 +99,38 @@ def test_loss_is_the_weighted_sum_of_the_exits(run, dataset):
   np.testing.assert_array_equal(one.weights, [0.5] * 2)
 
 
+def test_early_exits_learn_from_the_last_one(dataset):
+  """And the last one does not learn from them."""
+  c = {'exits.distill': 0.25, 'exits.temperature': 3., 'exits.weights': (2.,)}
+  system = system_lib.create(_config(**c), dataset)
+  state = state_lib.init_state(system, 0)
+  params = tiny.params(system.model)
+  images = system.normalize(dataset.train.images(np.arange(8)))
+  labels = dataset.train.labels[:8]
+  targets = np.float32(np.eye(4)[labels])
+  batch = step_lib.Batch(images, targets, labels)
+  total = lambda params: phases.PHASES['exits'].loss(
+      system, params, state, batch, None, 0)
+  (value, (metrics, _)), gradient = jax.jit(
+      jax.value_and_grad(total, has_aux=True))(params)
+
+  first, last = np.asarray(jax.jit(lambda p: stages.exit_logits(
+      system.model, p, images))(params))
+  ce = [-(targets * _log_softmax(y)).sum(-1).mean() for y in (first, last)]
+  p, q = _log_softmax(last / 3), _log_softmax(first / 3)
+  want = 0.75 * ce[0] + 0.25 * 9 * (np.exp(p) * (p - q)).sum(-1).mean()
+  np.testing.assert_allclose(metrics['loss_0'], want, rtol=1e-5)
+  np.testing.assert_allclose(metrics['loss_1'], ce[1], rtol=1e-5)
+  np.testing.assert_allclose(value, 2 * want + 2 * ce[1], rtol=1e-5)
+
+  plain = system_lib.create(_config(**{'exits.weights': (0., 2.)}), dataset)
+  alone = jax.jit(jax.grad(lambda params: phases.PHASES['exits'].loss(
+      plain, params, state, batch, None, 0)[0]))(params)
+  for a, b in zip(*(jax.tree.leaves(tree['backbone']['head_1'])
+                    for tree in (gradient, alone)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
 def test_images_are_mixed_where_no_reward_needs_one_class():
   names = 'dense', 'exits', 'joint', 'classifier_wise'
   config = _config(**{'data.mixup': 0.4, 'phases': names})
@@ -393,6 +425,8 @@ def test_a_single_exit_is_trained_as_the_dense_model_is(dataset):
     ({'phases': ('classifier_wise',), 'init.workdir': 'x',
       'exits.weights': (1.,), 'classifier_wise.batch_size': 8},
      '.*model.exits.*--config.model.exits='),
+    ({'exits.distill': 1.5}, 'exits.distill='),
+    ({'exits.temperature': 0.}, 'exits.temperature='),
     ({'exits.rule': 'agreement'}, "exits.rule=.*'patience'"),
     ({'exits.rule': 'entrpy'}, "exits.rule=.*'entropy'"),
     ({'model.layers': (1, 1, 1)}, 'layers=.*factors=')])

@@ -10,7 +10,10 @@ from adavit_jax.train.phases.phase import Phase
 
 
 def loss(system, params, state, batch, key, done):
-  """Returns the sum of the added exits' losses; see `Phase.loss`."""
+  """Returns the sum of the added exits' losses; see `Phase.loss`.
+
+  With `distill`, they learn from the last exit too.
+  """
   del state, key, done
   folded, carry, outputs = system.fold(params), None, []
   stages = system.after('classifier_wise').stages('masked')
@@ -18,7 +21,8 @@ def loss(system, params, state, batch, key, done):
     carry, y = stage(folded, batch.images, carry)
     if e.head:
       outputs.append(y)
-  each = exit_losses.each(system, outputs, batch)
+  each = exit_losses.distilled(
+      system, system.config.classifier_wise, outputs, y, batch)
   total = sum(each)
   return total, (exit_losses.metrics(system, total, outputs, each, batch), {})
 
@@ -29,8 +33,11 @@ def check(system):
     raise ValueError(f"phase 'classifier_wise' trains model.exits, but "
                      f'{system.config.model.name!r} has none; set for example '
                      f'--config.model.exits="((2,\'mlp\'),)"')
+  exit_losses.check_distill('classifier_wise', system)
 
 
 # No clipping: a common norm would couple the gradients of the heads.
 PHASE = Phase(loss, trains=('heads',), exits=True, check=check,
-              defaults=dict(OPTIMIZER, clip_norm=0.0))
+              defaults=dict(OPTIMIZER, **exit_losses.DISTILL_DEFAULTS,
+                            clip_norm=0.0),
+              ranges=exit_losses.DISTILL_RANGES)

@@ -1,7 +1,14 @@
 """Losses and metrics shared by the phases that train exits."""
 
 from adavit_jax.runtime import stages
+from adavit_jax.train import losses
+from adavit_jax.train import ranges
 from adavit_jax.train import training_pass
+
+DISTILL_DEFAULTS = dict(
+    distill=0.0,  # weight of the last exit's answers in the loss of the others
+    temperature=2.0)  # of their softmax
+DISTILL_RANGES = dict(distill=ranges.SHARE, temperature=ranges.POSITIVE)
 
 
 def each(system, outputs, batch):
@@ -13,6 +20,32 @@ def each(system, outputs, batch):
     batch: `Batch`.
   """
   return [system.task.loss(y, batch.targets) for y in outputs]
+
+
+def distilled(system, c, outputs, last, batch):
+  """Returns the loss of exits that also learn from the last one, a list of [].
+
+  Args:
+    system: `System`.
+    c: config with distill and temperature, see `DISTILL_DEFAULTS`.
+    outputs: list of [B, K], the logits of the exits that learn.
+    last: [B, K], the logits of the last exit; no gradient flows through them.
+    batch: `Batch`.
+  """
+  values = each(system, outputs, batch)
+  if not c.distill:
+    return values
+  return [(1 - c.distill) * value + c.distill * losses.distillation(
+              y, last, temperature=c.temperature)
+          for value, y in zip(values, outputs)]
+
+
+def check_distill(name, system):
+  """Raises a ValueError if a phase would distil the numbers of a regression."""
+  if system.config[name].distill and system.target is not None:
+    raise ValueError(f'{name}.distill={system.config[name].distill} is for '
+                     f'classes, but the labels of {system.config.data.name!r} '
+                     f'are numbers; set {name}.distill=0')
 
 
 def metrics(system, total, outputs, losses, batch, *, first=0):

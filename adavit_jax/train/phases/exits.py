@@ -10,12 +10,16 @@ from adavit_jax.train.phases.phase import Phase
 def loss(system, params, state, batch, key, done):
   """Returns the weighted sum of the exits' losses (RAViT, equation 1).
 
-  See `Phase.loss`.
+  With `distill`, all exits but the last learn from the last one too. See
+  `Phase.loss`.
   """
   del state
+  c = system.config.exits
   outputs, stats = exit_losses.outputs(
-      system, params, batch, key, done / system.config.exits.steps)
-  each = exit_losses.each(system, outputs, batch)
+      system, params, batch, key, done / c.steps)
+  *early, last = outputs
+  each = [*exit_losses.distilled(system, c, early, last, batch),
+          *exit_losses.each(system, [last], batch)]
   total = sum(w * x for w, x in zip(system.weights, each))
   return total, (exit_losses.metrics(system, total, outputs, each, batch),
                  training_pass.updates(stats))
@@ -23,9 +27,10 @@ def loss(system, params, state, batch, key, done):
 
 PHASE = Phase(
     loss, trains=('backbone', 'heads'), from_scratch=True, exits=True,
+    check=lambda system: exit_losses.check_distill('exits', system),
     defaults=dict(
-        OPTIMIZER, weights=(1.,),  # weights of the losses, see System.weights
+        OPTIMIZER, **exit_losses.DISTILL_DEFAULTS, weights=(1.,),  # weights of the losses, see System.weights
         rule='entropy',  # see exits.confidence.RULES
         slack=0.005,  # score that a cascade may lose: accuracy, or target unit
         policy=False),  # whether the policy of init.workdir drops layers too
-    ranges=dict(slack=ranges.WEIGHT))
+    ranges=dict(exit_losses.DISTILL_RANGES, slack=ranges.WEIGHT))
