@@ -7,8 +7,10 @@
 The first is the reference of times and MACs. Each is loaded as
 `adavit_jax.load` does: phase, best, decide and attributes of the model follow
 the directory. `row` is a row of its report.json, whose thresholds it runs
-with. Accuracy and MACs are means over the test split, time is of test images
-from uint8 to predictions, the runs in turn. Rows go to FILE.json, a picture to
+with. Runs with the same label are seeds of one row, which has their means and
+the spread of their accuracies. Accuracy and MACs are means over the test split,
+time is of test images from uint8 to predictions, the runs in turn; a run on
+smaller images gets them at its own size. Rows go to FILE.json, a picture to
 FILE.png.
 """
 
@@ -100,55 +102,78 @@ def measure(rivals, batches, repeats):
   Raises:
     ValueError: as `load`, or if the rivals have different test images.
   """
-  classifiers = {r.label: load(r, max(batches)) for r in rivals}
-  test, size = _test_images(rivals)
-  images = data.centre(test.images(np.arange(len(test))), size)
+  classifiers = [load(r, max(batches)) for r in rivals]
+  inputs, labels = _test_images(rivals)
   rows = []
-  for rival in rivals:
-    out = classifiers[rival.label](images)
+  for rival, clf, images in zip(rivals, classifiers, inputs):
+    out = clf(images)
     rows.append(dict(
-        label=rival.label, accuracy=float((out.labels == test.labels).mean()),
-        macs=float(np.mean(out.macs)), images=len(test)))
-    print(f'{rival.label}: {100 * rows[-1]["accuracy"]:.2f} % of {len(test)} '
+        label=rival.label, accuracy=float((out.labels == labels).mean()),
+        macs=float(np.mean(out.macs)), images=len(labels)))
+    print(f'{rival.label}: {100 * rows[-1]["accuracy"]:.2f} % of {len(labels)} '
           f'images', flush=True)
   for row in rows:
     row['macs_ratio'] = row['macs'] / rows[0]['macs']
   for batch in batches:
     for row, (ratio, ms, quartiles) in zip(
-        rows, _times(classifiers, images, batch, repeats)):
+        rows, _times(classifiers, inputs, batch, repeats)):
       row.update({f'time_ratio_{batch}': ratio, f'ms_{batch}': ms,
                   f'quartiles_ms_{batch}': quartiles})
-  return rows
+  return over_seeds(rows)
+
+
+def over_seeds(rows):
+  """Returns one row for each label: means, and `accuracies` of its seeds."""
+  groups = {}
+  for row in rows:
+    groups.setdefault(row['label'], []).append(row)
+  mean = lambda values: np.mean(values, 0).tolist()
+  return [{**{key: value if key == 'label' else mean([r[key] for r in group])
+              for key, value in group[0].items()},
+           'accuracies': [row['accuracy'] for row in group]}
+          for group in groups.values()]
 
 
 def _test_images(rivals):
-  """Returns (test split, side of the images) that all rivals share."""
+  """Returns (test images of each rival at its size, labels they share)."""
   configs = []
   for rival in rivals:
     with saved_run.Run(rival.workdir) as run:
       configs.append(config_dict.ConfigDict(run.newest().info['config']))
-  first, *others = configs
-  for field in ('name', 'data_dir', 'labels', 'image_size', 'load_size',
-                'crop'):
+  first = configs[0]
+  for field in ('name', 'data_dir', 'labels'):
     want = first.data.get(field)
-    for other in others:
+    for other in configs[1:]:
       if other.data.get(field) != want:
         raise ValueError(f'data.{field} of the runs differs: {want!r} and '
                          f'{other.data.get(field)!r}; give runs on the same '
                          f'images')
-  return (data.load(first.data, seed=first.seed).test, first.data.image_size)
+  sizes, inputs = {}, []
+  for config in configs:
+    c = config.data
+    size = c.image_size, c.get('load_size'), c.get('crop')
+    if size not in sizes:
+      test = data.load(c, seed=config.seed).test
+      sizes[size] = (
+          data.centre(test.images(np.arange(len(test))), c.image_size),
+          test.labels)
+    inputs.append(sizes[size][0])
+  return inputs, next(iter(sizes.values()))[1]
 
 
-def _times(classifiers, images, batch, repeats):
+def _times(classifiers, inputs, batch, repeats):
   """Yields (time over the first one's, ms, quartiles in ms) per rival."""
   rng = np.random.default_rng(0)
   count = max(1, 16 // batch)
-  drawn = [images[rng.integers(0, len(images), (count, batch))]
-           for _ in range(repeats + 1)]
-  times = timing.alternate({
-      label: lambda i, clf=clf: [clf(part).logits for part in drawn[i]]
-      for label, clf in classifiers.items()}, repeats)
-  first = np.median(next(iter(times.values())))
+  drawn = rng.integers(0, len(inputs[0]), (repeats + 1, count, batch))
+
+  def run(clf, images):
+    return lambda i: [clf(images[rows]).logits for rows in drawn[i]]
+
+  times = timing.alternate(
+      {k: run(clf, images)
+       for k, (clf, images) in enumerate(zip(classifiers, inputs))}, repeats)
+  first = np.median(times[0])
   for seconds in times.values():
     ms = 1e3 * seconds / count
     yield (float(np.median(seconds) / first), float(np.median(ms)),
@@ -157,15 +182,20 @@ def _times(classifiers, images, batch, repeats):
 
 def table(rows, batches):
   """Formats the rows as Markdown."""
-  titles = ['', '%', 'MACs', *(f'time, {b}' for b in batches),
+  titles = ['', '%', 'seeds, %', 'MACs', *(f'time, {b}' for b in batches),
             *(f'ms, {b}' for b in batches)]
   lines = [titles, ['---'] * len(titles)]
   for row in rows:
     lines.append([row['label'], f'{100 * row["accuracy"]:.2f}',
-                  f'{row["macs_ratio"]:.3f}',
+                  _spread(row['accuracies']), f'{row["macs_ratio"]:.3f}',
                   *(f'{row[f"time_ratio_{b}"]:.2f}' for b in batches),
                   *(f'{row[f"ms_{b}"]:.1f}' for b in batches)])
   return '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
+
+
+def _spread(accuracies):
+  low, high = 100 * min(accuracies), 100 * max(accuracies)
+  return f'{low:.2f} to {high:.2f}' if len(accuracies) > 1 else ''
 
 
 def draw(rows, batches):

@@ -33,6 +33,15 @@ def test_rivals_are_measured_as_the_report_has_them(
   assert policy['macs_ratio'] == pytest.approx(result['adaptive']['macs_ratio'])
   assert rivals.table(rows, [1, 2]).count('\n') == 4
   rivals.draw(rows, [1, 2]).savefig(tmp_path / 'a.png')
+  seeds = rivals.over_seeds([
+      dict(label='a', accuracy=0.5, quartiles_ms_1=[1., 2.]),
+      dict(label='b', accuracy=0.25, quartiles_ms_1=[0., 0.]),
+      dict(label='a', accuracy=1., quartiles_ms_1=[3., 4.])])
+  assert seeds == [
+      dict(label='a', accuracy=0.75, quartiles_ms_1=[2., 3.],
+           accuracies=[0.5, 1.]),
+      dict(label='b', accuracy=0.25, quartiles_ms_1=[0., 0.],
+           accuracies=[0.25])]
   with pytest.raises(ValueError, match='row='):
     rivals.measure([rivals.parse(f'a={run[0]},row=slack')], [1], 1)
   with pytest.raises(ValueError, match='LABEL=DIR'):
