@@ -29,7 +29,8 @@ PHASE = Phase(
     loss, trains=('backbone', 'heads'), from_scratch=True, exits=True,
     check=lambda system: exit_losses.check_distill('exits', system),
     defaults=dict(
-        OPTIMIZER, **exit_losses.DISTILL_DEFAULTS, weights=(1.,),  # weights of the losses, see System.weights
+        OPTIMIZER, **exit_losses.DISTILL_DEFAULTS,
+        weights=(1.,),  # weights of the losses, see System.weights
         rule='entropy',  # see exits.confidence.RULES
         slack=0.005,  # score that a cascade may lose: accuracy, or target unit
         policy=False),  # whether the policy of init.workdir drops layers too
