@@ -38,6 +38,10 @@ _MAC_TARGET = flags.DEFINE_float(
     'mac_target', None, "MACs, as a fraction of the dense model's, to which "
     'thresholds are calibrated and for which static sub-networks are chosen. '
     "Default: the config's.")
+_SLACK = flags.DEFINE_float(
+    'slack', None, 'Accuracy that a cascade may lose against the last exit, as '
+    "a share of the images or in the unit of a regression, for the row 'slack'. "
+    "Default: the config's exits.slack.")
 _RULE = flags.DEFINE_string(
     'rule', None, 'Confidence rule of a model with exits, one of '
     "exits.confidence.RULES. Default: the config's exits.rule.")
@@ -96,7 +100,8 @@ def main(argv):
           _WORKDIR.value, best=_BEST.value, static=_STATIC.value,
           threshold=confidence.parse_thresholds(_THRESHOLD.value),
           data_dir=_DATA_DIR.value, rule=_RULE.value,
-          mac_target=_MAC_TARGET.value, curve=_CURVE.value,
+          mac_target=_MAC_TARGET.value, slack=_SLACK.value,
+          curve=_CURVE.value,
           attributes=saved_run.parse_attributes(_MODEL.value),
           decide=_DECIDE.value, price=_PRICE.value, ceiling=_CEILING.value,
           actions=_ACTIONS.value, wanted=_wanted())

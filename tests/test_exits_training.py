@@ -9,6 +9,7 @@ from adavit_jax import report
 from adavit_jax import weights
 from adavit_jax.exits import calibrate
 from adavit_jax.exits import confidence
+from adavit_jax.exits import cross_validation
 from adavit_jax.promise import promises
 from adavit_jax.report import exit_report
 from adavit_jax.report import promised_row
@@ -213,11 +214,12 @@ def test_report_has_what_it_promises(run, dataset, tiny_data, capsys):
     assert row['macs'] == sum(macs[:i + 1])
     assert row['paper_flops'] == 2 * sum(
         trainer.system.model.paper_macs()[:i + 1])
-  less = held.score[-1].mean() - trainer.config.exits.slack
-  for name, target in (('same_accuracy', dict(same_accuracy=True)),
-                       ('slack', dict(min_accuracy=less)),
-                       ('mac_target', dict(max_macs=0.6 * sum(macs)))):
-    found = calibrate.calibrate(held.confidence, held.score, macs, **target)
+  images = held.confidence, held.score, macs
+  for name, found in (
+      ('same_accuracy', cross_validation.losing_at_most(*images, lost=0)),
+      ('slack', cross_validation.losing_at_most(
+          *images, lost=trainer.config.exits.slack)),
+      ('mac_target', calibrate.calibrate(*images, max_macs=0.6 * sum(macs)))):
     want = calibrate.evaluate(
         test.confidence, test.score, macs, found.thresholds)
     row = result[name]

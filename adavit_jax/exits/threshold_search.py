@@ -76,18 +76,33 @@ def _ascend(images, thresholds, objective):
   return thresholds, best
 
 
-def _priced_thresholds(images):
-  """List of thresholds [E - 1]: the best by ascent for each price of a MAC."""
+def by_price(images, prices, start):
+  """Returns thresholds [E - 1] for each price of a MAC, a list.
+
+  Each are the best by ascent from those of the price before.
+
+  Args:
+    images: `HeldOut`.
+    prices: relative to the range of the total score over the total MACs that
+      exits can save.
+    start: threshold of all exits to begin with.
+  """
   score_range = np.ptp(images.scores) * images.num or 1.
   saved = (images.macs[-1] - images.macs[0]).sum() or 1.
-  thresholds = []
-  for start, prices in ((confidence_lib.NEVER, _PRICES),
-                        (confidence_lib.ALWAYS, _PRICES[::-1])):
-    thresholds.append(np.full(images.num_exits - 1, start))
-    for price in prices:
-      thresholds.append(_ascend(
-          images, thresholds[-1], _priced(price * score_range / saved))[0])
-  return thresholds
+  thresholds = [np.full(images.num_exits - 1, start)]
+  for price in prices:
+    thresholds.append(_ascend(
+        images, thresholds[-1], _priced(price * score_range / saved))[0])
+  return thresholds[1:]
+
+
+def _priced_thresholds(images):
+  """List of thresholds [E - 1] to start from, for rising and falling prices."""
+  never, always = confidence_lib.NEVER, confidence_lib.ALWAYS
+  return [np.full(images.num_exits - 1, never),
+          *by_price(images, _PRICES, never),
+          np.full(images.num_exits - 1, always),
+          *by_price(images, _PRICES[::-1], always)]
 
 
 def _undominated(points):

@@ -8,6 +8,7 @@ import numpy as np
 from adavit_jax import cost
 from adavit_jax.exits import calibrate
 from adavit_jax.exits import confidence
+from adavit_jax.exits import cross_validation
 from adavit_jax.report import page as page_lib
 from adavit_jax.report import pictures
 from adavit_jax.report import promised_row
@@ -30,9 +31,9 @@ def evaluate(trainer, state, metadata, *, threshold=None, budget=None,
 
   Thresholds are calibrated on held-out images for three targets: the accuracy
   of the last exit, this accuracy minus the config's `exits.slack`, and
-  `mac_target` times the MACs without exits. They are estimates: on other images
-  the target may be missed. Those of `wanted` keep a promise. A target that
-  cannot be met is left out. For regression, minus the mean absolute error
+  `mac_target` times the MACs without exits. They are estimates, for the first
+  two by `cross_validation`: on other images the target may be missed. Those of
+  `wanted` keep a promise. A target that cannot be met is left out. For regression, minus the mean absolute error
   replaces accuracy.
 
   Args:
@@ -130,19 +131,18 @@ def _calibrated(rows, system, outputs, budget, curve):
     of rows.
   """
   images = outputs.confidence, outputs.score, outputs.macs
-  last = outputs.score[-1].mean(dtype=np.float64)
-  targets = dict(
-      same_accuracy=dict(min_accuracy=last),
-      slack=dict(min_accuracy=last - system.config.exits.slack),
-      mac_target=dict(max_macs=budget * system.plain_cost.dense))
   result = {}
-  for name, target in targets.items():
-    try:
-      point = calibrate.calibrate(*images, **target)
-    except ValueError as error:
-      logging.warning('no row %s: %s', name, error)
-    else:
-      result[name] = rows.cascade(point.thresholds)
+  for name, lost in (('same_accuracy', 0.),
+                     ('slack', system.config.exits.slack)):
+    result[name] = rows.cascade(cross_validation.losing_at_most(
+        *images, lost=lost).thresholds)
+  try:
+    point = calibrate.calibrate(
+        *images, max_macs=budget * system.plain_cost.dense)
+  except ValueError as error:
+    logging.warning('no row mac_target: %s', error)
+  else:
+    result['mac_target'] = rows.cascade(point.thresholds)
   # Sorted, since the order of MACs on held-out images can differ.
   result['curve'] = sorted(
       (rows.cascade(point['thresholds'])

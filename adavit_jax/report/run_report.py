@@ -26,7 +26,7 @@ from adavit_jax.train.phases.phase import choice
 
 
 def evaluate(workdir, *, threshold=None, best=False, static=True,
-             data_dir=None, rule=None, mac_target=None, curve=None,
+             data_dir=None, rule=None, mac_target=None, slack=None, curve=None,
              attributes=None, decide=None, price=None, ceiling=False,
              actions=None, wanted=None):
   """Evaluates a run on the test split; prints tables and draws pictures.
@@ -43,6 +43,7 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
     data_dir: replaces the config's `data.data_dir`.
     rule: replaces the config's `exits.rule`.
     mac_target: replaces the config's `mac_target`.
+    slack: replaces the config's `exits.slack`.
     curve: for a model with exits, one of `exits.calibrate.CURVES`; None for
       'best'.
     attributes: {name: value} of the model that replace the config's, of those
@@ -64,7 +65,7 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
   Raises:
     ValueError: if there is no such run; its data is missing or has other
       classes or images; a policy's threshold is outside (0, 1); a rule or curve
-      is unknown or given for a policy; threshold and mac_target are given
+      is unknown, or given for a policy, or slack is; threshold and mac_target are given
       together, cannot be met or are given without a policy; static
       sub-networks cannot be tuned on this number of devices; actions do not
       fit the layers, or are given for a model with exits or with a threshold;
@@ -75,7 +76,7 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
                      f'the held-out images, which cannot make a promise for it '
                      f'then; leave out --best')
   options = _Options(threshold, best, static, data_dir, rule, mac_target,
-                     curve, attributes or {}, decide, price, ceiling, actions,
+                     slack, curve, attributes or {}, decide, price, ceiling, actions,
                      wanted)
   with saved_run.Run(workdir) as run:
     return _evaluate(run, run.workdir, options)
@@ -89,6 +90,7 @@ class _Options(NamedTuple):
   data_dir: str | None
   rule: str | None
   mac_target: float | None
+  slack: float | None
   curve: str | None
   attributes: dict[str, Any]
   decide: str | None
@@ -155,6 +157,8 @@ def _trainer(run, saved, workdir, options):
     config.data.data_dir = options.data_dir
   if options.rule is not None:
     config.exits.rule = options.rule
+  if options.slack is not None:
+    config.exits.slack = options.slack
   if options.decide is not None:
     choice('--decide', options.decide, tuple(knob_lib.KNOBS))
     config.nets.decide = options.decide
@@ -204,7 +208,7 @@ def _check_without_exits(trainer, saved, workdir, options):
                      f'are tuned, is not a multiple of the {trainer.mesh.size} '
                      f'devices; use a number of devices that divides it, or '
                      f'give --nostatic')
-  for name in ('rule', 'curve'):
+  for name in ('rule', 'slack', 'curve'):
     if (value := getattr(options, name)) is not None:
       raise ValueError(f'--{name}={value} is for a model with exits, but '
                        f'{workdir} holds one without; leave it out')

@@ -1,0 +1,98 @@
+"""Thresholds that lose no more accuracy on images they were not chosen on.
+
+With several exits, the best thresholds on a few hundred images are those that
+happen to let lucky images leave: on other images they lose points. Here the
+thresholds are a function of one number, the price of a MAC, and of scores that
+are smoothed over the confidence; the price is chosen by cross-validation.
+"""
+
+import numpy as np
+from scipy import optimize
+
+from adavit_jax.exits import calibrate
+from adavit_jax.exits import confidence as confidence_lib
+from adavit_jax.exits import held_out
+from adavit_jax.exits import threshold_search
+
+# Relative to the range of the total score over the MACs that exits can save.
+_PRICES = np.geomspace(1e-3, 10, 64)
+_FOLDS = 5
+
+
+def losing_at_most(confidences, correct, stage_macs, *, lost):
+  """Finds cheap thresholds that lose a given score against the last exit.
+
+  Each of 64 prices has thresholds that maximise the smoothed score minus price
+  x MACs. The largest price is taken at which images outside of the folds that
+  gave the thresholds lose at most `lost`. It is an estimate, not a promise: see
+  `adavit_jax.calibrate` for one.
+
+  Args:
+    confidences: see `calibrate.evaluate`.
+    correct: see `calibrate.evaluate`.
+    stage_macs: see `calibrate.evaluate`.
+    lost: mean score that images may lose against the last exit, at least 0.
+
+  Returns:
+    `Calibration`, whose score and MACs are those of all images.
+
+  Raises:
+    ValueError: if lost is negative or NaN, or shapes do not match.
+  """
+  if not lost >= 0:
+    raise ValueError(f'lost={lost} must be at least 0')
+  images = held_out.HeldOut(confidences, correct, stage_macs)
+  last = images.scores[-1]
+  ends = np.zeros(len(_PRICES))
+  rows = np.random.default_rng(0).permutation(images.num)
+  for fold in range(min(_FOLDS, images.num)):
+    out = rows[fold::_FOLDS]
+    rest = _part(confidences, correct, stage_macs, np.setdiff1d(rows, out))
+    tested = held_out.HeldOut(
+        *_part(confidences, correct, stage_macs, out))
+    for i, thresholds in enumerate(_path(*rest)):
+      ends[i] += tested.totals(thresholds)[0] - last[out].sum()
+  # The score falls with the price; where it rises, that is noise.
+  ends = optimize.isotonic_regression(ends, increasing=False).x
+  num = np.sum(ends >= -lost * images.num - 1e-9)
+  thresholds = np.full(images.num_exits - 1, confidence_lib.NEVER)
+  if num:
+    thresholds = _path(confidences, correct, stage_macs)[num - 1]
+  return calibrate.evaluate(confidences, correct, stage_macs, thresholds)
+
+
+def smoothed(confidences, scores):
+  """Smooths what each exit loses against the last over its confidence.
+
+  Args:
+    confidences: [E, n].
+    scores: [E, n].
+
+  Returns:
+    [E, n]: the score of the last exit, plus the increasing function of an
+    exit's confidence that is closest to its score minus the last one's.
+  """
+  smooth = np.array(scores, np.float64)
+  for e in range(len(smooth) - 1):
+    # Images with equal confidence leave together, so they share a value.
+    _, group, counts = np.unique(
+        confidences[e], return_inverse=True, return_counts=True)
+    change = np.bincount(group, smooth[e] - smooth[-1]) / counts
+    fit = optimize.isotonic_regression(change, weights=counts).x
+    smooth[e] = smooth[-1] + fit[group]
+  return smooth
+
+
+def _path(confidences, correct, stage_macs):
+  """Returns the thresholds [E - 1] of each price, a list."""
+  images = held_out.HeldOut(
+      confidences, smoothed(confidences, correct), stage_macs)
+  return threshold_search.by_price(
+      images, _PRICES, confidence_lib.NEVER)
+
+
+def _part(confidences, correct, stage_macs, rows):
+  """Returns the arguments of `HeldOut` for some of the images."""
+  macs = np.asarray(stage_macs)
+  return (np.asarray(confidences)[:, rows], np.asarray(correct)[:, rows],
+          macs[:, rows] if macs.ndim == 2 else macs)

@@ -1,0 +1,72 @@
+"""Thresholds by cross-validation: what they lose on other images."""
+
+import numpy as np
+import pytest
+
+from adavit_jax.exits import calibrate
+from adavit_jax.exits import confidence
+from adavit_jax.exits import cross_validation
+
+MACS = np.array([1., 2., 3., 4.])
+
+
+def _images(rng, n):
+  """Exits of rising accuracy, whose confidence is their chance of success."""
+  ease = rng.normal(size=n)
+  chance = 1 / (1 + np.exp(-np.array([[0.], [1.], [1.5], [2.]]) - 1.5 * ease))
+  chance = chance.clip(0.02, 0.98)
+  return chance, rng.uniform(size=chance.shape) < chance
+
+
+def test_less_is_lost_on_other_images_than_by_the_best_thresholds():
+  rng = np.random.default_rng(0)
+  test = _images(rng, 20_000)
+  best, crossed = [], []
+  for _ in range(4):
+    held = _images(rng, 80)
+    for found, kept in (
+        (calibrate.calibrate(*held, MACS, same_accuracy=True), best),
+        (cross_validation.losing_at_most(*held, MACS, lost=0.), crossed)):
+      got = calibrate.evaluate(*test, MACS, found.thresholds)
+      kept.append(test[1][-1].mean() - got.accuracy)
+  assert np.mean(best) > 0.04 > 0.02 > np.mean(crossed)
+
+
+def test_more_may_be_lost_for_fewer_macs():
+  held = _images(np.random.default_rng(1), 120)
+  found = [cross_validation.losing_at_most(*held, MACS, lost=lost)
+           for lost in (0., 0.02, 0.05, 1.)]
+  macs = [x.macs for x in found]
+  assert macs == sorted(macs, reverse=True) and macs[1] > macs[2]
+  want = calibrate.evaluate(*held, MACS, found[1].thresholds)
+  assert (found[1].accuracy, found[1].macs) == (want.accuracy, want.macs)
+
+
+def test_exits_without_worth_and_exits_without_loss():
+  rng = np.random.default_rng(2)
+  chance, correct = rng.uniform(size=(4, 100)), np.zeros((4, 100))
+  correct[-1] = 1
+  never = cross_validation.losing_at_most(chance, correct, MACS, lost=0.)
+  assert never.macs == 10 and (never.thresholds == confidence.NEVER).all()
+  same = cross_validation.losing_at_most(
+      chance, np.ones((4, 100)), np.tile(MACS[:, None], 100), lost=0.)
+  assert same.macs == 1 and same.shares.tolist() == [1, 0, 0, 0]
+
+
+def test_smoothing_is_the_closest_increasing_change():
+  chance = np.array([[0.1, 0.2, 0.2, 0.4, 0.5], [0.] * 5])
+  scores = np.array([[0., 1., 0., 0., 1.], [1., 1., 1., 0., 1.]])
+  smooth = cross_validation.smoothed(chance, scores)
+  # Changes -1, then the mean -0.5 of two equals, then 0 and 0.
+  np.testing.assert_allclose(smooth[0], [0, 0.5, 0.5, 0, 1])
+  np.testing.assert_array_equal(smooth[1], scores[1])
+  falling = cross_validation.smoothed(
+      np.array([[0.1, 0.2], [0., 0.]]), np.array([[1., 0.], [1., 1.]]))
+  np.testing.assert_allclose(falling[0], [0.5, 0.5])  # pooled
+
+
+@pytest.mark.parametrize('lost', [-0.1, float('nan')])
+def test_a_negative_loss(lost):
+  with pytest.raises(ValueError, match='^lost='):
+    cross_validation.losing_at_most(
+        *_images(np.random.default_rng(0), 10), MACS, lost=lost)
