@@ -7,7 +7,8 @@
 The first is the reference of times and MACs. Each is loaded as
 `adavit_jax.load` does: phase, best, decide and attributes of the model follow
 the directory. `row` is a row of its report.json, whose thresholds it runs
-with. Runs with the same label are seeds of one row, which has their means and
+with; `lost=0.01` calibrates the thresholds of exits instead, on the held-out
+images, to lose a point against the last exit. Runs with the same label are seeds of one row, which has their means and
 the spread of their accuracies. Accuracy and MACs are means over the test split,
 time is of test images from uint8 to predictions, the runs in turn; a run on
 smaller images gets them at its own size. Rows go to FILE.json, a picture to
@@ -27,8 +28,9 @@ import numpy as np
 
 import adavit_jax
 from adavit_jax import data
-from adavit_jax.runs import saved_run
 from adavit_jax import errors
+from adavit_jax.exits import cross_validation
+from adavit_jax.runs import saved_run
 import reports
 import timing
 
@@ -45,11 +47,14 @@ class Rival(NamedTuple):
     label: its name in the table.
     workdir: directory of the run.
     row: row of report.json with its thresholds; '' for those it loads with.
+    lost: share of the held-out images that exits may lose, instead of a row;
+      None without it.
     options: arguments of `adavit_jax.load`.
   """
   label: str
   workdir: str
   row: str
+  lost: float | None
   options: dict[str, Any]
 
 
@@ -64,8 +69,9 @@ def parse(text):
   options = dict(pair.split('=', 1) for pair in pairs if '=' in pair)
   if not equals or not workdir or len(options) < len(pairs):
     raise ValueError(f'{text!r} is not LABEL=DIR,KEY=VALUE,...')
-  row = options.pop('row', '')
-  return Rival(label, workdir, row, {k: _value(v) for k, v in options.items()})
+  options = {k: _value(v) for k, v in options.items()}
+  return Rival(label, workdir, options.pop('row', ''),
+               options.pop('lost', None), options)
 
 
 def _value(text):
@@ -79,6 +85,15 @@ def load(rival, max_batch_size):
   """Loads a rival; raises a ValueError if its report lacks the row."""
   clf = adavit_jax.load(
       rival.workdir, max_batch_size=max_batch_size, **rival.options)
+  if rival.lost is not None:
+    if not clf.system.staged:
+      raise ValueError(f'lost={rival.lost} is for runs with exits, but '
+                       f'{rival.workdir} has none; leave it out')
+    held = _images(clf.system.config, 'holdout')
+    found = clf.at_exits(held.images)
+    clf.thresholds = cross_validation.losing_at_most(
+        found.confidence, clf.system.task.score(found.prediction, held.labels),
+        found.macs, lost=rival.lost).thresholds
   if rival.row:
     report = reports.read(rival.workdir)
     if rival.row not in report:
@@ -153,12 +168,21 @@ def _test_images(rivals):
     c = config.data
     size = c.image_size, c.get('load_size'), c.get('crop')
     if size not in sizes:
-      test = data.load(c, seed=config.seed).test
-      sizes[size] = (
-          data.centre(test.images(np.arange(len(test))), c.image_size),
-          test.labels)
-    inputs.append(sizes[size][0])
-  return inputs, next(iter(sizes.values()))[1]
+      sizes[size] = _images(config, 'test')
+    inputs.append(sizes[size].images)
+  return inputs, next(iter(sizes.values())).labels
+
+
+class Images(NamedTuple):
+  """Images uint8 [n, S, S, C] at the size of their run, and labels [n]."""
+  images: np.ndarray
+  labels: np.ndarray
+
+
+def _images(config, name):
+  split = getattr(data.load(config.data, seed=config.seed), name)
+  return Images(data.centre(split.images(np.arange(len(split))),
+                            config.data.image_size), split.labels)
 
 
 def _times(classifiers, inputs, batch, repeats):

@@ -35,9 +35,9 @@ def test_less_is_lost_on_other_images_than_by_the_best_thresholds():
 def test_more_may_be_lost_for_fewer_macs():
   held = _images(np.random.default_rng(1), 120)
   found = [cross_validation.losing_at_most(*held, MACS, lost=lost)
-           for lost in (0., 0.02, 0.05, 1.)]
+           for lost in (0., 0.1, 1.)]
   macs = [x.macs for x in found]
-  assert macs == sorted(macs, reverse=True) and macs[1] > macs[2]
+  assert macs == sorted(macs, reverse=True) and len(set(macs)) == 3
   want = calibrate.evaluate(*held, MACS, found[1].thresholds)
   assert (found[1].accuracy, found[1].macs) == (want.accuracy, want.macs)
 
@@ -53,16 +53,17 @@ def test_exits_without_worth_and_exits_without_loss():
   assert same.macs == 1 and same.shares.tolist() == [1, 0, 0, 0]
 
 
-def test_smoothing_is_the_closest_increasing_change():
+def test_smoothing_is_increasing_and_linear_between_steps():
   chance = np.array([[0.1, 0.2, 0.2, 0.4, 0.5], [0.] * 5])
   scores = np.array([[0., 1., 0., 0., 1.], [1., 1., 1., 0., 1.]])
   smooth = cross_validation.smoothed(chance, scores)
-  # Changes -1, then the mean -0.5 of two equals, then 0 and 0.
-  np.testing.assert_allclose(smooth[0], [0, 0.5, 0.5, 0, 1])
+  # The closest steps are -1 at rank 0.5, -0.5 at rank 2, and 0 at rank 4.
+  change = np.interp([0.5, 2, 2, 3.5, 4.5], [0.5, 2, 4], [-1, -0.5, 0])
+  np.testing.assert_allclose(smooth[0], scores[1] + change)
   np.testing.assert_array_equal(smooth[1], scores[1])
   falling = cross_validation.smoothed(
       np.array([[0.1, 0.2], [0., 0.]]), np.array([[1., 0.], [1., 1.]]))
-  np.testing.assert_allclose(falling[0], [0.5, 0.5])  # pooled
+  np.testing.assert_allclose(falling[0], [0.5, 0.5])
 
 
 @pytest.mark.parametrize('lost', [-0.1, float('nan')])

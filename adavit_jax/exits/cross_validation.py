@@ -69,8 +69,9 @@ def smoothed(confidences, scores):
     scores: [E, n].
 
   Returns:
-    [E, n]: the score of the last exit, plus the increasing function of an
-    exit's confidence that is closest to its score minus the last one's.
+    [E, n]: the score of the last exit, plus an increasing function of an
+    exit's confidence: that closest to its score minus the last one's, linear
+    between the centres of its steps.
   """
   smooth = np.array(scores, np.float64)
   for e in range(len(smooth) - 1):
@@ -78,8 +79,12 @@ def smoothed(confidences, scores):
     _, group, counts = np.unique(
         confidences[e], return_inverse=True, return_counts=True)
     change = np.bincount(group, smooth[e] - smooth[-1]) / counts
-    fit = optimize.isotonic_regression(change, weights=counts).x
-    smooth[e] = smooth[-1] + fit[group]
+    fit = optimize.isotonic_regression(change, weights=counts)
+    # Without steps, between which no price would lie.
+    rank = np.cumsum(counts) - counts / 2
+    centres = (np.add.reduceat(rank * counts, fit.blocks[:-1]) / fit.weights)
+    smooth[e] = smooth[-1] + np.interp(
+        rank, centres, fit.x[fit.blocks[:-1]])[group]
   return smooth
 
 
