@@ -40,7 +40,7 @@ _MAC_TARGET = flags.DEFINE_float(
     "Default: the config's.")
 _SLACK = flags.DEFINE_float(
     'slack', None, 'Accuracy that a cascade may lose against the last exit, as '
-    "a share of the images or in the unit of a regression, for the row 'slack'. "
+    "a share of the images or the unit of a regression, for the row 'slack'. "
     "Default: the config's exits.slack.")
 _RULE = flags.DEFINE_string(
     'rule', None, 'Confidence rule of a model with exits, one of '

@@ -8,11 +8,11 @@ The first is the reference of times and MACs. Each is loaded as
 `adavit_jax.load` does: phase, best, decide and attributes of the model follow
 the directory. `row` is a row of its report.json, whose thresholds it runs
 with; `lost=0.01` calibrates the thresholds of exits instead, on the held-out
-images, to lose a point against the last exit. Runs with the same label are seeds of one row, which has their means and
-the spread of their accuracies. Accuracy and MACs are means over the test split,
-time is of test images from uint8 to predictions, the runs in turn; a run on
-smaller images gets them at its own size. Rows go to FILE.json, a picture to
-FILE.png.
+images, to lose a point against the last exit. Runs with the same label are
+seeds of one row, which has their means and the spread of their accuracies.
+Accuracy and MACs are means over the test split, time is of test images from
+uint8 to predictions, the runs in turn; a run on smaller images gets them at its
+own size. Rows go to FILE.json, a picture to FILE.png.
 """
 
 import ast

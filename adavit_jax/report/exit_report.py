@@ -33,8 +33,8 @@ def evaluate(trainer, state, metadata, *, threshold=None, budget=None,
   of the last exit, this accuracy minus the config's `exits.slack`, and
   `mac_target` times the MACs without exits. They are estimates, for the first
   two by `cross_validation`: on other images the target may be missed. Those of
-  `wanted` keep a promise. A target that cannot be met is left out. For regression, minus the mean absolute error
-  replaces accuracy.
+  `wanted` keep a promise. A target that cannot be met is left out. For
+  regression, minus the mean absolute error replaces accuracy.
 
   Args:
     trainer: `loop.Trainer` of the run.

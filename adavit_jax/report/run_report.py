@@ -65,19 +65,19 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
   Raises:
     ValueError: if there is no such run; its data is missing or has other
       classes or images; a policy's threshold is outside (0, 1); a rule or curve
-      is unknown, or given for a policy, or slack is; threshold and mac_target are given
-      together, cannot be met or are given without a policy; static
-      sub-networks cannot be tuned on this number of devices; actions do not
-      fit the layers, or are given for a model with exits or with a threshold;
-      or no promise can be made.
+      is unknown, or given for a policy, or slack is; threshold and
+      mac_target are given together, cannot be met or are given without a
+      policy; static sub-networks cannot be tuned on this number of devices;
+      actions do not fit the layers, or are given for a model with exits or
+      with a threshold; or no promise can be made.
   """
   if wanted is not None and best:
     raise ValueError(f'--risk={wanted.risk}: the best checkpoint was chosen on '
                      f'the held-out images, which cannot make a promise for it '
                      f'then; leave out --best')
   options = _Options(threshold, best, static, data_dir, rule, mac_target,
-                     slack, curve, attributes or {}, decide, price, ceiling, actions,
-                     wanted)
+                     slack, curve, attributes or {}, decide, price, ceiling,
+                     actions, wanted)
   with saved_run.Run(workdir) as run:
     return _evaluate(run, run.workdir, options)
 
