@@ -16,6 +16,9 @@ from adavit_jax.exits import threshold_search
 
 # Relative to the range of the total score over the MACs that exits can save.
 _PRICES = np.geomspace(1e-3, 10, 64)
+# Shares of the images above the thresholds of the lowest price, for thresholds
+# that let fewer leave.
+_SHARES = np.linspace(0.1, 0.9, 9)
 _FOLDS = 5
 
 
@@ -23,7 +26,8 @@ def losing_at_most(confidences, correct, stage_macs, *, lost):
   """Finds cheap thresholds that lose a given score against the last exit.
 
   Each of 64 prices has thresholds that maximise the smoothed score minus price
-  x MACs. The largest price is taken at which images outside of the folds that
+  x MACs; before the lowest come thresholds that let the most confident of its
+  images leave. The largest price is taken at which images outside of the folds that
   gave the thresholds lose at most `lost`. It is an estimate, not a promise: see
   `adavit_jax.calibrate` for one.
 
@@ -43,7 +47,7 @@ def losing_at_most(confidences, correct, stage_macs, *, lost):
     raise ValueError(f'lost={lost} must be at least 0')
   images = held_out.HeldOut(confidences, correct, stage_macs)
   last = images.scores[-1]
-  ends = np.zeros(len(_PRICES))
+  ends = np.zeros(len(_SHARES) + len(_PRICES))
   rows = np.random.default_rng(0).permutation(images.num)
   for fold in range(min(_FOLDS, images.num)):
     out = rows[fold::_FOLDS]
@@ -89,11 +93,16 @@ def smoothed(confidences, scores):
 
 
 def _path(confidences, correct, stage_macs):
-  """Returns the thresholds [E - 1] of each price, a list."""
+  """Returns the thresholds [E - 1] of each share and price, a list."""
   images = held_out.HeldOut(
       confidences, smoothed(confidences, correct), stage_macs)
-  return threshold_search.by_price(
-      images, _PRICES, confidence_lib.NEVER)
+  priced = threshold_search.by_price(images, _PRICES, confidence_lib.NEVER)
+  fewer = np.full((len(_SHARES), images.num_exits - 1), confidence_lib.NEVER)
+  for e, lowest in enumerate(priced[0]):
+    above = images.confidences[e][images.confidences[e] > lowest]
+    if len(above):
+      fewer[:, e] = np.quantile(above, 1 - _SHARES)
+  return [*fewer, *priced]
 
 
 def _part(confidences, correct, stage_macs, rows):
