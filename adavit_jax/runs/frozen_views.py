@@ -66,9 +66,9 @@ def check(system, dataset):
     if size > free:
       raise ValueError(
           f'{phase}.views={num} of {len(dataset.train)} images take '
-          f'{size / 1e6:,.0f} MB of host memory, {each / 1e3:,.1f} KB each, but '
-          f'{free / 1e6:,.0f} MB are free; set --config.{phase}.views lower, or '
-          f'to 0 to run the model in every step')
+          f'{size / 1e6:,.0f} MB of host memory, {each / 1e3:,.1f} KB each, '
+          f'but {free / 1e6:,.0f} MB are free; set --config.{phase}.views '
+          f'lower, or to 0 to run the model in every step')
     logging.info('%s.views=%d: %d views take %.0f MB of host memory', phase,
                  num, num * len(dataset.train), size / 1e6)
 
