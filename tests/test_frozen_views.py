@@ -3,6 +3,7 @@
 import json
 
 from adavit_jax import data
+from adavit_jax import weights
 from adavit_jax.models import plan
 from adavit_jax.runs import first_state
 from adavit_jax.runs import frozen_views
@@ -73,6 +74,22 @@ def policies(dataset, tmp_path_factory):
 
 def _trained(config, workdir, dataset):
   return loop.Trainer(config, str(workdir), dataset).train()
+
+
+def save_weights(directory):
+  """Writes a file of weights of the model of `_config`."""
+  config = _config(0, **{'init.weights': 'there'})
+  model = system_lib.create(config, tiny.dataset()).model
+  weights.save(
+      directory / 'plain.safetensors', model, tiny.params(model),
+      preprocessing=weights.Preprocessing((0.5,), (0.5,), 'bicubic', 1.))
+
+
+def of_weights(directory, workdir):
+  """The state of a run on two views that begins with these weights."""
+  config = _config(2, **AUGMENTED, **{
+      'init.weights': f'{directory}/plain.safetensors'})
+  return _trained(config, workdir, _without_holdout(tiny.dataset()))
 
 
 AUGMENTED = {'data.flip': True, 'data.crop_padding': 1}
