@@ -4,6 +4,8 @@ import json
 
 from adavit_jax import data
 from adavit_jax import weights
+from adavit_jax.ahead import forecast
+from adavit_jax.ahead import targets
 from adavit_jax.models import plan
 from adavit_jax.runs import first_state
 from adavit_jax.runs import frozen_views
@@ -14,6 +16,7 @@ from adavit_jax.runtime import modes
 from adavit_jax.runtime import stages
 from adavit_jax.runtime import stopping
 from adavit_jax.train import config as config_lib
+from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import step as step_lib
@@ -190,6 +193,18 @@ def test_a_head_keeps_only_what_it_reads(fresh):
   shapes = step_lib.view_shapes(trainer.system, NAME)
   assert [x.shape for x in shapes.read.tokens] == [(16, 1, 16), (16, 5, 16)]
   assert shapes.read.last is None and shapes.images is None
+
+
+@pytest.mark.nightly
+def test_a_forecast_is_of_the_heads_alone(dataset):
+  rows = []
+  for views in (0, 1):
+    config = _config(views, **{'init.workdir': 'there'})
+    rows.append(forecast.of_phase(
+        system_lib.create(config, dataset), NAME, targets.find('here'),
+        mesh_lib.make_mesh()))
+  assert 0 < rows[1].flops < rows[0].flops / 2
+  assert rows[1].activations < rows[0].activations / 2
 
 
 @pytest.mark.nightly
