@@ -6,7 +6,6 @@ phase would have in its first steps without views.
 """
 
 import contextlib
-import itertools
 import json
 
 from absl import logging
@@ -113,20 +112,23 @@ def read(trainer, state, phase, start, crop):
   cache = table_cache.TableCache(
       trainer.workdir, f'{phase}_views', _inputs(trainer, state, phase, start),
       enabled=jax.process_count() == 1)
-  with (contextlib.closing(_Outputs(
-            trainer, state, phase, start, crop, steps)) as outputs,
-        contextlib.closing(progress_lib.Progress(
-            total, label=f'{phase}, views')) as progress):
+  with (contextlib.closing(progress_lib.Progress(
+            total, label=f'{phase}, views')) as progress,
+        contextlib.closing(_Outputs(
+            trainer, state, phase, start, crop, steps)) as outputs):
+    def say(step):
+      done = min(step * size, total)
+      progress.update(done, done, {})
+
     for first in range(0, steps, _PART):
       part = range(first, min(first + _PART, steps))
-      arrays = cache.get(first, lambda: outputs.rows(part))
+      arrays = cache.get(first, lambda: outputs.rows(part, say))
       places = np.concatenate([
           _places(config.seed + start, step, num, size) for step in part])
       for leaf, x in zip(leaves, arrays, strict=True):
         # NumPy's files do not name the type of bfloat16.
         leaf[places[places < total]] = x.view(leaf.dtype)[places < total]
-      done = min(part.stop * size, total)
-      progress.update(done, done, {})
+      say(part.stop)
       stopping.check()
   return Views(views)
 
@@ -173,14 +175,20 @@ class _Outputs:
     self._run = jax.jit(
         views, out_shardings=mesh_lib.replicated(trainer.mesh))
 
-  def rows(self, part):
-    """Returns the leaves [n, ...] of the `Batch`es of steps, a range."""
+  def rows(self, part, say):
+    """Returns the leaves [n, ...] of the `Batch`es of steps, a range.
+
+    It calls say(number of steps that are done), but after the last one.
+    """
     if part.start != self._next or not part.start:
       self.close()
       self._stream = self._from(part.start)
-    self._next = part.stop
-    found = itertools.islice(self._stream, len(part))
-    return tuple(map(np.concatenate, zip(*map(jax.tree.leaves, found))))
+    self._next, found = part.stop, []
+    for step, batch in zip(part, self._stream):
+      found.append(jax.tree.leaves(batch))
+      if step + 1 < part.stop:
+        say(step + 1)
+    return tuple(map(np.concatenate, zip(*found)))
 
   def _from(self, first):
     """Yields `Batch`es of NumPy arrays, from a step of the phase on."""
