@@ -210,6 +210,7 @@ def test_which_tokens_are_read(name):
   assert all(read[:2]) == any(read[:2]) == (
       name not in ('cnn_ignore', 'resmlp'))
   assert all(read[2:]) == any(read[2:]) == (name != 'mlp')
+  assert _head(name, 2).num_read == (2 if name == 'mlp' else None)
   assert all(_tokens_read(name, 0))
 
 

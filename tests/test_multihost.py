@@ -211,6 +211,15 @@ def _all_phases(index, workdir):
   print('TRAINED', _total(map(np.asarray, jax.tree.leaves(whole))).hex())
 
 
+def _views(index, workdir):
+  """Trains exits on views that a frozen model read, on 2 x 2 devices."""
+  del index
+  import test_frozen_views
+  state = test_frozen_views.of_weights(workdir, f'{workdir}/run')
+  print('TRAINED', _total(map(np.asarray, jax.tree.leaves(
+      state.params['heads']))).hex())
+
+
 def _run(worker, directory):
   """What both processes print, and log, when they run a function: two lists."""
   with socket.socket() as s:
@@ -240,6 +249,20 @@ def test_two_processes_in_all_phases(tmp_path, monkeypatch):
   state = loop.Trainer(config, str(tmp_path / 'one'), tiny.dataset()).train()
   want = _total(map(np.asarray, jax.tree.leaves(state.params)))
   np.testing.assert_allclose(totals, [want] * 2, rtol=1e-5)
+
+
+@pytest.mark.nightly
+def test_two_processes_share_the_views_of_a_frozen_model(tmp_path):
+  """And end where one process ends."""
+  import test_frozen_views
+  test_frozen_views.save_weights(tmp_path)
+  state = test_frozen_views.of_weights(tmp_path, tmp_path / 'one')
+  want = _total(map(np.asarray, jax.tree.leaves(state.params['heads'])))
+  outputs, _ = _run('_views', tmp_path)
+  found = [float.fromhex(line.split()[1]) for out in outputs
+           for line in out.splitlines() if line.startswith('TRAINED')]
+  np.testing.assert_allclose(found, [want] * 2, rtol=1e-5)
+  assert not (tmp_path / 'run' / 'table').exists()
 
 
 def test_two_processes(tmp_path, monkeypatch, caplog):

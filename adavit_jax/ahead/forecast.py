@@ -140,14 +140,18 @@ def largest_batch(size, held, activations, usable, devices) -> int:
 
 
 def _batch(system, phase, mesh):
-  """Returns the shapes of images and labels of a batch."""
+  """Returns the shapes of images, or of their views, and labels of a batch."""
   c, num = system.config.data, system.config[phase].batch_size
   side = c.image_size if _cropped(system, phase) else data_config.load_size(c)
   rows = mesh_lib.batch_sharding(mesh)
   labels = jnp.int32 if system.target is None else jnp.float32
-  return (jax.ShapeDtypeStruct((num, side, side, system.model.channels),
-                               jnp.uint8, sharding=rows),
-          jax.ShapeDtypeStruct((num,), labels, sharding=rows))
+  images = jax.ShapeDtypeStruct(
+      (num, side, side, system.model.channels), jnp.uint8)
+  if step_lib.num_views(system.config, phase):
+    images = step_lib.view_shapes(system, phase)
+  return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows),
+      (images, jax.ShapeDtypeStruct((num,), labels)))
 
 
 def _cropped(system, phase):

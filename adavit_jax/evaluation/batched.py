@@ -57,18 +57,30 @@ def run_batches(split, places, run, mesh, batch_size):
   Yields:
     (number of valid images, tree of NumPy arrays [B, ...]).
   """
-  running = []
+  def run_batch(batch):
+    valid, rows, images, labels = batch
+    images, labels = mesh_lib.shard_batch((images, labels), mesh)
+    return valid, run(images, labels, rows, valid)
+
   with contextlib.closing(batches_lib.ahead(
       _batches(split, places, batch_size), split)) as batches:
-    for valid, rows, images, labels in batches:
-      images, labels = mesh_lib.shard_batch((images, labels), mesh)
-      stopping.check()
-      running.append((valid, run(images, labels, rows, valid)))
-      if len(running) == 2:
-        valid, out = running.pop(0)
-        yield valid, mesh_lib.fetch(out)
-  for valid, out in running:
-    yield valid, mesh_lib.fetch(out)
+    for valid, out in fetched(run_batch, batches):
+      yield int(valid), out
+
+
+def fetched(run, batches):
+  """Yields run(batch) of batches, as NumPy arrays.
+
+  The devices compute the next one meanwhile. A signal stops it between two.
+  """
+  running = []
+  for batch in batches:
+    stopping.check()
+    running.append(run(batch))
+    if len(running) == 2:
+      yield mesh_lib.fetch(running.pop(0))
+  for out in running:
+    yield mesh_lib.fetch(out)
 
 
 def _batches(split, places, batch_size):

@@ -51,15 +51,23 @@ class ExitHead(nn.Module):
     """P."""
     return self.at.prefix
 
+  @property
+  def num_read(self):
+    """Number of leading tokens that the head reads; None for all."""
+    return None
+
   @nn.compact
   def __call__(self, tokens):
     """Tokens [B, P + n, D], patches row-major, to [B, K] float32.
+
+    Only the first `num_read` of the tokens need be given.
 
     Raises:
       ValueError: if the number or width of the tokens is wrong.
     """
     shape = (self.at.num, self.width)
-    if tokens.ndim != 3 or tokens.shape[1:] != shape:
+    fits = shape, (self.num_read or shape[0], self.width)
+    if tokens.ndim != 3 or tokens.shape[1:] not in fits:
       raise ValueError(
           f'tokens have shape {tuple(tokens.shape)}, but the head takes '
           f'[B, {shape[0]}, {shape[1]}]: {self.num_prefix} prefix tokens and '
@@ -91,8 +99,12 @@ class ExitHead(nn.Module):
 class MlpHead(ExitHead):
   """MLP-EE: an MLP on the class token, D -> 4 D -> D -> K with GELU."""
 
+  @property
+  def num_read(self):
+    return self.num_prefix or None
+
   def features(self, tokens):
-    x = self.class_token(self.norm()(tokens[:, :self.num_prefix or None]))
+    x = self.class_token(self.norm()(tokens[:, :self.num_read]))
     return gelu(Mlp(4 * self.width, self.width, self.dtype, name='mlp')(x))
 
 

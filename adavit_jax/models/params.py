@@ -87,9 +87,46 @@ def exit_logits(model, params, x, e, ctx=backbone.EVAL):
   if not e.head:
     logits, stats = model.classify(params['backbone'], x, e.index, ctx)
     return logits.total, stats
+  return head_logits(model, params, _head_input(model, x, e), e), {}
+
+
+def exit_reading(model, params, x, e):
+  """Returns what does not depend on the added heads at an exit.
+
+  Args:
+    model: a `Backbone`.
+    params: parameter groups, folded; the heads are not read.
+    x: activations at the place of the exit.
+    e: `plan.Exit`.
+
+  Returns:
+    (the tokens [B, N, D] that an added head reads, or the logits [B, K] of an
+    own exit, updated batch statistics).
+  """
+  if e.head:
+    return _head_input(model, x, e), {}
+  return exit_logits(model, params, x, e)
+
+
+def _head_input(model, x, e):
   tokens = model.tokens(x, plan.tokens_at(model, e.place))
+  return tokens[:, :head(model, e.index).num_read]
+
+
+def head_logits(model, params, tokens, e):
+  """Computes the logits of an added head.
+
+  Args:
+    model: a `Backbone`.
+    params: parameter groups; only the heads are read.
+    tokens: [B, N, D], from `exit_reading`.
+    e: `plan.Exit` with a head.
+
+  Returns:
+    [B, K] float32.
+  """
   return head(model, e.index).apply(
-      {'params': params['heads'][f'exit_{e.index}']}, tokens), {}
+      {'params': params['heads'][f'exit_{e.index}']}, tokens)
 
 
 def fold(model, params):

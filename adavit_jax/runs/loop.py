@@ -19,6 +19,7 @@ from adavit_jax.runs import devices
 from adavit_jax.runs import dispatch_limit
 from adavit_jax.runs import due as due_lib
 from adavit_jax.runs import first_state
+from adavit_jax.runs import frozen_views
 from adavit_jax.runs import history
 from adavit_jax.runs import metric_writer
 from adavit_jax.runs import phase_end
@@ -81,6 +82,8 @@ class Trainer:
     if saved is None and run is None:
       checks.both_heads(config, self.system)
     checks.budget(config, self.system)
+    if run is None:
+      frozen_views.check(self.system, self.dataset)
     self._weights = None  # of init.weights, until the run starts
     if saved is None and config.init.weights:
       self._weights = pretrained.load(
@@ -208,6 +211,10 @@ class Trainer:
         self.dataset.train, step_lib.augmentation(self.config, phase))
     options = dict(teacher=self._teacher.teacher) if taught else {}
     options |= dict(cropped=True) if crop else {}
+    split = self.dataset.train
+    if step_lib.num_views(self.config, phase):
+      split = frozen_views.read(self, state, phase, start, crop)
+      crop = None
     taught_by = (self._teacher.params,) if taught else ()
     step_fn = step_lib.jitted(
         step_lib.make_step(self.system, phase, start, **options), state,
@@ -216,7 +223,7 @@ class Trainer:
       due = due_lib.after(self.config, phase, first - start, False)
       state = self._after_step(state, first, phase, start, due, ckpts, metrics)
     recent = []  # metrics of the steps since the last line
-    batches = self._batches(phase, start, first, crop)
+    batches = self._batches(split, phase, start, first, crop)
     dispatched = dispatch_limit.DispatchLimit()
     with (contextlib.closing(batches), contextlib.closing(
               progress_lib.Progress(end, label=phase)) as progress):
@@ -270,9 +277,9 @@ class Trainer:
                  metric=score if due.scored else None)
     return state
 
-  def _batches(self, phase, start, first, crop):
+  def _batches(self, split, phase, start, first, crop):
     """Yields images and labels on the devices from step `first` on."""
-    c, split = self.config[phase], self.dataset.train
+    c = self.config[phase]
 
     def on_devices(batches):
       with contextlib.closing(batches):

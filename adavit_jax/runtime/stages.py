@@ -20,7 +20,7 @@ from adavit_jax.runtime import skipping
 
 
 def stages(model, *, decide=None, actions=None, mode=None, inference=True,
-           **options):
+           at_exit=params_lib.exit_logits, **options):
   """Returns the stages of a model, from the first to the last.
 
   With a policy, one stage reaches the place where the policy decides and runs
@@ -37,6 +37,8 @@ def stages(model, *, decide=None, actions=None, mode=None, inference=True,
       image and 'compact' on more.
     inference: skip tokens that are not read; 'masked' computes all tokens after
       a policy.
+    at_exit: what a stage returns in place of the logits, for example
+      `params.exit_reading`; called as `params.exit_logits`.
     **options: unroll and remat, see `masked.run`.
 
   Returns:
@@ -53,14 +55,15 @@ def stages(model, *, decide=None, actions=None, mode=None, inference=True,
     raise ValueError(f"unknown mode {mode!r}; known: ['compact', 'cond', "
                      f"'masked']")
   options = dict(options, inference=inference)
-  run = functools.partial(_stage, model, decide, mode, options)
+  run = functools.partial(_stage, model, decide, mode, at_exit, options)
   if actions is not None:
-    run = functools.partial(_static_stage, model, actions, options)
+    run = functools.partial(_static_stage, model, actions, at_exit, options)
   return [functools.partial(run, e, *span)
           for e, span in zip(plan.exits(model), plan.spans(model))]
 
 
-def _static_stage(model, actions, options, e, start, stop, params, images, x):
+def _static_stage(
+    model, actions, at_exit, options, e, start, stop, params, images, x):
   if x is None:
     x = modes.embed(model, params, images).x
   inference = options['inference']
@@ -77,11 +80,13 @@ def _static_stage(model, actions, options, e, start, stop, params, images, x):
     else:
       x = masked.run(model, params, x, images, here, start=middle, stop=stop,
                      **options).x
-  logits, _ = params_lib.exit_logits(model, params, x, e)
+  logits, _ = at_exit(model, params, x, e)
   return plan.handed_on(model, x, e), logits
 
 
-def _stage(model, decide, mode, options, e, start, stop, params, images, carry):
+def _stage(
+    model, decide, mode, at_exit, options, e, start, stop, params, images,
+    carry):
   actions = None
   if carry is None:
     x = modes.embed(model, params, images).x
@@ -105,7 +110,7 @@ def _stage(model, decide, mode, options, e, start, stop, params, images, carry):
       actions, start = decide(params, x, images), model.num_fixed
     x = _after_policy(
         model, mode, options, params, x, images, actions, start, stop)
-  logits, _ = params_lib.exit_logits(model, params, x, e)
+  logits, _ = at_exit(model, params, x, e)
   if not decides_next:
     x = plan.handed_on(model, x, e)
   return ((x, tuple(actions)) if decides else x), logits

@@ -43,24 +43,25 @@ class AfterPhase:
     system = self.system
     return system.cost if self.decider == 'policy' else system.plain_cost
 
-  def stages(self, mode=None):
+  def stages(self, mode=None, **options):
     """Returns E functions (params, images, carry) -> (carry, outputs).
 
     Args:
       mode: see `stages.stages`; 'masked' for training, None for inference.
+      **options: at_exit, see `stages.stages`.
 
     Returns:
       As `stages.stages`; images and outputs [B, K] are normalised. The policy's
       threshold is `params['threshold']`; by default, the config's.
     """
     decide = self._decide if self.decider == 'policy' else None
-    return self._stages(decide, mode)
+    return self._stages(decide, mode, **options)
 
-  def _stages(self, decide, mode):
+  def _stages(self, decide, mode, **options):
     return stages_lib.stages(
         self.system.model, decide=decide,
         actions=self.actions if self.decider == 'mask' else None, mode=mode,
-        inference=mode is None, **self.system.scan)
+        inference=mode is None, **options, **self.system.scan)
 
   def _decide(self, params, z1, images):
     return self.system.greedy(params, z1, images, params.get('threshold'))

@@ -8,6 +8,8 @@ from adavit_jax.policies import value
 POSITIVE = lambda x: 0 < x < math.inf, 'must be positive and finite'
 # Steps and sizes are counted in int32.
 COUNT = lambda x: 1 <= x < 2**31, 'must be in [1, 2**31)'
+NATURAL = (lambda x: type(x) is int and 0 <= x < 2**31,
+           'must be an integer in [0, 2**31)')
 FINITE = math.isfinite, 'must be a finite number'
 WEIGHT = lambda x: 0 <= x < math.inf, 'must be finite and not negative'
 SHARE = lambda x: 0 <= x <= 1, 'is a fraction and must be in [0, 1]'

@@ -1,7 +1,7 @@
 """The optimizer step of a phase, and the state at its start."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +28,14 @@ class Batch(NamedTuple):
       unit.
     taught: logits [B, K] of another model, of the same images, to learn from;
       None without such a teacher.
+    read: what `Phase.reads` returns of the images, if the phase has it. With
+      `views`, the images are None.
   """
-  images: jax.Array
+  images: jax.Array | None
   targets: jax.Array
   labels: jax.Array
   taught: jax.Array | None = None
+  read: Any = None
 
 
 def begin_phase(system, state, phase, mesh=None):
@@ -97,23 +100,19 @@ def make_step(system, phase, start, teacher=None, cropped=False):
   Returns:
     A pure function (state, images uint8 [B, H, W, C], labels [B]) ->
     (state, metrics), to be jitted with the state donated. With a teacher, its
-    groups, folded, are a fourth argument. All randomness comes from the state's
-    key and step.
+    groups, folded, are a fourth argument. With `views`, images is a `Batch`
+    from `make_batch`. All randomness comes from the state's key and step.
   """
   c, rules = system.config[phase], phases.PHASES[phase]
   num_rounds = rules.rounds(system)
   length = c.steps // num_rounds
   tx, schedule = _optimizer(system, phase, length)
-  prepare = functools.partial(
-      data.augment, config_data=augmentation(system.config, phase),
-      num_classes=system.model.num_classes, target=system.target,
-      mean=system.mean, std=system.std, image_size=system.model.image_size,
-      cropped=cropped)
+  prepare = make_batch(system, phase, cropped)
 
   def step(state, images, labels, taught_by=None):
-    augment_key, loss_key = jax.random.split(
-        jax.random.fold_in(state.key, state.step))
-    batch = Batch(*prepare(augment_key, images, labels), labels)
+    augment_key, loss_key = keys(state.key, state.step)
+    batch = (images if num_views(system.config, phase) else
+             prepare(state.params, augment_key, images, labels))
     if teacher is not None:
       batch = batch._replace(taught=teacher.logits(
           sharded.whole(taught_by), batch.images, system.mean, system.std))
@@ -155,6 +154,55 @@ def make_step(system, phase, start, teacher=None, cropped=False):
   return step
 
 
+def keys(key, step):
+  """Returns the keys of the augmentation and of the loss of a step."""
+  return jax.random.split(jax.random.fold_in(key, step))
+
+
+def make_batch(system, phase, cropped=False):
+  """Makes what augments images, and reads them where a phase has `reads`.
+
+  Args:
+    system, phase, cropped: as for `make_step`.
+
+  Returns:
+    A pure function (params, key, images uint8 [B, H, W, C], labels [B]) ->
+    `Batch`.
+  """
+  reads = phases.PHASES[phase].reads
+  augment = functools.partial(
+      data.augment, config_data=augmentation(system.config, phase),
+      num_classes=system.model.num_classes, target=system.target,
+      mean=system.mean, std=system.std, image_size=system.model.image_size,
+      cropped=cropped)
+
+  def run(params, key, images, labels):
+    batch = Batch(*augment(key, images, labels), labels)
+    if reads is None:
+      return batch
+    return batch._replace(read=reads(system, params, batch.images))
+
+  return run
+
+
+def view_shapes(system, phase):
+  """Returns the shapes of the `Batch` that a step takes with `views`."""
+  model, state = system.model, abstract_state(system, phase)
+  size = system.config[phase].batch_size
+  images = jax.ShapeDtypeStruct(
+      (size, *[model.image_size] * 2, model.channels), jnp.uint8)
+  labels = jax.ShapeDtypeStruct(
+      (size,), jnp.int32 if system.target is None else jnp.float32)
+  return jax.eval_shape(make_batch(system, phase), state.params, state.key,
+                        images, labels)._replace(images=None)
+
+
+def num_views(config, phase):
+  """Returns how many views of an image a phase reads before its first step.
+  """
+  return config[phase].get('views', 0)
+
+
 def jitted(step, state, mesh):
   """Jits what `make_step` returns; the state is donated.
 
@@ -186,7 +234,8 @@ def augmentation(config, phase):
 
   Images are neither mixed nor repeated if a reward or the dense teacher needs
   one true class, or a policy decides for each image; nor are they distorted,
-  since the policy would learn from images that never occur at inference.
+  since the policy would learn from images that never occur at inference. Views
+  are repeats themselves.
   """
   config_data = config.data.copy_and_resolve_references()
   if (phases.PHASES[phase].teacher
@@ -198,6 +247,8 @@ def augmentation(config, phase):
     for field in ('crop_padding', 'resized_crop'):
       if config_data[f'policy_{field}'] is not None:
         config_data[field] = config_data[f'policy_{field}']
+  if num_views(config, phase):
+    config_data.repeats = 1
   return config_data
 
 

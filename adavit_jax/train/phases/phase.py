@@ -23,6 +23,9 @@ class Phase:
       fields, and for `params` only of groups without gradient. `shift` [] is
       added to all logits of the policy after the optimizer's update.
     trains: groups of parameters with a gradient.
+    reads: (system, params, images) -> pytree of arrays [B, ...], all that the
+      loss needs of a frozen model; it is given as `Batch.read`. The config of
+      such a phase has the field `views`, see `classifier_wise`.
     defaults: fields of its config.
     ranges: ranges of these fields, see `ranges`.
     teacher: whether the phase also uses the dense model and one true class per
@@ -44,6 +47,7 @@ class Phase:
   trains: tuple[str, ...]
   defaults: dict[str, Any]
   ranges: dict[str, Any] = dataclasses.field(default_factory=dict)
+  reads: Callable[..., Any] | None = None
   teacher: bool = False
   taught: bool = False
   from_scratch: bool = False
