@@ -30,6 +30,7 @@ import adavit_jax
 from adavit_jax import data
 from adavit_jax import errors
 from adavit_jax.exits import cross_validation
+from adavit_jax.runs import orbax_manager
 from adavit_jax.runs import saved_run
 import reports
 import timing
@@ -256,4 +257,5 @@ def main(argv):
 
 
 if __name__ == '__main__':
+  orbax_manager.quiet_orbax()
   app.run(main)
