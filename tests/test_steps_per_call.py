@@ -5,6 +5,7 @@ import json
 import pathlib
 
 from adavit_jax import data
+from adavit_jax.evaluation import validate
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import due
 from adavit_jax.runs import loop
@@ -23,7 +24,6 @@ import pytest
 import states
 import tiny
 
-PHASES = 'dense', 'last_exit'
 STEPS = 17
 
 
@@ -72,12 +72,11 @@ def _step(system, phase, start):
 
 def _config(steps_per_call, sizes=(1, 1)):
   config = tiny.get_config()
-  config.update(phases=PHASES, log_every=6, eval_every=9, checkpoint_every=12,
-                steps_per_call=steps_per_call)
+  config.update(phases=('dense',), steps_per_call=steps_per_call, log_every=6,
+                eval_every=9, checkpoint_every=12)
   config.model.depth = 2
   config.mesh.update(data=sizes[0], fsdp=sizes[1])
-  for phase in PHASES:
-    config[phase].update(steps=STEPS, batch_size=8)
+  config.dense.update(steps=STEPS, batch_size=8)
   return config
 
 
@@ -89,20 +88,31 @@ def _found(workdir):
   return [json.loads(line) for line in lines], saved
 
 
+@pytest.fixture(scope='module', autouse=True)
+def cheap():
+  """Steps and validations that compile in no time."""
+  def score(trainer, state, phase):
+    del trainer, phase
+    total = sum(float(x.sum()) for x in jax.tree.leaves(state.params))
+    return -int(state.step), {'total': total}
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(step_lib, 'make_step', _step)
+    patch.setattr(validate, 'validate', score)
+    yield
+
+
 @pytest.fixture(scope='module')
 def one_by_one(tmp_path_factory):
   """(state, lines, checkpoints) of a run of single steps on one device."""
   workdir = tmp_path_factory.mktemp('one')
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(step_lib, 'make_step', _step)
-    state = loop.Trainer(_config(1), str(workdir), tiny.dataset()).train()
+  state = loop.Trainer(_config(1), str(workdir), tiny.dataset()).train()
   return state, *_found(workdir)
 
 
 def test_a_run_is_that_of_single_steps(one_by_one, tmp_path, monkeypatch):
   """Bit for bit, also when it stops between two calls and goes on."""
   want, *found = one_by_one
-  monkeypatch.setattr(step_lib, 'make_step', _step)
   trainer = loop.Trainer(_config(4), str(tmp_path / 'a'), tiny.dataset())
   got = trainer.train()
   assert states.differ(got, want) == []
@@ -121,34 +131,29 @@ def test_a_run_is_that_of_single_steps(one_by_one, tmp_path, monkeypatch):
   assert states.differ(trainer.train(), want) == []
 
 
-@pytest.mark.parametrize('sizes', [(8, 1), (4, 2)])
-def test_on_eight_devices(sizes, one_by_one, tmp_path, monkeypatch):
+def test_on_eight_devices(one_by_one, tmp_path, monkeypatch):
   monkeypatch.setattr(sharded, '_SMALLEST', 64)
-  monkeypatch.setattr(step_lib, 'make_step', _step)
   want, lines, saved = one_by_one
-  trainer = loop.Trainer(_config(4, sizes), str(tmp_path), tiny.dataset())
+  trainer = loop.Trainer(_config(4, (4, 2)), str(tmp_path), tiny.dataset())
   got = trainer.train()
   _close(got.params, want.params)
-  assert any(x.sharding.spec for x in jax.tree.leaves(got.params)) == (
-      sizes[1] > 1)
+  assert any(x.sharding.spec for x in jax.tree.leaves(got.params))
   assert trainer.resident.images.sharding.is_fully_replicated
   found, when = _found(tmp_path)
   assert when == saved
   assert [set(line) for line in found] == [set(line) for line in lines]
   for line, other in zip(found, lines):
-    _close(line, other)
+    _close(line, other, rtol=1e-5)
 
 
-def _close(got, want):
+def _close(got, want, rtol=1e-6):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(
-      a, b, rtol=1e-6, atol=1e-6), got, want)
+      a, b, rtol=rtol, atol=1e-6), got, want)
 
 
-@pytest.mark.parametrize('sizes, phase', [
-    ((1, 1), 'dense'),
-    *(pytest.param(sizes, phase, marks=pytest.mark.nightly)
-      for sizes in ((1, 1), (8, 1), (4, 2), (1, 8))
-      for phase in ('dense', 'policy', 'joint', 'exits'))])
+@pytest.mark.nightly
+@pytest.mark.parametrize('phase', ['dense', 'policy', 'joint', 'exits'])
+@pytest.mark.parametrize('sizes', [(1, 1), (8, 1), (4, 2), (1, 8)])
 def test_ten_steps_in_one_program(sizes, phase, monkeypatch):
   """Of real training, with crops and mixed images, on any mesh."""
   monkeypatch.setattr(sharded, '_SMALLEST', 64)
@@ -158,7 +163,7 @@ def test_ten_steps_in_one_program(sizes, phase, monkeypatch):
   config.dense.update(nested=0., mask_weight=0.)  # compiles faster
   system = system_lib.create(config, tiny.dataset())
   mesh = mesh_lib.make_mesh(*sizes)
-  step = step_lib.make_step(system, phase, 0)
+  step = states.make_step(system, phase, 0)
   held = resident.put(train, mesh)
   rows = np.stack([data.batch_indices(0, i, size=len(train), batch_size=8)
                    for i in range(10)])
@@ -182,8 +187,7 @@ def test_ten_steps_in_one_program(sizes, phase, monkeypatch):
   for x, sharding in zip(*map(jax.tree.leaves, (
       all_ten, sharded.shardings(all_ten, mesh)))):
     assert x.sharding.is_equivalent_to(sharding, x.ndim)
-  print(states.differ(all_ten.params, one.params))
-  _close(all_ten.params, one.params)
+  _close(states.learned(all_ten), states.learned(one))
   _close(resident.each([jax.device_get(metrics)]), jax.device_get(want))
 
 
