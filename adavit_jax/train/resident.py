@@ -1,8 +1,8 @@
 """Several training steps in one program, on images that the devices hold.
 
-The host then dispatches a program once for all of these steps, and sends the
+The host dispatches the program once for all of these steps, and sends the
 numbers of the images in place of the images. Where a model is small, dispatch
-is most of the time of a step.
+may take longer than the step itself.
 """
 
 from typing import Any, NamedTuple
@@ -42,9 +42,9 @@ def check(config, split):
   if config.steps_per_call > 1 and split.lazy:
     raise ValueError(
         f'steps_per_call={config.steps_per_call} holds all training images on '
-        f'the devices, but {config.data.name!r} decodes them while it trains, '
-        f'as packed sets and those above 2 GiB of pixels; set steps_per_call=1 '
-        f'(or a smaller data.load_size for a folder or tfds)')
+        f'the devices, but those of {config.data.name!r} are decoded while it '
+        f'trains, since they are packed or have more than 2 GiB of pixels; set '
+        f'steps_per_call=1')
 
 
 def put(split, mesh) -> Resident:
