@@ -153,13 +153,15 @@ def _close(got, want, rtol=1e-6):
 @pytest.mark.parametrize('phase', ['dense', 'policy', 'joint', 'exits'])
 @pytest.mark.parametrize('sizes', [(1, 1), (8, 1), (4, 2), (1, 8)])
 def test_ten_steps_in_one_program(sizes, phase, monkeypatch):
-  """Of real training, with crops and mixed images, on any mesh."""
+  """Of real training on digits, with crops and mixed images, on any mesh."""
   monkeypatch.setattr(sharded, '_SMALLEST', 64)
-  config, train = tiny.get_config(), tiny.dataset().train
+  config = tiny.get_config()
+  dataset = data.load(config.data)
+  train = dataset.train
   config.phases, config.model.depth = (phase,), 2
   config.data.mixup, config[phase].steps = 0.4, 10
   config.dense.update(nested=0., mask_weight=0.)  # compiles faster
-  system = system_lib.create(config, tiny.dataset())
+  system = system_lib.create(config, dataset)
   mesh = mesh_lib.make_mesh(*sizes)
   step = states.make_step(system, phase, 0)
   held = resident.put(train, mesh)
