@@ -73,7 +73,8 @@ def steps(config, phase, most):
   with tempfile.TemporaryDirectory() as workdir:
     trainer = loop.Trainer(config, workdir)
   state = phase_start.enter(trainer, first_state.begin(trainer).state, phase)
-  calls = calls_lib.of_phase(trainer, phase, 0, 0, None)
+  calls = calls_lib.of_phase(
+      trainer, trainer.dataset.train, phase, 0, 0, None)
   program = step_lib.jitted(calls_lib.program(
       trainer, step_lib.make_step(trainer.system, phase, 0)), state,
                             trainer.mesh)

@@ -199,6 +199,13 @@ def test_images_that_are_not_in_memory_are_refused(tmp_path, monkeypatch):
   loop.Trainer(_config(1), str(tmp_path), dataset)
 
 
+def test_views_are_refused():
+  config = _config(10)
+  config.classifier_wise.views, config.phases = 2, ('dense', 'classifier_wise')
+  with pytest.raises(ValueError, match='^steps_per_call=10.*views=2'):
+    resident.check(config, tiny.dataset().train)
+
+
 def test_less_than_one_step_is_refused():
   config = _config(0)
   with pytest.raises(ValueError, match='^steps_per_call=0'):

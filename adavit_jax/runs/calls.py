@@ -37,27 +37,27 @@ def program(trainer, step):
   return resident_lib.several(step, trainer.resident.shape)
 
 
-def of_phase(trainer, phase, start, first, crop) -> Generator[Call]:
+def of_phase(
+    trainer, split, phase, start, first, crop) -> Generator[Call]:
   """Yields the calls of `program` from a step of a phase on.
 
   Args:
     trainer: `loop.Trainer`.
+    split: the examples of the phase.
     phase: one of the config's phases.
     start: step at which it began.
     first: the step, that of the state.
     crop: `crops.Crop`, or None, see `data.crop_on_reading`.
   """
   of = _of_batches if trainer.resident is None else _of_rows
-  return of(trainer, phase, first - start, dict(
+  return of(trainer, split, phase, first - start, dict(
       seed=trainer.config.seed + start,
       batch_size=trainer.config[phase].batch_size,
       repeats=step_lib.augmentation(trainer.config, phase).repeats), crop)
 
 
-def _of_batches(trainer, phase, done, options, crop):
+def _of_batches(trainer, split, phase, done, options, crop):
   """Yields one step for each call, with its images and labels."""
-  split = trainer.dataset.train
-
   def on_devices(batches):
     with contextlib.closing(batches):
       for batch in batches:
@@ -70,14 +70,15 @@ def _of_batches(trainer, phase, done, options, crop):
       crop=crop, workers=trainer.config.data.workers, **options)), split)
 
 
-def _of_rows(trainer, phase, done, options, crop):
+def _of_rows(trainer, split, phase, done, options, crop):
   """Yields several steps for each call, with the rows of their images."""
   del crop  # which the devices do
+  size = len(split)
   resident = trainer.resident
   while done < trainer.config[phase].steps:
     num = due.steps_ahead(trainer.config, phase, done)
     rows = np.stack([
-        data.batch_indices(step=step, size=len(resident.labels), **options)
+        data.batch_indices(step=step, size=size, **options)
         for step in range(done, done + num)])  # [num, B]
     yield Call(num, (resident.images, resident.labels,
                      resident_lib.put_rows(rows, trainer.mesh)))

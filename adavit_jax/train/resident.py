@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 import numpy as np
 
 from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import step as step_lib
 
 
 class Resident(NamedTuple):
@@ -30,16 +31,26 @@ class Resident(NamedTuple):
 
 
 def check(config, split):
-  """Checks that a split is in memory if its config needs that.
+  """Checks that the devices can hold a split if its config needs that.
 
   Args:
     config: see `train.config.default_config`.
     split: the training images.
 
   Raises:
-    ValueError: if `steps_per_call` is more than 1 and the split is lazy.
+    ValueError: if `steps_per_call` is more than 1, and the split is lazy or a
+      phase has `views`.
   """
-  if config.steps_per_call > 1 and split.lazy:
+  if config.steps_per_call == 1:
+    return
+  for phase in config.phases:
+    num = step_lib.num_views(config, phase)
+    if num:
+      raise ValueError(
+          f'steps_per_call={config.steps_per_call} takes images, but with '
+          f'{phase}.views={num} the phase takes what the host holds of them; '
+          f'set steps_per_call=1, or {phase}.views=0')
+  if split.lazy:
     raise ValueError(
         f'steps_per_call={config.steps_per_call} holds all training images on '
         f'the devices, but those of {config.data.name!r} are decoded while it '
