@@ -3,6 +3,7 @@
 import json
 import types
 
+from adavit_jax import data
 from adavit_jax.ahead import chips
 from adavit_jax.ahead import collectives
 from adavit_jax.ahead import compile_for
@@ -231,7 +232,8 @@ def test_phases_are_written_one_by_one(tmp_path, monkeypatch, capsys):
   path, seen = tmp_path / 'compile_for' / 'here.json', []
   row = forecast.Forecast('', 8, 1, 2, 3, 4, 5, 15, None, 6, None, {}, None, 7.)
 
-  def of_phase(system, phase, target, mesh, taught):
+  def of_phase(system, phase, target, mesh, taught, num_images):
+    assert not num_images
     del target
     seen.append((system.model.num_classes, dict(mesh.shape), taught and (
         taught[0].model, sorted(taught[1])), path.exists()))
@@ -252,7 +254,8 @@ def test_phases_are_written_one_by_one(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize('fields, words', [
     ({'mesh.fsdp': 3}, 'mesh.fsdp=3'),
     ({'joint.batch_size': 12}, 'joint.batch_size=12 .* 8 devices'),
-    ({'phases': ('dens',)}, "'dens'")])
+    ({'phases': ('dens',)}, "'dens'"),
+    ({'steps_per_call': 10}, "^steps_per_call=10 .*/nowhere")])
 def test_mistakes_cost_no_compilation(fields, words):
   config = _config()
   config.update_from_flattened_dict(fields)
@@ -281,6 +284,31 @@ def test_steps_of_these_devices():
       'parameters', 'optimizer', 'averages', 'teacher'))
   rest = joint['total'] - joint['activations'] - held
   assert 0 < rest - 8 * 8 * 8 * 3 / 8 < 2000  # images; labels, step and price
+
+
+@pytest.mark.nightly
+def test_several_steps_on_images_that_devices_hold():
+  """Counts are those of one step; the images are among the arguments."""
+  config = _config()
+  config.phases, config.log_every = ('dense',), 5
+  config.data.update(name='digits', data_dir='')
+  config.teacher.update(weights='', model='')
+  config.dense.update(nested=0., mask_weight=0.)  # compiles faster
+  rows = []
+  for most in 1, 5:
+    config.steps_per_call = most
+    rows.append(compile_for.compile_for(config, 'here')['phases']['dense'])
+  one, many = rows
+  assert many['flops'] == one['flops'] > 0
+  assert many['parameters'] == one['parameters']
+  for kind, sent in one['collectives'].items():
+    assert abs(many['collectives'][kind]['bytes'] - sent['bytes']) <= (
+        sent['bytes'] / 10), kind
+  held = [row['total'] - row['activations'] for row in rows]
+  num_images = len(data.load(config.data).train)
+  # The bytes of an image and its label, and of the rows of a step, for the
+  # images and labels of a batch.
+  assert held[1] - held[0] == num_images * (64 + 4) + 5 * 4 - (64 + 4)
 
 
 @pytest.mark.parametrize('text, says', [

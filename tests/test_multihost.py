@@ -53,6 +53,7 @@ def _worker(index, workdir):
   from adavit_jax.runs import checkpoints
   from adavit_jax.runs import preemption
   from adavit_jax.train import mesh as mesh_lib
+  from adavit_jax.train import resident
   import jax.numpy as jnp
 
   mesh = mesh_lib.make_mesh()
@@ -82,6 +83,21 @@ def _worker(index, workdir):
     assert 'other hosts' in str(e), e
   else:
     raise AssertionError('half of a batch was fetched')
+
+  # Steps on images that every device of both processes holds.
+  train = tiny.dataset().train
+  held = resident.put(train, mesh)
+  rows = np.random.default_rng(1).integers(0, len(train), (3, B))
+  count = lambda total, images, labels: (
+      total + images.sum(dtype=jnp.int32), {'labels': labels})
+  total, metrics = jax.jit(
+      resident.several(count, held.shape), out_shardings=whole)(
+          np.int32(0), held.images, held.labels,
+          resident.put_rows(rows, mesh))
+  assert mesh_lib.fetch(total) == train.images(rows.ravel()).sum()
+  found = resident.each([mesh_lib.fetch(metrics)])
+  assert (np.stack([row['labels'] for row in found])
+          == train.labels[rows]).all()
 
   # Orbax reads the shards, here one in each process.
   pair = jax.sharding.Mesh(
@@ -205,6 +221,7 @@ def _all_phases(index, workdir):
   step_lib.make_step = states.noise
   config = tiny.get_config()
   config.mesh.fsdp = 2
+  config.steps_per_call, config.log_every = 2, 3
   state = loop.Trainer(config, workdir + '/run', tiny.dataset()).train()
   whole = jax.jit(lambda tree: tree, out_shardings=jax.NamedSharding(
       state.key.sharding.mesh, jax.P()))(state.params)

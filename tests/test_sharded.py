@@ -90,18 +90,6 @@ def _train(system, phase, sizes):
   return state, jax.device_get(rows)
 
 
-def _learned(state):
-  """(parameters, averages) of a state, to compare."""
-  groups = jax.tree.map(np.array, (state.params, state.ema or {}))
-  for each in groups:
-    if 'backbone' in each:
-      # No softmax depends on a bias that all keys share: its gradient is
-      # rounding, which Adam scales up.
-      bias = each['backbone']['encoders']['qkv']['bias']
-      bias[:, bias.shape[-1] // 3:-(bias.shape[-1] // 3)] = 0
-  return groups
-
-
 def _close(got, want):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(
       a, b, rtol=1e-5, atol=1e-5), got, want)
@@ -117,7 +105,7 @@ def test_ten_steps_are_those_of_one_device(sizes, phase, fields, monkeypatch):
   system = _system(**fields)
   (want, losses), (got, found) = (
       _train(system, phase, each) for each in ((1, 1), sizes))
-  _close((_learned(got), found), (_learned(want), losses))
+  _close((states.learned(got), found), (states.learned(want), losses))
 
 
 @pytest.mark.parametrize('noise', [
@@ -153,7 +141,7 @@ def test_a_run_goes_on_with_another_mesh(
           'devices of kind cpu in 1 process') in caplog.text
   assert any(x.sharding.spec for x in jax.tree.leaves(got.opt_state))
   assert int(got.step) == int(want.step) == tiny.STEPS
-  _close(_learned(got), _learned(want))
+  _close(states.learned(got), states.learned(want))
 
 
 @pytest.mark.nightly
@@ -166,7 +154,7 @@ def test_all_that_a_run_does_between_steps(tmp_path, monkeypatch):
     config.mesh.update(data=sizes[0], fsdp=sizes[1])
     state = loop.Trainer(
         config, str(tmp_path / name), tiny.dataset()).train()
-    found.append((_learned(state), np.array(state.log_price)))
+    found.append((states.learned(state), np.array(state.log_price)))
   _close(*found)
   config.phases, config.init.workdir = ('joint',), str(tmp_path / 'four')
   state = loop.Trainer(

@@ -20,6 +20,7 @@ from adavit_jax.train import config as config_lib
 from adavit_jax.train import distillation
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
+from adavit_jax.train import resident
 from adavit_jax.train import system as system_lib
 
 
@@ -27,8 +28,9 @@ def compile_for(config, name, workdir=None):
   """Prints what each phase of a config takes, and writes it as JSON.
 
   Nothing is trained, and images are not needed: if the data cannot be loaded,
-  they are taken to have 3 channels and ImageNet's 1000 classes. Each phase is
-  printed and written as soon as it is compiled.
+  they are taken to have 3 channels and ImageNet's 1000 classes. Only
+  `steps_per_call` needs their number. Each phase is printed and written as soon
+  as it is compiled.
 
   Args:
     config: see `train.config.default_config`.
@@ -40,7 +42,8 @@ def compile_for(config, name, workdir=None):
 
   Raises:
     ValueError: if the config is invalid, its batches or mesh do not fit the
-      devices, or the file cannot be written.
+      devices, the file cannot be written, or `steps_per_call` is more than 1
+      and the images are not in memory.
   """
   config_lib.check(config)
   path = None if workdir is None else paths.to_write(
@@ -52,14 +55,19 @@ def compile_for(config, name, workdir=None):
   for phase in config.phases:
     mesh_lib.check_batch_size(
         config[phase].batch_size, mesh, f'{phase}.batch_size')
-  system = system_lib.create(config, _dataset(config))
+  dataset, num_images = _dataset(config), 0
+  if config.steps_per_call > 1:
+    resident.check(config, dataset.train)
+    num_images = len(dataset.train)
+  system = system_lib.create(config, dataset)
   phases.check(system)
   taught = _teacher(config, system)
   print(forecast_table.heading(system, target, mesh), flush=True)
   rows = []
   for phase in config.phases:
     learns = taught if phase in config.teacher.phases else None
-    rows.append(forecast_lib.of_phase(system, phase, target, mesh, learns))
+    rows.append(forecast_lib.of_phase(
+        system, phase, target, mesh, learns, num_images))
     print(forecast_table.row(rows[-1]), flush=True)
     value = to_json(config, target, mesh, rows)
     if path is not None:
@@ -95,6 +103,12 @@ def _dataset(config):
   try:
     return data.load(config.data, seed=config.seed)
   except errors.USER_ERRORS as error:
+    if config.steps_per_call > 1:
+      raise ValueError(
+          f'steps_per_call={config.steps_per_call} holds all training images '
+          f'on the devices, and --compile_for needs their number, but they '
+          f'cannot be loaded ({error}); set steps_per_call=1, or data.data_dir'
+      ) from error
     logging.info('the data cannot be loaded (%s): 1000 classes and 3 channels '
                  'are assumed', str(error).splitlines()[0])
     return types.SimpleNamespace(

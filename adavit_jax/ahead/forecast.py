@@ -1,5 +1,6 @@
 """Compiles the step of a phase for devices, and says what it will take."""
 
+import functools
 import math
 import re
 import time
@@ -11,7 +12,9 @@ import jax.numpy as jnp
 from adavit_jax.ahead import collectives
 from adavit_jax.ahead import flops
 from adavit_jax.data import data_config
+from adavit_jax.runs import due
 from adavit_jax.train import mesh as mesh_lib
+from adavit_jax.train import resident
 from adavit_jax.train import sharded
 from adavit_jax.train import step as step_lib
 
@@ -56,8 +59,12 @@ class Forecast(NamedTuple):
   says: str = ''
 
 
-def of_phase(system, phase, target, mesh, taught=None) -> Forecast:
+def of_phase(
+    system, phase, target, mesh, taught=None, num_images=0) -> Forecast:
   """Compiles the step of a phase as training does on a large data set.
+
+  With `steps_per_call`, it compiles the program of several steps, and what it
+  counts is one of them.
 
   Args:
     system: `System`.
@@ -65,6 +72,7 @@ def of_phase(system, phase, target, mesh, taught=None) -> Forecast:
     target: `targets.Target`.
     mesh: mesh of its devices.
     taught: (`distillation.Teacher`, shapes of its folded groups), or None.
+    num_images: training images that devices hold with `steps_per_call`.
 
   Raises:
     jax.errors.JaxRuntimeError: if the compiler fails for another reason than a
@@ -75,10 +83,14 @@ def of_phase(system, phase, target, mesh, taught=None) -> Forecast:
   if taught is not None:
     options['teacher'] = taught[0]
     extra = sharded.put_shapes(taught[1], mesh),
-  step = step_lib.jitted(
-      step_lib.make_step(system, phase, 0, **options), state, mesh)
-  traced = step.trace(state, *_batch(system, phase, mesh), *extra)
-  num_flops = flops.of_jaxpr(traced.jaxpr)
+  step, num = step_lib.make_step(system, phase, 0, **options), 1
+  inputs = _batch(system, phase, mesh)
+  if system.config.steps_per_call > 1:
+    num = due.steps_ahead(system.config, phase, 0)
+    step = resident.several(step, inputs[0].shape[1:])
+    inputs = _rows(*inputs, num, num_images, mesh)
+  traced = step_lib.jitted(step, state, mesh).trace(state, *inputs, *extra)
+  num_flops = flops.of_jaxpr(traced.jaxpr) // num
   lowered, peak = traced.lower(), target.tflops
   start = time.monotonic()
   compiled, says = _compiled(lowered)
@@ -96,7 +108,9 @@ def of_phase(system, phase, target, mesh, taught=None) -> Forecast:
   return forecast._replace(
       activations=activations, total=held + activations,
       fits=target.usable and held + activations <= target.usable,
-      collectives=collectives.read(compiled.as_text()),
+      collectives={kind: collectives.Sent(sent.count // num, sent.bytes // num)
+                   for kind, sent in collectives.read(
+                       compiled.as_text()).items()},
       largest_batch=target.usable and largest_batch(
           forecast.batch_size, held, activations, target.usable, mesh.size))
 
@@ -154,9 +168,21 @@ def _batch(system, phase, mesh):
       (images, jax.ShapeDtypeStruct((num,), labels)))
 
 
+def _rows(images, labels, num, num_images, mesh):
+  """Returns the shapes of `Resident` and of the rows of `num` such batches."""
+  shape = functools.partial(
+      jax.ShapeDtypeStruct, sharding=mesh_lib.replicated(mesh))
+  return (shape((num_images, math.prod(images.shape[1:])), images.dtype),
+          shape((num_images,), labels.dtype),
+          shape((num, len(labels)), jnp.int32,
+                sharding=resident.rows_sharding(mesh)))
+
+
 def _cropped(system, phase):
   """Whether images are random crops as they are read."""
-  return bool(step_lib.augmentation(system.config, phase).resized_crop)
+  c = system.config
+  return c.steps_per_call == 1 and bool(
+      step_lib.augmentation(c, phase).resized_crop)
 
 
 def _memory(compiled):

@@ -17,7 +17,7 @@ from adavit_jax.train.phases import joint
 
 # Fields that may change when a run is resumed: they affect results by no more
 # than rounding.
-_FREE_FIELDS = ('log_every', 'eval_every', 'checkpoint_every',
+_FREE_FIELDS = ('steps_per_call', 'log_every', 'eval_every', 'checkpoint_every',
                 'eval_batch_size', 'data.data_dir', 'data.cache_dir',
                 'data.labels', 'data.workers',
                 'init.workdir', 'init.weights', 'teacher.workdir',

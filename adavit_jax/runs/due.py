@@ -1,4 +1,4 @@
-"""What is due after a step of training."""
+"""What is due after a step of training, and how many steps come before it."""
 
 from typing import NamedTuple
 
@@ -43,3 +43,22 @@ def after(config, phase, done, asked):
       validation=validation, checkpoint=checkpoint,
       stop=asked and not (end and last_phase),
       scored=scored, end=end)
+
+
+def steps_ahead(config, phase, done):
+  """Returns how many steps the next call of a program makes.
+
+  They are `steps_per_call` of the config, or fewer if something is due more
+  often. Where something is due before their end, it is one step, so that the
+  calls of a phase have two lengths at most.
+
+  Args:
+    config: see `train.config.default_config`.
+    phase: name of the phase.
+    done: steps of the phase so far, fewer than it has.
+  """
+  steps = config[phase].steps
+  periods = config.log_every, config.eval_every, config.checkpoint_every
+  most = min(config.steps_per_call, steps, *periods)
+  left = min(steps - done, *(every - done % every for every in periods))
+  return most if most <= left else 1

@@ -1,9 +1,9 @@
 """The training loop: runs the phases of a config, resumable at any step."""
 
 import contextlib
+import functools
 
 from absl import logging
-import jax
 import numpy as np
 
 from adavit_jax import data
@@ -13,6 +13,7 @@ from adavit_jax import progress as progress_lib
 from adavit_jax.evaluation import evaluator
 from adavit_jax.evaluation import exit_evaluator
 from adavit_jax.evaluation import validate
+from adavit_jax.runs import calls as calls_lib
 from adavit_jax.runs import checkpoints
 from adavit_jax.runs import checks
 from adavit_jax.runs import devices
@@ -32,6 +33,7 @@ from adavit_jax.runtime import stopping
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
+from adavit_jax.train import resident as resident_lib
 from adavit_jax.train import step as step_lib
 from adavit_jax.train import system as system_lib
 
@@ -77,6 +79,8 @@ class Trainer:
             config[phase].batch_size, self.mesh, f'{phase}.batch_size')
     self.dataset = dataset or data.load(config.data, seed=config.seed)
     checks.sizes(config, self.dataset)
+    if run is None:
+      resident_lib.check(config, self.dataset.train)
     self.system = system_lib.create(config, self.dataset)
     phases.check(self.system)
     if saved is None and run is None:
@@ -187,6 +191,13 @@ class Trainer:
     return history.policy_trained_by(
         names[:names.index(phase)], self._origin.policy_learned)
 
+  @functools.cached_property
+  def resident(self):
+    """`Resident` training images; None if batches come from the host."""
+    if self.config.steps_per_call == 1:
+      return None
+    return resident_lib.put(self.dataset.train, self.mesh)
+
   def _run_phase(self, state, phase, start, ckpts, metrics, stop, overdue):
     """Trains until the end of a phase.
 
@@ -205,7 +216,7 @@ class Trainer:
     Raises:
       Stopped: if a signal stopped the run; its state is saved.
     """
-    end, first = start + self.config[phase].steps, int(state.step)
+    end, step = start + self.config[phase].steps, int(state.step)
     taught = self._teacher and phase in self.config.teacher.phases
     crop = data.crop_on_reading(
         self.dataset.train, step_lib.augmentation(self.config, phase))
@@ -216,24 +227,27 @@ class Trainer:
       split = frozen_views.read(self, state, phase, start, crop)
       crop = None
     taught_by = (self._teacher.params,) if taught else ()
-    step_fn = step_lib.jitted(
-        step_lib.make_step(self.system, phase, start, **options), state,
-        self.mesh)
+    step_fn = step_lib.make_step(self.system, phase, start, **options)
+    program = step_lib.jitted(
+        calls_lib.program(self, step_fn), state, self.mesh)
     if overdue:
-      due = due_lib.after(self.config, phase, first - start, False)
-      state = self._after_step(state, first, phase, start, due, ckpts, metrics)
-    recent = []  # metrics of the steps since the last line
-    batches = self._batches(split, phase, start, first, crop)
+      due = due_lib.after(self.config, phase, step - start, False)
+      state = self._after_step(state, step, phase, start, due, ckpts, metrics)
+    compiled = {}  # for each number of steps
+    recent = []  # metrics of the calls since the last line
+    calls = calls_lib.of_phase(self, split, phase, start, step, crop)
     dispatched = dispatch_limit.DispatchLimit()
-    with (contextlib.closing(batches), contextlib.closing(
+    with (contextlib.closing(calls), contextlib.closing(
               progress_lib.Progress(end, label=phase)) as progress):
-      for step, (images, labels) in enumerate(batches, first + 1):
-        if step == first + 1:
-          step_fn = step_fn.lower(state, images, labels, *taught_by).compile()
-          stopping.check()
-        state, step_metrics = step_fn(state, images, labels, *taught_by)
-        recent.append(step_metrics)
-        dispatched.add(step_metrics)
+      for num, inputs in calls:
+        if num not in compiled:
+          compiled[num] = program.lower(state, *inputs, *taught_by).compile()
+          if len(compiled) == 1:  # later, there are steps to save
+            stopping.check()
+        state, call_metrics = compiled[num](state, *inputs, *taught_by)
+        step += num
+        recent.append(call_metrics)
+        dispatched.add(call_metrics)
         due = due_lib.after(
             self.config, phase, step - start, stop.should_stop())
         if due.line:
@@ -277,30 +291,15 @@ class Trainer:
                  metric=score if due.scored else None)
     return state
 
-  def _batches(self, split, phase, start, first, crop):
-    """Yields images and labels on the devices from step `first` on."""
-    c = self.config[phase]
-
-    def on_devices(batches):
-      with contextlib.closing(batches):
-        for batch in batches:
-          yield mesh_lib.shard_batch(
-              (batch['image'], batch['label']), self.mesh)
-
-    return data.ahead(on_devices(data.train_batches(
-        split, seed=self.config.seed + start, start_step=first - start,
-        stop_step=c.steps, batch_size=c.batch_size,
-        repeats=step_lib.augmentation(self.config, phase).repeats,
-        process_index=jax.process_index(), process_count=jax.process_count(),
-        crop=crop, workers=self.config.data.workers)), split)
-
   def _write_line(self, recent, step, phase, metrics, progress):
-    """Checks the metrics of the last steps and writes their mean.
+    """Checks the metrics of the last calls and writes their mean.
 
     Raises:
       NonFiniteError: if one is NaN or infinite.
     """
     rows = mesh_lib.fetch(recent)
+    if self.resident is not None:
+      rows = resident_lib.each(rows)
     for i, row in enumerate(rows, step - len(rows) + 1):
       errors.check_finite(i, row)
     values = _mean(rows)

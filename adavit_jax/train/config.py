@@ -44,6 +44,8 @@ def default_config():
   config.mesh = config_dict.ConfigDict(dict(
       data=-1,  # devices that share a batch; -1: all that there are
       fsdp=1))  # that share a batch and the state, see train.sharded
+  # Steps in one program; above 1, devices hold all images, see train.resident.
+  config.steps_per_call = 1
   config.log_every = 50
   config.eval_every = 500
   config.checkpoint_every = 500

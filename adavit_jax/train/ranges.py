@@ -21,7 +21,7 @@ PRICE = (lambda x: _LOW <= x <= _HIGH,
          f'must be in [{_LOW}, {_HIGH}], where training clips it')
 
 _RANGES = {
-    '': dict(seed=SEED, log_every=COUNT, eval_every=COUNT,
+    '': dict(seed=SEED, steps_per_call=COUNT, log_every=COUNT, eval_every=COUNT,
              checkpoint_every=COUNT, num_search=COUNT,
              num_value=COUNT,
              # Smaller sets are padded to it.
