@@ -198,6 +198,7 @@ def test_of_a_classifier():
 
 
 def test_a_classifier_without_exits_has_none():
-  assert not hasattr(object.__new__(classifier.Classifier), 'within')
+  clf = object.__new__(classifier.Classifier)
+  assert not hasattr(clf, 'within')
   with pytest.raises(AttributeError, match='within .*single exit'):
-    object.__new__(classifier.Classifier).within
+    clf.within(np.zeros((1, 8, 8, 1), np.uint8), 5)

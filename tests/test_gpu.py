@@ -80,7 +80,7 @@ def test_all_parts_in_order_and_never_twice(run):
       for x in ('', '+CONDITIONAL,+WHILE'))}
   assert not run('--tiny').returncode
   assert not run.calls
-  assert set(run.summary[name] for name in done) == {'finished before'}
+  assert {run.summary[name] for name in done} == {'finished before'}
 
 
 def test_a_part_that_fails_stops_no_other_and_is_run_again(run):

@@ -1,14 +1,16 @@
 """Budgets that are not known before, on a machine that has other work:
 
-  python benchmarks/anytime.py --data_dir=DIR --load=1 --output=anytime.json
+  python benchmarks/deadlines.py --data_dir=DIR --load=1 --output=deadlines.json
 
 For each of many batches of test images, a budget is drawn, from half the time
 of the first exit to `--longest` times that of the last one, uniform in its
 logarithm. `clf.within` and every fixed exit classify the batch, in random
 order. Prints a row of Markdown for each: the share of answers in time, the
-accuracy, and the share of images whose answer is both right and in time, also
-in five ranges of the budget. `--load` starts processes that multiply matrices
-meanwhile. Times are from uint8 images to labels.
+accuracy, the share of images whose answer is both right and in time, and how
+many calls went beyond the first exit and how many of these were in time; the
+last columns are the shares in time, and of both, in five ranges of the budget.
+`--load` starts processes that multiply matrices meanwhile. Times are from uint8
+images to labels.
 """
 
 import contextlib
@@ -107,8 +109,8 @@ def measure(clf, images, labels, budgets, quantile, rng):
     rng: NumPy generator, of the order of the ways.
 
   Returns:
-    {name: dict of [n]: right, the share of the images; exit, their mean;
-    milliseconds}.
+    {name: dict of [n]: right, the share of the images; exit, the mean of the
+    images; milliseconds}.
   """
   functions = ways(clf, quantile)
   rows = {name: [] for name in functions}
@@ -131,8 +133,10 @@ def summary(found, budgets):
   in_time = found['milliseconds'] <= budgets
   both = in_time * found['right']
   order = np.array_split(np.argsort(budgets), _RANGES)
-  taken = found['milliseconds']
+  taken, beyond = found['milliseconds'], found['exit'] > 0
   return dict(
+      beyond=beyond.mean(),
+      in_time_beyond=in_time[beyond].mean() if beyond.any() else None,
       in_time=in_time.mean(), accuracy=found['right'].mean(), both=both.mean(),
       exit=found['exit'].mean(), median_ms=np.median(taken),
       p95_ms=np.quantile(taken, 0.95),
@@ -146,12 +150,15 @@ def table(summaries):
   """Returns the summaries as Markdown, {name: summary}."""
   first = next(iter(summaries.values()))
   spans = [f'{r["low"]:.2f} to {r["high"]:.2f}' for r in first['ranges']]
-  lines = ['| | in time % | right % | both % | median ms | 95 % below, ms | '
-           + ' | '.join(f'{span} ms' for span in spans) + ' |',
+  lines = ['| | in time % | right % | both % | later exits %, in time | median '
+           'ms, 95 % | ' + ' | '.join(f'{span} ms' for span in spans) + ' |',
            '|' + '---|' * (6 + len(spans))]
   for name, row in summaries.items():
     cells = [f'{100 * row[key]:.1f}' for key in ('in_time', 'accuracy', 'both')]
-    cells += [f'{row["median_ms"]:.2f}', f'{row["p95_ms"]:.2f}']
+    later = f'{100 * row["beyond"]:.1f}'
+    if row['beyond']:
+      later += f', {100 * row["in_time_beyond"]:.1f}'
+    cells += [later, f'{row["median_ms"]:.2f}, {row["p95_ms"]:.2f}']
     cells += [f'{100 * r["in_time"]:.1f}, {100 * r["both"]:.1f}'
               for r in row['ranges']]
     lines.append(f'| {name} | {" | ".join(cells)} |')
@@ -184,8 +191,8 @@ def run():
   exits = clf.time_stages(images[0])  # without load
   print(f'{jax.devices()[0].device_kind}, {timing.num_cores()} CPU cores '
         f'({platform.machine()}), jax {jax.__version__}; {_CALLS.value} '
-        f'calls of {_BATCH.value}, seed {_SEED.value}, load {_LOAD.value}, quantile '
-        f'{_QUANTILE.value}; exits after '
+        f'calls of {_BATCH.value}, seed {_SEED.value}, load {_LOAD.value}, '
+        f'quantile {_QUANTILE.value}; exits after '
         f'{", ".join(f"{x:.2f}" for x in exits)} ms\n')
   budgets = np.exp(rng.uniform(
       np.log(exits[0] / 2), np.log(_LONGEST.value * exits[-1]), _CALLS.value))
@@ -193,7 +200,6 @@ def run():
     found = measure(clf, images, test.labels[chosen], budgets,
                     _QUANTILE.value, rng)
   summaries = {name: summary(x, budgets) for name, x in found.items()}
-  print('The last columns: % in time, % right and in time, by budget.\n')
   print(table(summaries))
   if _OUTPUT.value:
     with open(_OUTPUT.value, 'w', encoding='utf-8') as f:
