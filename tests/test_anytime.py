@@ -145,6 +145,13 @@ def test_what_a_call_measures_is_not_in_its_budget(machine, images):
   del machine.ran[:]
   run(images[1:2], 7.1, 0.95)
   assert len(machine.ran) == 3
+  # For four images, batches of 1, 2 and 4; then three have nothing new.
+  assert run(images, 28.1, 0.95).in_time
+  del machine.ran[:]
+  assert run(images[:3], 28.1, 0.95).in_time
+  assert len(machine.ran) <= 6
+  run.measure(images[:3])
+  assert len(machine.ran) > 30
 
 
 @pytest.mark.parametrize('value', [
@@ -187,7 +194,9 @@ def test_of_a_classifier():
     got = clf.within(images, milliseconds=budget)
     assert got.exit == e and got.in_time == bool(e)
     assert 0 < got.milliseconds < 1e9
-    assert got.labels == clf.at_exits(images).prediction[e]
+    clf.thresholds = confidence.NEVER if e else confidence.ALWAYS
+    np.testing.assert_array_equal(got.logits, clf(images).logits)
+    clf.thresholds = confidence.NEVER
   clf.thresholds = confidence.ALWAYS
   assert clf.within(images, 1e9).exit == 0
   with pytest.raises(ValueError, match='^milliseconds=0'):

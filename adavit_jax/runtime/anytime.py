@@ -55,11 +55,12 @@ class Anytime:
     self._measured = set()  # numbers of images
     self._lock = threading.Lock()
 
-  def measure(self, images):
+  def measure(self, images, *, again=True):
     """Compiles and times all stages for up to n images.
 
     Args:
       images: [n, S, S, C], n >= 1, like those to come.
+      again: also with batch sizes that were timed before.
 
     Returns:
       [E] milliseconds until each exit of all n images, medians.
@@ -77,7 +78,7 @@ class Anytime:
                        f'{cascade.batch_size}, the most that share a budget; '
                        f'load the model with a larger max_batch_size')
     with self._lock:
-      stage_times.measure(cascade, images, self._times)
+      stage_times.measure(cascade, images, self._times, again=again)
       self._measured.add(num)
     return 1e3 * np.cumsum([
         self._times.base(k, self._sizes(k, num, num))
@@ -99,7 +100,7 @@ class Anytime:
     """
     start, num = time.perf_counter(), len(images)
     if num not in self._measured:
-      self.measure(images)
+      self.measure(images, again=False)
       start = time.perf_counter()
     clock = _Clock(self._times, lambda k, left: self._sizes(k, left, num),
                    start + milliseconds / 1e3, quantile)

@@ -68,13 +68,14 @@ class StageTimes:
       ratios.append(ratio)
 
 
-def measure(cascade, images, times):
+def measure(cascade, images, times, *, again):
   """Compiles and times every stage, with all batch sizes that may occur.
 
   Args:
     cascade: `Cascade`.
     images: [n, S, S, C], n at most the cascade's batch size.
     times: `StageTimes`, which learns them.
+    again: also batch sizes that it knows.
   """
   cascade.guard.check()
   if len(images) == 1:
@@ -85,7 +86,7 @@ def measure(cascade, images, times):
            for num in range(1, len(images) + 1)
            for size in cascade.batches(k, num)}
   for size in sorted(sizes):
-    if times.knows(0, size):
+    if times.knows(0, size) and not again:
       continue
     buffer = cascade.make_buffer(images, stream=False)
     slots = np.arange(min(size, len(images)))
