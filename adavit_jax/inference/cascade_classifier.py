@@ -1,5 +1,7 @@
 """A trained model with exits as a Python function that stops early."""
 
+import time
+
 import jax
 import numpy as np
 
@@ -207,13 +209,14 @@ class CascadeClassifier:
   def within(self, images, milliseconds, *, quantile=0.95):
     """Classifies images within a time budget, as far as it reaches.
 
-    A stage starts only if it is expected to end in time; then the last exit
-    that was reached answers. The first exit always answers, if too late then
-    too late. Images that are confident by `thresholds` leave early as usual.
+    A stage starts only if it is expected to end in time; otherwise the last
+    exit that was reached answers. The first exit always answers, in time or
+    not. Images that are confident by `thresholds` leave early as usual.
 
     The times of the stages are measured by `time_stages`, at the latest in the
     first call with a number of images, where it is not part of the budget.
-    Every call updates them, so that a busy machine is noticed.
+    Every call updates them, so that a busy machine is noticed. A promise does
+    not cover images that the deadline stopped.
 
     Args:
       images: uint8 [B, S, S, C], B at most `max_batch_size`.
@@ -228,10 +231,11 @@ class CascadeClassifier:
       ValueError: if the budget or the quantile is out of range, the model has a
         single exit, or the images have another size or dtype, or are too many.
     """
+    start = time.perf_counter()
     milliseconds = anytime.check_budget(milliseconds)
     quantile = anytime.check_quantile(quantile)
     images = models.as_pixels(self.system.model, images)
-    return self._anytime(images, milliseconds, quantile)
+    return self._anytime(images, milliseconds, quantile, start)
 
   def time_stages(self, images):
     """Compiles and times every stage, for `within`.

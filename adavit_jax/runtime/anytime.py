@@ -2,7 +2,8 @@
 
 The deadline is checked between stages: a stage starts only if, by a high
 quantile of its time, it ends before the deadline. The first stage always runs.
-Multi-Exit ViT (Bakhtiarnia et al., 2021) proposes exits for such budgets.
+Budgets that vary and are not known before are the aim of Multi-Exit ViT (arXiv
+2106.15183).
 """
 
 import math
@@ -84,13 +85,14 @@ class Anytime:
         self._times.base(k, self._sizes(k, num, num))
         for k in range(cascade.num_stages)])
 
-  def __call__(self, images, milliseconds, quantile):
+  def __call__(self, images, milliseconds, quantile, start=None):
     """Classifies images within a budget.
 
     Args:
       images: [n, S, S, C], as of `measure`.
       milliseconds: the budget, from `check_budget`.
       quantile: from `check_quantile`.
+      start: when the budget began, of `time.perf_counter`; None for now.
 
     Returns:
       `TimedPrediction`.
@@ -98,7 +100,8 @@ class Anytime:
     Raises:
       ValueError: as `measure`.
     """
-    start, num = time.perf_counter(), len(images)
+    start = time.perf_counter() if start is None else start
+    num = len(images)
     if num not in self._measured:
       self.measure(images, again=False)
       start = time.perf_counter()
