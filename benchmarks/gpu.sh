@@ -6,8 +6,8 @@
 #
 #   MINUTES   for all parts together, 8 by default, 0.5 for example is valid
 #   --out     the folder of the results, gpu_results by default
-#   --data    data_dir of CIFAR-10, as tfds prepared it ($DATA)
-#   --wheels  folder of wheels to install from ($WHEELS); without it, what is
+#   --data    data_dir of CIFAR-10, as tfds prepared it ($GPU_DATA)
+#   --wheels  folder of wheels to install from ($GPU_WHEELS); without it, what is
 #             installed is used, and nothing is ever downloaded
 #   --tiny    every part in a tiny form, also on a CPU
 #
@@ -20,7 +20,7 @@ export PYTHONPATH="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 usage() { echo "gpu.sh: $*; see the head of $0" >&2; exit 2; }
 
-minutes=8 out=gpu_results data=${DATA:-} wheels=${WHEELS:-} tiny=
+minutes=8 out=gpu_results data=${GPU_DATA:-} wheels=${GPU_WHEELS:-} tiny=
 while (( $# )); do
   case $1 in
     --out|--data|--wheels)
@@ -159,9 +159,11 @@ part passes "$(share 6)" "${execution[@]}" --models="$first" --batches="$largest
 if "$python" -c 'import torch, timm' 2> /dev/null; then
   began=$SECONDS
   for batch in "${batches[@]}"; do
-    XLA_PYTHON_CLIENT_PREALLOCATE=false \
-        part "timm_$batch" "$(part_of "$(share 10)")" "${execution[@]}" \
-        --models="$first" --batches="$batch" --modes= --output="$out/timm_$batch.json"
+    for model in "${models[@]}"; do
+      XLA_PYTHON_CLIENT_PREALLOCATE=false part "timm_${model}_$batch" \
+          "$(part_of "$(share 10)")" "${execution[@]}" --models="$model" \
+          --batches="$batch" --modes= --output="$out/timm_${model}_$batch.json"
+    done
   done
 else
   say 'timm: left out, PyTorch or timm is not installed; nothing else needs them'

@@ -136,7 +136,7 @@ def test_wheels_are_installed_from_a_folder_and_once(run):
       '-m', 'pip', 'install', '-q', '--no-index', '--find-links', str(folder),
       'adavit_jax[cuda12]', 'torch']
   assert run.calls[2][1] == 'benchmarks/execution.py'
-  run('--tiny', '--wheels', str(folder))
+  run('--tiny', GPU_WHEELS=str(folder))
   assert not run.calls
   shutil.rmtree(run.out)
   done = run('--tiny', '--wheels', str(folder), BAD='pip')
