@@ -30,7 +30,8 @@ parameters; the first one is what the others are compared with.
   python benchmarks/execution.py --workdir=DIR --output=trained.json
 
 This times a trained policy, or a cascade of exits, as `adavit_jax.load(DIR)`
-runs it, beside the dense model; after a dense phase the dense model alone.
+runs it, beside the dense model; after a dense phase the dense model alone. DIR
+may be the name of a model of the package, such as cifar10-exits.
 """
 
 import functools
@@ -81,6 +82,8 @@ _SHARES = flags.DEFINE_list(
 _VARIANTS = flags.DEFINE_list(
     'variants', [], 'ATTRIBUTE=VALUE of models to compare with the first; '
     'times all layers alone.')
+_TIMM = flags.DEFINE_bool('timm', True, 'Times timm too, where it can be '
+                          'imported.')
 _DTYPE = flags.DEFINE_string('dtype', 'float32', 'Compute dtype.')
 _REPEATS = flags.DEFINE_integer('repeats', 9, 'Timed rounds.', lower_bound=1)
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write.')
@@ -235,8 +238,11 @@ def model_rows(name, model, params, batch, keeps):
   row = functools.partial(timing.row, dtype=_DTYPE.value)
   seconds = timing.alternate({'dense': run_dense}, _REPEATS.value)['dense']
   yield row(name, 'dense', batch, 1, seconds, seconds, 1, **stats)
-  yield from timm_rows.rows(
-      name, model, unfolded, images, run_dense, _REPEATS.value)
+  if _TIMM.value:
+    yield from timm_rows.rows(
+        name, model, unfolded, images, run_dense, _REPEATS.value)
+  if not _MODES.value:
+    return
 
   programs = {}
   for mode in _MODES.value:

@@ -9,6 +9,7 @@ import numpy as np
 
 import adavit_jax
 from adavit_jax import data
+from adavit_jax.inference import run_sources
 from adavit_jax.models import plan
 from adavit_jax.policies import fixed
 from adavit_jax.runs import saved_run
@@ -23,18 +24,18 @@ def check(workdir, threshold=None):
   """Checks that a run can be timed; returns its `info`, see `saved_run.Saved`.
 
   Args:
-    workdir: directory of the run.
+    workdir: the run, as `adavit_jax.load` takes it.
     threshold: as in `rows`.
 
   Raises:
     ValueError: if there is no checkpoint, or the model has several exits but no
       thresholds.
   """
-  with saved_run.Run(workdir) as run:
-    info = run.find().info
+  with run_sources.opened(workdir) as run:
+    info, own = run.find().info, run.card.get('settings', {})
   system = saved_run.system(info)
   many = system.num_exits > 1
-  if many and threshold is None and not _thresholds(workdir):
+  if many and threshold is None and not (own or _thresholds(workdir)):
     raise ValueError(f'{workdir!r} has no thresholds yet, so that no image '
                      f'would leave early; run python eval.py '
                      f'--workdir={workdir} first, or give --threshold')
@@ -50,12 +51,13 @@ def rows(workdir, batches, *, repeats, threshold=None, settings=None,
   that of a model with exits has no added exits.
 
   Args:
-    workdir: directory of a run with a trained policy, or of a model with exits.
+    workdir: a run with a trained policy or a model with exits, as
+      `adavit_jax.load` takes it.
     batches: batch sizes.
     repeats: number of rounds, each with different images.
     threshold: the threshold of the policy or of all exits. None uses those of
       report.json, for a cascade each in a separate row; without report.json
-      that of the policy's config.
+      those saved with a file, or that of the policy's config.
     settings: {name: threshold, or thresholds of the exits}, each in a separate
       row, instead of `threshold`.
     data_dir: replaces the config's `data.data_dir`.
@@ -126,7 +128,7 @@ def _policy(clf, workdir, threshold, best, max_batch_size):
     threshold = _report(workdir).get('adaptive', {}).get(name)
   if threshold is not None:
     setattr(clf, name, threshold)
-  with saved_run.Run(workdir) as run:
+  with run_sources.opened(workdir) as run:
     state = run.state(run.find(best=best), system, mesh_lib.make_mesh(1))
   if state.teacher is not None:
     state = state.replace(params=state.teacher, ema=None)
@@ -144,8 +146,9 @@ def _policy(clf, workdir, threshold, best, max_batch_size):
 
 def _cascade(clf, workdir, threshold):
   """As `_policy`, for a `CascadeClassifier`."""
-  thresholds = (_thresholds(workdir) if threshold is None else
-                {'threshold given': threshold})
+  thresholds = {'threshold given': threshold}
+  if threshold is None:
+    thresholds = _thresholds(workdir) or {'as saved': clf.thresholds}
   settings = {f'cascade, {name}': functools.partial(
       setattr, clf, 'thresholds', values)
               for name, values in thresholds.items()}

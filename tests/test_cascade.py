@@ -371,7 +371,7 @@ def test_wrong_images(cascade, images):
 
 def test_a_stage_is_given_what_it_reads(cascade, params, images):
   cascade(images[:4])
-  for i, program in enumerate(cascade._programs):
+  for i, program in enumerate(cascade.programs):
     own = [x for name, group in params['backbone'].items()
            for x in jax.tree.leaves(group)
            if name.endswith(f'_{i}') or (name == 'cls' and i == 0)]

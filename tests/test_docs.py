@@ -53,6 +53,7 @@ set -euo pipefail
 say() { printf '%q ' "$@"; echo; }
 python() { say python "$@"; }
 pip() { say pip "$@"; }
+bash() { say bash "$@"; }
 '''
 # What stands for a change of this shell, which a command has no part in.
 SHELL = ('python3 -m venv .venv', '. .venv/bin/activate')
@@ -177,6 +178,10 @@ def test_a_command_is_understood(command, monkeypatch):
     extras = importlib.metadata.metadata('adavit_jax').get_all('Provides-Extra')
     for extra in re.findall(r'\[(\w+)\]', ' '.join(argv)):
       assert extra in extras
+    return
+  if program == 'bash':
+    script = _text(argv[0])
+    assert all(x in script for x in argv[1:] if x.startswith('--'))
     return
   if argv[0] == '-m':
     if argv[1] == 'pytest':

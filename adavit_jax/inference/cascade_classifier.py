@@ -1,5 +1,7 @@
 """A trained model with exits as a Python function that stops early."""
 
+import time
+
 import jax
 import numpy as np
 
@@ -12,6 +14,7 @@ from adavit_jax.inference import every_exit
 from adavit_jax.inference import pickling
 from adavit_jax.policies import knob as knob_lib
 from adavit_jax.promise import request
+from adavit_jax.runtime import anytime
 from adavit_jax.runtime import cascade
 from adavit_jax.train import state as state_lib
 
@@ -30,7 +33,7 @@ class CascadeClassifier:
   EXPORTS = ('stages', 'weights')  # see export
   # Slots make mistyped attributes errors.
   __slots__ = ('class_names', 'phase', 'loaded', '_system', '_cascade',
-               '_max_batch_size', '_cost', '_every', '_promise')
+               '_max_batch_size', '_cost', '_every', '_anytime', '_promise')
 
   def __init__(self, system, state, phase, *, thresholds=confidence.NEVER,
                class_names=(), max_batch_size=256):
@@ -68,6 +71,7 @@ class CascadeClassifier:
         after.programs(), params, system.rule, thresholds, stage_macs,
         image_macs=after.stage_macs if self.drops_layers else None,
         predict=predict, sizes=sizes)
+    self._anytime = anytime.Anytime(self._cascade)
     self._every = every_exit.EveryExit(system, phase, max_batch_size)
     self.thresholds = thresholds
 
@@ -201,6 +205,53 @@ class CascadeClassifier:
     """
     images = models.as_pixels(self.system.model, images)
     return self._cascade(images)
+
+  def within(self, images, milliseconds, *, quantile=0.95):
+    """Classifies images within a time budget, as far as it reaches.
+
+    A stage starts only if it is expected to end in time; otherwise the last
+    exit that was reached answers. The first exit always answers, in time or
+    not. Images that are confident by `thresholds` leave early as usual.
+
+    The times of the stages are measured by `time_stages`, at the latest in the
+    first call with a number of images, where it is not part of the budget.
+    Every call updates them, so that a busy machine is noticed. A promise does
+    not cover images that the deadline stopped.
+
+    Args:
+      images: uint8 [B, S, S, C], B at most `max_batch_size`.
+      milliseconds: the budget, positive.
+      quantile: of the time of a stage, in (0, 1); higher is more often in time,
+        and at a lower exit.
+
+    Returns:
+      `runtime.anytime.TimedPrediction`.
+
+    Raises:
+      ValueError: if the budget or the quantile is out of range, the model has a
+        single exit, or the images have another size or dtype, or are too many.
+    """
+    start = time.perf_counter()
+    milliseconds = anytime.check_budget(milliseconds)
+    quantile = anytime.check_quantile(quantile)
+    images = models.as_pixels(self.system.model, images)
+    return self._anytime(images, milliseconds, quantile, start)
+
+  def time_stages(self, images):
+    """Compiles and times every stage, for `within`.
+
+    Args:
+      images: uint8 [B, S, S, C], B at most `max_batch_size`; like those to
+        come if a policy drops layers, whose times depend on the images.
+
+    Returns:
+      [E] milliseconds until each exit answers for all B images, medians.
+
+    Raises:
+      ValueError: if the model has a single exit, or the images have another
+        size or dtype, or are too many.
+    """
+    return self._anytime.measure(models.as_pixels(self.system.model, images))
 
   def at_exits(self, images, threshold=None):
     """Runs every exit on all images, see `every_exit.EveryExit.exits`."""

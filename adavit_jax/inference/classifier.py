@@ -272,6 +272,11 @@ class Classifier:
     self.knob.check(self._number)
     return self._run(self._program(key), images, self._cost)
 
+  @property
+  def within(self):
+    raise AttributeError('within a budget, a model with a single exit has no '
+                         'earlier answer; load a model with several exits')
+
   def at(self, images, number):
     """Classifies images under the policy with another number than `number`."""
     images = models.as_pixels(self.system.model, images)

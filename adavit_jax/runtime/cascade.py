@@ -20,6 +20,11 @@ from adavit_jax.runtime import stage_program
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
+def _always(k, num):
+  del k, num
+  return True
+
+
 class Prediction(NamedTuple):
   """Results of a cascade on n images; `Cascade.stream` omits that axis.
 
@@ -53,6 +58,8 @@ class Cascade:
     num_stages: E.
     batch_size: the largest batch size.
     macs_dtype: dtype of `Prediction.macs`.
+    programs: E functions `(images, state) -> (state, logits, confidence, ...)`.
+    guard: `forks.Guard`.
   """
 
   def __init__(self, stages, params, rule, thresholds, stage_macs, *,
@@ -87,7 +94,7 @@ class Cascade:
     # Through the host: with parameters placed on a mesh, the pools would change
     # their sharding on first use and trigger a second compilation.
     self._params = jax.device_put(jax.tree.map(np.asarray, params))
-    self._programs = [
+    self.programs = [
         stage_program.StageProgram(
             stage_program.with_exit(stage, rule, image_macs, k), self._params)
         for k, stage in enumerate(stages)]
@@ -100,7 +107,7 @@ class Cascade:
     self.num_stages = len(stages)
     self._sizes, self.batch_size = sizes, sizes[-1]
     self._buffer, self._lock = None, threading.Lock()
-    self._guard = forks.Guard()
+    self.guard = forks.Guard()
     self.thresholds = thresholds
 
   @property
@@ -114,7 +121,7 @@ class Cascade:
   @params.setter
   def params(self, value):
     self._params = value
-    for program in self._programs:
+    for program in self.programs:
       program.set_params(value)
 
   @property
@@ -131,12 +138,15 @@ class Cascade:
     self._thresholds = confidence_lib.check_thresholds(
         value, self.num_stages)
 
-  def __call__(self, images):
+  def __call__(self, images, may_start=_always):
     """Classifies a batch.
 
     Args:
       images: [n, S, S, C], n >= 1, normalised; JAX arrays with n > 1 are copied
         to the host.
+      may_start: (index of a stage, number of its images) -> bool, called before
+        each stage of each batch. If it returns False, the images keep the
+        logits of the stage before. The first stage always runs.
 
     Returns:
       `Prediction`, in the order of the images.
@@ -149,45 +159,48 @@ class Cascade:
     if images.ndim != 4 or not len(images):
       raise ValueError(f'images have shape {np.shape(images)}; give [n, S, S, '
                        f'C] with n >= 1, a single image as image[None]')
-    self._guard.check()
+    self.guard.check()
     num, size = len(images), self.batch_size
     if num == 1:
-      return self._one(images)
+      return self._one(images, may_start)
     images = np.asarray(images)
     with self._lock:
       if self._buffer is None or not self._buffer.fits(images):
         self._buffer = self.make_buffer(images, stream=False)
       # An exception may leave a buffer whose arrays were donated.
       buffer, self._buffer = self._buffer, None
-      parts = [self._batch(buffer, images[i:i + size])
+      parts = [self._batch(buffer, images[i:i + size], may_start)
                for i in range(0, num, size)]
       self._buffer = buffer
     return Prediction(*map(np.concatenate, zip(*parts)))
 
-  def _one(self, images):
+  def _one(self, images, may_start):
     """Classifies one image (RAViT, algorithm 1)."""
     state, macs = None, 0
-    for k, program in enumerate(self._programs):
+    for k, program in enumerate(self.programs):
+      if not may_start(k, 1) and k:
+        break
       state, logits, confidence, *computed = program(images, state)
-      macs += self._macs(k, 1, computed)
+      macs, exits = macs + self._macs(k, 1, computed), np.array([k])
       if self._leave(k, np.asarray(confidence))[0]:
-        return self.predict(np.asarray(logits), np.array([k]), macs)
+        break
+    return self.predict(np.asarray(logits), exits, macs)
 
-  def _batch(self, buffer, images):
+  def _batch(self, buffer, images, may_start):
     """Classifies up to `batch_size` images; image i is in slot i."""
     slots = np.arange(len(images))
     self.admit(buffer, images, slots)
     logits, exits = None, np.zeros(len(images), int)
     macs = np.zeros(len(images), self.macs_dtype)
     for k in range(self.num_stages):
+      if not len(slots) or not may_start(k, len(slots)) and k:
+        break
       y, stage_macs, leave = self.run_stage(buffer, k, slots)
       if logits is None:
         logits = y
       macs[slots] += stage_macs
-      logits[slots[leave]], exits[slots[leave]] = y[leave], k
+      logits[slots], exits[slots] = y, k
       slots = slots[~leave]
-      if not len(slots):
-        break
     return self.predict(logits, exits, macs)
 
   def stream(self, images, *, window=None):
@@ -216,7 +229,7 @@ class Cascade:
     if window < size:
       raise ValueError(f'window={window} must be at least the largest batch '
                        f'size, {size}')
-    self._guard.check()
+    self.guard.check()
     yield from cascade_stream.Stream(self, images, window)
 
   def warm_up(self, images):
@@ -239,16 +252,20 @@ class Cascade:
     with self._lock:
       self._buffer = buffer
 
+  def batches(self, k, num):
+    """Returns the sizes of the batches in which stage k runs `num` images."""
+    return self._batches[k][num]
+
   def make_buffer(self, images, *, stream):
     """Makes an `ImageBuffer` for a stream, or for one batch at a time."""
     # In a stream, less than a full batch waits at each stage that is not
     # running.
     capacity = self.batch_size * (self.num_stages if stream else 1)
-    return image_buffer.ImageBuffer(self._programs, images, capacity)
+    return image_buffer.ImageBuffer(self.programs, images, capacity)
 
   def admit(self, buffer, images, slots):
     """Puts images [m, S, S, C] into slots [m] of a buffer."""
-    buffer.admit(images, slots, self._batches[0][len(slots)])
+    buffer.admit(images, slots, self.batches(0, len(slots)))
 
   def run_stage(self, buffer, k, slots):
     """Runs stage k on the images in slots [m] of a buffer.
@@ -257,7 +274,7 @@ class Cascade:
       (logits [m, K], MACs of the stage [m], whether each image leaves [m]).
     """
     logits, confidence, *computed = buffer.run(
-        k, slots, self._batches[k][len(slots)])
+        k, slots, self.batches(k, len(slots)))
     return (logits, self._macs(k, len(slots), computed),
             self._leave(k, confidence))
 
