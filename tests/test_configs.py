@@ -23,7 +23,7 @@ VARIANTS = dict(
     digit_scenes_policy=('mix', 'max'),
     digits_exits=('', 'end_to_end', 'layer_wise'),
     digits_policy=('', 'patent', 'self_critical'),
-    folder_exits=('small', 'tiny'), folder_policy=('small', 'tiny'),
+    folder_exits=('', 'tiny'), folder_policy=('', 'tiny'),
     imagenet_crossvit=('small_240', '15_dagger_408'),
     imagenet_evo=('tiny_224', 'small_224', 'base_384'),
     imagenet_levit=('128s', '256', '384', 'evo_128'),
