@@ -12,8 +12,9 @@ from the labels and from the last exit. Tokens merge, most of them in the first
 encoders. --config.model.name=NAME takes another model, --config.model.merge=0
 all tokens.
 
-Measured was a ViT-Ti with 3,000 photographs of ten classes, its dense phase as in
-folder_policy.py, without merging (docs/results/pretrained.md): @@MEASURED@@
+Measured was a ViT-Ti with 3,000 photographs of ten classes, its dense phase as
+in folder_policy.py, without merging (docs/results/pretrained.md):
+@@MEASURED@@
 
 A quarter of the images is held out, since thresholds of exits need many. On a
 GPU, --config.dtype=bfloat16 is faster.

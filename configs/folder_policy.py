@@ -8,9 +8,10 @@ IMAGES contains train/CLASS/* and test/CLASS/* or val/CLASS/*, with at least
 Hugging Face or AugReg; it determines how images are normalised, resized and
 cropped. The model gets a new head for the classes of the folder. For another
 model add --config.model.name=NAME; for another image size set
---config.model.image_size and --config.data.image_size. A LeViT spends more on parts that always run, so
-that a policy needs --config.model.num_fixed=1 and --config.mac_target=0.75. If
-the folder has the classes of the file, no fine-tuning is needed:
+--config.model.image_size and --config.data.image_size. A LeViT spends more on
+parts that always run, so that a policy needs --config.model.num_fixed=1 and
+--config.mac_target=0.75. If the folder has the classes of the file, no
+fine-tuning is needed:
 
       --config.phases='("warm_start", "policy", "joint")'
 

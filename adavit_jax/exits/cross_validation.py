@@ -27,9 +27,9 @@ def losing_at_most(confidences, correct, stage_macs, *, lost):
 
   Each of 64 prices has thresholds that maximise the smoothed score minus price
   x MACs; before the lowest come thresholds that let the most confident of its
-  images leave. The largest price is taken at which images outside of the folds that
-  gave the thresholds lose at most `lost`. It is an estimate, not a promise: see
-  `adavit_jax.calibrate` for one.
+  images leave. The largest price is taken at which images outside of the folds
+  that gave the thresholds lose at most `lost`. It is an estimate, not a
+  promise: see `adavit_jax.calibrate` for one.
 
   Args:
     confidences: see `calibrate.evaluate`.
