@@ -46,7 +46,10 @@ OWN_ARGUMENTS = ('examples/run_exported.py', 'benchmarks/accuracy_time.py',
                  'benchmarks/seeds.py')
 # Arguments that are no flags.
 POSITIONAL = {'predict.py': (['image.png'],),
-              'adavit_jax/data/pack.py': (['SOURCE', 'DEST'], ['DEST'])}
+              'adavit_jax/data/pack.py': (['SOURCE', 'DEST'], ['DEST']),
+              'adavit_jax/data/tiny_imagenet.py': (['DIR'],),
+              'benchmarks/tables.py': (
+                  ['ravit_cifar10'], ['ravit_cifar10_map'], ['tau'])}
 # Prints the arguments of a command instead of running it; all others fail.
 STUBS = '''
 set -euo pipefail

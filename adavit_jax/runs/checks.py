@@ -17,12 +17,11 @@ from adavit_jax.train.phases import joint
 
 # Fields that may change when a run is resumed: they affect results by no more
 # than rounding.
-_FREE_FIELDS = ('steps_per_call', 'log_every', 'eval_every', 'checkpoint_every',
-                'eval_batch_size', 'data.data_dir', 'data.cache_dir',
-                'data.labels', 'data.workers',
-                'init.workdir', 'init.weights', 'teacher.workdir',
-                'teacher.weights', 'model.remat', 'model.unroll', 'mesh.data',
-                'mesh.fsdp')
+FREE_FIELDS = (
+    'steps_per_call', 'log_every', 'eval_every', 'checkpoint_every',
+    'eval_batch_size', 'data.data_dir', 'data.cache_dir', 'data.labels',
+    'data.workers', 'init.workdir', 'init.weights', 'teacher.workdir',
+    'teacher.weights', 'model.remat', 'model.unroll', 'mesh.data', 'mesh.fsdp')
 
 
 def sizes(config, dataset):
@@ -222,7 +221,7 @@ def same_run(info, config, workdir, *, nets=True):
     if isinstance(a, dict) and isinstance(b, dict):
       for k in sorted({*a, *b}):
         compare(a.get(k), b.get(k), f'{path}.{k}' if path else k)
-    elif a != b and path not in _FREE_FIELDS:
+    elif a != b and path not in FREE_FIELDS:
       differ.append(f'{path}: was {a!r}, is now {b!r}')
   compare(saved, now, '')
   if differ:

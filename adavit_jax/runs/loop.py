@@ -41,7 +41,7 @@ from adavit_jax.train import system as system_lib
 class Trainer:
   """Everything that one process needs to train a run."""
 
-  def __init__(self, config, workdir, dataset=None, *, run=None):
+  def __init__(self, config, workdir, dataset=None, *, run=None, label=''):
     """Checks the config against data, model and devices.
 
     Args:
@@ -52,6 +52,7 @@ class Trainer:
         other devices: all are used and hold the whole state, batch sizes of the
         phases are not checked, and the evaluation batch size is rounded up.
         Training checks the sizes again.
+      label: text before the phase in lines of progress.
 
     Raises:
       ValueError: if the config is invalid, before anything is computed.
@@ -65,7 +66,7 @@ class Trainer:
         saved = opened.newest()
     config = pretrained.with_preprocessing(config, saved)
     self.config, self.workdir = config, workdir
-    self.stopped_by = None
+    self.stopped_by, self._label = None, label
     self._origin = first_state.Origin()
     if run is not None:
       config = self.config = config.copy_and_resolve_references()
@@ -238,7 +239,8 @@ class Trainer:
     calls = calls_lib.of_phase(self, split, phase, start, step, crop)
     dispatched = dispatch_limit.DispatchLimit()
     with (contextlib.closing(calls), contextlib.closing(
-              progress_lib.Progress(end, label=phase)) as progress):
+              progress_lib.Progress(
+                  end, label=f'{self._label}{phase}')) as progress):
       for num, inputs in calls:
         if num not in compiled:
           compiled[num] = program.lower(state, *inputs, *taught_by).compile()
