@@ -53,6 +53,18 @@ def test_exits_without_worth_and_exits_without_loss():
   assert same.macs == 1 and same.shares.tolist() == [1, 0, 0, 0]
 
 
+def test_few_images_and_a_single_exit():
+  one = _images(np.random.default_rng(3), 1)
+  found = cross_validation.losing_at_most(*one, MACS, lost=1.)
+  assert (found.thresholds == confidence.NEVER).all() and found.macs == 10
+  two = cross_validation.losing_at_most(
+      np.full((4, 2), 0.5), np.ones((4, 2)), MACS, lost=0.)
+  assert two.macs == 1
+  last = cross_validation.losing_at_most(
+      np.ones((1, 9)), np.ones((1, 9)), MACS[:1], lost=0.)
+  assert last.thresholds.shape == (0,) and last.macs == 1
+
+
 def test_smoothing_is_increasing_and_linear_between_steps():
   chance = np.array([[0.1, 0.2, 0.2, 0.4, 0.5], [0.] * 5])
   scores = np.array([[0., 1., 0., 0., 1.], [1., 1., 1., 0., 1.]])

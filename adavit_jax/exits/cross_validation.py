@@ -29,7 +29,8 @@ def losing_at_most(confidences, correct, stage_macs, *, lost):
   x MACs; before the lowest come thresholds that let the most confident of its
   images leave. The largest price is taken at which images outside of the folds
   that gave the thresholds lose at most `lost`. It is an estimate, not a
-  promise: see `adavit_jax.calibrate` for one.
+  promise: see `adavit_jax.calibrate` for one. A single image cannot be divided
+  into folds; then no image leaves early.
 
   Args:
     confidences: see `calibrate.evaluate`.
@@ -46,6 +47,9 @@ def losing_at_most(confidences, correct, stage_macs, *, lost):
   if not lost >= 0:
     raise ValueError(f'lost={lost} must be at least 0')
   images = held_out.HeldOut(confidences, correct, stage_macs)
+  thresholds = np.full(images.num_exits - 1, confidence_lib.NEVER)
+  if images.num == 1:
+    return calibrate.evaluate(confidences, correct, stage_macs, thresholds)
   last = images.scores[-1]
   ends = np.zeros(len(_SHARES) + len(_PRICES))
   rows = np.random.default_rng(0).permutation(images.num)
@@ -59,7 +63,6 @@ def losing_at_most(confidences, correct, stage_macs, *, lost):
   # The score falls with the price; where it rises, that is noise.
   ends = optimize.isotonic_regression(ends, increasing=False).x
   num = np.sum(ends >= -lost * images.num - 1e-9)
-  thresholds = np.full(images.num_exits - 1, confidence_lib.NEVER)
   if num:
     thresholds = _path(confidences, correct, stage_macs)[num - 1]
   return calibrate.evaluate(confidences, correct, stage_macs, thresholds)
