@@ -15,6 +15,7 @@ import numpy as np
 
 import adavit_jax
 from adavit_jax import data
+from adavit_jax.exits import confidence
 
 _MODEL = flags.DEFINE_string('model', 'cifar10-exits', 'Run with exits, as '
                              '`adavit_jax.load` takes it.')
@@ -73,6 +74,7 @@ def main(argv):
   images = data.centre(test.images(np.arange(len(test))),
                        clf.system.model.image_size)
   clf.warm_up()
+  clf.thresholds = confidence.NEVER  # those of the model may let it leave early
   capacity = _IMAGES.value * clf(images[:1]).macs[0]
   knobs = {
       'by charge': lambda charge: threshold(
@@ -93,8 +95,10 @@ def main(argv):
 
 
 def _row(name, charge, right, macs):
-  print(f'| {name} | {charge} | {len(right)} | {100 * right.mean():.1f} | '
-        f'{macs.mean() / 1e6:.2f} |')
+  means = '- | -'  # the images ended before, or one took more than a quarter
+  if len(right):
+    means = f'{100 * right.mean():.1f} | {macs.mean() / 1e6:.2f}'
+  print(f'| {name} | {charge} | {len(right)} | {means} |')
 
 
 if __name__ == '__main__':
