@@ -12,9 +12,8 @@
 #   --tiny    every part in a tiny form, also on a CPU
 #
 # The same command with the same folder goes on: finished parts are skipped, and
-# training resumes. $PYTHON is the interpreter, python by default; $STEPS_PER_CALL
-# the training steps in one program, where the code has them, 100 by default.
-# docs/gpu.md says what each part takes.
+# training resumes. $PYTHON is the interpreter, python by default. docs/gpu.md says
+# what each part takes.
 set -uo pipefail
 export PYTHONPATH="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
@@ -170,8 +169,7 @@ else
 fi
 
 # Training, with all time that is left: RAViT's Table I first.
-steps=()
-grep -qs steps_per_call adavit_jax/train/config.py && steps=("${STEPS_PER_CALL:-100}")
+steps=50  # in one program; log_every allows no more
 train() {  # train NAME SECONDS CONFIG...: trains and evaluates
   local name=$1 most=$2
   shift 2
@@ -186,8 +184,8 @@ if [[ -n $tiny ]]; then
 elif [[ -n $data ]]; then
   part ravit "$(( $(left) * 7 / 10 ))" benchmarks/tables.py ravit_cifar10 \
       --schedule=full --rows=1-3,0-4 --seeds=1 --workdir="$out/ravit" \
-      --data_dir="$data" ${steps:+--override=steps_per_call="$steps"}
+      --data_dir="$data" --override=steps_per_call="$steps"
   train policy "$(left)" --config=configs/cifar10_policy.py \
-      --config.data.data_dir="$data" ${steps:+--config.steps_per_call="$steps"}
+      --config.data.data_dir="$data" --config.steps_per_call="$steps"
 fi
 say "the results are in $out; $SECONDS s"
