@@ -71,8 +71,11 @@ def parse(text):
   if not equals or not workdir or len(options) < len(pairs):
     raise ValueError(f'{text!r} is not LABEL=DIR,KEY=VALUE,...')
   options = {k: _value(v) for k, v in options.items()}
-  return Rival(label, workdir, options.pop('row', ''),
-               options.pop('lost', None), options)
+  row, lost = options.pop('row', ''), options.pop('lost', None)
+  if lost is not None and (row or not isinstance(lost, (int, float))):
+    raise ValueError(f'{text!r}: lost is a share, such as lost=0.01, and is '
+                     f'given instead of a row')
+  return Rival(label, workdir, row, lost, options)
 
 
 def _value(text):
@@ -182,6 +185,9 @@ class Images(NamedTuple):
 
 def _images(config, name):
   split = getattr(data.load(config.data, seed=config.seed), name)
+  if not len(split):
+    raise ValueError('lost= needs held-out images, but a run has '
+                     'data.holdout=0; give its thresholds by row=')
   return Images(data.centre(split.images(np.arange(len(split))),
                             config.data.image_size), split.labels)
 

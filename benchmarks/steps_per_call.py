@@ -19,6 +19,7 @@ import jax
 from ml_collections import config_flags
 import numpy as np
 
+from adavit_jax import errors
 from adavit_jax.runs import calls as calls_lib
 from adavit_jax.runs import first_state
 from adavit_jax.runs import loop
@@ -45,9 +46,12 @@ def main(argv):
   # So that nothing is due meanwhile.
   config.log_every = config.eval_every = config.checkpoint_every = 10**9
   config[phase].steps, config.phases = 10**9, (phase,)
+  try:
+    ways = {most: steps(config, phase, most) for most in (1, _STEPS.value)}
+  except errors.USER_ERRORS as error:
+    raise SystemExit(f'error: {error}') from error
   times = timing.alternate(
-      {most: steps(config, phase, most) for most in (1, _STEPS.value)},
-      _REPEATS.value, time.process_time if _CPU_TIME.value else None)
+      ways, _REPEATS.value, time.process_time if _CPU_TIME.value else None)
   rows = []
   for most, seconds in times.items():
     each = seconds / _STEPS.value * 1e3

@@ -44,5 +44,8 @@ def test_rivals_are_measured_as_the_report_has_them(
            accuracies=[0.25])]
   with pytest.raises(ValueError, match='row='):
     rivals.measure([rivals.parse(f'a={run[0]},row=slack')], [1], 1)
+  for wrong in ('lost=x', 'row=slack,lost=0.01'):
+    with pytest.raises(ValueError, match='lost is a share'):
+      rivals.parse(f'a=b,{wrong}')
   with pytest.raises(ValueError, match='LABEL=DIR'):
     rivals.parse(run[0])
