@@ -15,14 +15,15 @@ def markdown(table, lines, results, seeds):
   make = dict(rows=_rows, map=_map, heads=_heads)[table.layout]
   notes = [row.note for row in table.rows if row.note]
   seen = f'seed {seeds[0]}' if len(seeds) == 1 else (
-      f'mean of seeds {", ".join(map(str, seeds))} (each of them)')
+      f'mean of seeds {", ".join(map(str, seeds))}, as far as they have '
+      f'results (each in brackets)')
   return '\n\n'.join([
       f'# {table.title}', make(table, lines), f'Accuracy on the test images: '
       f'{seen}.', *notes, *_runs(results)]) + '\n'
 
 
 def accuracy(line):
-  """Text of a line's accuracy: '84.6 (84.5, 84.7)'; '-' without results."""
+  """Text of a line's accuracy: '84.60 (84.50, 84.70)'; '-' without results."""
   each = line['accuracy']
   if not each:
     return '-'

@@ -189,10 +189,13 @@ def result(workdir, recipe, schedule, run, data_dir=None):
 
 def _commit():
   """The commit of this project, with -dirty if files differ; '' if unknown."""
-  done = subprocess.run(
-      ['git', 'describe', '--always', '--dirty', '--exclude=*', '--abbrev=12'],
-      cwd=_ROOT, text=True, capture_output=True, check=False)
-  return done.stdout.strip()
+  command = ['git', 'describe', '--always', '--dirty', '--exclude=*',
+             '--abbrev=12']
+  try:
+    return subprocess.run(command, cwd=_ROOT, text=True, capture_output=True,
+                          check=False).stdout.strip()
+  except OSError:  # there is no git
+    return ''
 
 
 def _at_exits(clf, images):
