@@ -43,7 +43,7 @@ class Row(NamedTuple):
     flops: mean FLOPs of an image, in the unit of the table.
     percent: FLOPs as a share of the table's reference, %.
     entropy: threshold of all exits; None: no image leaves early.
-    note: what is to be said of the paper's figures.
+    note: a sentence on the paper's figures.
   """
   run: str
   label: str

@@ -71,7 +71,8 @@ def run_batches(split, places, run, mesh, batch_size):
 def fetched(run, batches):
   """Yields run(batch) of batches, as NumPy arrays.
 
-  The devices compute the next one meanwhile. A signal stops it between two.
+  The devices compute the next batch while the caller works on one. A signal
+  stops it between two batches.
   """
   running = []
   for batch in batches:

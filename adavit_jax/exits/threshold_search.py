@@ -79,7 +79,7 @@ def _ascend(images, thresholds, objective):
 def by_price(images, prices, start):
   """Returns thresholds [E - 1] for each price of a MAC, a list.
 
-  Each are the best by ascent from those of the price before.
+  Those of a price are the best by ascent from those of the price before.
 
   Args:
     images: `HeldOut`.

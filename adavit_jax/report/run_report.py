@@ -65,7 +65,7 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
   Raises:
     ValueError: if there is no such run; its data is missing or has other
       classes or images; a policy's threshold is outside (0, 1); a rule or curve
-      is unknown, or given for a policy, or slack is; threshold and
+      is unknown; a rule, slack or curve is given for a policy; threshold and
       mac_target are given together, cannot be met or are given without a
       policy; static sub-networks cannot be tuned on this number of devices;
       actions do not fit the layers, or are given for a model with exits or

@@ -156,9 +156,10 @@ def _inputs(trainer, state, phase, start):
 
 
 class _Outputs:
-  """Runs the model on batches, mostly one after the other.
+  """Runs the model on batches, as a rule in their order.
 
-  Between two calls of `rows`, images are decoded ahead and the devices go on.
+  While the caller of `rows` does other work, the next images are decoded and
+  the devices go on.
   """
 
   def __init__(self, trainer, state, phase, start, crop, steps):
@@ -178,7 +179,7 @@ class _Outputs:
   def rows(self, part, say):
     """Returns the leaves [n, ...] of the `Batch`es of steps, a range.
 
-    It calls say(number of steps that are done), but after the last one.
+    It calls say(number of steps that are done) after each but the last one.
     """
     if part.start != self._next or not part.start:
       self.close()

@@ -72,8 +72,8 @@ class Anytime:
     """
     cascade, num = self._cascade, len(images)
     if cascade.num_stages == 1:
-      raise ValueError('a model with a single exit has one answer, after all '
-                       'of its time; load a model with several exits')
+      raise ValueError('within a budget, a model with a single exit has no '
+                       'earlier answer; load a model with several exits')
     if num > cascade.batch_size:
       raise ValueError(f'{num} images are more than max_batch_size='
                        f'{cascade.batch_size}, the most that share a budget; '

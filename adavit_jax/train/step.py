@@ -198,8 +198,7 @@ def view_shapes(system, phase):
 
 
 def num_views(config, phase):
-  """Returns how many views of an image a phase reads before its first step.
-  """
+  """Returns the number of views of each image before the first step; or 0."""
   return config[phase].get('views', 0)
 
 
