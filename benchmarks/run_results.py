@@ -1,7 +1,7 @@
 """Results of the runs of tables: a small JSON file for each row and seed.
 
-The folders of several sessions can be read together; docs/results/runs/ of this
-project is one.
+The folders of several sessions can be read together. Files to keep with this
+project go to docs/results/runs/.
 """
 
 import json
