@@ -102,7 +102,8 @@ TWO = {'model.exits': ((1, 'mlp'), (3, 'resmlp'))}
 
 @pytest.mark.parametrize('begins, fields', [
     # Over the end of an epoch, which has 5 steps.
-    ('plain', {f'{NAME}.distill': 0.25}),
+    pytest.param('plain', {f'{NAME}.distill': 0.25},
+                 marks=pytest.mark.nightly),
     pytest.param('policies', TWO, marks=pytest.mark.nightly),
     pytest.param('plain', {**MIXED, **TWO, f'{NAME}.steps': 5},
                  marks=pytest.mark.nightly),

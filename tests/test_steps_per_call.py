@@ -129,6 +129,7 @@ def test_a_run_is_that_of_single_steps(one_by_one, tmp_path, monkeypatch):
   assert states.differ(trainer.train(), want) == []
 
 
+@pytest.mark.nightly
 def test_on_eight_devices(one_by_one, tmp_path, monkeypatch):
   monkeypatch.setattr(sharded, '_SMALLEST', 64)
   want, lines, saved = one_by_one

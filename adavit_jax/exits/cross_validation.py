@@ -27,10 +27,10 @@ def losing_at_most(confidences, correct, stage_macs, *, lost):
 
   Each of 64 prices has thresholds that maximise the smoothed score minus price
   x MACs; before the lowest come thresholds that let the most confident of its
-  images leave. The largest price is taken at which images outside of the folds
-  that gave the thresholds lose at most `lost`. It is an estimate, not a
-  promise: see `adavit_jax.calibrate` for one. A single image cannot be divided
-  into folds; then no image leaves early.
+  images leave. The largest price is taken at which all images, and those
+  outside of the folds that gave the thresholds, lose at most `lost`. It is an
+  estimate, not a promise: see `adavit_jax.calibrate` for one. A single image
+  cannot be divided into folds; then no image leaves early.
 
   Args:
     confidences: see `calibrate.evaluate`.
@@ -47,10 +47,10 @@ def losing_at_most(confidences, correct, stage_macs, *, lost):
   if not lost >= 0:
     raise ValueError(f'lost={lost} must be at least 0')
   images = held_out.HeldOut(confidences, correct, stage_macs)
-  thresholds = np.full(images.num_exits - 1, confidence_lib.NEVER)
+  never = np.full(images.num_exits - 1, confidence_lib.NEVER)
   if images.num == 1:
-    return calibrate.evaluate(confidences, correct, stage_macs, thresholds)
-  last = images.scores[-1]
+    return calibrate.evaluate(confidences, correct, stage_macs, never)
+  least, last = -lost * images.num - 1e-9, images.scores[-1]
   ends = np.zeros(len(_SHARES) + len(_PRICES))
   rows = np.random.default_rng(0).permutation(images.num)
   for fold in range(min(_FOLDS, images.num)):
@@ -58,14 +58,17 @@ def losing_at_most(confidences, correct, stage_macs, *, lost):
     rest = _part(confidences, correct, stage_macs, np.setdiff1d(rows, out))
     tested = held_out.HeldOut(
         *_part(confidences, correct, stage_macs, out))
-    for i, thresholds in enumerate(_path(*rest)):
-      ends[i] += tested.totals(thresholds)[0] - last[out].sum()
+    ends += [tested.totals(thresholds)[0] - last[out].sum()
+             for thresholds in _path(*rest)]
   # The score falls with the price; where it rises, that is noise.
   ends = optimize.isotonic_regression(ends, increasing=False).x
-  num = np.sum(ends >= -lost * images.num - 1e-9)
-  if num:
-    thresholds = _path(confidences, correct, stage_macs)[num - 1]
-  return calibrate.evaluate(confidences, correct, stage_macs, thresholds)
+  found = never
+  for end, thresholds in zip(
+      ends, _path(confidences, correct, stage_macs)):
+    # At a price, all images may let many more leave than those of a fold did.
+    if min(end, images.totals(thresholds)[0] - last.sum()) >= least:
+      found = thresholds
+  return calibrate.evaluate(confidences, correct, stage_macs, found)
 
 
 def smoothed(confidences, scores):
