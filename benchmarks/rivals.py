@@ -16,6 +16,7 @@ own size. Rows go to FILE.json, a picture to FILE.png.
 """
 
 import ast
+import functools
 import json
 from typing import Any, NamedTuple
 
@@ -184,12 +185,19 @@ class Images(NamedTuple):
 
 
 def _images(config, name):
-  split = getattr(data.load(config.data, seed=config.seed), name)
+  seed = config.seed if config.data.seed is None else config.data.seed
+  split = getattr(_dataset(config.data.to_json(), seed), name)
   if not len(split):
     raise ValueError('lost= needs held-out images, but a run has '
                      'data.holdout=0; give its thresholds by row=')
   return Images(data.centre(split.images(np.arange(len(split))),
                             config.data.image_size), split.labels)
+
+
+@functools.cache  # seeds of a row have the same
+def _dataset(config_data, seed):
+  """Returns the `Dataset` of a config, given as JSON."""
+  return data.load(config_dict.ConfigDict(json.loads(config_data)), seed=seed)
 
 
 def _times(classifiers, inputs, batch, repeats):
