@@ -248,7 +248,8 @@ def draw(rows, batches):
       axes.annotate(row['label'], at, xytext=(4, 4), fontsize=8,
                     textcoords='offset points')
     axes.set(xlabel=f'measured time over that of {rows[0]["label"]}, batches '
-                    f'of {batch}', xlim=(0, None))
+                    f'of {batch}', xlim=(0, 1.2 * max(
+                        row[f'time_ratio_{batch}'] for row in rows)))
     axes.grid(alpha=0.3)
   figure.axes[0].set_ylabel('test accuracy, %')
   return figure
