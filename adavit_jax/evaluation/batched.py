@@ -57,15 +57,18 @@ def run_batches(split, places, run, mesh, batch_size):
   Yields:
     (number of valid images, tree of NumPy arrays [B, ...]).
   """
+  counts = []  # of the batches that run
+
   def run_batch(batch):
     valid, rows, images, labels = batch
+    counts.append(valid)
     images, labels = mesh_lib.shard_batch((images, labels), mesh)
-    return valid, run(images, labels, rows, valid)
+    return run(images, labels, rows, valid)
 
   with contextlib.closing(batches_lib.ahead(
       _batches(split, places, batch_size), split)) as batches:
-    for valid, out in fetched(run_batch, batches):
-      yield int(valid), out
+    for out in fetched(run_batch, batches):
+      yield counts.pop(0), out
 
 
 def fetched(run, batches):
