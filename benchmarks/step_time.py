@@ -76,6 +76,10 @@ def main(argv):
       config = run_recipes.override(
           _CONFIG.value.copy_and_resolve_references(),
           run_recipes.parse_overrides(filter(None, setting.split(','))))
+      if config.steps_per_call > 1:
+        raise ValueError(f'steps_per_call={config.steps_per_call}: this times '
+                         f'single steps; benchmarks/steps_per_call.py compares '
+                         f'programs of several')
       if _DATA_DIR.value is not None:
         config.data.data_dir = _DATA_DIR.value
       name = setting or 'as it is'

@@ -6,6 +6,8 @@ thresholds are a function of one number, the price of a MAC, and of scores that
 are smoothed over the confidence; the price is chosen by cross-validation.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from scipy import optimize
 
@@ -22,21 +24,27 @@ _SHARES = np.linspace(0.1, 0.9, 9)
 _FOLDS = 5
 
 
+class Estimate(NamedTuple):
+  """Thresholds and what other images should lose by them.
+
+  Attributes:
+    thresholds: [E - 1] float64.
+    lost: mean score lost against the last exit.
+  """
+  thresholds: np.ndarray
+  lost: float
+
+
 def losing_at_most(confidences, correct, stage_macs, *, lost):
   """Finds cheap thresholds that lose a given score against the last exit.
 
-  Each of 64 prices has thresholds that maximise the smoothed score minus price
-  x MACs; before the lowest come thresholds that let the most confident of its
-  images leave. The largest price is taken at which all images, and those
-  outside of the folds that gave the thresholds, lose at most `lost`. It is an
-  estimate, not a promise: see `adavit_jax.calibrate` for one. A single image
-  cannot be divided into folds; then no image leaves early.
+  See `estimates`. It is no promise: see `adavit_jax.calibrate` for one.
 
   Args:
     confidences: see `calibrate.evaluate`.
     correct: see `calibrate.evaluate`.
     stage_macs: see `calibrate.evaluate`.
-    lost: mean score that images may lose against the last exit, at least 0.
+    lost: see `cheapest`.
 
   Returns:
     `Calibration`, whose score and MACs are those of all images.
@@ -44,13 +52,50 @@ def losing_at_most(confidences, correct, stage_macs, *, lost):
   Raises:
     ValueError: if lost is negative or NaN, or shapes do not match.
   """
+  images = confidences, correct, stage_macs
+  return calibrate.evaluate(*images, cheapest(estimates(*images), lost))
+
+
+def cheapest(found, lost):
+  """Returns the cheapest thresholds [E - 1] that lose at most a given score.
+
+  Args:
+    found: from `estimates`.
+    lost: mean score that images may lose, at least 0.
+
+  Raises:
+    ValueError: if lost is negative or NaN.
+  """
   if not lost >= 0:
     raise ValueError(f'lost={lost} must be at least 0')
+  return [x.thresholds for x in found if x.lost <= lost + 1e-9][-1]
+
+
+def estimates(confidences, correct, stage_macs):
+  """Estimates the loss of a path of thresholds by cross-validation.
+
+  Each of 64 prices has thresholds that maximise the smoothed score minus price
+  x MACs; before the lowest come thresholds that let the most confident of its
+  images leave. The loss is that of images outside of the folds that gave the
+  thresholds, or that of all images if it is larger.
+
+  Args:
+    confidences: see `calibrate.evaluate`.
+    correct: see `calibrate.evaluate`.
+    stage_macs: see `calibrate.evaluate`.
+
+  Returns:
+    List of `Estimate`, by rising price; at the first, no image leaves
+    early. It is the only one of a single image, which has no folds.
+
+  Raises:
+    ValueError: if shapes do not match.
+  """
   images = held_out.HeldOut(confidences, correct, stage_macs)
   never = np.full(images.num_exits - 1, confidence_lib.NEVER)
   if images.num == 1:
-    return calibrate.evaluate(confidences, correct, stage_macs, never)
-  least, last = -lost * images.num - 1e-9, images.scores[-1]
+    return [Estimate(never, 0.)]
+  last = images.scores[-1]
   ends = np.zeros(len(_SHARES) + len(_PRICES))
   rows = np.random.default_rng(0).permutation(images.num)
   for fold in range(min(_FOLDS, images.num)):
@@ -62,13 +107,12 @@ def losing_at_most(confidences, correct, stage_macs, *, lost):
              for thresholds in _path(*rest)]
   # The score falls with the price; where it rises, that is noise.
   ends = optimize.isotonic_regression(ends, increasing=False).x
-  found = never
-  for end, thresholds in zip(
-      ends, _path(confidences, correct, stage_macs)):
+  found = [Estimate(never, 0.)]
+  for end, thresholds in zip(ends, _path(confidences, correct, stage_macs)):
     # At a price, all images may let many more leave than those of a fold did.
-    if min(end, images.totals(thresholds)[0] - last.sum()) >= least:
-      found = thresholds
-  return calibrate.evaluate(confidences, correct, stage_macs, found)
+    least = min(end, images.totals(thresholds)[0] - last.sum())
+    found.append(Estimate(thresholds, -least / images.num))
+  return found
 
 
 def smoothed(confidences, scores):

@@ -131,11 +131,10 @@ def _calibrated(rows, system, outputs, budget, curve):
     of rows.
   """
   images = outputs.confidence, outputs.score, outputs.macs
-  result = {}
+  result, estimates = {}, cross_validation.estimates(*images)
   for name, lost in (('same_accuracy', 0.),
                      ('slack', system.config.exits.slack)):
-    result[name] = rows.cascade(cross_validation.losing_at_most(
-        *images, lost=lost).thresholds)
+    result[name] = rows.cascade(cross_validation.cheapest(estimates, lost))
   try:
     point = calibrate.calibrate(
         *images, max_macs=budget * system.plain_cost.dense)
