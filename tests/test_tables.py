@@ -82,6 +82,7 @@ def untrained(monkeypatch):
   monkeypatch.setattr(table_figures, 'draw', lambda *_: None)
 
 
+@pytest.mark.nightly
 def test_the_table_has_what_was_measured(workdir):
   result = json.loads(
       (workdir / 'results' / 'tiny_1-1_cpu_seed3.json').read_text())
@@ -110,6 +111,7 @@ def test_the_table_has_what_was_measured(workdir):
   assert (workdir / 'tiny_cpu.png').read_bytes().startswith(b'\x89PNG')
 
 
+@pytest.mark.nightly
 def test_finished_runs_are_not_made_again(
     workdir, results, untrained, tmp_path):
   text = (workdir / 'tiny_cpu.md').read_text()
@@ -149,6 +151,7 @@ def test_an_interrupted_run_is_the_uninterrupted_one(
         str(tmp_path / 'tiny_0-1_cpu_seed3')), tmp_path)
 
 
+@pytest.mark.nightly
 def test_two_seeds_show_the_mean_and_both(workdir):
   path = workdir / 'results' / 'tiny_1-1_cpu_seed3.json'
   result = json.loads(path.read_text())
@@ -162,6 +165,7 @@ def test_two_seeds_show_the_mean_and_both(workdir):
   assert 'mean of seeds 0, 1' in text and '6 steps of 8 images' in text
 
 
+@pytest.mark.nightly
 def test_a_map(workdir, results, untrained):
   text = table_session.run(table_session.create(
       'tiny_map', 'cpu', workdir, seeds=[3], results=[results]))
@@ -184,6 +188,7 @@ def test_heads():
   assert '| `vit` | 60.00 (60.00, 60.00) |  | 10 |' in text
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize('change', [
     lambda text: text[:40],
     lambda text: text.replace('"run": "1-1"', '"run": "0-1"'),
@@ -203,6 +208,7 @@ def evaluated(workdir):
   return table_runs.Evaluated(str(workdir / 'tiny_1-1_cpu_seed3'))
 
 
+@pytest.mark.nightly
 def test_a_sweep_is_that_of_a_loop_over_the_images(evaluated):
   run = evaluated
   num, images = run.correct.shape
@@ -228,6 +234,7 @@ def test_a_sweep_is_that_of_a_loop_over_the_images(evaluated):
   assert [row['shares'][0] for row in swept[1:5]] == [0, .25, .5, .75]
 
 
+@pytest.mark.nightly
 def test_its_files(evaluated, tmp_path):
   text = threshold_sweep.run(evaluated, tmp_path)
   assert (tmp_path / 'tau.md').read_text() == text
