@@ -16,6 +16,7 @@ from adavit_jax.ahead import forecast_table
 from adavit_jax.ahead import targets
 from adavit_jax.data import folder
 from adavit_jax.runs import saved_run
+from adavit_jax.train import accumulate
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import distillation
 from adavit_jax.train import mesh as mesh_lib
@@ -61,6 +62,7 @@ def compile_for(config, name, workdir=None):
     num_images = len(dataset.train)
   system = system_lib.create(config, dataset)
   phases.check(system)
+  accumulate.check(system, mesh)
   taught = _teacher(config, system)
   print(forecast_table.heading(system, target, mesh), flush=True)
   rows = []

@@ -30,6 +30,7 @@ from adavit_jax.runs import pretrained
 from adavit_jax.runs import saved_run
 from adavit_jax.runs import teacher as teacher_lib
 from adavit_jax.runtime import stopping
+from adavit_jax.train import accumulate
 from adavit_jax.train import config as config_lib
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
@@ -88,6 +89,7 @@ class Trainer:
       checks.both_heads(config, self.system)
     checks.budget(config, self.system)
     if run is None:
+      accumulate.check(self.system, self.mesh)
       frozen_views.check(self.system, self.dataset)
     self._weights = None  # of init.weights, until the run starts
     if saved is None and config.init.weights:

@@ -36,7 +36,7 @@ _RANGES = {
 }
 # For each phase that runs; `optimizer.make_optimizer` checks the other fields.
 _PHASE_RANGES = dict(steps=COUNT, batch_size=COUNT,
-                     learning_rate=POSITIVE, ema=BELOW_1)
+                     learning_rate=POSITIVE, ema=BELOW_1, accumulate=COUNT)
 
 
 def check(config, phases):

@@ -10,6 +10,7 @@ import optax
 from adavit_jax import data
 from adavit_jax.models import plan
 from adavit_jax.policies import learned
+from adavit_jax.train import accumulate
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import optimizer
 from adavit_jax.train import phases
@@ -121,11 +122,12 @@ def make_step(system, phase, start, teacher=None, cropped=False):
 
     read = state.replace(teacher=sharded.whole(state.teacher))
 
-    def loss(trained):
+    def loss(trained, batch, key):
       params = sharded.whole({**state.params, **trained})
-      return rules.loss(system, params, read, batch, loss_key, done)
+      return rules.loss(system, params, read, batch, key, done)
 
-    grads, (metrics, updates) = jax.grad(loss, has_aux=True)(trained)
+    grads, (metrics, updates) = accumulate.mean(
+        jax.grad(loss, has_aux=True), trained, batch, loss_key, c.accumulate)
     grad_norm = optax.tree.norm(grads)
     in_round = done - length * jnp.minimum(done // length, num_rounds - 1)
     opt_state = state.opt_state

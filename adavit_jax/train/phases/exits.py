@@ -26,7 +26,7 @@ def loss(system, params, state, batch, key, done):
 
 
 PHASE = Phase(
-    loss, trains=('backbone', 'heads'), from_scratch=True, exits=True,
+    loss, trains=('backbone', 'heads'), mean=True, from_scratch=True, exits=True,
     check=lambda system: exit_losses.check_distill('exits', system),
     defaults=dict(
         OPTIMIZER, **exit_losses.DISTILL_DEFAULTS,

@@ -18,5 +18,5 @@ def loss(system, params, state, batch, key, done):
       training_pass.updates(stats))
 
 
-PHASE = Phase(loss, trains=('backbone',), from_scratch=True, exits=True,
-              defaults=OPTIMIZER)
+PHASE = Phase(loss, trains=('backbone',), mean=True, from_scratch=True,
+              exits=True, defaults=OPTIMIZER)

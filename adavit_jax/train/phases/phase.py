@@ -5,11 +5,12 @@ import dataclasses
 from typing import Any
 
 # Defaults of every phase, see `optimizer.make_optimizer`; `ema` is the decay of
-# averaged parameters, 0 for none.
+# averaged parameters, 0 for none; `accumulate` is the number of parts in which
+# a batch is computed, see `accumulate`.
 OPTIMIZER = dict(
     optimizer='adamw', steps=1000, batch_size=128, learning_rate=1e-3,
     warmup=0.05, end_lr_factor=0.01, weight_decay=0.05, clip_norm=1.0, b1=0.9,
-    b2=0.999, ema=0.0)
+    b2=0.999, ema=0.0, accumulate=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Phase:
       fields, and for `params` only of groups without gradient. `shift` [] is
       added to all logits of the policy after the optimizer's update.
     trains: groups of parameters with a gradient.
+    mean: whether the loss is a mean over images that do not depend on each
+      other, so that a batch can be computed in parts.
     reads: (system, params, images) -> pytree of arrays [B, ...], all that the
       loss needs of a frozen model; it is given as `Batch.read`. The config of
       such a phase has the field `views`, see `classifier_wise`.
@@ -47,6 +50,7 @@ class Phase:
   trains: tuple[str, ...]
   defaults: dict[str, Any]
   ranges: dict[str, Any] = dataclasses.field(default_factory=dict)
+  mean: bool = False
   reads: Callable[..., Any] | None = None
   teacher: bool = False
   taught: bool = False

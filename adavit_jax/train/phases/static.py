@@ -72,7 +72,7 @@ def check(system):
 
 
 PHASE = Phase(
-    loss, trains=('backbone',), teacher=True, taught=True, decides='mask',
+    loss, trains=('backbone',), mean=True, teacher=True, taught=True, decides='mask',
     check=check,
     defaults=dict(OPTIMIZER, learning_rate=5e-4, policy='table_1', number=4,
                   which='first', survival=0.5, keep='', **joint.PATH_DEFAULTS),
