@@ -75,6 +75,7 @@ def check(system):
 
 # No clipping: a common norm would couple the gradients of the heads.
 PHASE = Phase(loss, trains=('heads',), mean=True, reads=reading, exits=True,
-              check=check, defaults=dict(OPTIMIZER, **exit_losses.DISTILL_DEFAULTS,
+              check=check,
+              defaults=dict(OPTIMIZER, **exit_losses.DISTILL_DEFAULTS,
                             clip_norm=0.0, views=0),
               ranges=dict(exit_losses.DISTILL_RANGES, views=ranges.NATURAL))

@@ -26,8 +26,8 @@ def loss(system, params, state, batch, key, done):
 
 
 PHASE = Phase(
-    loss, trains=('backbone', 'heads'), mean=True, from_scratch=True, exits=True,
-    check=lambda system: exit_losses.check_distill('exits', system),
+    loss, trains=('backbone', 'heads'), mean=True, from_scratch=True,
+    exits=True, check=lambda system: exit_losses.check_distill('exits', system),
     defaults=dict(
         OPTIMIZER, **exit_losses.DISTILL_DEFAULTS,
         weights=(1.,),  # weights of the losses, see System.weights

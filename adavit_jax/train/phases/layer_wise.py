@@ -86,6 +86,6 @@ def check(system):
 
 
 PHASE = Phase(
-    loss, trains=('backbone', 'heads'), mean=True, from_scratch=True, exits=True,
-    check=check, rounds=lambda system: system.num_exits, adjust=only_stage,
+    loss, trains=('backbone', 'heads'), mean=True, from_scratch=True,
+    exits=True, check=check, rounds=lambda system: system.num_exits, adjust=only_stage,
     defaults=OPTIMIZER)

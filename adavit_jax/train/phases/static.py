@@ -72,8 +72,8 @@ def check(system):
 
 
 PHASE = Phase(
-    loss, trains=('backbone',), mean=True, teacher=True, taught=True, decides='mask',
-    check=check,
+    loss, trains=('backbone',), mean=True, teacher=True, taught=True,
+    decides='mask', check=check,
     defaults=dict(OPTIMIZER, learning_rate=5e-4, policy='table_1', number=4,
                   which='first', survival=0.5, keep='', **joint.PATH_DEFAULTS),
     ranges=dict(joint.PATH_RANGES, survival=ranges.SHARE))
