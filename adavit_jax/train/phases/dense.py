@@ -152,7 +152,8 @@ def accuracy(logits, batch):
 
 PHASE = Phase(
     loss, trains=('backbone',), mean=True, taught=True, from_scratch=True,
-    decides='all', defaults=dict(OPTIMIZER, drop_path=0.1, nested=0.5, random_masks=0.5,
+    decides='all',
+    defaults=dict(OPTIMIZER, drop_path=0.1, nested=0.5, random_masks=0.5,
                   mask_weight=0.5, distill=0.5, temperature=1.0,
                   hard_distill=True),
     ranges=dict(drop_path=ranges.BELOW_1, nested=ranges.WEIGHT,

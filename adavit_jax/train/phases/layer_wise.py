@@ -87,5 +87,5 @@ def check(system):
 
 PHASE = Phase(
     loss, trains=('backbone', 'heads'), mean=True, from_scratch=True,
-    exits=True, check=check, rounds=lambda system: system.num_exits, adjust=only_stage,
-    defaults=OPTIMIZER)
+    exits=True, check=check, rounds=lambda system: system.num_exits,
+    adjust=only_stage, defaults=OPTIMIZER)
