@@ -47,7 +47,8 @@ def program(config, directory):
     directory: an empty directory.
 
   Returns:
-    Function of an ignored index that makes one step and returns its metrics.
+    (function of an ignored index that makes one step and returns its metrics;
+    MiB that a step needs beside its arguments and results, None if unknown).
   """
   phase, trainer = config.phases[0], loop.Trainer(config, directory)
   system, mesh, split = trainer.system, trainer.mesh, trainer.dataset.train
@@ -57,8 +58,8 @@ def program(config, directory):
   batch = mesh_lib.shard_batch((split.images(rows), split.labels[rows]), mesh)
   run = step_lib.jitted(
       step_lib.make_step(system, phase, 0), state, mesh)
-  return functools.partial(_step, run.lower(state, *batch).compile(), [state],
-                           batch)
+  compiled, found = timing.compile_jit(run, state, *batch)
+  return functools.partial(_step, compiled, [state], batch), found['temp_mb']
 
 
 def _step(run, state, batch, index):
@@ -71,7 +72,7 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   try:
-    steps, sizes = {}, {}
+    steps, sizes, memory = {}, {}, {}
     for setting in _SETTINGS.value:
       config = run_recipes.override(
           _CONFIG.value.copy_and_resolve_references(),
@@ -85,17 +86,19 @@ def main(argv):
       name = setting or 'as it is'
       sizes[name] = config[config.phases[0]].batch_size
       with tempfile.TemporaryDirectory() as directory:
-        steps[name] = program(config, directory)
+        steps[name], memory[name] = program(config, directory)
   except errors.USER_ERRORS as error:
     raise SystemExit(f'error: {error}') from error
   clock = time.perf_counter if _WALL.value else time.process_time
   times = timing.alternate(steps, _REPEATS.value, clock)
   print(f'{timing.num_cores()} cores, {jax.devices()[0].device_kind}, jax '
-        f'{jax.__version__}\n| setting | ms a step | µs an image |\n|---|---|'
-        f'---|')
+        f'{jax.__version__}\n| setting | ms a step | µs an image | temporary '
+        f'MiB |\n|---|---|---|---|')
   for name, seconds in times.items():
     middle = np.median(seconds)
-    print(f'| {name} | {1e3 * middle:.1f} | {1e6 * middle / sizes[name]:.1f} |')
+    mib = '-' if memory[name] is None else f'{memory[name]:.0f}'
+    print(f'| {name} | {1e3 * middle:.1f} | {1e6 * middle / sizes[name]:.1f} | '
+          f'{mib} |')
 
 
 if __name__ == '__main__':
