@@ -10,12 +10,14 @@ import json
 
 from absl import logging
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 
 from adavit_jax import data
 from adavit_jax import progress as progress_lib
 from adavit_jax.data import batches as batches_lib
 from adavit_jax.evaluation import batched
+from adavit_jax.runs import history
 from adavit_jax.runs import table_cache
 from adavit_jax.runtime import stopping
 from adavit_jax.train import mesh as mesh_lib
@@ -44,21 +46,24 @@ class Views:
     return jax.tree.map(lambda x: x[indices], self.batch)
 
 
-def check(system, dataset):
-  """Says how much memory the views of a run take.
+def check(system, dataset, saved=None):
+  """Says how much memory the views of a run take; all processes call it.
 
   Args:
     system: `System`.
     dataset: `Dataset`.
+    saved: `saved_run.Saved` that the run resumes from, or None.
 
   Raises:
-    ValueError: if the host has less, before anything is computed.
+    ValueError: if a host has less, before anything is computed.
   """
-  free = _free_memory()
-  for phase in system.config.phases:
+  for phase in history.remaining(system.config.phases, saved and saved.info):
     num = step_lib.num_views(system.config, phase)
     if not num:
       continue
+    # All processes refuse, or none, which would wait for the others.
+    free = np.min(multihost_utils.process_allgather(
+        np.float32(_free_memory())))
     each = sum(np.prod(x.shape[1:], dtype=float) * x.dtype.itemsize
                for x in jax.tree.leaves(step_lib.view_shapes(system, phase)))
     size = each * num * len(dataset.train)

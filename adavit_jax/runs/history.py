@@ -23,6 +23,19 @@ def unfinished(step, info):
           f"of the phase {phase!r} of {', '.join(names)}")
 
 
+def remaining(names, info):
+  """Returns which phases of a config are not over, in their order.
+
+  Args:
+    names: the config's phases.
+    info: the info of the newest checkpoint; None before there is one.
+  """
+  names = list(names)
+  if info is None or info['phase'] not in names:
+    return names
+  return names[names.index(info['phase']) + bool(info['finished']):]
+
+
 def sets_price(config, names):
   """Returns whether one of the phases sets the price of MACs."""
   return any(name == 'warm_start' or name in ('policy', 'joint')

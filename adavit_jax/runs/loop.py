@@ -90,7 +90,7 @@ class Trainer:
     checks.budget(config, self.system)
     if run is None:
       accumulate.check(self.system, self.mesh)
-      frozen_views.check(self.system, self.dataset)
+      frozen_views.check(self.system, self.dataset, saved)
     self._weights = None  # of init.weights, until the run starts
     if saved is None and config.init.weights:
       self._weights = pretrained.load(

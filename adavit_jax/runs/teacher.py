@@ -11,6 +11,7 @@ import numpy as np
 from adavit_jax import models
 from adavit_jax import weights
 from adavit_jax.runs import checks
+from adavit_jax.runs import history
 from adavit_jax.runs import pretrained
 from adavit_jax.runs import saved_run
 from adavit_jax.train import config as config_lib
@@ -47,10 +48,8 @@ def needed(trainer, saved):
   Raises:
     ValueError: as `load`, and if a resumed run has another teacher than before.
   """
-  config, names = trainer.config, list(trainer.config.phases)
-  if saved is not None and saved.info['phase'] in names:
-    at = names.index(saved.info['phase'])
-    names = names[at + bool(saved.info['finished']):]
+  config = trainer.config
+  names = history.remaining(config.phases, saved and saved.info)
   if not set(names).intersection(config.teacher.phases):
     return None
   loaded = None
