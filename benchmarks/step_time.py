@@ -7,7 +7,8 @@
 Each --setting lists FIELD=VALUE; an empty one is the config as it is. The first
 phase of the config is trained for a few steps, the settings in turns. Times are
 CPU seconds of this process, which other processes disturb less than the time on
-the clock does; --wall takes that instead, for accelerators and many cores.
+the clock does; --wall takes that instead, for accelerators and many cores. The
+temporary memory is what a step needs beside its arguments and results.
 """
 
 import functools

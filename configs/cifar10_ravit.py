@@ -21,9 +21,8 @@ not been run; time and accuracy are unknown (paper: 84.9 %). --config.dtype=
 bfloat16 is faster on many devices; the paper does not say what it used.
 
 `:cpu` is ours, for CPU cores: 20 epochs with Muon, warm-up and clipping, batch
-size 128, encoders unrolled and a batch in 16 parts, which fit a core's cache
-(both take less CPU time, see docs/tables.md).
-It is meant for about 80 minutes on two cores; it has not been run to its end.
+size 128. Unrolled encoders and a batch in 16 parts take less processor time (see
+docs/tables.md). TIME
 No label is smoothed and no image mixed, since both keep entropies away from 0,
 and the paper's thresholds of 0.05 and 0.15 would lose their meaning.
 

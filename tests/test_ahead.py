@@ -254,6 +254,7 @@ def test_phases_are_written_one_by_one(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize('fields, words', [
     ({'mesh.fsdp': 3}, 'mesh.fsdp=3'),
     ({'joint.batch_size': 12}, 'joint.batch_size=12 .* 8 devices'),
+    ({'dense.accumulate': 2**30}, 'dense.accumulate=1073741824 .*set it to '),
     ({'phases': ('dens',)}, "'dens'"),
     ({'steps_per_call': 10}, "^steps_per_call=10 .*/nowhere")])
 def test_mistakes_cost_no_compilation(fields, words):

@@ -5,7 +5,9 @@ import types
 
 from adavit_jax import data
 from adavit_jax.runs import checks
+from adavit_jax.train import accumulate
 from adavit_jax.train import config as config_lib
+from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
 from adavit_jax.train import system as system_lib
 import pytest
@@ -49,6 +51,7 @@ def test_a_variant_can_train(name, variant):
       num_classes=0 if regression else 10, channels=channels,
       mean=(.5,) * channels, std=(.5,) * channels,
       target=data.Target(0., 1., 'degrees') if regression else None))
+  accumulate.check(config, mesh_lib.make_mesh(1, 1))
   phases.check(system)
   checks.both_heads(config, system)
   checks.budget(config, system)

@@ -1,6 +1,7 @@
 """Heads trained on what a frozen backbone said of augmented views, once."""
 
 import json
+import types
 
 from adavit_jax import data
 from adavit_jax import weights
@@ -263,6 +264,20 @@ def test_too_many_views_for_the_memory(
   monkeypatch.setattr(frozen_views, '_free_memory', lambda: size - 1)
   with pytest.raises(ValueError, match=f'^{NAME}.views=3 .*--config.{NAME}'):
     loop.Trainer(config, str(tmp_path), dataset)
+
+
+def test_views_that_are_over_need_no_memory(dataset, monkeypatch):
+  config = _config(3, **{'model.merge': 0})
+  config.phases = (NAME, 'exits')
+  system = system_lib.create(config, dataset)
+  saved = lambda phase, finished: types.SimpleNamespace(
+      info=dict(phase=phase, finished=finished))
+  monkeypatch.setattr(frozen_views, '_free_memory', lambda: 0)
+  frozen_views.check(system, dataset, saved(NAME, True))
+  frozen_views.check(system, dataset, saved('exits', False))
+  for left in (None, saved(NAME, False)):
+    with pytest.raises(ValueError, match=f'^{NAME}.views=3 '):
+      frozen_views.check(system, dataset, left)
 
 
 def test_views_are_not_repeated():

@@ -53,16 +53,13 @@ def compile_for(config, name, workdir=None):
   target = targets.find(name)
   mesh = mesh_lib.make_mesh(
       config.mesh.data, config.mesh.fsdp, devices=target.devices)
-  for phase in config.phases:
-    mesh_lib.check_batch_size(
-        config[phase].batch_size, mesh, f'{phase}.batch_size')
+  accumulate.check(config, mesh)
   dataset, num_images = _dataset(config), 0
   if config.steps_per_call > 1:
     resident.check(config, dataset.train)
     num_images = len(dataset.train)
   system = system_lib.create(config, dataset)
   phases.check(system)
-  accumulate.check(system, mesh)
   taught = _teacher(config, system)
   print(forecast_table.heading(system, target, mesh), flush=True)
   rows = []

@@ -112,7 +112,8 @@ def of_phase(
                    for kind, sent in collectives.read(
                        compiled.as_text()).items()},
       largest_batch=target.usable and largest_batch(
-          forecast.batch_size, held, activations, target.usable, mesh.size))
+          forecast.batch_size, held, activations, target.usable,
+          mesh.size * system.config[phase].accumulate))
 
 
 def _compiled(lowered):
@@ -135,8 +136,8 @@ def bytes_of(tree) -> int:
   return sum(map(size, jax.tree.leaves(tree)))
 
 
-def largest_batch(size, held, activations, usable, devices) -> int:
-  """Estimates the largest batch that fits, a multiple of the devices.
+def largest_batch(size, held, activations, usable, shares) -> int:
+  """Estimates the largest batch that fits, a multiple of the shares.
 
   All that a step needs beside its arguments is taken to grow with the batch.
   Gradients and gathered parameters do not, so that a larger batch than this
@@ -147,10 +148,10 @@ def largest_batch(size, held, activations, usable, devices) -> int:
     held: bytes of the arguments on a device.
     activations: bytes beside them.
     usable: bytes that a device has.
-    devices: their number.
+    shares: into which a batch is split, over devices and in parts.
   """
-  each = (usable - held) / activations * size / devices
-  return int(each) * devices
+  each = (usable - held) / activations * size / shares
+  return int(each) * shares
 
 
 def _batch(system, phase, mesh):

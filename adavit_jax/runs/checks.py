@@ -16,7 +16,7 @@ from adavit_jax.train import step as step_lib
 from adavit_jax.train.phases import joint
 
 # Fields that may change when a run is resumed: they affect results by no more
-# than rounding, and `accumulate` by what a phase draws at random.
+# than rounding; `accumulate` also changes what a phase draws at random.
 FREE_FIELDS = (
     'steps_per_call', 'log_every', 'eval_every', 'checkpoint_every',
     'eval_batch_size', 'data.data_dir', 'data.cache_dir', 'data.labels',

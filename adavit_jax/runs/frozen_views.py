@@ -61,7 +61,7 @@ def check(system, dataset, saved=None):
     num = step_lib.num_views(system.config, phase)
     if not num:
       continue
-    # All processes refuse, or none, which would wait for the others.
+    # All processes refuse or none: those that go on would wait for the others.
     free = np.min(multihost_utils.process_allgather(
         np.float32(_free_memory())))
     each = sum(np.prod(x.shape[1:], dtype=float) * x.dtype.itemsize

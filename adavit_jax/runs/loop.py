@@ -76,9 +76,7 @@ class Trainer:
       config.eval_batch_size += -config.eval_batch_size % self.mesh.size
     else:
       self.mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.fsdp)
-      for phase in config.phases:
-        mesh_lib.check_batch_size(
-            config[phase].batch_size, self.mesh, f'{phase}.batch_size')
+      accumulate.check(config, self.mesh)
     self.dataset = dataset or data.load(config.data, seed=config.seed)
     checks.sizes(config, self.dataset)
     if run is None:
@@ -89,7 +87,6 @@ class Trainer:
       checks.both_heads(config, self.system)
     checks.budget(config, self.system)
     if run is None:
-      accumulate.check(self.system, self.mesh)
       frozen_views.check(self.system, self.dataset, saved)
     self._weights = None  # of init.weights, until the run starts
     if saved is None and config.init.weights:

@@ -1,14 +1,11 @@
 """Gradients of a batch computed in parts, one after the other.
 
-A part needs the memory of its own images alone: that of a small device, or the
-cache of a CPU core.
+Activations then take the memory of a part.
 """
 
 import jax
 import jax.numpy as jnp
-from optax import microbatching
 
-from adavit_jax import models
 from adavit_jax.train import mesh as mesh_lib
 from adavit_jax.train import phases
 
@@ -17,65 +14,56 @@ def mean(function, trained, batch, key, parts):
   """Returns the mean of a function over the parts of a batch.
 
   Args:
-    function: of (trained, batch, key); every float that it returns is a mean
-      over the images of its batch, integers depend on no image.
+    function: of (trained, batch, key), see `Phase.mean`.
     trained: pytree of parameters.
     batch: pytree of arrays [B, ...].
     key: PRNG key. With several parts, part i has the key folded with i.
-    parts: k, divides B. Part i has the images i, i + k, and so on, of every
-      device as many.
+    parts: k, divides B. Part i has the images i, i + k, and so on, so that
+      every device has an equal share of each part.
 
   Returns:
     What the function returns for the whole batch, up to rounding and to what
-    it draws with the key.
+    it draws with the key. Integers are those of the last part.
   """
   if parts == 1:
     return function(trained, batch, key)
-  size = len(jax.tree.leaves(batch)[0])
 
-  def one(batch, rows):
-    return function(trained, batch, jax.random.fold_in(key, rows[0]))
+  def one(index):
+    part = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:])[:, index],
+                        batch)
+    return function(trained, part, jax.random.fold_in(key, index))
 
-  def add(total, values, _):
+  def add(total, index):
     return jax.tree.map(
         lambda x, y: x + y / parts if jnp.issubdtype(y.dtype, jnp.floating)
-        else y, total, values)
+        else y, total, one(index)), None
 
-  averaged = microbatching.Accumulator(
-      init=lambda x: jax.tree.map(jnp.zeros_like, x), update=add,
-      finalize=lambda x: x, aggregate=lambda x: x)
-  return microbatching.microbatch(
-      one, argnums=(0, 1), microbatch_size=size // parts,
-      accumulator=averaged)(batch, jnp.arange(size))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
+                       jax.eval_shape(one, 0))
+  return jax.lax.scan(add, zeros, jnp.arange(parts))[0]
 
 
-def check(system, mesh):
-  """Checks `accumulate` of the phases of a run.
+def check(config, mesh):
+  """Checks that the batches of all phases split over devices, and into parts.
 
   Args:
-    system: `System`.
-    mesh: `Mesh` over which batches are sharded.
+    config: see `train.config.default_config`.
+    mesh: devices that share a batch.
 
   Raises:
-    ValueError: if a batch has no such parts, or its loss does not allow them.
+    ValueError: if `batch_size` or `accumulate` of a phase does not fit.
   """
-  for name in system.config.phases:
-    c = system.config[name]
-    field = f'{name}.accumulate={c.accumulate}'
-    if c.accumulate == 1:
-      continue
-    if not phases.PHASES[name].mean:
+  for name in config.phases:
+    size, parts = config[name].batch_size, config[name].accumulate
+    mesh_lib.check_batch_size(size, mesh, f'{name}.batch_size')
+    if parts > 1 and not phases.PHASES[name].mean:
       raise ValueError(
-          f'{field} computes a batch in parts, but the loss of this phase '
-          f'compares its images; set it to 1')
-    shapes = jax.eval_shape(
-        lambda: models.init_params(system.model, jax.random.key(0)))
-    if 'batch_stats' in shapes:
+          f'{name}.accumulate={parts} splits a batch, but the loss of this '
+          f'phase depends on the batch as a whole; set it to 1')
+    fits = lambda k: size % (k * mesh.size) == 0
+    if not fits(parts):
+      best = next(filter(fits, range(min(parts, size), 0, -1)))
       raise ValueError(
-          f'{field} computes a batch in parts, but {system.config.model.name!r}'
-          f' normalises with the statistics of a batch; set it to 1')
-    if c.batch_size % c.accumulate:
-      raise ValueError(f'{field} must divide {name}.batch_size={c.batch_size}')
-    mesh_lib.check_batch_size(
-        c.batch_size // c.accumulate, mesh,
-        f'{name}.batch_size/{name}.accumulate')
+          f'{name}.accumulate={parts} does not split {name}.batch_size={size} '
+          f'into equal parts that {mesh.size} devices can share; set it to '
+          f'{best}')

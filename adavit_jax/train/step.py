@@ -108,23 +108,32 @@ def make_step(system, phase, start, teacher=None, cropped=False):
   num_rounds = rules.rounds(system)
   length = c.steps // num_rounds
   tx, schedule = _optimizer(system, phase, length)
-  prepare = make_batch(system, phase, cropped)
+  augment, reads = _augment(system, phase, cropped), rules.reads
+  views = num_views(system.config, phase)
 
   def step(state, images, labels, taught_by=None):
     augment_key, loss_key = keys(state.key, state.step)
-    batch = (images if num_views(system.config, phase) else
-             prepare(state.params, augment_key, images, labels))
+    batch = images if views else augment(augment_key, images, labels)
     if teacher is not None:
-      batch = batch._replace(taught=teacher.logits(
-          sharded.whole(taught_by), batch.images, system.mean, system.std))
+      taught_by = sharded.whole(taught_by)
     done = state.step - start
     trained = _trained(state.params, phase)
 
     read = state.replace(teacher=sharded.whole(state.teacher))
 
     def loss(trained, batch, key):
+      if reads is not None and not views:
+        batch = batch._replace(read=reads(system, state.params, batch.images))
+      taught = {}
+      if teacher is not None:
+        batch = batch._replace(taught=teacher.logits(
+            taught_by, batch.images, system.mean, system.std))
+        taught['teacher_accuracy'] = (
+            batch.taught.argmax(-1) == batch.labels).mean()
       params = sharded.whole({**state.params, **trained})
-      return rules.loss(system, params, read, batch, key, done)
+      total, (metrics, updates) = rules.loss(
+          system, params, read, batch, key, done)
+      return total, ({**metrics, **taught}, updates)
 
     grads, (metrics, updates) = accumulate.mean(
         jax.grad(loss, has_aux=True), trained, batch, loss_key, c.accumulate)
@@ -146,9 +155,6 @@ def make_step(system, phase, start, teacher=None, cropped=False):
           ema, _averaged(params, phase), c.ema, step=done)
     metrics = {**metrics, 'learning_rate': schedule(in_round),
                'grad_norm': grad_norm}
-    if teacher is not None:
-      metrics['teacher_accuracy'] = (
-          batch.taught.argmax(-1) == batch.labels).mean()
     state = state.replace(step=state.step + 1, params=params,
                           opt_state=opt_state, ema=ema, **updates)
     return state, metrics
@@ -162,7 +168,7 @@ def keys(key, step):
 
 
 def make_batch(system, phase, cropped=False):
-  """Makes what augments images, and reads them where a phase has `reads`.
+  """Makes what augments and reads images for a phase with `reads`.
 
   Args:
     system, phase, cropped: as for `make_step`.
@@ -171,20 +177,25 @@ def make_batch(system, phase, cropped=False):
     A pure function (params, key, images uint8 [B, H, W, C], labels [B]) ->
     `Batch`.
   """
+  augment = _augment(system, phase, cropped)
   reads = phases.PHASES[phase].reads
+
+  def run(params, key, images, labels):
+    batch = augment(key, images, labels)
+    return batch._replace(read=reads(system, params, batch.images))
+
+  return run
+
+
+def _augment(system, phase, cropped):
+  """Returns a function (key, images, labels) -> `Batch`, see `make_batch`."""
   augment = functools.partial(
       data.augment, config_data=augmentation(system.config, phase),
       num_classes=system.model.num_classes, target=system.target,
       mean=system.mean, std=system.std, image_size=system.model.image_size,
       cropped=cropped)
-
-  def run(params, key, images, labels):
-    batch = Batch(*augment(key, images, labels), labels)
-    if reads is None:
-      return batch
-    return batch._replace(read=reads(system, params, batch.images))
-
-  return run
+  return lambda key, images, labels: Batch(
+      *augment(key, images, labels), labels)
 
 
 def view_shapes(system, phase):

@@ -1,5 +1,8 @@
 """Training runs a list of phases; each module declares one."""
 
+import jax
+
+from adavit_jax import models
 from adavit_jax.train.phases import classifier_wise
 from adavit_jax.train.phases import dense
 from adavit_jax.train.phases import exits
@@ -56,6 +59,8 @@ def check(system):
           f'{config.data.name!r} are numbers; choose config.phases from '
           f"{list(having('exits'))}")
     PHASES[name].check(system)
+    if config[name].accumulate > 1 and 'backbone' in PHASES[name].trains:
+      _check_statistics(system, name)
   weights, weighted = tuple(config.exits.weights), ('exits',)
   if len(system.model.own_exits()) > 1:
     weighted = ('exits', 'dense', 'joint', 'static')
@@ -63,6 +68,17 @@ def check(system):
     raise ValueError(f'exits.weights={weights} is for the phases {weighted}, '
                      f'not for {tuple(names)}; leave it out')
   check_order(system, names)
+
+
+def _check_statistics(system, name):
+  """Raises a ValueError for a backbone with batch statistics."""
+  groups = jax.eval_shape(
+      lambda: models.init_params(system.model, jax.random.key(0)))
+  if 'batch_stats' in groups:
+    raise ValueError(
+        f'{name}.accumulate={system.config[name].accumulate} splits a batch, '
+        f'but {system.config.model.name!r} normalises with the statistics of '
+        f'the whole batch; set it to 1')
 
 
 def check_order(system, names, before=''):

@@ -150,9 +150,22 @@ def accuracy(logits, batch):
   return (logits.total.argmax(-1) == batch.labels).mean()
 
 
+def check(system):
+  """Raises a ValueError if parts of a batch cannot have their random masks."""
+  c = system.config.dense
+  num = int(c.random_masks * c.batch_size)
+  part = int(c.random_masks * (c.batch_size // c.accumulate))
+  if c.mask_weight and num != part * c.accumulate:
+    raise ValueError(
+        f'dense.accumulate={c.accumulate} gives parts of '
+        f'{c.batch_size // c.accumulate} images, of which '
+        f'dense.random_masks={c.random_masks} is no whole number; set '
+        f'dense.accumulate lower, or dense.mask_weight=0')
+
+
 PHASE = Phase(
     loss, trains=('backbone',), mean=True, taught=True, from_scratch=True,
-    decides='all',
+    decides='all', check=check,
     defaults=dict(OPTIMIZER, drop_path=0.1, nested=0.5, random_masks=0.5,
                   mask_weight=0.5, distill=0.5, temperature=1.0,
                   hard_distill=True),

@@ -6,7 +6,7 @@ from typing import Any
 
 # Defaults of every phase, see `optimizer.make_optimizer`; `ema` is the decay of
 # averaged parameters, 0 for none; `accumulate` is the number of parts in which
-# a batch is computed, see `accumulate`.
+# a batch is computed, see `train.accumulate`.
 OPTIMIZER = dict(
     optimizer='adamw', steps=1000, batch_size=128, learning_rate=1e-3,
     warmup=0.05, end_lr_factor=0.01, weight_decay=0.05, clip_norm=1.0, b1=0.9,
@@ -24,8 +24,9 @@ class Phase:
       fields, and for `params` only of groups without gradient. `shift` [] is
       added to all logits of the policy after the optimizer's update.
     trains: groups of parameters with a gradient.
-    mean: whether the loss is a mean over images that do not depend on each
-      other, so that a batch can be computed in parts.
+    mean: whether a batch can be computed in parts: the loss is a mean over
+      images that do not depend on each other, and so are metrics and updates
+      that are floats; integers do not depend on the images.
     reads: (system, params, images) -> pytree of arrays [B, ...], all that the
       loss needs of a frozen model; it is given as `Batch.read`. The config of
       such a phase has the field `views`, see `classifier_wise`.

@@ -66,6 +66,12 @@ def actions(c, num_layers, batch_size, key):
 
 def check(system):
   """Raises a ValueError for a policy that is unknown or does not fit."""
+  c = system.config.static
+  if c.accumulate > 1 and c.representation:
+    raise ValueError(
+        f'static.accumulate={c.accumulate} splits a batch, but '
+        f'static.representation={c.representation} divides by a mean over the '
+        f'whole batch; set the one to 1, or the other to 0')
   choice('static.policy', system.config.static.policy,
          ('table_1', 'stochastic', 'mask'))
   at_inference(system)
