@@ -63,7 +63,7 @@ def check(config, mesh):
     fits = lambda k: size % (k * mesh.size) == 0
     if not fits(parts):
       best = next(filter(fits, range(min(parts, size), 0, -1)))
+      shared = f' for {mesh.size} devices to share' if mesh.size > 1 else ''
       raise ValueError(
           f'{name}.accumulate={parts} does not split {name}.batch_size={size} '
-          f'into equal parts that {mesh.size} devices can share; set it to '
-          f'{best}')
+          f'into equal parts{shared}; set it to {best}')
