@@ -4,6 +4,7 @@ import types
 
 import numpy as np
 import pytest
+import scripts
 import tiny
 
 
@@ -18,7 +19,8 @@ class Classifier:
 
 
 def test_a_falling_charge_lets_images_leave_earlier():
-  battery = tiny.load('examples/battery.py')
+  with scripts.own_flags('examples'):
+    battery = tiny.load('examples/battery.py')
   knob = lambda charge: battery.threshold(charge, at_full=0.2, at_empty=1.2)
   assert [knob(x) for x in (1., 0.5, 0.)] == pytest.approx([-0.2, -0.7, -1.2])
   read = []

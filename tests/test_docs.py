@@ -4,7 +4,6 @@ Every command of this project is parsed with the flags of its script, and what
 it would train is checked. Nothing is trained here.
 """
 
-import functools
 import importlib.metadata
 import json
 import os
@@ -15,7 +14,6 @@ import subprocess
 import sys
 import types
 
-from absl import flags
 import adavit_jax
 from adavit_jax import data
 from adavit_jax import models
@@ -29,9 +27,9 @@ from adavit_jax.train import phases
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import system as system_lib
 import jax
-from ml_collections import config_flags
 from PIL import Image
 import pytest
+import scripts
 import tiny
 
 ROOT = pathlib.Path(tiny.ROOT)
@@ -141,17 +139,11 @@ COMMANDS = sorted({command for page in PAGES for command in _commands(page)})
 
 def _parse(argv, monkeypatch):
   """The flags of a command as its script reads them, apart from others'."""
-  own = flags.FlagValues()
-  for module in (flags, config_flags):
-    for name in {*dir(module)} - {'DEFINE_flag'}:  # config_flags calls it
-      if name.startswith(('DEFINE_', 'mark_flag')):
-        monkeypatch.setattr(module, name, functools.partial(
-            getattr(module, name), flag_values=own))
-  monkeypatch.syspath_prepend(str((ROOT / argv[0]).parent))
   monkeypatch.chdir(ROOT)  # where configs/ is
   monkeypatch.setattr(sys, 'argv', list(argv))  # config_flags looks there
   monkeypatch.setattr(os, 'environ', dict(os.environ))  # topology sets some
-  tiny.load(argv[0])
+  with scripts.own_flags(pathlib.Path(argv[0]).parent) as own:
+    tiny.load(argv[0])
   rest = own(list(argv))
   assert rest[1:] in POSITIONAL.get(argv[0], ([],)), (
       f'{rest[1:]} are no flags')

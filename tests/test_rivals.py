@@ -1,22 +1,20 @@
 """Trained runs side by side: accuracy, MACs and time."""
 
-import pathlib
-
 import pytest
+import scripts
 from states import one_device  # a fixture
 from states import run  # a fixture
 from states import steps  # a fixture
 from states import trace_once  # a fixture
 from test_report import reported  # a fixture
 from test_report import tiny_data  # a fixture
-import tiny
 
 
 @pytest.mark.nightly
 def test_rivals_are_measured_as_the_report_has_them(
     run, reported, tiny_data, monkeypatch, tmp_path):
-  monkeypatch.syspath_prepend(pathlib.Path(tiny.ROOT, 'benchmarks'))
-  import rivals
+  with scripts.own_flags('benchmarks'):
+    import rivals
   for name in ('_WARM_UP', '_TURN'):
     monkeypatch.setattr(rivals.timing, name, 0.)
   result, _ = reported

@@ -1,22 +1,13 @@
 """The benchmark of a second decision, on results where its gain is known."""
 
-import functools
-import pathlib
-
-from absl import flags
 import numpy as np
 import pytest
-import tiny
+import scripts
 
 
 @pytest.fixture(scope='module')
 def second_look():
-  with pytest.MonkeyPatch.context() as patch:
-    # Other benchmarks that tests import define some of the same flags.
-    for kind in ('string', 'list', 'integer'):
-      patch.setattr(flags, f'DEFINE_{kind}', functools.partial(
-          getattr(flags, f'DEFINE_{kind}'), flag_values=flags.FlagValues()))
-    patch.syspath_prepend(pathlib.Path(tiny.ROOT, 'benchmarks'))
+  with scripts.own_flags('benchmarks'):
     import second_look
   return second_look
 
