@@ -96,7 +96,7 @@ def test_random_masks_in_parts():
   """Every part has its share of masked rows."""
   _, metrics = _stepped('dense', 4, mesh_lib.make_mesh(1, 1), nested=0.)
   assert metrics['masked_loss'] > 0
-  match = r'^dense\.accumulate=16 .*dense\.random_masks=0\.5 '
+  match = r'^dense\.accumulate=16 .*dense\.random_masks=0\.5\)'
   with pytest.raises(ValueError, match=match):
     _stepped('dense', 16, mesh_lib.make_mesh(1, 1))
 

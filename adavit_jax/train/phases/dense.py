@@ -151,16 +151,15 @@ def accuracy(logits, batch):
 
 
 def check(system):
-  """Raises a ValueError if parts of a batch cannot have their random masks."""
+  """Raises a ValueError if parts do not have equally many random masks."""
   c = system.config.dense
   num = int(c.random_masks * c.batch_size)
   part = int(c.random_masks * (c.batch_size // c.accumulate))
   if c.mask_weight and num != part * c.accumulate:
     raise ValueError(
-        f'dense.accumulate={c.accumulate} gives parts of '
-        f'{c.batch_size // c.accumulate} images, of which '
-        f'dense.random_masks={c.random_masks} is no whole number; set '
-        f'dense.accumulate lower, or dense.mask_weight=0')
+        f'dense.accumulate={c.accumulate} must divide the {num} images of a '
+        f'batch with random masks (dense.random_masks={c.random_masks}); set '
+        f'it lower, or dense.mask_weight=0')
 
 
 PHASE = Phase(
