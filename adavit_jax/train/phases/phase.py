@@ -25,8 +25,9 @@ class Phase:
       added to all logits of the policy after the optimizer's update.
     trains: groups of parameters with a gradient.
     mean: whether a batch can be computed in parts: the loss is a mean over
-      images that do not depend on each other, and so are metrics and updates
-      that are floats; integers do not depend on the images.
+      images that do not depend on each other, and so are updates and metrics
+      that are floats, but for `rmse`, of which the parts' mean is logged;
+      integers do not depend on the images.
     reads: (system, params, images) -> pytree of arrays [B, ...], all that the
       loss needs of a frozen model; it is given as `Batch.read`. The config of
       such a phase has the field `views`, see `classifier_wise`.
