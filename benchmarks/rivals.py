@@ -8,17 +8,16 @@ The first is the reference of times and MACs. Each is loaded as
 `adavit_jax.load` does: phase, best, decide and attributes of the model follow
 the directory. `row` is a row of its report.json, whose thresholds it runs
 with; `lost=0.01` calibrates the thresholds of exits instead, on the held-out
-images, to lose a point against the last exit. Runs with the same label are
-seeds of one row, which has their means and the spread of their accuracies.
-Accuracy and MACs are means over the test split, time is of test images from
-uint8 to predictions, the runs in turn; a run on smaller images gets them at its
-own size. Rows go to FILE.json, a picture to FILE.png.
+images, to lose a point against the last exit, or the threshold or price of a
+policy, to lose one against all layers; `exit=2` lets every image leave at the
+third exit. Runs with the same label are seeds of one row, which has their means
+and the spread of their accuracies. Accuracy and MACs are means over the
+test split, time is of test images from uint8 to predictions, the runs in turn;
+a run on smaller images gets them at its own size. Rows go to FILE.json, a
+picture to FILE.png.
 """
 
-import ast
-import functools
 import json
-from typing import Any, NamedTuple
 
 from absl import app
 from absl import flags
@@ -27,13 +26,10 @@ from matplotlib.figure import Figure
 from ml_collections import config_dict
 import numpy as np
 
-import adavit_jax
-from adavit_jax import data
 from adavit_jax import errors
-from adavit_jax.exits import cross_validation
 from adavit_jax.runs import orbax_manager
 from adavit_jax.runs import saved_run
-import reports
+import rival_runs
 import timing
 
 _OUTPUT = flags.DEFINE_string(
@@ -42,87 +38,19 @@ _BATCHES = flags.DEFINE_list('batches', ['1', '32'], 'Batch sizes.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed rounds.', 1)
 
 
-class Rival(NamedTuple):
-  """A run and how it is loaded.
-
-  Attributes:
-    label: its name in the table.
-    workdir: directory of the run.
-    row: row of report.json with its thresholds; '' for those it loads with.
-    lost: share of the held-out images that exits may lose, instead of a row;
-      None without it.
-    options: arguments of `adavit_jax.load`.
-  """
-  label: str
-  workdir: str
-  row: str
-  lost: float | None
-  options: dict[str, Any]
-
-
-def parse(text):
-  """Parses LABEL=DIR,KEY=VALUE,...
-
-  Raises:
-    ValueError: if it has another form.
-  """
-  label, equals, rest = text.partition('=')
-  workdir, *pairs = rest.split(',')
-  options = dict(pair.split('=', 1) for pair in pairs if '=' in pair)
-  if not equals or not workdir or len(options) < len(pairs):
-    raise ValueError(f'{text!r} is not LABEL=DIR,KEY=VALUE,...')
-  options = {k: _value(v) for k, v in options.items()}
-  row, lost = options.pop('row', ''), options.pop('lost', None)
-  if lost is not None and (row or not isinstance(lost, (int, float))):
-    raise ValueError(f'{text!r}: lost is a share, such as lost=0.01, and is '
-                     f'given instead of a row')
-  return Rival(label, workdir, row, lost, options)
-
-
-def _value(text):
-  try:
-    return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    return text
-
-
-def load(rival, max_batch_size):
-  """Loads a rival; raises a ValueError if its report lacks the row."""
-  clf = adavit_jax.load(
-      rival.workdir, max_batch_size=max_batch_size, **rival.options)
-  if rival.lost is not None:
-    if not clf.system.staged:
-      raise ValueError(f'lost={rival.lost} is for runs with exits, but '
-                       f'{rival.workdir} has none; leave it out')
-    held = _images(clf.system.config, 'holdout')
-    found = clf.at_exits(held.images)
-    clf.thresholds = cross_validation.losing_at_most(
-        found.confidence, clf.system.task.score(found.prediction, held.labels),
-        found.macs, lost=rival.lost).thresholds
-  if rival.row:
-    report = reports.read(rival.workdir)
-    if rival.row not in report:
-      raise ValueError(f'row={rival.row!r} is not in report.json of '
-                       f'{rival.workdir}')
-    if clf.system.staged:
-      clf.thresholds = report[rival.row]['thresholds']
-    else:
-      setattr(clf, clf.knob.name, report[rival.row][clf.knob.name])
-  return clf
-
-
 def measure(rivals, batches, repeats):
   """Returns a row for each rival: accuracy, MACs and times.
 
   Args:
-    rivals: list of `Rival`; the first is the reference.
+    rivals: list of `rival_runs.Rival`; the first is the reference.
     batches: batch sizes.
     repeats: timed rounds.
 
   Raises:
-    ValueError: as `load`, or if the rivals have different test images.
+    ValueError: as `rival_runs.load`, or if the rivals have different test
+      images.
   """
-  classifiers = [load(r, max(batches)) for r in rivals]
+  classifiers = [rival_runs.load(r, max(batches)) for r in rivals]
   inputs, labels = _test_images(rivals)
   rows = []
   for rival, clf, images in zip(rivals, classifiers, inputs):
@@ -173,31 +101,9 @@ def _test_images(rivals):
     c = config.data
     size = c.image_size, c.get('load_size'), c.get('crop')
     if size not in sizes:
-      sizes[size] = _images(config, 'test')
+      sizes[size] = rival_runs.images_of(config, 'test')
     inputs.append(sizes[size].images)
   return inputs, next(iter(sizes.values())).labels
-
-
-class Images(NamedTuple):
-  """Images uint8 [n, S, S, C] at the size of their run, and labels [n]."""
-  images: np.ndarray
-  labels: np.ndarray
-
-
-def _images(config, name):
-  seed = config.seed if config.data.seed is None else config.data.seed
-  split = getattr(_dataset(config.data.to_json(), seed), name)
-  if not len(split):
-    raise ValueError('lost= needs held-out images, but a run has '
-                     'data.holdout=0; give its thresholds by row=')
-  return Images(data.centre(split.images(np.arange(len(split))),
-                            config.data.image_size), split.labels)
-
-
-@functools.cache  # seeds of a row have the same
-def _dataset(config_data, seed):
-  """Returns the `Dataset` of a config, given as JSON."""
-  return data.load(config_dict.ConfigDict(json.loads(config_data)), seed=seed)
 
 
 def _times(classifiers, inputs, batch, repeats):
@@ -257,7 +163,8 @@ def draw(rows, batches):
 
 def main(argv):
   try:
-    rivals, batches = list(map(parse, argv[1:])), list(map(int, _BATCHES.value))
+    rivals = list(map(rival_runs.parse, argv[1:]))
+    batches = list(map(int, _BATCHES.value))
     if not rivals:
       raise ValueError('no run is given: LABEL=DIR,KEY=VALUE,...')
     rows = measure(rivals, batches, _REPEATS.value)

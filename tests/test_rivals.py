@@ -1,5 +1,10 @@
 """Trained runs side by side: accuracy, MACs and time."""
 
+import types
+
+from adavit_jax.exits import confidence
+from adavit_jax.policies import knob
+import numpy as np
 import pytest
 import scripts
 from states import one_device  # a fixture
@@ -15,12 +20,13 @@ def test_rivals_are_measured_as_the_report_has_them(
     run, reported, tiny_data, monkeypatch, tmp_path):
   with scripts.own_flags('benchmarks'):
     import rivals
+  rival_runs = rivals.rival_runs
   for name in ('_WARM_UP', '_TURN'):
     monkeypatch.setattr(rivals.timing, name, 0.)
   result, _ = reported
-  monkeypatch.setattr(rivals.reports, 'read', lambda workdir: result)
+  monkeypatch.setattr(rival_runs.reports, 'read', lambda workdir: result)
   rows = rivals.measure([
-      rivals.parse(text.replace('DIR', run[0])) for text in (
+      rival_runs.parse(text.replace('DIR', run[0])) for text in (
           'dense=DIR,phase=dense', 'merged=DIR,phase=dense,merge=1',
           'policy=DIR,row=adaptive')], [1, 2], 1)
   dense, merged, policy = rows
@@ -41,9 +47,65 @@ def test_rivals_are_measured_as_the_report_has_them(
       dict(label='b', accuracy=0.25, quartiles_ms_1=[0., 0.],
            accuracies=[0.25])]
   with pytest.raises(ValueError, match='row='):
-    rivals.measure([rivals.parse(f'a={run[0]},row=slack')], [1], 1)
-  for wrong in ('lost=x', 'row=slack,lost=0.01'):
-    with pytest.raises(ValueError, match='lost is a share'):
-      rivals.parse(f'a=b,{wrong}')
+    rivals.measure([rival_runs.parse(f'a={run[0]},row=slack')], [1], 1)
+  for option in ('lost=0.01', 'exit=0'):
+    with pytest.raises(ValueError, match=option):
+      rivals.measure(
+          [rival_runs.parse(f'a={run[0]},phase=dense,{option}')], [1], 1)
+  for wrong in ('lost=x', 'row=slack,lost=0.01', 'exit=0.5'):
+    with pytest.raises(ValueError, match=wrong.split(',')[0]):
+      rival_runs.parse(f'a=b,{wrong}')
   with pytest.raises(ValueError, match='LABEL=DIR'):
-    rivals.parse(run[0])
+    rival_runs.parse(run[0])
+
+
+@pytest.fixture
+def rival_runs(monkeypatch):
+  with scripts.own_flags('benchmarks'):
+    import rival_runs
+  monkeypatch.setattr(rival_runs, 'images_of', lambda config, name: (
+      rival_runs.Images(np.arange(20), np.zeros(20, int))))
+  return rival_runs
+
+
+class _Policy:
+  """Classifies ever more of 20 images wrongly: with all layers one of them."""
+
+  def __init__(self):
+    self.knob, self.actions, self.tried = knob.KNOBS['networks'], None, []
+    self.system = types.SimpleNamespace(
+        staged=False, config=None, model=None)
+
+  @property
+  def threshold(self):
+    return self.tried[-1]
+
+  @threshold.setter
+  def threshold(self, number):
+    self.tried.append(number)
+
+  def __call__(self, images):
+    wrong = 1 if self.actions else 1 + sum(
+        self.threshold >= x for x in (0.3, 0.6, 0.9))
+    return types.SimpleNamespace(labels=images < wrong)
+
+
+@pytest.mark.parametrize('lost, below', [(0., 0.3), (0.05, 0.6), (0.1, 0.9)])
+def test_a_policy_drops_what_it_may_lose(rival_runs, monkeypatch, lost, below):
+  monkeypatch.setattr(rival_runs.plan, 'num_layers', lambda model: (2, 2))
+  clf = _Policy()
+  rival_runs._set_lost(clf, lost, 'DIR')
+  tried = clf.knob.sweep(rival_runs._NUMBERS)
+  assert clf.threshold == max(x for x in tried if x < below)
+  assert clf.actions is None
+
+
+def test_all_images_leave_at_one_exit(rival_runs):
+  clf = types.SimpleNamespace(
+      system=types.SimpleNamespace(staged=True, exits=(0, 1, 2)))
+  for index in range(3):
+    rival_runs._set_exit(clf, index, 'DIR')
+    found = confidence.choose(np.zeros((3, 5)), clf.thresholds)
+    np.testing.assert_array_equal(found, index)
+  with pytest.raises(ValueError, match='exit=3'):
+    rival_runs._set_exit(clf, 3, 'DIR')
