@@ -1,0 +1,125 @@
+#!/usr/bin/env bash
+# Makes a pretrained ViT-Ti/16 adaptive in every way that the library has, and
+# trains its rivals, on a folder of photographs:
+#
+#   bash benchmarks/pretrained.sh WEIGHTS IMAGES DIR [RUN...]
+#
+#   WEIGHTS  the file of a ViT-Ti/16 of 224 px, see docs/weights.md
+#   IMAGES   a folder with train/CLASS/* and val/CLASS/*
+#   DIR      every RUN becomes a directory in it
+#   RUN      one of these names; without any, all of them, in this order:
+#
+#   dense              tuned for the classes of IMAGES; most others start from it
+#   exits0             exits, seed 0
+#   merged_exits0      exits and merged tokens
+#   small_exits0       exits and merged tokens, images of 160 px
+#   policy0            a policy, and the best static layers at its MACs
+#   merged_policy0     a policy and merged tokens
+#   everything0        exits on merged_policy0
+#   px160 px128 merged the rivals: smaller images; merged tokens, tuned for them
+#   agree_exits0       exits that agree with WEIGHTS as it is, without labels
+#   agree_policy0      a policy that agrees with it
+#
+# Seeds 1 and 2 follow; any other is made by its name, such as exits3. The same
+# command goes on where it was stopped. $PYTHON is the interpreter, python by
+# default; $MORE has arguments for every training, such as --config.log_every=5.
+# docs/results/pretrained.md has the results, and how they are timed.
+set -euo pipefail
+
+usage() { echo "pretrained.sh: $*; see the head of $0" >&2; exit 2; }
+
+(( $# >= 3 )) || usage 'it takes WEIGHTS IMAGES DIR'
+weights=$(realpath "$1") images=$(realpath "$2")
+[[ -f $weights ]] || usage "there is no file '$1'"
+[[ -d $images ]] || usage "there is no folder '$2'"
+mkdir -p "$3" && dir=$(cd "$3" && pwd)
+shift 3
+export PYTHONPATH="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+cd "$PYTHONPATH"
+python=${PYTHON:-python}
+
+say() { echo "== $*"; }
+phases() { printf -- "--config.phases=("; printf "'%s'," "$@"; echo ')'; }
+
+# train NAME CONFIG ARGUMENTS...
+train() {
+  local name=$1 config=$2 started=$SECONDS
+  shift 2
+  say "$name"
+  # shellcheck disable=SC2086  # several arguments
+  "$python" train.py --config="configs/$config.py" --workdir="$dir/$name" \
+      --config.data.data_dir="$images" --config.data.holdout=0.25 \
+      --config.data.seed=0 --config.model.remat=False "$@" ${MORE:-}
+  say "$name: $((SECONDS - started)) s"
+}
+
+start() { echo "--config.init.workdir=$dir/$1"; echo "--config.init.phase=$2"; }
+
+pretrained=(--config.init.weights="$weights")
+tuned=("$(phases dense)" --config.dense.nested=0 --config.dense.mask_weight=0)
+no_merging=(--config.model.merge=0)
+merging=(--config.model.merge=13 --config.model.merge_schedule=falling)
+views=(--config.classifier_wise.views=2 --config.classifier_wise.batch_size=128)
+pixels() { echo "--config.model.image_size=$1"; echo "--config.data.image_size=$1"; }
+
+make() {  # make NAME
+  local kind=${1%%[0-9]*} number after
+  number=${1#"$kind"}
+  local seed=(--config.seed="$number") tokens=("${merging[@]}")
+  mapfile -t after < <(start dense dense)
+  case $kind${number:+N} in
+    dense)
+      train dense folder_policy "${pretrained[@]}" "$(phases dense)" ;;
+    pxN)
+      train "$1" folder_policy "${pretrained[@]}" "${tuned[@]}" \
+          $(pixels "$number") --config.dense.steps=250 ;;
+    merged)
+      train merged folder_policy "${after[@]}" "${tuned[@]}" "${merging[@]}" \
+          --config.dense.steps=150 ;;
+    exitsN|merged_exitsN|small_exitsN)
+      [[ $kind != exits ]] || tokens=("${no_merging[@]}")
+      if [[ $kind == small_exits ]]; then  # a file, as positions are resampled
+        [[ -e $dir/dense.safetensors ]] || "$python" export.py --mode=weights \
+            --workdir="$dir/dense" --dtype=float32 --output="$dir/dense.safetensors"
+        after=(--config.init.weights="$dir/dense.safetensors")
+        tokens+=($(pixels 160))
+      fi
+      train "$1" folder_exits "${after[@]}" "${seed[@]}" "${tokens[@]}" \
+          "$(phases classifier_wise exits)" ;;
+    policyN|merged_policyN)
+      [[ $kind != policy ]] || tokens=("${no_merging[@]}")
+      train "$1" folder_policy "${after[@]}" "${seed[@]}" "${tokens[@]}" \
+          "$(phases warm_start policy joint)" --config.joint.steps=150
+      "$python" eval.py --workdir="$dir/$1" ;;
+    everythingN)
+      mapfile -t after < <(start "merged_policy$number" joint)
+      train "$1" folder_exits "${after[@]}" "${seed[@]}" "${tokens[@]}" \
+          "$(phases classifier_wise)" --config.exits.policy=True "${views[@]}" \
+          --config.classifier_wise.steps=1000 ;;
+    agree_exitsN|agree_policyN)
+      [[ -e $dir/labels.json ]] || "$python" -m adavit_jax.inference.label_images \
+          --weights="$weights" --model=vit_tiny_patch16_224 --data_dir="$images" \
+          --output="$dir/labels.json"
+      local labels=(--config.data.labels="$dir/labels.json")
+      if [[ $kind == agree_exits ]]; then
+        train "$1" folder_exits "${pretrained[@]}" "${seed[@]}" "${labels[@]}" \
+            "${no_merging[@]}" "$(phases classifier_wise)" "${views[@]}" \
+            --config.classifier_wise.steps=4000 --config.classifier_wise.distill=1
+      else
+        train "$1" folder_policy "${pretrained[@]}" "${seed[@]}" "${labels[@]}" \
+            "$(phases warm_start policy)"
+      fi ;;
+    *) usage "there is no run '$1'" ;;
+  esac
+}
+
+if (( $# == 0 )); then
+  set -- dense
+  for seed in 0 1 2; do
+    set -- "$@" {exits,merged_exits,small_exits,policy,merged_policy,everything}$seed
+    (( seed )) || set -- "$@" px160 px128 merged agree_exits0 agree_policy0
+  done
+fi
+for run in "$@"; do
+  make "$run"
+done
