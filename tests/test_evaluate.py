@@ -1,5 +1,6 @@
 """Evaluation keeps host and devices busy, and neither holds too much."""
 
+import functools
 import threading
 import types
 
@@ -127,16 +128,20 @@ def test_devices_share_the_images_of_the_mask_search(
 
 
 def test_every_mask_on_every_image(trainer, state):
-  """15 images in batches of 6, on two devices."""
+  """In batches of 6, on two devices."""
   split, rows = trainer.dataset.holdout, np.arange(1, 16)
   masks = state.params['value'].masks
   observed, success, correct = trainer.evaluator.success(
       state.params, split, masks, rows)
   assert len(observed) == 15 and observed.dtype == np.float32
   assert success.shape == correct.shape == (15, len(masks.msa))
+  every = trainer.evaluator.with_masks(state.params, split, masks)
+  assert len(every) == len(masks.msa)
   for i in (0, 4):
     want = trainer.evaluator.with_actions(
         state.params, split, Actions(*(a[i] for a in masks)))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4),
+                 every[i], want)
     np.testing.assert_allclose(
         success[:, i], np.exp(-want.loss[rows]), rtol=1e-4)
     np.testing.assert_array_equal(correct[:, i], want.correct[rows])

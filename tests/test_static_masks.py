@@ -74,10 +74,11 @@ def test_known_masks_come_from_every_source(monkeypatch):
 
   class Evaluator:
 
-    def with_actions(self, params, split, actions):
+    def with_masks(self, params, split, masks):
       assert (params, split) == ('params', 'held out')
-      good = right.get(''.join(str(int(k)) for k in actions.keep), 1)
-      return _outputs(np.arange(10) < good, actions)
+      for actions in map(Actions, *masks):
+        good = right.get(''.join(str(int(k)) for k in actions.keep), 1)
+        yield _outputs(np.arange(10) < good, actions)
 
   def added(trainer, params, *, forward):
     assert params == 'params' and forward

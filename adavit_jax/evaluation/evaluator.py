@@ -42,7 +42,8 @@ class Outputs(NamedTuple):
 class Evaluator:
   """Evaluates the last exit of a system on splits; programs compile once.
 
-  It runs the `masked` mode; the other modes give the same results.
+  It runs the `masked` mode, many masks by `many_masks`; the other modes give
+  the same results.
   """
 
   def __init__(self, system, mesh, batch_size):
@@ -67,7 +68,9 @@ class Evaluator:
     self._moments = jit(self._run_moments)
     self._observe = jax.jit(self._run_observe, out_shardings=(
         mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)))
-    self._success = jit(self._run_success)
+    self._begin = jax.jit(
+        self._run_begin, out_shardings=mesh_lib.batch_sharding(mesh))
+    self._finish = jit(self._run_finish)
 
   def with_actions(self, params, split, actions, num=None):
     """Classifies a split under given actions.
@@ -94,6 +97,30 @@ class Evaluator:
     """Classifies a split with all layers, see `with_actions`: `Outputs`."""
     return self.with_actions(params, split, fixed.all_layers(
         plan.num_layers(self._system.model)), num)
+
+  def with_masks(self, params, split, masks):
+    """Classifies a split under each of several masks.
+
+    What masks have in common from the first layer on runs once.
+
+    Args:
+      params: groups.
+      split: `Split`.
+      masks: `Actions` of 0 and 1, [C, L1], [C, L2].
+
+    Returns:
+      List of C `Outputs`.
+    """
+    params = self._system.fold(state_lib.model_params(params))
+    def run(images, labels, rows):
+      begun = self._begin(params, images)
+      return tuple(x.T for x in self._under(params, begun, labels, masks))
+
+    columns = self._collect(split, run)
+    every = (np.broadcast_to(a[:, None], (len(a), len(split), a.shape[1]))
+             for a in map(np.asarray, masks))
+    return [Outputs(*row, Actions(msa, mlp)) for *row, msa, mlp in zip(
+        *(column.T for column in columns), *every)]
 
   def adaptive(self, params, split, *, knob):
     """Classifies a split under the learned policy.
@@ -160,11 +187,9 @@ class Evaluator:
               **{name: params[name] for name in ('policy', 'policy_stats')}}
 
     def run(images, labels, rows):
-      (z1, images), observed = self._observe(params, images)
-      success, correct = many_masks.run(
-          self._system.model, params, z1, masks,
-          lambda x: self._success(params, x, labels), images=images)
-      return observed, success.T, correct.T
+      begun, observed = self._observe(params, images)
+      _, correct, loss = self._under(params, begun, labels, masks)
+      return observed, np.exp(-loss).T, correct.T
 
     return self._collect(split, run, places)
 
@@ -199,11 +224,20 @@ class Evaluator:
     return batched.collect(
         split, run, self._mesh, self._batch_size, places)
 
-  def _run_z1(self, params, images):
+  def _under(self, params, begun, labels, masks):
+    """Runs masks on a batch: (prediction, correct, loss), each [C, B]."""
+    z1, images = begun
+    return many_masks.run(
+        self._system.model, params, z1, masks,
+        lambda x: self._finish(params, x, labels), images=images)
+
+  def _run_begin(self, params, images):
     images = self._system.normalize(images)
-    z1 = self._system.before_policy(self._system.fold(params), images)
-    again = plan.rereads_images(self._system.model)
-    return z1, images if again else None
+    z1 = self._system.before_policy(params, images)
+    return z1, images if plan.rereads_images(self._system.model) else None
+
+  def _run_z1(self, params, images):
+    return self._run_begin(self._system.fold(params), images)
 
   def _run_features(self, params, images):
     images, params = self._system.normalize(images), self._system.fold(params)
@@ -225,10 +259,9 @@ class Evaluator:
     images = images if plan.rereads_images(self._system.model) else None
     return (z1, images), observed
 
-  def _run_success(self, params, x, labels):
-    p = jax.nn.softmax(modes.classify(self._system.model, params, x).total)
-    return (jnp.take_along_axis(p, labels[:, None], 1)[:, 0],
-            p.argmax(-1) == labels)
+  def _run_finish(self, params, x, labels):
+    return _outcome(
+        modes.classify(self._system.model, params, x).total, labels)
 
   def _run_with_actions(self, params, images, labels, actions):
     images, params = self._system.normalize(images), self._system.fold(params)
@@ -247,9 +280,14 @@ class Evaluator:
 
   def _classify(self, params, z1, images, labels, actions):
     logits = self._system.classify(params, z1, images, actions).total
-    prediction = logits.argmax(-1)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return prediction, prediction == labels, loss, *actions
+    return *_outcome(logits, labels), *actions
+
+
+def _outcome(logits, labels):
+  """Returns (prediction, whether it is right, cross-entropy), each [B]."""
+  prediction = logits.argmax(-1)
+  return (prediction, prediction == labels,
+          optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
 def evenly(split, num):

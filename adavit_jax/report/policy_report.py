@@ -202,29 +202,30 @@ class Report:
         or not len(self._data.holdout)):
       return {}
     rows, _ = self.policy_rows(self._params_after('policy'), None)
-    curve = [self._untuned_row(self._masks.mask(i))
-             for i in static_masks.frontier(*self._masks.score)]
+    corners = static_masks.frontier(*self._masks.score)
+    masks = {i: self._masks.mask(i) for i in corners}
+    masks.update(self._fixed_masks())
+    found = dict(zip(masks, map(self._untuned_row, self._evaluator.with_masks(
+        self._untuned, self._data.test,
+        Actions(*map(np.stack, zip(*masks.values())))))))
+    curve = [found.pop(i) for i in corners]
     best = rows_lib.interpolate(curve, rows['adaptive']['macs_ratio'])
     return dict(
-        rows, static=best, frontier=curve, **self._fixed_rows(),
+        rows, static=best, frontier=curve, **found,
         stochastic=self._stochastic_row(rows['adaptive']['macs_ratio']))
 
-  def _untuned_row(self, actions):
-    return rows_lib.row(
-        self._evaluator.with_actions(self._untuned, self._data.test, actions),
-        self._system.plain_cost)
+  def _untuned_row(self, outputs):
+    return rows_lib.row(outputs, self._system.plain_cost)
 
-  def _fixed_rows(self):
-    """Rows of the patent's Table 1, untuned, for models with enough layers."""
+  def _fixed_masks(self):
+    """{name: mask} of the patent's Table 1, of those with so many layers."""
     num_layers = plan.num_layers(self._system.model)
-    rows = {}
-    for number, dropped in fixed.TABLE_1.items():
-      fits = all(a <= b for a, b in zip(dropped, num_layers))
-      for which in ('first', 'last'):
-        if fits and any(dropped):
-          rows[f'table_1_{number}_{which}'] = self._untuned_row(
-              fixed.table_1(number, num_layers, which=which))
-    return rows
+    return {
+        f'table_1_{number}_{which}': fixed.table_1(
+            number, num_layers, which=which)
+        for number, dropped in fixed.TABLE_1.items()
+        for which in ('first', 'last')
+        if any(dropped) and all(a <= b for a, b in zip(dropped, num_layers))}
 
   def _stochastic_row(self, macs_ratio):
     """Row of the patent's stochastic policy, untuned, a mean of draws."""
@@ -232,7 +233,8 @@ class Report:
     draw = lambda seed: Actions(*map(np.asarray, fixed.stochastic(
         jax.random.key(seed), len(self._data.test),
         plan.num_layers(self._system.model), final=final)))
-    rows = [self._untuned_row(draw(seed)) for seed in range(_DRAWS)]
+    rows = [self._untuned_row(self._evaluator.with_actions(
+        self._untuned, self._data.test, draw(seed))) for seed in range(_DRAWS)]
     return dict(rows_lib.mean_rows(rows), survival=final)
 
   def sweep(self, num=11):

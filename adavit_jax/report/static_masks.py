@@ -1,13 +1,11 @@
 """The best static sub-networks, the baseline of an adaptive policy."""
 
-import contextlib
 import os
 from typing import NamedTuple
 
 from absl import logging
 import numpy as np
 
-from adavit_jax import progress as progress_lib
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
@@ -135,15 +133,11 @@ def known(trainer, params, candidates):
                    axis=0)
   logging.info('comparing %d static masks on %d held-out images', len(keep),
                len(trainer.dataset.holdout))
-  rows = []
-  with contextlib.closing(
-      progress_lib.Progress(len(keep), 'masks', 'static masks')) as progress:
-    for k in keep:
-      out = trainer.evaluator.with_actions(
-          params, trainer.dataset.holdout, Actions.from_keep(k, num_layers))
-      rows.append(rows_lib.row(out, trainer.system.plain_cost))
-      progress.update(len(rows), len(rows), {})
-  return Known(Actions.from_keep(keep, num_layers), *(
+  masks = Actions.from_keep(keep, num_layers)
+  rows = [rows_lib.row(out, trainer.system.plain_cost)
+          for out in trainer.evaluator.with_masks(
+              params, trainer.dataset.holdout, masks)]
+  return Known(masks, *(
       np.array([row[key] for row in rows])
       for key in ('macs_ratio', 'accuracy', 'loss')))
 
