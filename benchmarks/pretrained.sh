@@ -4,7 +4,8 @@
 #
 #   bash benchmarks/pretrained.sh WEIGHTS IMAGES DIR [RUN...]
 #
-#   WEIGHTS  the file of a ViT-Ti/16 of 224 px, see docs/weights.md
+#   WEIGHTS  the file of a ViT-Ti/16 of 224 px and 1000 classes, see
+#            docs/weights.md
 #   IMAGES   a folder with train/CLASS/* and val/CLASS/*
 #   DIR      every RUN becomes a directory in it
 #   RUN      one of these names; without any, all of them, in this order:
@@ -13,26 +14,29 @@
 #   exits0             exits, seed 0
 #   merged_exits0      exits and merged tokens
 #   small_exits0       exits and merged tokens, images of 160 px
-#   policy0            a policy, and the best static layers at its MACs
+#   policy0            a policy
 #   merged_policy0     a policy and merged tokens
 #   everything0        exits on merged_policy0
-#   px160 px128 merged the rivals: smaller images; merged tokens, tuned for them
+#   px160 px128        the rivals: smaller images,
+#   merged             and merged tokens, tuned for them
 #   agree_exits0       exits that agree with WEIGHTS as it is, without labels
 #   agree_policy0      a policy that agrees with it
 #
-# Seeds 1 and 2 follow; any other is made by its name, such as exits3. The same
-# command goes on where it was stopped. $PYTHON is the interpreter, python by
-# default; $MORE has arguments for every training, such as --config.log_every=5.
-# docs/results/pretrained.md has the results, and how they are timed.
+# Seeds 1 and 2 of the adaptive runs follow; any other is made by its name, such
+# as exits3. The same command goes on where it was stopped. $PYTHON is the
+# interpreter, python by default; $TRAIN_FLAGS are added to every training.
+# docs/results/pretrained.md has results of some of these runs.
 set -euo pipefail
 
 usage() { echo "pretrained.sh: $*; see the head of $0" >&2; exit 2; }
 
 (( $# >= 3 )) || usage 'it takes WEIGHTS IMAGES DIR'
-weights=$(realpath "$1") images=$(realpath "$2")
-[[ -f $weights ]] || usage "there is no file '$1'"
-[[ -d $images ]] || usage "there is no folder '$2'"
-mkdir -p "$3" && dir=$(cd "$3" && pwd)
+[[ -f $1 ]] || usage "there is no file '$1'"
+[[ -d $2 ]] || usage "there is no folder '$2'"
+# Symbolic links stay: their names say what they are, those of caches do not.
+weights=$(realpath -s "$1") images=$(realpath -s "$2")
+mkdir -p "$3" || usage "cannot make '$3'"
+dir=$(cd "$3" && pwd)
 shift 3
 export PYTHONPATH="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$PYTHONPATH"
@@ -41,15 +45,13 @@ python=${PYTHON:-python}
 say() { echo "== $*"; }
 phases() { printf -- "--config.phases=("; printf "'%s'," "$@"; echo ')'; }
 
-# train NAME CONFIG ARGUMENTS...
-train() {
+train() {  # train NAME CONFIG ARGUMENTS...
   local name=$1 config=$2 started=$SECONDS
   shift 2
   say "$name"
-  # shellcheck disable=SC2086  # several arguments
   "$python" train.py --config="configs/$config.py" --workdir="$dir/$name" \
       --config.data.data_dir="$images" --config.data.holdout=0.25 \
-      --config.data.seed=0 --config.model.remat=False "$@" ${MORE:-}
+      --config.data.seed=0 --config.model.remat=False "$@" ${TRAIN_FLAGS:-}
   say "$name: $((SECONDS - started)) s"
 }
 
@@ -62,7 +64,7 @@ merging=(--config.model.merge=13 --config.model.merge_schedule=falling)
 views=(--config.classifier_wise.views=2 --config.classifier_wise.batch_size=128)
 pixels() { echo "--config.model.image_size=$1"; echo "--config.data.image_size=$1"; }
 
-make() {  # make NAME
+run_one() {  # run_one NAME
   local kind=${1%%[0-9]*} number after
   number=${1#"$kind"}
   local seed=(--config.seed="$number") tokens=("${merging[@]}")
@@ -72,15 +74,16 @@ make() {  # make NAME
       train dense folder_policy "${pretrained[@]}" "$(phases dense)" ;;
     pxN)
       train "$1" folder_policy "${pretrained[@]}" "${tuned[@]}" \
-          $(pixels "$number") --config.dense.steps=250 ;;
+          $(pixels "$number") --config.dense.steps=500 ;;
     merged)
       train merged folder_policy "${after[@]}" "${tuned[@]}" "${merging[@]}" \
-          --config.dense.steps=150 ;;
+          --config.dense.steps=250 ;;
     exitsN|merged_exitsN|small_exitsN)
       [[ $kind != exits ]] || tokens=("${no_merging[@]}")
       if [[ $kind == small_exits ]]; then  # a file, as positions are resampled
         [[ -e $dir/dense.safetensors ]] || "$python" export.py --mode=weights \
-            --workdir="$dir/dense" --dtype=float32 --output="$dir/dense.safetensors"
+            --workdir="$dir/dense" --phase=dense --dtype=float32 \
+            --output="$dir/dense.safetensors"
         after=(--config.init.weights="$dir/dense.safetensors")
         tokens+=($(pixels 160))
       fi
@@ -89,8 +92,7 @@ make() {  # make NAME
     policyN|merged_policyN)
       [[ $kind != policy ]] || tokens=("${no_merging[@]}")
       train "$1" folder_policy "${after[@]}" "${seed[@]}" "${tokens[@]}" \
-          "$(phases warm_start policy joint)" --config.joint.steps=150
-      "$python" eval.py --workdir="$dir/$1" ;;
+          "$(phases warm_start policy joint)" --config.joint.steps=150 ;;
     everythingN)
       mapfile -t after < <(start "merged_policy$number" joint)
       train "$1" folder_exits "${after[@]}" "${seed[@]}" "${tokens[@]}" \
@@ -109,7 +111,6 @@ make() {  # make NAME
         train "$1" folder_policy "${pretrained[@]}" "${seed[@]}" "${labels[@]}" \
             "$(phases warm_start policy)"
       fi ;;
-    *) usage "there is no run '$1'" ;;
   esac
 }
 
@@ -121,5 +122,9 @@ if (( $# == 0 )); then
   done
 fi
 for run in "$@"; do
-  make "$run"
+  [[ $run =~ ^(dense|merged|px[0-9]+|(((merged|small)_)?exits|(merged_)?policy|everything|agree_(exits|policy))[0-9]+)$ ]] ||
+      usage "there is no run '$run'"
+done
+for run in "$@"; do
+  run_one "$run"
 done

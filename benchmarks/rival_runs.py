@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import itertools
 import json
 from typing import Any, NamedTuple
 
@@ -16,7 +17,8 @@ from adavit_jax.models import plan
 from adavit_jax.policies import fixed
 import reports
 
-_NUMBERS = 13  # of a policy's threshold or price that are tried
+# How many thresholds or prices of a policy are tried.
+_NUM_TRIED = 13
 
 
 class Rival(NamedTuple):
@@ -25,9 +27,9 @@ class Rival(NamedTuple):
   Attributes:
     label: its name in the table.
     workdir: directory of the run.
-    settings: {} for the thresholds that it loads with, else one of row, a row
-      of report.json; lost, the share of the held-out images that exits or a
-      policy may lose; exit, the index of the exit of all images.
+    settings: {} for the thresholds that it loads with, or one of: row, a row of
+      report.json; lost, the share of the held-out images that exits or a policy
+      may lose; exit, the index of the exit of all images.
     options: arguments of `adavit_jax.load`.
   """
   label: str
@@ -39,8 +41,11 @@ class Rival(NamedTuple):
 def parse(text):
   """Parses LABEL=DIR,KEY=VALUE,...
 
+  Returns:
+    `Rival`.
+
   Raises:
-    ValueError: if it has another form.
+    ValueError: if it has another form, a setting is invalid, or there are two.
   """
   label, equals, rest = text.partition('=')
   workdir, *pairs = rest.split(',')
@@ -52,8 +57,9 @@ def parse(text):
   if len(settings) > 1:
     raise ValueError(f'{text!r} sets thresholds by {" and ".join(settings)}; '
                      f'give one of them')
-  if not isinstance(settings.get('lost', 0), (int, float)):
-    raise ValueError(f'{text!r}: lost is a share, such as lost=0.01')
+  lost = settings.get('lost', 0)
+  if not isinstance(lost, (int, float)) or not 0 <= lost <= 1:
+    raise ValueError(f'{text!r}: lost is a share in 0..1, such as lost=0.01')
   if not isinstance(settings.get('exit', 0), int):
     raise ValueError(f'{text!r}: exit is an index, such as exit=0')
   return Rival(label, workdir, settings, options)
@@ -88,50 +94,62 @@ def load(rival, max_batch_size):
 
 def _set_row(clf, row, workdir):
   report = reports.read(workdir)
-  if row not in report:
+  if not isinstance(report.get(row), dict):
     raise ValueError(f'row={row!r} is not in report.json of {workdir}')
-  if clf.system.staged:
-    clf.thresholds = report[row]['thresholds']
-  else:
-    setattr(clf, clf.knob.name, report[row][clf.knob.name])
+  name = 'thresholds' if clf.system.staged else clf.knob.name
+  if name not in report[row]:
+    raise ValueError(f'row={row!r} of {workdir} has no {name}; give a row of '
+                     f'exits or of a policy, or leave it out')
+  setattr(clf, name, report[row][name])
 
 
 def _set_exit(clf, index, workdir):
-  num = len(clf.system.exits)
-  if not clf.system.staged or not 0 <= index < num:
-    raise ValueError(f'exit={index} does not fit {workdir}, which has {num} '
-                     f'exits, counted from 0')
+  num = len(clf.system.exits) if clf.system.staged else 0
+  if not 0 <= index < num:
+    raise ValueError(f'exit={index} is not one of the {num} exits of '
+                     f'{workdir}, counted from 0')
   clf.thresholds = [confidence.NEVER if i < index else confidence.ALWAYS
                     for i in range(num - 1)]
 
 
 def _set_lost(clf, lost, workdir):
-  """Sets thresholds for held-out images to lose a share.
-
-  Those of exits against the last exit, the number of a policy against all of
-  its layers; it is the lowest of `_NUMBERS` if all of them lose more.
-  """
-  held = images_of(clf.system.config, 'holdout')
-  if clf.system.staged:
-    found = clf.at_exits(held.images)
-    clf.thresholds = cross_validation.losing_at_most(
-        found.confidence, clf.system.task.score(found.prediction, held.labels),
-        found.macs, lost=lost).thresholds
-    return
-  if clf.actions is not None:
+  """Sets thresholds for held-out images to lose a share."""
+  if not clf.system.staged and clf.actions is not None:
     raise ValueError(f'lost={lost} is for runs with exits or a policy, but '
-                     f'{workdir} has neither; leave it out')
-  accuracy = lambda: (clf(held.images).labels == held.labels).mean()
-  clf.actions = fixed.all_layers(plan.num_layers(clf.system.model))
-  least = accuracy() - lost
-  clf.actions = None
-  numbers = clf.knob.sweep(_NUMBERS)
-  setattr(clf, clf.knob.name, numbers[0])
-  for last, number in zip(numbers, numbers[1:]):
+                     f'{workdir} as it is loaded has neither; leave it out')
+  config = clf.system.config
+  if not config.data.holdout:
+    raise ValueError(f'lost={lost} needs held-out images, but {workdir} has '
+                     f'data.holdout=0; give a row')
+  held = images_of(config, 'holdout')
+  if not clf.system.staged:
+    _set_number(clf, held, lost, workdir)
+    return
+  found = clf.at_exits(held.images)
+  clf.thresholds = cross_validation.losing_at_most(
+      found.confidence, clf.system.task.score(found.prediction, held.labels),
+      found.macs, lost=lost).thresholds
+
+
+def _set_number(clf, held, lost, workdir):
+  """Sets the number of a policy to the last one before it loses more.
+
+  Numbers are tried in the order of falling MACs.
+  """
+  def accuracy(number):
     setattr(clf, clf.knob.name, number)
-    if accuracy() < least:
-      setattr(clf, clf.knob.name, last)
-      return
+    return (clf(held.images).labels == held.labels).mean()
+
+  numbers = clf.knob.sweep(_NUM_TRIED)
+  clf.actions = fixed.all_layers(plan.num_layers(clf.system.model))
+  least = accuracy(numbers[0]) - lost - 1e-9
+  clf.actions = None
+  kept = list(itertools.takewhile(lambda x: accuracy(x) >= least, numbers))
+  if not kept:
+    raise ValueError(f'lost={lost}: the policy of {workdir} loses more than '
+                     f'that against all layers at every {clf.knob.name} from '
+                     f'{numbers[0]:.3g} on; give a larger share')
+  setattr(clf, clf.knob.name, kept[-1])
 
 
 _SETTERS = dict(row=_set_row, lost=_set_lost, exit=_set_exit)
@@ -149,15 +167,9 @@ def images_of(config, name):
   Args:
     config: of the run.
     name: 'test' or 'holdout'.
-
-  Raises:
-    ValueError: if the split has no images.
   """
   seed = config.seed if config.data.seed is None else config.data.seed
   split = getattr(_dataset(config.data.to_json(), seed), name)
-  if not len(split):
-    raise ValueError(f'the split {name!r} of a run has no images; lost= needs '
-                     f'a run with data.holdout')
   return Images(data.centre(split.images(np.arange(len(split))),
                             config.data.image_size), split.labels)
 

@@ -6,11 +6,11 @@
 
 The first is the reference of times and MACs. Each is loaded as
 `adavit_jax.load` does: phase, best, decide and attributes of the model follow
-the directory. `row` is a row of its report.json, whose thresholds it runs
-with; `lost=0.01` calibrates the thresholds of exits instead, on the held-out
-images, to lose a point against the last exit, or the threshold or price of a
-policy, to lose one against all layers; `exit=2` lets every image leave at the
-third exit. Runs with the same label are seeds of one row, which has their means
+the directory. One more option sets its thresholds. `row` is a row of its
+report.json. `lost=0.01` calibrates them on the held-out images: those of exits
+to lose a point against the last exit, the threshold or price of a policy to
+lose one against all layers. `exit=2` lets every image leave at the third exit.
+Runs with the same label are seeds of one row, which has their means
 and the spread of their accuracies. Accuracy and MACs are means over the
 test split, time is of test images from uint8 to predictions, the runs in turn;
 a run on smaller images gets them at its own size. Rows go to FILE.json, a
@@ -50,8 +50,8 @@ def measure(rivals, batches, repeats):
     ValueError: as `rival_runs.load`, or if the rivals have different test
       images.
   """
-  classifiers = [rival_runs.load(r, max(batches)) for r in rivals]
   inputs, labels = _test_images(rivals)
+  classifiers = [rival_runs.load(r, max(batches)) for r in rivals]
   rows = []
   for rival, clf, images in zip(rivals, classifiers, inputs):
     out = clf(images)

@@ -18,6 +18,10 @@ test images at 0.53 of the dense model's time for one image and 0.43 for 32, on
 two cores of an AMD EPYC; all layers and tokens 95.8 %. The dense phase took 57
 minutes of one busy core, the others 14.
 
+With the policy of a run of folder_policy.py: --config.exits.policy=True
+--config.init.workdir=DIR --config.phases="('classifier_wise',)", with its
+--config.data.holdout and --config.model.merge.
+
 A quarter of the images is held out, since thresholds of exits need many. On a
 GPU, --config.dtype=bfloat16 is faster.
 
@@ -36,7 +40,8 @@ def get_config(variant=''):
   config.phases = ('dense', 'classifier_wise', 'exits')
   config.mac_target = 0.65
   config.model.name = 'vit_tiny_patch16_224'
-  config.model.remat = False
+  config.model.update(num_fixed=2, remat=False)
+  config.nets.update(tokens='pooled', hidden=256)  # those of folder_policy.py
   config.model.exits = ((3, 'mlp'), (5, 'mlp'), (7, 'mlp'), (9, 'mlp'))
   config.model.merge = 13
   config.model.merge_schedule = 'falling'

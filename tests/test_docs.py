@@ -6,26 +6,21 @@ it would train is checked. Nothing is trained here.
 
 import importlib.metadata
 import json
-import os
 import pathlib
 import re
 import shlex
 import subprocess
 import sys
-import types
 
 import adavit_jax
-from adavit_jax import data
 from adavit_jax import models
 from adavit_jax import weights
-from adavit_jax.runs import checks
 from adavit_jax.runs import history
 from adavit_jax.runs import saved_run
 from adavit_jax.runtime import cascade
 from adavit_jax.train import config as config_lib
-from adavit_jax.train import phases
 from adavit_jax.train import state as state_lib
-from adavit_jax.train import system as system_lib
+import commands
 import jax
 from PIL import Image
 import pytest
@@ -42,12 +37,6 @@ RUN = ('README.md', 'docs/getting_started.md', 'docs/concepts.md',
 OWN_ARGUMENTS = ('examples/run_exported.py', 'benchmarks/accuracy_time.py',
                  'benchmarks/curves.py', 'benchmarks/rivals.py',
                  'benchmarks/seeds.py')
-# Arguments that are no flags.
-POSITIONAL = {'predict.py': (['image.png'],),
-              'adavit_jax/data/pack.py': (['SOURCE', 'DEST'], ['DEST']),
-              'adavit_jax/data/tiny_imagenet.py': (['DIR'],),
-              'benchmarks/tables.py': (
-                  ['ravit_cifar10'], ['ravit_cifar10_map'], ['tau'])}
 # Prints the arguments of a command instead of running it; all others fail.
 STUBS = '''
 set -euo pipefail
@@ -137,35 +126,6 @@ def _commands(page):
 COMMANDS = sorted({command for page in PAGES for command in _commands(page)})
 
 
-def _parse(argv, monkeypatch):
-  """The flags of a command as its script reads them, apart from others'."""
-  monkeypatch.chdir(ROOT)  # where configs/ is
-  monkeypatch.setattr(sys, 'argv', list(argv))  # config_flags looks there
-  monkeypatch.setattr(os, 'environ', dict(os.environ))  # topology sets some
-  with scripts.own_flags(pathlib.Path(argv[0]).parent) as own:
-    tiny.load(argv[0])
-  rest = own(list(argv))
-  assert rest[1:] in POSITIONAL.get(argv[0], ([],)), (
-      f'{rest[1:]} are no flags')
-  return own
-
-
-def _check_trains(config):
-  """As train.py would say it, but for what depends on data."""
-  config = config.copy_and_resolve_references()
-  config_lib.check(config)
-  name = config.data.name
-  regression = name == 'rotated_digits'
-  channels = 1 if 'digit' in name else 3
-  system = system_lib.create(config, types.SimpleNamespace(
-      num_classes=0 if regression else 10, channels=channels,
-      mean=(.5,) * channels, std=(.5,) * channels,
-      target=data.Target(0., 1., 'degrees') if regression else None))
-  phases.check(system)
-  checks.both_heads(config, system)
-  checks.budget(config, system)
-
-
 @pytest.mark.parametrize('command', COMMANDS, ids=' '.join)
 def test_a_command_is_understood(command, monkeypatch):
   program, *argv = command
@@ -185,9 +145,9 @@ def test_a_command_is_understood(command, monkeypatch):
   assert (ROOT / argv[0]).is_file()
   if argv[0] in OWN_ARGUMENTS:
     return
-  own = _parse(argv, monkeypatch)
+  own = commands.parse(argv, monkeypatch)
   if argv[0] == 'train.py' and not own.config.model.module:
-    _check_trains(own.config)
+    commands.check_trains(own.config)
 
 
 def test_commands_are_found():

@@ -11,8 +11,8 @@ import shutil
 import subprocess
 import sys
 
+import commands as commands_lib
 import pytest
-import test_docs
 import tiny
 
 SCRIPT = pathlib.Path(tiny.ROOT, 'benchmarks', 'gpu.sh')
@@ -161,10 +161,10 @@ def test_the_flags_of_all_commands_are_known(commands, monkeypatch):
   scripts = set()
   for argv in commands:
     with monkeypatch.context() as patch:
-      own = test_docs._parse(argv, patch)
+      own = commands_lib.parse(argv, patch)
       scripts.add(argv[0])
       if argv[0] == 'train.py' and 'digits' not in ' '.join(argv):
-        test_docs._check_trains(own.config)
+        commands_lib.check_trains(own.config)
   assert scripts >= {'benchmarks/execution.py', 'benchmarks/attention.py',
                      'train.py', 'eval.py'}
 

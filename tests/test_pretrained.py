@@ -8,8 +8,9 @@ import pathlib
 import shlex
 import subprocess
 
+from adavit_jax.runs import common_groups
+import commands
 import pytest
-import test_docs
 import tiny
 
 SCRIPT = pathlib.Path(tiny.ROOT, 'benchmarks', 'pretrained.sh')
@@ -38,7 +39,7 @@ def call(tmp_path_factory):
     done = subprocess.run(
         ['bash', SCRIPT, *given, *names], text=True, capture_output=True,
         check=False, env=dict(os.environ, PYTHON=str(python),
-                              CALLS=str(calls)))
+                              CALLS=str(calls), TRAIN_FLAGS=''))
     return done, [shlex.split(x) for x in calls.read_text().splitlines()]
 
   return run
@@ -52,11 +53,11 @@ def all_calls(call):
 
 
 def _trained(argv):
-  """(name of the run, that of what it starts from)."""
+  """(name of the run, what it starts from: a run's name or a file's)."""
   fields = dict(x.split('=', 1) for x in argv[1:])
   start = fields.get('--config.init.workdir',
                      fields.get('--config.init.weights'))
-  return tuple(pathlib.Path(x).stem for x in (fields['--workdir'], start))
+  return tuple(pathlib.Path(x).name for x in (fields['--workdir'], start))
 
 
 def test_every_run_comes_after_what_it_starts_from(all_calls):
@@ -66,27 +67,39 @@ def test_every_run_comes_after_what_it_starts_from(all_calls):
       name, start = _trained(argv)
       assert start in made
       made.add(name)
+    else:
+      made |= {pathlib.Path(x).name for x in argv if x.startswith('--output=')}
   seeds = {'exits', 'merged_exits', 'small_exits', 'policy', 'merged_policy',
            'everything'}
   assert made == {
-      'weights', 'dense', 'px160', 'px128', 'merged', 'agree_exits0',
-      'agree_policy0', *(f'{x}{i}' for x in seeds for i in range(3))}
+      'weights', 'dense', 'dense.safetensors', 'px160', 'px128', 'merged',
+      'labels.json', 'agree_exits0', 'agree_policy0',
+      *(f'{x}{i}' for x in seeds for i in range(3))}
 
 
 def test_files_are_made_once(all_calls):
   outputs = [x for argv in all_calls for x in argv if x.startswith('--output=')]
-  assert [pathlib.Path(x).name for x in outputs] == [
-      'dense.safetensors', 'labels.json']
+  assert len(outputs) == len(set(outputs)) == 2
 
 
-def test_its_commands_are_understood(all_calls, monkeypatch):
+def test_its_commands_are_understood_and_runs_fit(all_calls, monkeypatch):
+  systems = {}
   for argv in all_calls:
-    if argv[0] == '-m' or 'seed=1' in ' '.join(argv):
-      continue
+    script = 'adavit_jax/inference/label_images.py' if argv[0] == '-m' else None
     with monkeypatch.context() as patch:
-      own = test_docs._parse(argv, patch)
-      if argv[0] == 'train.py':
-        test_docs._check_trains(own.config)
+      own = commands.parse([script, *argv[2:]] if script else argv, patch)
+    if argv[0] != 'train.py' or own.config.seed > 0:
+      continue  # the other seeds' differ in nothing else
+    name, start = _trained(argv)
+    systems[name] = commands.check_trains(own.config)
+    if start in systems:
+      config, phase = systems[start].config, own.config.init.phase
+      assert phase == config.phases[-1]
+      info = dict(config=config.to_dict(), phase=phase, policy_learned=False)
+      groups = common_groups.common_groups(
+          systems[start], systems[name], info, start)
+      assert own.config.exits.policy == ('policy' in groups)
+  assert len(systems) == 12
 
 
 def test_some_of_the_runs(call):
@@ -99,8 +112,9 @@ def test_some_of_the_runs(call):
 
 
 @pytest.mark.parametrize('names, given, named', [
-    (['exit0'], None, "'exit0'"), (['exits'], None, "'exits'"),
-    (['dense1'], None, "'dense1'"), ([], ['weights'], 'IMAGES'),
+    (['dense', 'exit0'], None, "'exit0'"), (['exits'], None, "'exits'"),
+    (['dense1'], None, "'dense1'"), (['exits0x'], None, "'exits0x'"),
+    ([], ['weights'], 'IMAGES'),
     ([], ['nowhere', '.', 'runs'], "'nowhere'")])
 def test_arguments_that_are_refused(call, names, given, named):
   done, calls = call(*names, **({'given': given} if given else {}))

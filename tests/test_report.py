@@ -431,6 +431,9 @@ def test_one_set_of_weights_is_compared_at_the_same_macs(run, opened, maker):
       params, dataset.test, Actions.from_keep(k, (3, 3))), cost) for k in keep]
   for got, want in zip(one['frontier'], rows, strict=True):
     assert got == pytest.approx(want)
+  assert one['table_1_4_last'] == pytest.approx(rows_lib.row(
+      trainer.evaluator.with_actions(
+          params, dataset.test, fixed.table_1(4, (3, 3), which='last')), cost))
   ratios = [row['macs_ratio'] for row in rows]
   ratio = one['adaptive']['macs_ratio']
   assert ratios[2] + .1 < ratio < ratios[0] - .1
@@ -475,7 +478,7 @@ def test_a_sweep_goes_from_many_macs_to_few(maker):
 
 def test_masks_of_table_1_drop_the_first_or_the_last_layers(maker):
   assert {name: [*map(int, actions.keep)]
-          for name, actions in maker._fixed_masks().items()} == {
+          for name, actions in maker._table_1().items()} == {
       'table_1_3_first': [0] * 6, 'table_1_3_last': [0] * 6,
       'table_1_4_first': [0, 1, 1, 0, 0, 1],
       'table_1_4_last': [1, 1, 0, 1, 0, 0]}

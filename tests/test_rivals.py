@@ -52,7 +52,7 @@ def test_rivals_are_measured_as_the_report_has_them(
     with pytest.raises(ValueError, match=option):
       rivals.measure(
           [rival_runs.parse(f'a={run[0]},phase=dense,{option}')], [1], 1)
-  for wrong in ('lost=x', 'row=slack,lost=0.01', 'exit=0.5'):
+  for wrong in ('lost=x', 'lost=-0.1', 'row=slack,lost=0.01', 'exit=0.5'):
     with pytest.raises(ValueError, match=wrong.split(',')[0]):
       rival_runs.parse(f'a=b,{wrong}')
   with pytest.raises(ValueError, match='LABEL=DIR'):
@@ -71,10 +71,12 @@ def rival_runs(monkeypatch):
 class _Policy:
   """Classifies ever more of 20 images wrongly: with all layers one of them."""
 
-  def __init__(self):
+  def __init__(self, wrong=1):
+    self.wrong = wrong
     self.knob, self.actions, self.tried = knob.KNOBS['networks'], None, []
     self.system = types.SimpleNamespace(
-        staged=False, config=None, model=None)
+        staged=False, model=None, config=types.SimpleNamespace(
+            data=types.SimpleNamespace(holdout=0.1)))
 
   @property
   def threshold(self):
@@ -85,7 +87,7 @@ class _Policy:
     self.tried.append(number)
 
   def __call__(self, images):
-    wrong = 1 if self.actions else 1 + sum(
+    wrong = 1 if self.actions else self.wrong + sum(
         self.threshold >= x for x in (0.3, 0.6, 0.9))
     return types.SimpleNamespace(labels=images < wrong)
 
@@ -95,9 +97,15 @@ def test_a_policy_drops_what_it_may_lose(rival_runs, monkeypatch, lost, below):
   monkeypatch.setattr(rival_runs.plan, 'num_layers', lambda model: (2, 2))
   clf = _Policy()
   rival_runs._set_lost(clf, lost, 'DIR')
-  tried = clf.knob.sweep(rival_runs._NUMBERS)
+  tried = clf.knob.sweep(rival_runs._NUM_TRIED)
   assert clf.threshold == max(x for x in tried if x < below)
   assert clf.actions is None
+
+
+def test_a_policy_that_always_loses_more_is_refused(rival_runs, monkeypatch):
+  monkeypatch.setattr(rival_runs.plan, 'num_layers', lambda model: (2, 2))
+  with pytest.raises(ValueError, match='lost=0.05.*DIR'):
+    rival_runs._set_lost(_Policy(wrong=3), 0.05, 'DIR')
 
 
 def test_all_images_leave_at_one_exit(rival_runs):

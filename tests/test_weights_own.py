@@ -8,8 +8,10 @@ from adavit_jax import weights
 from adavit_jax.models.ravit import RAViT
 from adavit_jax.weights import families
 from adavit_jax.weights import layout
+from adavit_jax.weights import positions
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from test_weights import path as golden
 from test_weights import same
@@ -65,6 +67,18 @@ def test_round_trip_is_exact(file, model, names):
   assert {*names} < weights.read(file).tensors.keys()
   same(weights.load(model.copy(num_fixed=2), file, KEY), params)
   same(adavit_jax.init_params(model.copy(weights=str(file)), KEY), params)
+
+
+def test_positions_are_resampled_to_another_image_size(file):
+  model = conv()
+  params = save(file, model)['backbone']
+  larger = model.copy(image_size=2 * model.image_size)
+  got = weights.load(larger, file, KEY)['backbone']
+  side = larger.image_size // larger.patch_size
+  np.testing.assert_array_equal(
+      got.pop('pos_embedding'),
+      positions.resize(params.pop('pos_embedding'), 1, side))
+  same(got, params)
 
 
 @pytest.mark.nightly

@@ -42,8 +42,8 @@ class Outputs(NamedTuple):
 class Evaluator:
   """Evaluates the last exit of a system on splits; programs compile once.
 
-  It runs the `masked` mode, many masks by `many_masks`; the other modes give
-  the same results.
+  It runs the `masked` mode, and several masks by `many_masks`; the other modes
+  give the same results.
   """
 
   def __init__(self, system, mesh, batch_size):
@@ -101,7 +101,8 @@ class Evaluator:
   def with_masks(self, params, split, masks):
     """Classifies a split under each of several masks.
 
-    What masks have in common from the first layer on runs once.
+    What masks have in common from the first layer on runs once. The devices
+    hold up to 2 + log2(C) activations of a batch.
 
     Args:
       params: groups.
@@ -253,11 +254,9 @@ class Evaluator:
     return mean, jnp.square(x - mean).sum(0, where=valid)
 
   def _run_observe(self, params, images):
-    images = self._system.normalize(images)
-    z1 = self._system.before_policy(params, images)
-    observed = self._system.features(params, z1, images).fixed
-    images = images if plan.rereads_images(self._system.model) else None
-    return (z1, images), observed
+    begun = self._run_begin(params, images)
+    return begun, self._system.features(
+        params, begun[0], self._system.normalize(images)).fixed
 
   def _run_finish(self, params, x, labels):
     return _outcome(

@@ -202,23 +202,28 @@ class Report:
         or not len(self._data.holdout)):
       return {}
     rows, _ = self.policy_rows(self._params_after('policy'), None)
-    corners = static_masks.frontier(*self._masks.score)
-    masks = {i: self._masks.mask(i) for i in corners}
-    masks.update(self._fixed_masks())
-    found = dict(zip(masks, map(self._untuned_row, self._evaluator.with_masks(
+    corners = [self._masks.mask(i)
+               for i in static_masks.frontier(*self._masks.score)]
+    table_1 = self._table_1()
+    outputs = self._evaluator.with_masks(
         self._untuned, self._data.test,
-        Actions(*map(np.stack, zip(*masks.values())))))))
-    curve = [found.pop(i) for i in corners]
+        Actions(*map(np.stack, zip(*corners, *table_1.values()))))
+    found = list(map(self._untuned_row, outputs))
+    curve, fixed_rows = found[:len(corners)], found[len(corners):]
     best = rows_lib.interpolate(curve, rows['adaptive']['macs_ratio'])
     return dict(
-        rows, static=best, frontier=curve, **found,
+        rows, static=best, frontier=curve, **dict(zip(table_1, fixed_rows)),
         stochastic=self._stochastic_row(rows['adaptive']['macs_ratio']))
 
   def _untuned_row(self, outputs):
     return rows_lib.row(outputs, self._system.plain_cost)
 
-  def _fixed_masks(self):
-    """{name: mask} of the patent's Table 1, of those with so many layers."""
+  def _table_1(self):
+    """The masks of the patent's Table 1 that the model has the layers for.
+
+    Returns:
+      {name of the row: `Actions` [L1], [L2]}.
+    """
     num_layers = plan.num_layers(self._system.model)
     return {
         f'table_1_{number}_{which}': fixed.table_1(

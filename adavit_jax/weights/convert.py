@@ -45,8 +45,8 @@ def init_params(model, key):
 def load(model, path, key, *, new_head=True, class_names=()):
   """Reads weights for a model; tensor names determine the layout.
 
-  Files in our own layout, see `save`, must fit the model exactly. Files of
-  other libraries are adapted:
+  Of files in our own layout, see `save`, only the position embedding of a
+  square grid is adapted. Files of other libraries are adapted to the model:
 
   * The position embedding is resampled to the model's image size, see
     `positions.resize`.

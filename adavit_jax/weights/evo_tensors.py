@@ -66,7 +66,7 @@ def _tensors_of_deit(model, names=()):
 def _adapt(model, path, fmt, wanted, arrays):
   """Resamples positions and fills in what inference has not; see `Format`."""
   del fmt
-  vit_tensors.resize_positions(model, 1, wanted, arrays)
+  vit_tensors.resize_positions(1, wanted, arrays)
   copies = {t.name: t.name.replace('_cls', '') for t in wanted
             if t.leaf[0] in _ANSWERS[1] and t.name not in arrays}
   if copies and arrays.keys() >= set(copies.values()):

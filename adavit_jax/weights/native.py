@@ -8,7 +8,9 @@ from flax import traverse_util
 import jax
 
 from adavit_jax import models
+from adavit_jax.models import plan
 from adavit_jax.weights import layout
+from adavit_jax.weights import vit_tensors
 
 GROUPS = ('backbone', 'batch_stats')
 _OF_RUNS = ('heads', 'policy', 'policy_stats', 'value')
@@ -39,9 +41,19 @@ def _tensors(model, names=()):
       for leaf, x in traverse_util.flatten_dict(like.get(group, {})).items()]
 
 
+def _adapt(model, path, fmt, wanted, arrays):
+  """Resamples the position embedding of one square grid; see `Format`."""
+  del path, fmt
+  at = plan.tokens_at(model, 0)
+  if at.grid and at.grid[0] == at.grid[1] and any(
+      t.leaf == ('pos_embedding',) for t in wanted):
+    vit_tensors.resize_positions(at.prefix, wanted, arrays)
+
+
 FORMAT = layout.Format(
     title='adavit_jax',
     recognises=lambda names: any(name.startswith('backbone/')
                                  for name in names),
     clean=_clean,
-    tensors=_tensors)
+    tensors=_tensors,
+    adapt=_adapt)

@@ -46,7 +46,7 @@ def adapt(model, path, fmt, wanted, arrays):
     ValueError: if only one of model and file is distilled.
   """
   _check_tokens(model, path, fmt.dist in arrays)
-  resize_positions(model, model.num_prefix, wanted, arrays)
+  resize_positions(model.num_prefix, wanted, arrays)
   dist = [t for t in wanted if t.leaf[0] == 'head_dist']
   if dist and not any(t.name in arrays for t in dist):
     logging.warning('%s has no distillation head: it is set to zero, and the '
@@ -69,25 +69,23 @@ def _check_tokens(model, path, dist):
         f'distillation=False')
 
 
-def resize_positions(model, num_prefix, wanted, arrays):
-  """Resamples the position embedding to the model's image size.
+def resize_positions(num_prefix, wanted, arrays):
+  """Resamples the position embedding of a square grid to the model's.
 
   Args:
-    model: a model with width, image_size and patch_size.
     num_prefix: number of tokens before those of the grid.
-    wanted: list of `layout.Tensor`.
+    wanted: list of `layout.Tensor`, one of them with the leaf `pos_embedding`.
     arrays: arrays of the file by name, modified in place.
   """
-  name = next(t.name for t in wanted if t.leaf == ('pos_embedding',))
-  x = arrays.get(name)
-  if x is None or x.ndim != 3 or x.shape[2] != model.width:
+  t = next(t for t in wanted if t.leaf == ('pos_embedding',))
+  x = arrays.get(t.name)
+  if x is None or x.ndim != 3 or x.shape[2] != t.shape[2]:
     return
-  old_side = (x.shape[1] - num_prefix) ** 0.5
-  side = model.image_size // model.patch_size
-  if old_side >= 1 and old_side == int(old_side) and old_side != side:
-    arrays[name] = positions.resize(x, num_prefix, side)
+  old, new = ((num - num_prefix) ** 0.5 for num in (x.shape[1], t.shape[1]))
+  if old >= 1 and old == int(old) and old != new:
+    arrays[t.name] = positions.resize(x, num_prefix, int(new))
     logging.info('Position embedding resampled from %d x %d patches to '
-                 '%d x %d.', old_side, old_side, side, side)
+                 '%d x %d.', old, old, new, new)
 
 
 def sizes(fmt, wanted, arrays):
