@@ -90,7 +90,7 @@ def _row(clf, path, image):
     exits, index = clf.system.exits, int(prediction.exit[0])
     actions = _decided(clf, image)
     exit = exits[index].place if index + 1 < len(exits) else None
-    used = f'exit {index + 1} of {len(exits)}'
+    used = f'exit {index} of 0 to {len(exits) - 1}'
   else:
     actions, exit = _first(prediction.actions), None
     used = f'{int(actions.num_kept)} of {actions.keep.size} layers'
