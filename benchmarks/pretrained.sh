@@ -13,7 +13,7 @@
 #   dense              tuned for the classes of IMAGES; most others start from it
 #   exits0             exits, seed 0
 #   merged_exits0      exits and merged tokens
-#   small_exits0       exits and merged tokens, images of 160 px
+#   small_exits0       exits, images of 160 px
 #   policy0            a policy
 #   merged_policy0     a policy and merged tokens
 #   everything0        exits on merged_policy0
@@ -79,7 +79,7 @@ run_one() {  # run_one NAME
       train merged folder_policy "${after[@]}" "${tuned[@]}" "${merging[@]}" \
           --config.dense.steps=250 ;;
     exitsN|merged_exitsN|small_exitsN)
-      [[ $kind != exits ]] || tokens=("${no_merging[@]}")
+      [[ $kind == merged_exits ]] || tokens=("${no_merging[@]}")
       if [[ $kind == small_exits ]]; then  # a file, as positions are resampled
         [[ -e $dir/dense.safetensors ]] || "$python" export.py --mode=weights \
             --workdir="$dir/dense" --phase=dense --dtype=float32 \
