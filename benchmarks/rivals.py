@@ -87,7 +87,7 @@ def _test_images(rivals):
   configs = []
   for rival in rivals:
     with saved_run.Run(rival.workdir) as run:
-      configs.append(config_dict.ConfigDict(run.newest().info['config']))
+      configs.append(config_dict.ConfigDict(run.find().info['config']))
   first = configs[0]
   for field in ('name', 'data_dir', 'labels'):
     want = first.data.get(field)

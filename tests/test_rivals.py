@@ -117,3 +117,11 @@ def test_all_images_leave_at_one_exit(rival_runs):
     np.testing.assert_array_equal(found, index)
   with pytest.raises(ValueError, match='exit=3'):
     rival_runs._set_exit(clf, 3, 'DIR')
+
+
+def test_a_directory_without_a_run_is_named(tmp_path):
+  with scripts.own_flags('benchmarks'):
+    import rivals
+  rival = rivals.rival_runs.parse(f'a={tmp_path}')
+  with pytest.raises(ValueError, match=str(tmp_path)):
+    rivals.measure([rival], [1], 1)
