@@ -26,7 +26,7 @@ def check(name, model, shares):
 def rows(name, model, params, batch, shares, *, repeats, dtype):
   """Times a cascade against the last exit for all images.
 
-  Both take normalised images in NumPy and return NumPy. Each round has its own
+  Both take normalized images in NumPy and return NumPy. Each round has its own
   images, and thresholds that let the shares of them leave. At batch size 1 a
   round classifies 32 images one by one.
 

@@ -27,7 +27,7 @@ def logits(model, params, images, keep):
   Args:
     model: a `ViT` without merging and with one prefix token.
     params: its groups, folded.
-    images: [B, S, S, C], normalised.
+    images: [B, S, S, C], normalized.
     keep: share of the patches that stays at each of `PLACES`.
 
   Returns:

@@ -48,7 +48,7 @@ def normalized(images, preprocessing):
 
 
 def logits(program, images, batch, preprocessing):
-  """Runs a program of `batch` normalised images on all images: [n, K]."""
+  """Runs a program of `batch` normalized images on all images: [n, K]."""
   rows = []
   for start in range(0, len(images), batch):
     part = normalized(images[start:start + batch], preprocessing)

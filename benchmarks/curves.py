@@ -48,7 +48,7 @@ def main(output, *runs):
 
 
 if __name__ == '__main__':
-  flag, *labelled = sys.argv[1:] or ['']
-  if not flag.startswith('--output=') or not labelled:
+  flag, *labeled = sys.argv[1:] or ['']
+  if not flag.startswith('--output=') or not labeled:
     sys.exit(__doc__)
-  main(flag.removeprefix('--output='), *labelled)
+  main(flag.removeprefix('--output='), *labeled)

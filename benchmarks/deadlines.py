@@ -185,7 +185,7 @@ def run():
   test = data.load(config.data, seed=config.seed).test
   rng = np.random.default_rng(_SEED.value)
   chosen = rng.integers(0, len(test), (_CALLS.value, _BATCH.value))
-  images = data.centre(test.images(chosen.ravel()),
+  images = data.center(test.images(chosen.ravel()),
                        clf.system.model.image_size)
   images = images.reshape(*chosen.shape, *images.shape[1:])
   exits = clf.time_stages(images[0])  # without load

@@ -4,7 +4,7 @@
 
 This compares dense, compact (random actions per image), cond and static (random
 actions, one decision for the batch) over batch sizes and keep rates, from
-normalised images to logits. At batch size 1 cond replaces compact. efficiency =
+normalized images to logits. At batch size 1 cond replaces compact. efficiency =
 dense time x MAC ratio / time; it is 1 if time is proportional to MACs. MACs of
 tokens that are not read are not counted, since they are not computed. Ratios
 are to the dense model timed in the same rounds; the row 'dense' has separate
@@ -198,11 +198,11 @@ def _rows(named, batches, keeps, shares):
 def _random_params(model):
   """Returns random parameters, so that no branch is zero; not folded.
 
-  They are drawn by NumPy, since an initialisation takes long to compile.
+  They are drawn by NumPy, since an initialization takes long to compile.
   """
   rng = np.random.default_rng(1)
   def draw(path, like):
-    one = path[-1].key in ('scale', 'var')  # of a normalisation
+    one = path[-1].key in ('scale', 'var')  # of a normalization
     return jnp.asarray(
         one + 0.05 * rng.standard_normal(like.shape, np.float32))
   return jax.tree.map_with_path(draw, jax.eval_shape(
@@ -210,7 +210,7 @@ def _random_params(model):
 
 
 def _images(model, batch):
-  """Returns normalised images [B, S, S, C]."""
+  """Returns normalized images [B, S, S, C]."""
   size = model.image_size
   return jax.random.normal(
       jax.random.key(2), (batch, size, size, model.channels))

@@ -83,7 +83,7 @@ def record(workdir, path, data_dir=None, change=None):
       config.data.data_dir = data_dir
     test = data.load(config.data, seed=config.seed).test
     rows = np.arange(len(test) if change is None else 2000)
-    images = data.centre(test.images(rows), clf.system.model.image_size)
+    images = data.center(test.images(rows), clf.system.model.image_size)
     if change is not None:
       images = _changed(images, change)
     found = safe_thresholds.record(clf, images)

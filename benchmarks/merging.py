@@ -3,7 +3,7 @@
   python benchmarks/merging.py --merges=8,13,16 --every=1,2,4 --output=FILE
 
 This compares a ViT that merges tokens with the same ViT that does not: time,
-MACs and compile time, from normalised images to logits. `every` 1 is the
+MACs and compile time, from normalized images to logits. `every` 1 is the
 published form; n merges only before every n-th encoder. Ratios are to the
 unmerged model timed in the same rounds.
 
@@ -167,7 +167,7 @@ def _selected(model, keep, params, images):
 
 
 class _Images:
-  """Labelled images, decoded once for each size."""
+  """Labeled images, decoded once for each size."""
 
   def __init__(self):
     self.files = class_folders.files(_DATA.value, _MOST.value)

@@ -23,7 +23,7 @@ _RECIPE = flags.DEFINE_string('recipe', None, 'Commands that trained the run.',
                               required=True)
 _COMMIT = flags.DEFINE_string('commit', None, 'Commit that they ran at.',
                               required=True)
-_LICENCE = flags.DEFINE_string('licence', 'Apache-2.0', 'Of the parameters.')
+_LICENSE = flags.DEFINE_string('license', 'Apache-2.0', 'Of the parameters.')
 
 
 def main(argv):
@@ -32,7 +32,7 @@ def main(argv):
   try:
     card = run_file.describe(
         _FILE.value, recipe=_RECIPE.value, commit=_COMMIT.value,
-        licence=_LICENCE.value,
+        license=_LICENSE.value,
         **model_card.measure(_FILE.value, _DATA_DIR.value))
   except errors.USER_ERRORS as error:
     raise SystemExit(f'error: {error}') from error

@@ -170,7 +170,7 @@ def images_of(config, name):
   """
   seed = config.seed if config.data.seed is None else config.data.seed
   split = getattr(_dataset(config.data.to_json(), seed), name)
-  return Images(data.centre(split.images(np.arange(len(split))),
+  return Images(data.center(split.images(np.arange(len(split))),
                             config.data.image_size), split.labels)
 
 

@@ -23,7 +23,7 @@ def rows(name, model, params, images, keep, *, repeats, dtype):
     name: name of the model.
     model: a `Backbone`.
     params: its parameters, folded.
-    images: [B, S, S, C], normalised.
+    images: [B, S, S, C], normalized.
     keep: fraction of the layers that run.
     repeats: number of rounds.
     dtype: compute dtype, a string.

@@ -101,7 +101,7 @@ class Evaluated:
     parts = []
     for start in range(0, len(test), _BATCH):
       places = np.arange(start, min(start + _BATCH, len(test)))
-      images = data.centre(test.images(places), system.model.image_size)
+      images = data.center(test.images(places), system.model.image_size)
       parts.append(_at_exits(self.clf, images))
       progress.update(int(places[-1]) + 1, int(places[-1]) + 1, {})
     progress.close()

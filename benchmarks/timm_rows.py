@@ -31,7 +31,7 @@ def rows(name, model, params, images, run_dense, repeats):
     name: name of the model, in this library and in timm.
     model: a `Backbone`.
     params: its parameters, not folded.
-    images: [B, S, S, C], normalised.
+    images: [B, S, S, C], normalized.
     run_dense: this library's dense model, a function of the round.
     repeats: number of rounds.
 

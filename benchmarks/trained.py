@@ -95,7 +95,7 @@ def rows(workdir, batches, *, repeats, threshold=None, settings=None,
   for batch in batches:
     count = 32 if batch == 1 else 1
     rng = np.random.default_rng(0)
-    images = [data.centre(
+    images = [data.center(
         test.images(rng.integers(0, len(test), count * batch)),
         clf.system.model.image_size) for _ in range(repeats + 1)]
     def run(model, set_up=lambda: None):

@@ -54,7 +54,7 @@ def rows(name, variants, params, images, *, repeats, dtype):
     name: name of the model.
     variants: {text: model}, see `create`.
     params: parameters of all of them, not folded.
-    images: [B, S, S, C], normalised.
+    images: [B, S, S, C], normalized.
     repeats: number of rounds.
     dtype: compute dtype, a string.
 

@@ -16,7 +16,7 @@ training images, 400 epochs, batch size 256, AdamW with cosine decay, patches of
 warm-up and no clipping; there are none. Its text as we have it lacks numbers,
 which are ours: learning rate 1e-3, weight decay 0.05, decay rates 0.9 and
 0.999, decay of the learning rate to 0, equal weights of the exits, 4 attention
-heads, mean and deviation of the training images for their normalisation. It has
+heads, mean and deviation of the training images for their normalization. It has
 not been run; time and accuracy are unknown (paper: 84.9 %). --config.dtype=
 bfloat16 is faster on many devices; the paper does not say what it used.
 

@@ -5,7 +5,7 @@
 
 IMAGES contains train/CLASS/* and test/CLASS/* or val/CLASS/*, with at least
 1000 training images. FILE has the weights of a ViT-Ti/16, from timm, DeiT,
-Hugging Face or AugReg; it determines how images are normalised, resized and
+Hugging Face or AugReg; it determines how images are normalized, resized and
 cropped. The model gets a new head for the classes of the folder. For another
 model add --config.model.name=NAME; for another image size set
 --config.model.image_size and --config.data.image_size. A LeViT spends more on

@@ -13,7 +13,7 @@ optimizer settings are DeiT's since the authors' code does not train it.
 Epochs, batch size, learning rates, weight decay, warm-up, averaging of the
 parameters and equal weights of the three losses are those of the authors' code,
 and so are crops, flips, RandAugment, random erasing, mixup, CutMix and label
-smoothing (RandAugment switches the colour jitter of its arguments off). Drop
+smoothing (RandAugment switches the color jitter of its arguments off). Drop
 path, dropout in the stem and 10 epochs at the last learning rate are left out,
 all images are resized with bicubic interpolation instead of a random one, and
 linear layers of encoders begin with Xavier's distribution in place of its own.

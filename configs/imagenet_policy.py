@@ -19,7 +19,7 @@ weight decay, warm-up, drop path, random resized crops, RandAugment (m9,
 mstd0.5, inc1), random erasing, mixup or CutMix for a batch, label smoothing,
 averaging, and three repeats of every image. Two things differ: weights of
 mixing are drawn for each image and not for a batch, and random masks of layers
-are trained along (--config.dense.mask_weight=0 for the model alone). The colour
+are trained along (--config.dense.mask_weight=0 for the model alone). The color
 jitter among DeiT's arguments has no effect in its code, since RandAugment takes
 its place.
 

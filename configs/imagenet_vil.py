@@ -16,7 +16,7 @@ From a trained model, leave out the first phase:
 The dense phase has the epochs, batch size, learning rate, weight decay, drop
 path, RandAugment, random erasing, mixing and label smoothing of the authors'
 code at 224 pixels. For the first 75 % of its steps, each chunk of tokens sees
-one of its eight neighbours, drawn in each encoder and step; then it sees all of
+one of its eight neighbors, drawn in each encoder and step; then it sees all of
 them, as in all other phases (model.random_shift; 0 switches it off, 0.875 is
 the authors' for one of their models). Drop path rises over the layers behind
 the policy; in the authors' code, over all. This phase also trains for dropped

@@ -71,7 +71,7 @@ def main(argv):
   if _DATA_DIR.value is not None:
     config.data.data_dir = _DATA_DIR.value
   test = data.load(config.data, seed=config.seed).test
-  images = data.centre(test.images(np.arange(len(test))),
+  images = data.center(test.images(np.arange(len(test))),
                        clf.system.model.image_size)
   clf.warm_up()
   clf.thresholds = confidence.NEVER  # those of the model may let it leave early

@@ -41,7 +41,7 @@ def read(path, spec):
 
 
 def prepare(image, spec):
-  """Applies the EXIF orientation, resizes and crops the centre."""
+  """Applies the EXIF orientation, resizes and crops the center."""
   size, resize = spec['size'], spec['resize']
   # As in evaluation, JPEGs are decoded at 1/2, 1/4 or 1/8 of their size, which
   # is faster; decoding at full size would give other pixels and logits.

@@ -29,7 +29,7 @@ _FLAGS = {
 if importlib.metadata.version('jaxlib').startswith('0.10.'):
   _FLAGS['--xla_cpu_use_fusion_emitters'] = 'false'  # half the time to compile
   for _kind in ('alias_scope', 'noalias', 'invariant_load'):
-    # Of use to optimisations alone; a tenth of the time to compile.
+    # Of use to optimizations alone; a tenth of the time to compile.
     _FLAGS[f'--xla_llvm_enable_{_kind}_metadata'] = 'false'
 for _flag, _value in _FLAGS.items():
   if _flag not in os.environ.get('XLA_FLAGS', ''):
@@ -43,10 +43,10 @@ gc.set_threshold(200_000, 50, 100)
 
 
 @pytest.fixture(scope='session', autouse=True)
-def shapes_without_initialisers():
+def shapes_without_initializers():
   """Flax compares shapes of parameters with the shapes that are asked for.
 
-  Wherever it applies a module, it would trace the initialiser of each parameter
+  Wherever it applies a module, it would trace the initializer of each parameter
   to learn that shape, a third of the time to trace a model.
   """
   from flax.core import scope

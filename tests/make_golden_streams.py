@@ -20,11 +20,11 @@ GOLDEN = pathlib.Path(__file__).parent / 'golden'
 CLASSES = 5
 
 
-def randomise(model, seed=0):
+def randomize(model, seed=0):
   """Random values that make every tensor matter; default ones hide mistakes.
 
   Statistics too. Matrices keep the scale of what they read; the BatchNorms do
-  not normalise then, so their scales are small, or LeViT would explode.
+  not normalize then, so their scales are small, or LeViT would explode.
   """
   generator = torch.Generator().manual_seed(seed)
   with torch.no_grad():
@@ -78,7 +78,7 @@ def images(size):
 
 
 def make(name, model, size):
-  randomise(model, seed=len(name))
+  randomize(model, seed=len(name))
   tensors = model.state_dict()
   safetensors.torch.save_file(tensors, GOLDEN / f'{name}.safetensors')
   (GOLDEN / f'{name}.safetensors').chmod(0o644)

@@ -23,7 +23,7 @@ def _seed(name):
   return zlib.crc32(name.encode())
 
 
-def randomise(model, seed=0):
+def randomize(model, seed=0):
   """Random values that make every tensor matter; default ones hide mistakes.
 
   Matrices keep the scale of what they read, so that deep models stay tame.
@@ -82,7 +82,7 @@ def timm_heads(model, x):
 
 
 def make_timm(golden, name):
-  model = randomise(timm_model(name), seed=_seed(golden))
+  model = randomize(timm_model(name), seed=_seed(golden))
   safetensors.torch.save_file(model.state_dict(),
                               GOLDEN / f'{golden}.safetensors')
   expect_timm(golden, model)
@@ -99,7 +99,7 @@ def expect_timm(golden, model):
 
 
 def make_hugging_face(golden, kind, config_kind):
-  model = randomise(kind(config_kind(
+  model = randomize(kind(config_kind(
       image_size=IMAGE, patch_size=PATCH, hidden_size=WIDTH,
       num_hidden_layers=DEPTH, num_attention_heads=HEADS,
       intermediate_size=HIDDEN, num_labels=CLASSES)), seed=_seed(golden))

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def nearest(x, side):
-  """[..., s, s] -> [..., side, side], nearest neighbour."""
+  """[..., s, s] -> [..., side, side], nearest neighbor."""
   at = [i * x.shape[-1] // side for i in range(side)]
   return x[..., at, :][..., at]
 

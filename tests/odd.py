@@ -60,11 +60,11 @@ def _local(name, params, x, read, ctx):
   """Each token alone; batch statistics are subtracted where there are any."""
   assert read is None
   y = jnp.tanh(tokens_of(x) @ params[name])
-  y, stats = centred(y, params, ctx.stats, ctx.train)
+  y, stats = centered(y, params, ctx.stats, ctx.train)
   return Delta(_changed(x, y), stats)
 
 
-def centred(y, params, stats, train):
+def centered(y, params, stats, train):
   """y [..., D] less its mean: (result, changed statistics)."""
   if stats is None:
     return y - params.get('mean', 0), {}
@@ -110,7 +110,7 @@ class Odd(backbone.Backbone):
     """(result, changed statistics of the whole backbone)."""
     stats = None if ctx.stats is None else ctx.stats[name]
     y = x @ params[name]['kernel']
-    y, stats = centred(y, params[name], stats, ctx.train)
+    y, stats = centered(y, params[name], stats, ctx.train)
     return y, {name: stats} if stats else {}
 
   def embed(self, params, images, ctx):

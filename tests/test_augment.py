@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from adavit_jax import data
-from adavit_jax.data import colour
+from adavit_jax.data import color
 from adavit_jax.data import erasing
 from adavit_jax.data import mixing
 from adavit_jax.data import rand_augment
@@ -17,7 +17,7 @@ from adavit_jax.data.augment import random_flip
 from adavit_jax.data.augment import resized_crop
 from adavit_jax.data.mixing import cutmix_maps
 
-B, S, K = 14, 8, 5  # Neighbours differ in class, the last and first too.
+B, S, K = 14, 8, 5  # Neighbors differ in class, the last and first too.
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.1)
 RNG = np.random.default_rng(0)
 # No zero, so that padding can be told from the image.
@@ -48,8 +48,8 @@ def normalized(images):
   return (images / 255 - MEAN[:channels]) / STD[:channels]
 
 
-def grey_levels(images):
-  """Undoes the normalisation."""
+def gray_levels(images):
+  """Undoes the normalization."""
   channels = images.shape[-1]
   return (images * STD[:channels] + MEAN[:channels]) * 255
 
@@ -102,14 +102,14 @@ def test_every_augmentation_has_a_key_of_its_own(monkeypatch):
   here = importlib.import_module('adavit_jax.data.augment')
   for module, name in (
       (here, 'resized_crop'), (here, 'random_flip'),
-      (colour, 'colour_jitter'), (rand_augment, 'rand_augment'),
+      (color, 'color_jitter'), (rand_augment, 'rand_augment'),
       (erasing, 'erase'), (mixing, 'mix')):
     def run(key, images, *targets, name=name, **_):
       keys.append((name, tuple(jax.random.key_data(key).tolist())))
       return (images, *targets[:1]) if name == 'mix' else images
     monkeypatch.setattr(module, name, run)
   config = data.default_config()
-  config.update(dict(resized_crop=0.5, flip=True, colour_jitter=0.1,
+  config.update(dict(resized_crop=0.5, flip=True, color_jitter=0.1,
                      erasing=0.5, mixup=0.5))
   config.rand_augment.magnitude = 9.
   data.augment(
@@ -167,7 +167,7 @@ def test_resized_crop_keeps_area_aspect_and_place(height, width):
       lines, lines[..., :1] + slope[..., None] * np.arange(32), atol=1e-3
   )
   extent = 48 * slope
-  # The centre of pixel 8 lies 8.5 slopes from the rectangle's edge.
+  # The center of pixel 8 lies 8.5 slopes from the rectangle's edge.
   edge = lines[..., 0] - 8.5 * slope
   assert edge.min() > -0.01
   sides = np.array([[height], [width]])
@@ -197,12 +197,12 @@ def test_mixup_blends_images_and_targets_alike():
   )
   weight = weight[:, None, None, None]
   expected = weight * FLAT + (1 - weight) * np.roll(FLAT, 1, axis=0)
-  np.testing.assert_allclose(grey_levels(out), expected, atol=1e-3)
+  np.testing.assert_allclose(gray_levels(out), expected, atol=1e-3)
 
 
 def test_cutmix_pastes_rectangles_and_counts_them():
   out, targets = augment(images=FLAT, cutmix=1.0)
-  levels = grey_levels(out)[..., 0]
+  levels = gray_levels(out)[..., 0]
   own = np.abs(levels - FLAT[..., 0]) < 1e-2
   partner = np.abs(levels - np.roll(FLAT, 1, axis=0)[..., 0]) < 1e-2
   assert (own ^ partner).all()
@@ -237,7 +237,7 @@ def test_a_coin_chooses_between_mixup_and_cutmix_for_the_batch():
     out, targets = jax.device_get(function(jax.random.key(seed)))
     np.testing.assert_allclose(targets.sum(1), 1, atol=1e-6)
     assert targets.min() >= 0.1 / K - 1e-6
-    levels = grey_levels(np.asarray(out))[..., 0]
+    levels = gray_levels(np.asarray(out))[..., 0]
     pure = (np.abs(levels - FLAT[..., 0]) < 1e-2) | (
         np.abs(levels - np.roll(FLAT, 1, axis=0)[..., 0]) < 1e-2
     )
@@ -280,7 +280,7 @@ def test_the_key_decides_everything():
   assert (first != other).any()
 
 
-def test_normalize_crops_the_centre():
+def test_normalize_crops_the_center():
   out = data.normalize(IMAGES, MEAN, STD, 5)
   np.testing.assert_allclose(
       out, normalized(IMAGES[:, 1:6, 1:6]), atol=1e-5

@@ -181,7 +181,7 @@ def test_actions_are_a_knob_at_run_time(clf, images, oracle):
   assert clf.actions is None
   # The policy's program may have been compiled by the tests before.
   assert first - 2 in (0, 1) and again == 0
-  *given, learnt = answers
+  *given, learned = answers
   forward = jax.jit(lambda params, images, actions: modes.forward(
       clf.system.model, params, clf.system.normalize(images), actions,
       mode='masked').total)
@@ -193,8 +193,8 @@ def test_actions_are_a_knob_at_run_time(clf, images, oracle):
     np.testing.assert_allclose(got.logits, forward(
         clf.params, images[:4], actions), **CLOSE)
   logits, actions = oracle(images, 0.5)
-  np.testing.assert_allclose(learnt.logits, logits[:4], **CLOSE)
-  np.testing.assert_array_equal(learnt.actions.keep, actions.keep[:4])
+  np.testing.assert_allclose(learned.logits, logits[:4], **CLOSE)
+  np.testing.assert_array_equal(learned.actions.keep, actions.keep[:4])
 
 
 @pytest.mark.nightly

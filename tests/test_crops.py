@@ -64,7 +64,7 @@ def test_areas_ratios_and_places_are_the_recipes(height, width, min_area):
 
 @pytest.mark.parametrize('height, width, box', [
     (10, 400, (0, 194, 10, 13)), (400, 10, (194, 0, 13, 10))])
-def test_the_largest_centred_crop_of_a_strip(height, width, box):
+def test_the_largest_centered_crop_of_a_strip(height, width, box):
   found = crops.draw(np.random.default_rng(0), height, width, min_area=1.)
   assert abs(np.subtract(found, box)).max() <= 1
   assert min(found[2:]) == 10
@@ -114,7 +114,7 @@ def test_large_jpegs_are_decoded_smaller(library):
     assert np.abs(image - np.asarray(expected, float)).mean() < 2
 
 
-def test_turned_grey_and_transparent_images(library):
+def test_turned_gray_and_transparent_images(library):
   crop = crops.Crop(20, 1.)
   exif = Image.Exif()
   exif[0x0112] = 6  # is shown turned to the right
@@ -122,8 +122,8 @@ def test_turned_grey_and_transparent_images(library):
   marked[:, :40] = 0
   turned = crops.random_crops(encode(marked, exif=exif), [0], crop)[0]
   assert turned[0].max() < 40 < turned[-1].mean()
-  grey = crops.random_crops(encode(SMOOTH[..., 0]), [0], crop)
-  np.testing.assert_array_equal(grey[..., 0], grey[..., 2])
+  gray = crops.random_crops(encode(SMOOTH[..., 0]), [0], crop)
+  np.testing.assert_array_equal(gray[..., 0], gray[..., 2])
   clear = np.dstack([SMOOTH, np.zeros((60, 80), np.uint8)])
   assert (crops.random_crops(encode(clear, 'PNG'), [0], crop) == 255).all()
   cmyk = io.BytesIO()

@@ -122,7 +122,7 @@ def test_resized_as_the_config_says(config, name, interpolation):
 
 
 @pytest.mark.parametrize('kind', ['mix', 'max'])
-def test_scenes_are_labelled_by_their_rule(kind):
+def test_scenes_are_labeled_by_their_rule(kind):
   images, labels = digits.real_digits()
   scenes = digit_scenes.compose(
       images, labels, count=300, kind=kind, rng=np.random.default_rng(0)
@@ -137,12 +137,12 @@ def test_scenes_are_labelled_by_their_rule(kind):
     np.testing.assert_array_equal(scenes.labels, values.max(1))
   else:
     assert (scenes.labels < values.max(1)).any()
-    # Only the labelled digit of a hard scene is bright.
+    # Only the labeled digit of a hard scene is bright.
     assert scenes.images[scenes.hard].max((1, 2)).min() > 0.8 * 255
   assert scenes.images.max((1, 2)).min() > 100
 
 
-def test_only_the_labelled_digit_of_a_mix_is_bright(monkeypatch):
+def test_only_the_labeled_digit_of_a_mix_is_bright(monkeypatch):
   monkeypatch.setattr(digit_scenes, '_NOISE', 0.0)
   # Even squares for digits, so that a pixel tells the level of its digit.
   images = np.full((10, 8, 8), 200, np.uint8)

@@ -27,8 +27,8 @@ def palette(*, transparent):
 
 
 ODD = {
-    'grey.png': (Image.new('L', (4, 4), 90), (90, 90, 90)),
-    'grey_alpha.png': (Image.new('LA', (4, 4), (90, 255)), (90, 90, 90)),
+    'gray.png': (Image.new('L', (4, 4), 90), (90, 90, 90)),
+    'gray_alpha.png': (Image.new('LA', (4, 4), (90, 255)), (90, 90, 90)),
     'clear.png': (Image.new('RGBA', (4, 4), (9, 9, 9, 0)), (255, 255, 255)),
     'opaque.png': (Image.new('RGBA', (4, 4), (9, 8, 7, 255)), (9, 8, 7)),
     'palette.png': (palette(transparent=False), (30, 60, 90)),
@@ -58,15 +58,15 @@ ODD = {
 
 
 @pytest.mark.parametrize('name', ODD)
-def test_every_mode_becomes_rgb_or_grey(tmp_path, name):
-  image, colour = ODD[name]
+def test_every_mode_becomes_rgb_or_gray(tmp_path, name):
+  image, color = ODD[name]
   written = as_bytes(tmp_path, image, name)
   found = decode.decode_image(written, size=4)
   assert found.dtype == np.uint8
-  np.testing.assert_array_equal(found, np.full((4, 4, 3), colour))
-  grey = decode.decode_image(written, size=4, channels=1)
+  np.testing.assert_array_equal(found, np.full((4, 4, 3), color))
+  gray = decode.decode_image(written, size=4, channels=1)
   np.testing.assert_array_equal(
-      grey[..., 0], Image.fromarray(found).convert('L'))
+      gray[..., 0], Image.fromarray(found).convert('L'))
 
 
 @pytest.mark.parametrize('high, dtype, full', [
@@ -139,7 +139,7 @@ def test_exif_rotation_is_applied(tmp_path):
 
 
 @pytest.mark.parametrize('shape', [(4, 10), (9, 4)])
-def test_centre_is_cropped_exactly(tmp_path, shape):
+def test_center_is_cropped_exactly(tmp_path, shape):
   pixels = np.random.default_rng(0).integers(
       0, 256, (*shape, 3), dtype=np.uint8
   )
@@ -154,14 +154,14 @@ def test_centre_is_cropped_exactly(tmp_path, shape):
 @pytest.mark.parametrize('suffix', ['png', 'jpg'])
 @pytest.mark.parametrize('size', [(100, 75), (3, 5), (1, 40), (41, 40)])
 def test_short_side_is_resized(tmp_path, suffix, size):
-  # Brightness along a diagonal: the centre's value survives any resize.
+  # Brightness along a diagonal: the center's value survives any resize.
   across, down = np.meshgrid(*(np.linspace(-1, 1, s) for s in size))
   pixels = (128 + 50 * (across + down) / 2).astype(np.uint8)
   written = as_bytes(tmp_path, Image.fromarray(pixels), f'a.{suffix}')
   found = decode.decode_image(written, size=8, channels=1)
   assert found.shape == (8, 8, 1)
-  centre = pixels[(size[1] - 1) // 2, (size[0] - 1) // 2]
-  assert abs(found[3:5, 3:5].mean() - float(centre)) < 30
+  center = pixels[(size[1] - 1) // 2, (size[0] - 1) // 2]
+  assert abs(found[3:5, 3:5].mean() - float(center)) < 30
   assert found[-1, -1, 0] >= found[0, 0, 0]
 
 

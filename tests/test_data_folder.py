@@ -11,7 +11,7 @@ from adavit_jax import data
 from adavit_jax.data import decode
 from adavit_jax.data import encoded_split
 from adavit_jax.data import folder
-from adavit_jax.data import labelled_files
+from adavit_jax.data import labeled_files
 import numpy as np
 from PIL import Image
 import pytest
@@ -22,7 +22,7 @@ def save(path, image, **kwargs):
   image.save(path, **kwargs)
 
 
-def grey(value, size=(6, 6)):
+def gray(value, size=(6, 6)):
   return Image.new('RGB', size, (value,) * 3)
 
 
@@ -32,8 +32,8 @@ def root(tmp_path):
   root = tmp_path / 'pets'
   for i, name in enumerate(('cat', 'dog')):
     for j in range(3):
-      save(root / 'train' / name / f'{j}.png', grey(10 * (3 * i + j + 1)))
-    save(root / 'test' / name / 'x.PNG', grey(100 + i))
+      save(root / 'train' / name / f'{j}.png', gray(10 * (3 * i + j + 1)))
+    save(root / 'test' / name / 'x.PNG', gray(100 + i))
   return root
 
 
@@ -56,14 +56,14 @@ def values(split):
 def test_hidden_files_and_folders_are_no_images(config, root):
   cats = root / 'train' / 'cat'
   for hidden in ('.ipynb_checkpoints/0.png', 'more/.trash/1.png', '._2.png'):
-    save(cats / hidden, grey(200))
-  save(cats / 'more' / '3.png', grey(40))
+    save(cats / hidden, gray(200))
+  save(cats / 'more' / '3.png', gray(40))
   assert values(data.load(config).train) == [10, 20, 30, 40, 40, 50, 60]
 
 
 def test_folders_of_the_system_are_no_classes_and_hold_no_images(config, root):
-  save(root / 'train' / '__MACOSX' / 'cat' / '0.png', grey(200))
-  save(root / 'train' / 'cat' / '@eaDir' / '0.png', grey(200))
+  save(root / 'train' / '__MACOSX' / 'cat' / '0.png', gray(200))
+  save(root / 'train' / 'cat' / '@eaDir' / '0.png', gray(200))
   dataset = data.load(config)
   assert dataset.class_names == ('cat', 'dog')
   assert values(dataset.train) == [10, 20, 30, 40, 50, 60]
@@ -73,7 +73,7 @@ def test_what_pillow_reads_is_read_and_the_rest_is_counted(
     config, root, caplog):
   cats = root / 'train' / 'cat'
   for name in ('3.jfif', '4.JPE', '5.tga', '6'):
-    save(cats / name, grey(40), format='TGA' if name == '5.tga' else 'PNG')
+    save(cats / name, gray(40), format='TGA' if name == '5.tga' else 'PNG')
   for name in ('a.heic', 'b.heic', 'c.mpg', 'README', '../loose.png'):
     (cats / name).write_bytes(b'\0\0\0\x18ftypheic')
   os.symlink(root / 'missing', cats / '7.png')
@@ -116,7 +116,7 @@ def test_other_pixels_of_the_same_names_sizes_and_times_are_read(
     config.data_dir = str(tmp_path / 'other' / root.name)
     shutil.copytree(root, config.data_dir)
   for path in pathlib.Path(config.data_dir).rglob('*.bmp'):
-    grey(200).save(path)
+    gray(200).save(path)
     os.utime(path, (0, 0))
   assert values(data.load(config).train) == 6 * [200]
 
@@ -145,7 +145,7 @@ def test_links_are_followed_and_what_they_share_is_read_once(config, root):
 def test_folder_loads(config, root, monkeypatch, max_bytes):
   monkeypatch.setattr(encoded_split, 'MAX_BYTES', max_bytes)
   config.holdout = 1 / 3
-  save(root / 'test' / 'cat' / 'y.png', grey(102))
+  save(root / 'test' / 'cat' / 'y.png', gray(102))
   dataset = data.load(config)
   assert dataset.train.lazy == (max_bytes == 0)
   assert dataset.class_names == ('cat', 'dog')
@@ -168,26 +168,26 @@ def test_val_serves_where_test_is_missing(config, root):
 
 def test_val_serves_where_test_has_no_labels(config, root, caplog):
   os.rename(root / 'test', root / 'val')
-  save(root / 'test' / 'images' / '0.png', grey(7))  # as Tiny ImageNet's
+  save(root / 'test' / 'images' / '0.png', gray(7))  # as Tiny ImageNet's
   assert values(data.load(config).test) == [100, 101]
   assert f"lack: ['images']: the test images are those of {root}/val" in (
       caplog.text)
   shutil.rmtree(root / 'test' / 'images')
-  save(root / 'test' / '0.png', grey(7))  # as ImageNet's
+  save(root / 'test' / '0.png', gray(7))  # as ImageNet's
   assert values(data.load(config).test) == [100, 101]
   assert f'{root}/test holds no class folder: the test images' in caplog.text
 
 
 def test_first_of_test_and_val_is_taken(config, root, caplog):
-  save(root / 'val' / 'cat' / 'x.png', grey(7))
+  save(root / 'val' / 'cat' / 'x.png', gray(7))
   assert values(data.load(config).test) == [100, 101]
   assert 'the test images are' not in caplog.text
 
 
 def test_neither_test_nor_val_fits(config, root):
   shutil.rmtree(root / 'test')
-  save(root / 'test' / '0.png', grey(7))
-  save(root / 'val' / 'images' / '0.png', grey(7))
+  save(root / 'test' / '0.png', gray(7))
+  save(root / 'val' / 'images' / '0.png', gray(7))
   with pytest.raises(ValueError) as error:
     data.load(config)
   for named in (f'{root}/test ', f'{root}/val ', "['images']",
@@ -210,7 +210,7 @@ def test_second_load_decodes_nothing_until_a_file_changes(
   assert len(decoded) == 8
   data.load(config)
   assert len(decoded) == 8
-  save(root / 'train' / 'cat' / '0.png', grey(77))
+  save(root / 'train' / 'cat' / '0.png', gray(77))
   os.utime(root / 'train' / 'cat' / '0.png', ns=(0, 12345))
   assert values(data.load(config).train)[0] == 77
   assert len(decoded) == 14
@@ -220,7 +220,7 @@ def test_second_load_decodes_nothing_until_a_file_changes(
 
 def test_a_class_more_moves_the_labels_that_were_cached(config, root):
   np.testing.assert_array_equal(data.load(config).test.labels, [0, 1])
-  save(root / 'train' / 'ant' / '0.png', grey(5))
+  save(root / 'train' / 'ant' / '0.png', gray(5))
   np.testing.assert_array_equal(data.load(config).test.labels, [1, 2])
 
 
@@ -266,7 +266,7 @@ def test_a_file_that_the_disk_does_not_give_is_a_corrupt_image(
     if path == bad:
       raise OSError(errno.EIO, 'Input/output error')
     return open(path, *args)
-  monkeypatch.setattr(labelled_files, 'open', read, raising=False)
+  monkeypatch.setattr(labeled_files, 'open', read, raising=False)
   with pytest.raises(ValueError, match=f'{bad}.*Input/output.*on_corrupt'):
     data.load(config)
   config.on_corrupt = 'skip'

@@ -138,12 +138,12 @@ def test_other_records_of_the_same_size_and_time_are_another_set(
   assert files['train'] != files['test']
 
 
-def test_grey_images_of_classes_without_names(config, prepared, tmp_path):
-  def grey(table):
+def test_gray_images_of_classes_without_names(config, prepared, tmp_path):
+  def gray(table):
     picture = table['featuresDict']['features']['picture']['image']
     picture['shape']['dimensions'] = ['6', '6', '1']
 
-  config.data_dir = edited(prepared, tmp_path, 'features.json', grey)
+  config.data_dir = edited(prepared, tmp_path, 'features.json', gray)
   names, = tmp_path.glob('**/kind.labels.txt')
   names.unlink()
   dataset = data.load(config)
@@ -152,16 +152,16 @@ def test_grey_images_of_classes_without_names(config, prepared, tmp_path):
   assert dataset.class_names == ('0', '1', '2')
 
 
-def test_unlabelled_test_split_gives_way_to_validation(config, monkeypatch):
+def test_unlabeled_test_split_gives_way_to_validation(config, monkeypatch):
   original = encoded_split.load_split
 
-  def unlabelled(encoded, *args, **kwargs):
+  def unlabeled(encoded, *args, **kwargs):
     parts = original(encoded, *args, **kwargs)
     if encoded.label.endswith('test'):
       parts[0].labels[:] = -1
     return parts
 
-  monkeypatch.setattr(encoded_split, 'load_split', unlabelled)
+  monkeypatch.setattr(encoded_split, 'load_split', unlabeled)
   test = data.load(config).test
   np.testing.assert_array_equal(np.sort(values(test)), [200, 201])
 

@@ -1,10 +1,10 @@
-"""RandAugment, colour jitter and random erasing, against Pillow and NumPy."""
+"""RandAugment, color jitter and random erasing, against Pillow and NumPy."""
 
 import functools
 import math
 
 from adavit_jax import data
-from adavit_jax.data import colour
+from adavit_jax.data import color
 from adavit_jax.data import erasing
 from adavit_jax.data import rand_augment
 from adavit_jax.data import warps
@@ -64,13 +64,13 @@ PILLOW = {
     'solarize_add': solarize_add,
     'contrast': enhance(ImageEnhance.Contrast),
     'brightness': enhance(ImageEnhance.Brightness),
-    'colour': enhance(ImageEnhance.Color),
+    'color': enhance(ImageEnhance.Color),
     'sharpness': enhance(ImageEnhance.Sharpness),
 }
 
 
 @pytest.mark.parametrize('name', PILLOW)
-def test_colours_are_those_of_pillow(name):
+def test_colors_are_those_of_pillow(name):
   found = apply(name)
   for image, level, sign, ours in zip(IMAGES, LEVELS, SIGNS, found):
     expected = np.asarray(
@@ -80,9 +80,9 @@ def test_colours_are_those_of_pillow(name):
     assert difference.max() <= 1 and (difference > 0).mean() < 0.02
 
 
-def test_the_smooth_image_and_the_mean_grey_are_those_of_pillow():
+def test_the_smooth_image_and_the_mean_gray_are_those_of_pillow():
   for image, smooth, mean in zip(
-      IMAGES, *jax.jit(lambda x: (colour.smooth(x), colour.mean_grey(x)))(
+      IMAGES, *jax.jit(lambda x: (color.smooth(x), color.mean_gray(x)))(
           IMAGES)):
     image = Image.fromarray(image)
     np.testing.assert_array_equal(
@@ -95,12 +95,12 @@ def test_comparisons_give_what_gathers_and_scatters_give():
   expected = np.stack([
       np.stack([table[image[..., c], c] for c in range(3)], -1)
       for image, table in zip(IMAGES, tables)])
-  for function in (colour.look_up, colour.compared):
+  for function in (color.look_up, color.compared):
     np.testing.assert_array_equal(jax.jit(function)(IMAGES, tables), expected)
   expected = np.stack([
       np.stack([np.bincount(image[..., c].ravel(), minlength=256)
                 for c in range(3)], -1) for image in IMAGES])
-  for function in (colour.histograms, colour.counted):
+  for function in (color.histograms, color.counted):
     np.testing.assert_array_equal(jax.jit(function)(IMAGES), expected)
 
 
@@ -195,25 +195,25 @@ def test_operations_are_drawn_alike_and_half_are_skipped(monkeypatch):
     (2, ImageEnhance.Color)])
 def test_jitter_is_that_of_pillow(kind, enhancer):
   factors = np.float32([0.6, 1.4, 1, 0.73])
-  found = colour.jitter(IMAGES, np.full(B, kind), factors)
+  found = color.jitter(IMAGES, np.full(B, kind), factors)
   for image, factor, ours in zip(IMAGES, factors, found):
     expected = np.asarray(
         enhancer(Image.fromarray(image)).enhance(float(factor)))
     assert np.abs(np.asarray(ours, int) - expected).max() <= 1
 
 
-def test_colour_jitter_takes_every_order_and_its_range(monkeypatch):
-  """Brightness of a constant grey tells its factor; the others keep it."""
-  taken, original = [], colour.jitter
+def test_color_jitter_takes_every_order_and_its_range(monkeypatch):
+  """Brightness of a constant gray tells its factor; the others keep it."""
+  taken, original = [], color.jitter
 
   def recorded(images, kind, factor):
     jax.debug.callback(
         lambda x: taken.append(np.asarray(x)), kind, ordered=True)
     return original(images, kind, factor)
 
-  monkeypatch.setattr(colour, 'jitter', recorded)
+  monkeypatch.setattr(color, 'jitter', recorded)
   found = np.asarray(jax.jit(functools.partial(
-      colour.colour_jitter, strength=0.4))(
+      color.color_jitter, strength=0.4))(
           jax.random.key(0), np.full((3000, 1, 1, 3), 100, np.uint8)))
   factor = (found[:, 0, 0, 0] + 0.5) / 100
   assert stats.kstest(factor, stats.uniform(0.6, 0.8).cdf).statistic < 0.03
@@ -268,14 +268,14 @@ def test_in_augment_they_leave_the_rest_alone(monkeypatch):
   # Every operation compiles for seconds; these do less.
   called = []
   for module, name in ((rand_augment, 'rand_augment'),
-                       (colour, 'colour_jitter'), (erasing, 'erase')):
+                       (color, 'color_jitter'), (erasing, 'erase')):
     monkeypatch.setattr(module, name, lambda key, images, *args, **kwargs: (
         called.append((images.dtype.name, kwargs)), images)[1])
   key = jax.random.key(1)
   plain, targets = program()(key, IMAGES, labels)
   assert not called
   images, same = program(
-      rand_augment=dict(magnitude=9.), erasing=0.5, colour_jitter=0.4)(
+      rand_augment=dict(magnitude=9.), erasing=0.5, color_jitter=0.4)(
           key, IMAGES, labels)
   np.testing.assert_array_equal(targets, same)
   np.testing.assert_allclose(images, plain, atol=1e-5)
@@ -283,14 +283,14 @@ def test_in_augment_they_leave_the_rest_alone(monkeypatch):
   assert called[1][1]['magnitude'] == 9
   np.testing.assert_array_equal(called[1][1]['fill'], 3 * [128])
   for fields in (dict(rand_augment=dict(magnitude=9.)),
-                 dict(colour_jitter=0.4)):
-    with pytest.raises(ValueError, match='colour images'):
+                 dict(color_jitter=0.4)):
+    with pytest.raises(ValueError, match='color images'):
       program(**fields)(key, IMAGES[..., :1], labels)
 
 
 @pytest.mark.parametrize('fields, named', [
     (dict(erasing=1.5), r'data\.erasing=1\.5'),
-    (dict(colour_jitter=-1.), r'data\.colour_jitter=-1\.0'),
+    (dict(color_jitter=-1.), r'data\.color_jitter=-1\.0'),
     (dict(rand_augment=dict(magnitude=11.)), r'rand_augment\.magnitude=11\.0'),
     (dict(rand_augment=dict(std=-1.)), r'rand_augment\.std=-1\.0'),
     (dict(rand_augment=dict(layers=0)), r'rand_augment\.layers=0'),

@@ -273,7 +273,7 @@ def test_a_run_is_timed_after_any_phase(execution, tmp_path, runs, phases):
   assert execution.trained.check(str(tmp_path))['phase'] == phases[-1]
 
 
-def test_a_run_that_loads_larger_images_is_timed_on_their_centres(
+def test_a_run_that_loads_larger_images_is_timed_on_their_centers(
     quick, monkeypatch, tmp_path, runs):
   """Images of 12 pixels, in a frame of zeros, for a model of 8."""
   runs[str(tmp_path)] = ('exits',), ((1, 'mlp'),)

@@ -305,7 +305,7 @@ def test_xla_counts_the_same_flops(name, with_prefix):
   flops = test_cost._flops(function, params, tokens)
   want = exit_heads.head_macs(name, at, 10)
   if name.startswith('cnn') or (name == 'mlp' and not with_prefix):
-    # Without a prefix, 'mlp' too normalises every token.
+    # Without a prefix, 'mlp' too normalizes every token.
     flops -= test_cost._flops(
         lambda p, x: nn.LayerNorm(epsilon=1e-6).apply({'params': p}, x),
         params['norm'], tokens)

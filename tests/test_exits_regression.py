@@ -71,7 +71,7 @@ def test_regression_end_to_end(regression, capsys):
   found = trainer.exit_evaluator('exits', state.params, test)
   degrees = found.prediction
   errors = degrees - test.labels
-  # The loss is that of the normalised outputs.
+  # The loss is that of the normalized outputs.
   np.testing.assert_allclose(
       found.loss, (errors / dataset.target.std)**2, rtol=1e-3)
 

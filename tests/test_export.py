@@ -368,7 +368,7 @@ def test_the_example_hands_on_what_a_policy_decides(small, tmp_path, capsys):
       for y, k in zip(logits.swapaxes(0, 1), chosen)]
 
 
-def test_what_lies_beside_an_artefact(cond):
+def test_what_lies_beside_an_artifact(cond):
   about = json.loads((cond.parent / 'model.json').read_text())
   assert about == dict(
       mode='cond', format='stablehlo', threshold=0.5,

@@ -143,16 +143,16 @@ def test_a_packed_set_is_copied_once(bucket, tmp_path):
   config.update(dict(name='packed', data_dir=f'{bucket}/packed', image_size=4,
                      holdout=0., cache_dir=str(tmp_path / 'cache')))
 
-  def greys():
+  def grays():
     return data.load(config).train.images(np.arange(10))[:, 0, 0, 0].tolist()
 
   expected = [10 * i + label for label in range(2) for i in range(5)]
-  assert greys() == expected
+  assert grays() == expected
   # What is there is not copied again, and what was cut off is.
   copied, = (tmp_path / 'cache').iterdir()
   cut = copied / 'train-00001-of-00003.array_record'
   times = {path: path.stat().st_mtime_ns for path in copied.glob('*_record')}
   cut.write_bytes(b'half')
-  assert greys() == expected
+  assert grays() == expected
   assert {path for path, time in times.items()
           if path.stat().st_mtime_ns != time} == {cut}

@@ -39,7 +39,7 @@ def initial():
 
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch, initial):
-  """Steps that only count, and states that are initialised once."""
+  """Steps that only count, and states that are initialized once."""
   init_state = state_lib.init_state
   def copied(system, seed):
     key = system.model, system.nets

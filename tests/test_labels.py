@@ -5,7 +5,7 @@ import json
 from adavit_jax import data
 from adavit_jax import weights
 from adavit_jax.data import label_file
-from adavit_jax.inference import labelling
+from adavit_jax.inference import labeling
 import jax
 import numpy as np
 from PIL import Image
@@ -92,7 +92,7 @@ def test_a_model_labels_images_in_their_order(root, one_device):
   config.init.weights = str(root.parent / 'vit.safetensors')
   config.data.update(name='folder', data_dir=str(root), crop_padding=0)
   config.eval_batch_size = 2
-  labels = labelling.predict(config, 5)
+  labels = labeling.predict(config, 5)
   pixels = np.stack([np.asarray(Image.open(root / name)) for name in LABELS])
   logits = jax.jit(model.apply)(
       {'params': params['backbone']}, (pixels / 255. - 0.5) / 0.25).total

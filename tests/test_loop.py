@@ -178,14 +178,14 @@ def test_phases_end_at_the_budget(ends, trainer):
 
 
 def test_feature_statistics_are_those_of_the_training_images(ends, trainer):
-  """Of every normalised token of z1, in NumPy."""
+  """Of every normalized token of z1, in NumPy."""
   system, split = trainer.system, trainer.dataset.train
   z1 = np.asarray(jax.jit(
       lambda p, x: modes.before_policy(system.model, p, system.normalize(x)))(
           ends['warm_start'].params,
           split.images(np.arange(len(split)))), np.float64)
-  centred = z1 - z1.mean(-1, keepdims=True)
-  tokens = centred / np.sqrt(centred.var(-1, keepdims=True) + 1e-6)
+  centered = z1 - z1.mean(-1, keepdims=True)
+  tokens = centered / np.sqrt(centered.var(-1, keepdims=True) + 1e-6)
   features = tokens.reshape(len(split), -1)
   stats = ends['warm_start'].params['policy_stats']
   np.testing.assert_allclose(stats.mean, features.mean(0), atol=1e-5)

@@ -25,7 +25,7 @@ def test_make_mesh():
 def test_sizes_of_the_axes(sizes, want):
   mesh = mesh_lib.make_mesh(*sizes)
   assert mesh.devices.shape == want
-  # Along 'fsdp', devices are neighbours.
+  # Along 'fsdp', devices are neighbors.
   assert mesh.devices.flatten().tolist() == jax.devices()[:mesh.size]
 
 

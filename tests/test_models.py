@@ -256,7 +256,7 @@ def test_conv_stem_has_the_patch_stems_grid():
   assert jax.eval_shape(embed, params, images).shape == (2, 1 + 16, 128)
 
 
-def test_a_model_traced_again_initialises_nothing_again(monkeypatch):
+def test_a_model_traced_again_initializes_nothing_again(monkeypatch):
   inits, init = [], encoder_lib.Encoder.init
   def spy(self, *args):
     inits.append(self)

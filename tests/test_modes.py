@@ -357,11 +357,11 @@ def test_wrong_calls(model, params, z1):
   with pytest.raises(ValueError, match='actions.*<U1'):
     modes.after_policy(
         model, params, z1, Actions(['1'] * L, ['0'] * L), 'masked')
-  with pytest.raises(ValueError, match='images.*uint8.*normalised'):
+  with pytest.raises(ValueError, match='images.*uint8.*normalized'):
     modes.forward(model, params, np.zeros((1, 8, 8, 1), np.uint8), _random(0))
   for run in (lambda x: model.apply({'params': params['backbone']}, x),
               lambda x: modes.forward(model, params, x)):
-    with pytest.raises(ValueError, match='images.*int32.*normalised'):
+    with pytest.raises(ValueError, match='images.*int32.*normalized'):
       run(jnp.zeros((1, 8, 8, 1), jnp.int32))
   with pytest.raises(ValueError, match=r'images.*list.*\[B, 8, 8, 1\]'):
     modes.forward(model, params, [[[[0.]]]], _random(0))

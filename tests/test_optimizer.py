@@ -63,7 +63,7 @@ def test_three_steps_against_numpy(clip_norm):
       np.testing.assert_allclose(v, want[k], rtol=1e-5, atol=1e-6, err_msg=k)
 
 
-def test_muon_orthogonalises_each_kernel_by_itself():
+def test_muon_orthogonalizes_each_kernel_by_itself():
   """Those of each encoder of a stack; a convolution is one matrix."""
   tx, _ = optimizer.make_optimizer(
       _config(optimizer='muon', warmup=0., clip_norm=0), 8,

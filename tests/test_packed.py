@@ -24,15 +24,15 @@ NUM = dict(train=11, test=5)  # of each of two classes
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
-  """Images of 8 x 6 px of one grey each; PNG, so that greys are exact."""
+  """Images of 8 x 6 px of one gray each; PNG, so that grays are exact."""
   root = tmp_path_factory.mktemp('pets')
   for split, num in NUM.items():
     for label, name in enumerate(('cat', 'dog')):
       folder = root / split / name
       folder.mkdir(parents=True)
       for i in range(num):
-        grey = 10 * i + label + (100 if split == 'test' else 0)
-        Image.new('RGB', (8, 6), (grey,) * 3).save(folder / f'{i:02d}.png')
+        gray = 10 * i + label + (100 if split == 'test' else 0)
+        Image.new('RGB', (8, 6), (gray,) * 3).save(folder / f'{i:02d}.png')
   return root
 
 

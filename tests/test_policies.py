@@ -227,7 +227,7 @@ def test_the_first_network_convolves_the_grid():
     windows = np.lib.stride_tricks.sliding_window_view(
         np.pad(x, ((1, 1), (1, 1), (0, 0))), (3, 3), (0, 1))
     out = np.einsum('yxcij,ijcd->yxd', windows, kernel) + layer['bias']
-    # With stride 2, padding of an odd side puts the first centre at 0.
+    # With stride 2, padding of an odd side puts the first center at 0.
     out = out[::stride, ::stride]
     return np.asarray(gelu(out), np.float64)
 

@@ -87,7 +87,7 @@ def test_paired_p_values(harmed, helped):
 
 
 def test_the_score_of_pairs():
-  """The estimate under the hypothesis maximises its likelihood."""
+  """The estimate under the hypothesis maximizes its likelihood."""
   num, risk = 50, 0.08
   for harmed, helped in ((3, 2), (0, 5), (6, 0)):
     p = np.linspace(1e-9, (1 - risk) / 2 - 1e-9, 100_001)
@@ -256,7 +256,7 @@ def test_bad_input(given, field):
 
 @pytest.mark.parametrize('kind, given, field', [
     ('loss', {}, 'kind'), ('error', {}, 'kind'),
-    ('harm', dict(labelled=False), 'labels'), ('harm', dict(bound=1.), 'bound'),
+    ('harm', dict(labeled=False), 'labels'), ('harm', dict(bound=1.), 'bound'),
     ('error', dict(target=True, bound=0.), 'bound'),
     ('harm', dict(target=True), 'kind')])
 def test_losses_that_do_not_fit(kind, given, field):

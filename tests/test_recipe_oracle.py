@@ -18,7 +18,7 @@ TIMM = dict(
     auto_contrast='AutoContrast', equalize='Equalize', invert='Invert',
     rotate='Rotate', posterize='PosterizeIncreasing',
     solarize='SolarizeIncreasing', solarize_add='SolarizeAdd',
-    colour='ColorIncreasing', contrast='ContrastIncreasing',
+    color='ColorIncreasing', contrast='ContrastIncreasing',
     brightness='BrightnessIncreasing', sharpness='SharpnessIncreasing',
     shear_x='ShearX', shear_y='ShearY', move_x='TranslateXRel',
     move_y='TranslateYRel')

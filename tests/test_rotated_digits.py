@@ -141,9 +141,9 @@ def test_interpolation_is_the_configs(config):
 
 
 def test_noise_has_a_strength_of_its_own_in_each_image():
-  grey = np.full((1, 8, 8), 128, np.uint8)
+  gray = np.full((1, 8, 8), 128, np.uint8)
   make = lambda noise: rotated_digits.rotate(
-      grey, count=400, size=16, noise=noise, rng=np.random.default_rng(0))
+      gray, count=400, size=16, noise=noise, rng=np.random.default_rng(0))
   clean, noisy = make(0.), make(0.2)
   np.testing.assert_array_equal(clean.angles, noisy.angles)
   added = np.float32(noisy.images) - clean.images
@@ -184,7 +184,7 @@ def test_labels_keep_their_kind():
     np.testing.assert_array_equal(split.labels, labels)
 
 
-def test_augmented_targets_are_the_normalised_labels(config):
+def test_augmented_targets_are_the_normalized_labels(config):
   target = data.Target(10.0, 4.0, 'degrees')
   labels = np.float32([10, 14, -2.5])
   images = np.arange(3 * 16 * 16, dtype=np.uint8).reshape(3, 16, 16, 1)

@@ -275,7 +275,7 @@ def test_a_card_has_what_is_added(file, tmp_path):
         name, marks=pytest.mark.nightly) for name in trained.names()])
 def test_the_models_of_the_package(name):
   card = adavit_jax.pretrained()[name]
-  assert {'data', 'recipe', 'commit', 'licence', 'accuracy', 'macs',
+  assert {'data', 'recipe', 'commit', 'license', 'accuracy', 'macs',
           'macs_ratio', 'full_accuracy', 'num_test', 'settings'} < card.keys()
   assert trained.path(name).stat().st_size < 3e6
   clf = adavit_jax.load(name)

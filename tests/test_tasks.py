@@ -93,7 +93,7 @@ def test_regression():
           } == {jnp.dtype('float32')}
 
 
-def test_bfloat16_outputs_are_denormalised_in_float32():
+def test_bfloat16_outputs_are_denormalized_in_float32():
   outputs = jnp.bfloat16([[1.0078125]])
   task = tasks.Regression(mean=1000., std=100., unit='g')
   assert task.denormalize(outputs) == 1100.78125

@@ -40,8 +40,8 @@ def _cross_entropy(logits, targets):
   return -(targets * log_softmax(logits)).sum(-1).mean()
 
 
-def test_a_teacher_sees_the_images_in_its_own_normalisation():
-  """As if it had normalised the pixels itself; with statistics, folded."""
+def test_a_teacher_sees_the_images_in_its_own_normalization():
+  """As if it had normalized the pixels itself; with statistics, folded."""
   model = efficient.levit(channels=3)
   rng = np.random.default_rng(0)
   pixels = rng.uniform(size=(2, 12, 12, 3)).astype(np.float32)

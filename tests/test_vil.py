@@ -97,7 +97,7 @@ def test_attention_equals_masked_full_attention(grid):
     np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-5)
 
 
-def test_a_drawn_neighbour_is_the_only_one():
+def test_a_drawn_neighbor_is_the_only_one():
   """With biases, and without global tokens; under every draw of the eight."""
   rows, columns, window = 5, 4, 2
   run, qkv, tables = _attend(rows, columns, window, 0, exact=True,
@@ -130,7 +130,7 @@ def test_no_array_grows_with_the_square_of_the_tokens():
 
 @pytest.mark.nightly
 def test_random_shift_ends_with_the_steps():
-  """Each step and encoder draws its own neighbour, and evaluation none."""
+  """Each step and encoder draws its own neighbor, and evaluation none."""
   model = efficient.vil(**{
       **ONE_STAGE, **dict(depths=(2,), num_globals=(0,), relative=(False,),
                           random_shift=0.75)})

@@ -270,7 +270,7 @@ def test_live_against_timm(tmp_path, name, distilled):
   torch = pytest.importorskip('torch')
   timm = pytest.importorskip('timm')
   golden = pytest.importorskip('make_golden_weights')
-  home = golden.randomise(timm.create_model(name), seed=len(name))
+  home = golden.randomize(timm.create_model(name), seed=len(name))
   torch.save({'model': home.state_dict()}, tmp_path / 'a.pth')
   model = models.create(name, weights=str(tmp_path / 'a.pth'))
   assert model.distillation == distilled

@@ -153,7 +153,7 @@ def _theirs(model, names):
 
 
 THEIRS = layout.Format(
-    title='theirs', recognises=lambda names: 'theirs.backbone/cls' in names,
+    title='theirs', recognizes=lambda names: 'theirs.backbone/cls' in names,
     clean=dict, tensors=_theirs, heads=('head_1', 'head_0', 'norm_0'))
 
 

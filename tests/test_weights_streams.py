@@ -160,7 +160,7 @@ def test_other_classes_get_new_heads(name, heads):
   for group, p in got['backbone'].items():
     if group in heads:
       assert p['kernel'].shape[1] == 7
-      assert 0.01 < np.std(p['kernel']) < 0.03  # initialised
+      assert 0.01 < np.std(p['kernel']) < 0.03  # initialized
     else:
       same(p, kept['backbone'][group])
   same(got.get('batch_stats'), kept.get('batch_stats'))
@@ -238,7 +238,7 @@ def test_live_against_timm(tmp_path, name):
   torch = pytest.importorskip('torch')
   timm = pytest.importorskip('timm')
   golden = pytest.importorskip('make_golden_streams')
-  home = golden.randomise(timm.create_model(name), seed=len(name))
+  home = golden.randomize(timm.create_model(name), seed=len(name))
   torch.save({'model': home.state_dict()}, tmp_path / 'a.pth')
   model = models.create(name, weights=str(tmp_path / 'a.pth'))
   params = adavit_jax.init_params(model, KEY)

@@ -10,7 +10,7 @@ BASE = dict(train=0, test=100, validation=200)
 
 
 class TinyFlags(tfds.core.GeneratorBasedBuilder):
-  """Image i of a split is grey BASE + i; its label is i modulo 3."""
+  """Image i of a split is gray BASE + i; its label is i modulo 3."""
 
   VERSION = tfds.core.Version('1.10.0')
 

@@ -1,4 +1,4 @@
-"""What devices send each other in a program: read from its optimised HLO."""
+"""What devices send each other in a program: read from its optimized HLO."""
 
 import math
 import re
@@ -38,7 +38,7 @@ def read(hlo: str) -> dict[str, Sent]:
   numbers until they are accepted, counts as one turn.
 
   Args:
-    hlo: text of the optimised program, with one computation after the other.
+    hlo: text of the optimized program, with one computation after the other.
   """
   bodies, entry = _computations(hlo)
   turns = _turns(bodies, entry)

@@ -10,7 +10,7 @@ from adavit_jax.data.data_config import check_augmentation
 from adavit_jax.data.data_config import check_regression
 from adavit_jax.data.data_config import default_config
 from adavit_jax.data.decode import CorruptImageError
-from adavit_jax.data.decode import centre
+from adavit_jax.data.decode import center
 from adavit_jax.data.sources import load
 from adavit_jax.data.splits import ArraySplit
 from adavit_jax.data.splits import Dataset
@@ -20,7 +20,7 @@ from adavit_jax.data.splits import fingerprint
 
 __all__ = [
     'ArraySplit', 'CorruptImageError', 'Dataset', 'Split', 'Target', 'ahead',
-    'augment', 'batch_indices', 'centre', 'check_augmentation',
+    'augment', 'batch_indices', 'center', 'check_augmentation',
     'check_regression', 'crop_on_reading', 'default_config', 'fingerprint',
     'load', 'normalize', 'train_batches',
 ]

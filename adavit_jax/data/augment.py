@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adavit_jax.data import colour
+from adavit_jax.data import color
 from adavit_jax.data import data_config as config_lib
 from adavit_jax.data import decode
 from adavit_jax.data import erasing
@@ -28,7 +28,7 @@ def augment(
     target: splits.Target | None = None,
     cropped: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-  """Crops, flips, distorts, normalises, erases and mixes a training batch.
+  """Crops, flips, distorts, normalizes, erases and mixes a training batch.
 
   The key determines the result. Augmentations that are off are not traced and
   do not change the random numbers of the others.
@@ -38,7 +38,7 @@ def augment(
     images: uint8 [B, H, W, C].
     labels: int [B] in 0..K-1; numbers [B] for regression.
     config_data: `config.data`; uses crop_padding, resized_crop, flip,
-      colour_jitter, rand_augment, erasing, mixup, cutmix, repeats and
+      color_jitter, rand_augment, erasing, mixup, cutmix, repeats and
       label_smoothing.
     num_classes: K; not used for regression.
     mean: C floats in 0..1 units.
@@ -49,10 +49,10 @@ def augment(
 
   Returns:
     Images float32 [B, S, S, C] and targets float32 [B, K] that sum to 1. For
-    regression, targets [B, 1]: the labels normalised with `target`.
+    regression, targets [B, 1]: the labels normalized with `target`.
 
   Raises:
-    ValueError: if a field is out of range or not valid for regression or grey
+    ValueError: if a field is out of range or not valid for regression or gray
       images, or the images are too small.
   """
   config_lib.check_augmentation(config_data)
@@ -88,21 +88,21 @@ def augment(
 
 
 def _distort(key, images, config_data, mean):
-  """Changes colours and shapes of images of 0..255, as the config says."""
+  """Changes colors and shapes of images of 0..255, as the config says."""
   c = config_data.rand_augment
-  if not (config_data.colour_jitter or c.magnitude):
+  if not (config_data.color_jitter or c.magnitude):
     return images
   if images.shape[-1] != 3:
     raise ValueError(
-        f'config.data.colour_jitter={config_data.colour_jitter} and'
-        f' rand_augment.magnitude={c.magnitude} need colour images, but these'
+        f'config.data.color_jitter={config_data.color_jitter} and'
+        f' rand_augment.magnitude={c.magnitude} need color images, but these'
         f' have {images.shape[-1]} channel: set both to 0')
   images = jnp.round(images).astype(jnp.uint8)  # a resized crop has floats
   # `augment` has split the key in three, and `split(key, 3)[i]` equals
   # `fold_in(key, i)`.
-  if config_data.colour_jitter:
-    images = colour.colour_jitter(
-        jax.random.fold_in(key, 3), images, config_data.colour_jitter)
+  if config_data.color_jitter:
+    images = color.color_jitter(
+        jax.random.fold_in(key, 3), images, config_data.color_jitter)
   if c.magnitude:
     images = rand_augment.rand_augment(
         jax.random.fold_in(key, 4), images, magnitude=c.magnitude, std=c.std,
@@ -119,7 +119,7 @@ def normalize(
     images: uint8 [B, H, W, C], or floats in 0..255.
     mean: C floats in 0..1 units.
     std: C floats in 0..1 units.
-    image_size: S, side of the centre crop; None keeps H and W.
+    image_size: S, side of the center crop; None keeps H and W.
 
   Returns:
     float32 [B, S, S, C].
@@ -130,7 +130,7 @@ def normalize(
   if image_size is not None:
     height, width = images.shape[1:3]
     _check_room(height, width, image_size, padding=0)
-    images = decode.centre(images, image_size)
+    images = decode.center(images, image_size)
   mean = jnp.asarray(mean, jnp.float32) * 255
   std = jnp.asarray(std, jnp.float32) * 255
   return (images.astype(jnp.float32) - mean) * (1 / std)

@@ -61,7 +61,7 @@ def draw(
 
   The area fraction is uniform in min_area..1, the log of width / height within
   3/4..4/3, and the place uniform in the image. Rectangles that do not fit are
-  drawn again. After 10 of them, it is the largest centred one whose ratio is
+  drawn again. After 10 of them, it is the largest centered one whose ratio is
   in the range.
 
   Args:
@@ -100,7 +100,7 @@ def random_crops(
     data: contents of a file in any format that Pillow reads.
     seeds: n seeds; each determines its crop, whatever the others are.
     crop: size and smallest area.
-    channels: C, 3 for RGB, 1 for grey.
+    channels: C, 3 for RGB, 1 for gray.
     interpolation: 'bicubic' or 'bilinear', with antialiasing.
 
   Returns:

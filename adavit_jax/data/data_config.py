@@ -52,7 +52,7 @@ def default_config() -> ml_collections.ConfigDict:
       # Mean magnitude in 0..10 (0 = off) and deviation of the operations of
       # RandAugment, and how many there are.
       rand_augment=dict(magnitude=0.0, std=0.5, layers=2),
-      colour_jitter=0.0,  # of brightness, contrast and saturation; 0 = off
+      color_jitter=0.0,  # of brightness, contrast and saturation; 0 = off
       erasing=0.0,  # probability of random erasing
       repeats=1,  # augmented copies of each image in a batch
       mixup=0.0,  # alpha of Beta(alpha, alpha); 0 = off
@@ -126,7 +126,7 @@ def _check_preprocessing(config_data) -> None:
   if crop is not None and not 0 < crop <= 1:
     raise ValueError(
         f'config.data.crop={crop} must be in (0, 1]: it is the fraction of the'
-        ' short side that the centre crop keeps')
+        ' short side that the center crop keeps')
   if crop is not None and config_data.load_size:
     raise ValueError(
         f'config.data.crop={crop} and load_size={config_data.load_size} both'
@@ -176,7 +176,7 @@ def check_augmentation(config_data) -> None:
           f' {low}..{high}')
   for field, low, high in (
       ('resized_crop', 0, 1), ('policy_resized_crop', 0, 1),
-      ('label_smoothing', 0, 1), ('erasing', 0, 1), ('colour_jitter', 0, 10),
+      ('label_smoothing', 0, 1), ('erasing', 0, 1), ('color_jitter', 0, 10),
       # Beta(1e6, 1e6) is already nearly constant at 1/2; sampling overflows
       # far above it.
       ('mixup', 0, 1e6), ('cutmix', 0, 1e6),

@@ -34,15 +34,15 @@ def decode_image(
 ) -> np.ndarray:
   """Decodes an image of any size and mode.
 
-  Scales greys of more than 8 bits (see `to_mode`), blends transparent pixels
+  Scales grays of more than 8 bits (see `to_mode`), blends transparent pixels
   with white, applies the EXIF orientation and takes the first frame of an
   animation.
 
   Args:
     data: contents of a file in any format that Pillow reads.
     size: output side in pixels; the short side is resized to it with
-      antialiasing, then the centre is cropped.
-    channels: 3 for RGB, 1 for grey.
+      antialiasing, then the center is cropped.
+    channels: 3 for RGB, 1 for gray.
     interpolation: 'bicubic' or 'bilinear'.
 
   Returns:
@@ -103,11 +103,11 @@ def read(path, config_data, model) -> np.ndarray:
         interpolation=data_config.interpolation(config_data))
   except CorruptImageError as error:
     raise CorruptImageError(f'{path} cannot be decoded ({error})') from error
-  return centre(image, size)
+  return center(image, size)
 
 
-def centre(images, size):
-  """Returns the centre square of images, [..., H, W, C] -> [..., S, S, C]."""
+def center(images, size):
+  """Returns the center square of images, [..., H, W, C] -> [..., S, S, C]."""
   top, left = ((side - size) // 2 for side in images.shape[-3:-1])
   return images[..., top:top + size, left:left + size, :]
 
@@ -153,7 +153,7 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _scaled(image):
-  """Greys of more than 8 bits as uint8 [H, W]; see `to_mode`."""
+  """Grays of more than 8 bits as uint8 [H, W]; see `to_mode`."""
   # Pillow opens PNG and PPM of 16 bits as 'I', too.
   if image.mode == 'F':
     kind, top = 'floating-point', 1
@@ -173,7 +173,7 @@ def _scaled(image):
 def fit(
     image: Image.Image, size: int, interpolation: str = 'bicubic'
 ) -> Image.Image:
-  """Resizes the short side to `size` pixels and crops the centre square."""
+  """Resizes the short side to `size` pixels and crops the center square."""
   width, height = image.size
   scale = size / min(width, height)
   if scale != 1:
@@ -190,7 +190,7 @@ def fit(
 def fit_arrays(
     images: np.ndarray, size: int, interpolation: str = 'bicubic'
 ) -> np.ndarray:
-  """Applies `fit` to greys: uint8 [n, h, w] -> uint8 [n, size, size, 1]."""
+  """Applies `fit` to grays: uint8 [n, h, w] -> uint8 [n, size, size, 1]."""
   if images.shape[1:] == (size, size):
     return images[..., None]
   fitted = np.empty((len(images), size, size, 1), np.uint8)

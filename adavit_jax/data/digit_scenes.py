@@ -31,7 +31,7 @@ class Scenes(NamedTuple):
     images: uint8 [n, 16, 16].
     labels: int32 [n].
     hard: bool [n], whether a scene shows more than one digit.
-    members: int32 [n, 3], indices of the real digits shown, the labelled one
+    members: int32 [n, 3], indices of the real digits shown, the labeled one
       first, padded with -1.
   """
 

@@ -15,7 +15,7 @@ def erase(key: jax.Array, images: jax.Array, probability: float) -> jax.Array:
 
   Args:
     key: PRNG key.
-    images: float32 [B, H, W, C], normalised.
+    images: float32 [B, H, W, C], normalized.
     probability: of each image, in 0..1.
 
   Returns:

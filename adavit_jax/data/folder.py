@@ -13,7 +13,7 @@ from adavit_jax import paths
 from adavit_jax.data import encoded_split
 from adavit_jax.data import image_files
 from adavit_jax.data import label_file
-from adavit_jax.data import labelled_files
+from adavit_jax.data import labeled_files
 from adavit_jax.data import splits
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -22,7 +22,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 def files(
     config_data
-) -> tuple[labelled_files.ImageFiles, labelled_files.ImageFiles]:
+) -> tuple[labeled_files.ImageFiles, labeled_files.ImageFiles]:
   """Returns the files of the training and of the test split.
 
   Some benchmarks have a test/ without labels: the test split is the first of
@@ -36,21 +36,21 @@ def files(
   if config_data.labels:
     labels = label_file.read(config_data.labels)
     return tuple(
-        labelled_files.ImageFiles(
+        labeled_files.ImageFiles(
             root / part, names.values(), _labels_of(names, labels, config_data),
             labels.class_names)
-        for part, names in unlabelled(config_data).items())
-  train_files = labelled_files.ImageFiles.in_class_folders(root / 'train')
+        for part, names in unlabeled(config_data).items())
+  train_files = labeled_files.ImageFiles.in_class_folders(root / 'train')
   if len(train_files.class_names) < 2:
     raise ValueError(
         f"{root / 'train'} holds only the class {train_files.class_names[0]!r}:"
         ' add a folder for each class, train/CLASS/*, or label the images, see'
         ' config.data.labels')
-  return train_files, labelled_files.ImageFiles.in_class_folders(
+  return train_files, labeled_files.ImageFiles.in_class_folders(
       _test_dir(root, train_files.class_names), train_files.class_names)
 
 
-def unlabelled(config_data) -> dict[str, dict[str, str]]:
+def unlabeled(config_data) -> dict[str, dict[str, str]]:
   """Returns the images of the training and of the test split, without classes.
 
   Returns:
@@ -126,9 +126,9 @@ def load(config_data, *, seed: int) -> splits.Dataset:
 def _test_dir(root: pathlib.Path, class_names: Sequence[str]) -> pathlib.Path:
   """Returns the first of test/ and val/ whose folders are in `class_names`."""
   test, val = root / 'test', root / 'val'
-  if not (wrong := labelled_files.misfit(test, class_names)):
+  if not (wrong := labeled_files.misfit(test, class_names)):
     return test
-  if val_wrong := labelled_files.misfit(val, class_names):
+  if val_wrong := labeled_files.misfit(val, class_names):
     raise ValueError(
         f'there are no test images: {test} {wrong}, and {val} {val_wrong}; put'
         f' those of each training class into {test}/CLASS/')

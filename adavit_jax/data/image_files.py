@@ -14,7 +14,7 @@ _SYSTEM = frozenset((
     '$recycle.bin', 'system volume information', 'lost+found',
 ))
 
-# Pillow recognises these, but needs other programs to decode them, or cannot.
+# Pillow recognizes these, but needs other programs to decode them, or cannot.
 _UNREADABLE = frozenset(('BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'WMF'))
 
 

@@ -17,7 +17,7 @@ def smooth_one_hot(
 
 
 def standardize(labels: jax.Array, target: splits.Target) -> jax.Array:
-  """Normalises regression labels [B] to targets float32 [B, 1]."""
+  """Normalizes regression labels [B] to targets float32 [B, 1]."""
   return ((jnp.float32(labels) - target.mean) / target.std)[:, None]
 
 
@@ -76,16 +76,16 @@ def cutmix_maps(
   """Returns float32 [B, H, W]: 0 inside a random rectangle, 1 outside.
 
   The rectangle has the aspect ratio of the image and the area fraction
-  1 - Beta(alpha, alpha) before it is clipped to the image. Its centre is
+  1 - Beta(alpha, alpha) before it is clipped to the image. Its center is
   uniform in the image.
   """
   batch, height, width = shape
-  area_key, centre_key = jax.random.split(key)
+  area_key, center_key = jax.random.split(key)
   kept = jax.random.beta(area_key, alpha, alpha, (batch, 1))
   sides = jnp.array([height, width])
   half = jnp.sqrt(1 - kept) * sides / 2  # [B, 2]
-  centre = jax.random.uniform(centre_key, (batch, 2)) * sides
-  low, high = jnp.round(centre - half), jnp.round(centre + half)
+  center = jax.random.uniform(center_key, (batch, 2)) * sides
+  low, high = jnp.round(center - half), jnp.round(center + half)
 
   def inside(axis, length):
     at = jnp.arange(length)

@@ -56,7 +56,7 @@ def source(name: str, data_dir: str = '') -> Source:
   config.name, config.data_dir = 'folder', name
   if name.startswith('tfds:'):
     config.name, config.data_dir = name, data_dir
-    train, test, class_names = tfds.labelled(config)
+    train, test, class_names = tfds.labeled(config)
     return Source(dict(train=train, test=test), class_names)
   train, test = folder.files(config)
   return Source(dict(train=train, test=test), train.class_names,

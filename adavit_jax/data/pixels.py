@@ -38,7 +38,7 @@ def opened(data: bytes, channels: int):
 
   Args:
     data: contents of a file in any format that Pillow reads.
-    channels: 3 for RGB, 1 for grey.
+    channels: 3 for RGB, 1 for gray.
 
   Returns:
     An object with height, width and `decode`.

@@ -2,7 +2,7 @@
 
 The operations, their ranges and their probability are those of timm's
 'rand-m9-mstd0.5-inc1': for every image, `layers` operations are drawn, and each
-is skipped with probability 1/2. Colours are computed as by Pillow. Rotations
+is skipped with probability 1/2. Colors are computed as by Pillow. Rotations
 and shears interpolate along rows and columns instead of in both directions at
 once.
 """
@@ -12,17 +12,17 @@ import math
 import jax
 import jax.numpy as jnp
 
-from adavit_jax.data import colour
+from adavit_jax.data import color
 from adavit_jax.data import warps
 
 MOST = 10  # the largest magnitude
 _LIMITS = warps.Limits(shear=0.3, move=0.45, angle=math.radians(30))
 
-# The first is what an operation that is skipped does. Those before 'colour' are
+# The first is what an operation that is skipped does. Those before 'color' are
 # tables of values.
 OPERATIONS = (
     'identity', 'auto_contrast', 'equalize', 'invert', 'posterize', 'solarize',
-    'solarize_add', 'contrast', 'brightness', 'colour', 'sharpness', 'rotate',
+    'solarize_add', 'contrast', 'brightness', 'color', 'sharpness', 'rotate',
     'shear_x', 'shear_y', 'move_x', 'move_y')
 _TABLES = OPERATIONS[:9]
 
@@ -85,11 +85,11 @@ def apply(
   table = jnp.where(kind < len(_TABLES), kind, 0)[:, None, None, None]
   tables = jnp.take_along_axis(
       _tables(images, level, factor), table, 1)[:, 0]
-  images = colour.look_up(images, tables)
-  images = colour.blend(
-      colour.grey(images), images, only('colour', factor, 1.))
-  images = colour.blend(
-      colour.smooth(images), images, only('sharpness', factor, 1.))
+  images = color.look_up(images, tables)
+  images = color.blend(
+      color.gray(images), images, only('color', factor, 1.))
+  images = color.blend(
+      color.smooth(images), images, only('sharpness', factor, 1.))
   amount = sign * level
   return warps.warp(images, warps.Warp(
       shear_x=only('shear_x', amount * _LIMITS.shear),
@@ -102,24 +102,24 @@ def apply(
 
 def _tables(images, level, factor):
   """Returns uint8 [B, 9, 256, 3], the tables of every image."""
-  counts = colour.histograms(images)
+  counts = color.histograms(images)
   values = jnp.arange(256)[:, None]  # [256, 1]
   level = level[:, None, None]
   dropped = 4 + jnp.floor(level * 4).astype(jnp.int32)  # low bits
   threshold = 256 - jnp.floor(level * 256)
   added = jnp.floor(level * 110)
-  mean = colour.mean_grey(images)[:, None, None]
+  mean = color.mean_gray(images)[:, None, None]
   of_table = dict(
       identity=values,
-      auto_contrast=colour.auto_contrast(counts),
-      equalize=colour.equalize(counts),
+      auto_contrast=color.auto_contrast(counts),
+      equalize=color.equalize(counts),
       invert=255 - values,
       posterize=values >> dropped << dropped,
       solarize=jnp.where(values < threshold, values, 255 - values),
       solarize_add=jnp.where(
           values < 128, jnp.minimum(values + added, 255), values),
-      contrast=colour.blend(mean, values[None], factor),
-      brightness=colour.blend(jnp.zeros_like(mean), values[None], factor))
+      contrast=color.blend(mean, values[None], factor),
+      brightness=color.blend(jnp.zeros_like(mean), values[None], factor))
   shape = len(images), 256, 3
   return jnp.stack([
       jnp.broadcast_to(of_table[name], shape).astype(jnp.uint8)

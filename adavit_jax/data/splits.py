@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Split(Protocol):
-  """n labelled images, in memory or decoded on access.
+  """n labeled images, in memory or decoded on access.
 
   Attributes:
     labels: int32 [n]; for regression float32 [n], in the target's unit.
@@ -68,7 +68,7 @@ class ArraySplit:
 
 
 class Target(NamedTuple):
-  """The normalisation of regression labels.
+  """The normalization of regression labels.
 
   Attributes:
     mean: mean of the training labels.
@@ -83,7 +83,7 @@ class Target(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """Labelled images for training, calibration and the final report.
+  """Labeled images for training, calibration and the final report.
 
   Attributes:
     train: training images.
@@ -97,7 +97,7 @@ class Dataset:
       larger (`config.data.load_size`).
     mean: C floats in 0..1 units, mean of the images.
     std: C floats in 0..1 units, standard deviation of the images.
-    target: normalisation of the labels; None for classification.
+    target: normalization of the labels; None for classification.
   """
 
   train: Split
@@ -173,7 +173,7 @@ def channel_stats(
     sample: maximum number of images to use, evenly spaced; None for all.
 
   Returns:
-    Two tuples of C floats. The standard deviation is at least half a grey
+    Two tuples of C floats. The standard deviation is at least half a gray
     level, so that constant channels can be divided by it.
   """
   n = len(split)

@@ -95,7 +95,7 @@ class Records:
     return labels
 
 
-def labelled(config_data) -> tuple[Records, Records, tuple[str, ...]]:
+def labeled(config_data) -> tuple[Records, Records, tuple[str, ...]]:
   """Returns the records of the training and of the test split, and the classes.
 
   Raises:
@@ -114,7 +114,7 @@ def load(config_data, *, seed: int) -> splits.Dataset:
 
   Its directory is config.data.data_dir, else $TFDS_DATA_DIR, else the default
   of tfds; a missing dataset is downloaded only in the last case. The test split
-  is 'test', or 'validation' if there is no labelled 'test'.
+  is 'test', or 'validation' if there is no labeled 'test'.
 
   Raises:
     ValueError: if the dataset or one of its splits is missing.
@@ -151,7 +151,7 @@ def _open(config_data):
 def _no_test(config_data):
   prepared = tfds_dir.read(_prepared_path(config_data))
   return ValueError(
-      f"{prepared.path} has no labelled split 'test' or 'validation', only"
+      f"{prepared.path} has no labeled split 'test' or 'validation', only"
       f' {sorted(prepared.splits)}')
 
 

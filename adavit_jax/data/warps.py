@@ -22,7 +22,7 @@ class Warp(NamedTuple):
     shear_y: pixels in y per pixel in x, likewise.
     move_x: pixels, by which the content moves to the left.
     move_y: pixels, by which it moves up.
-    angle: radians, counterclockwise about the centre. Where it is not 0, all
+    angle: radians, counterclockwise about the center. Where it is not 0, all
       others are.
   """
   shear_x: jax.Array

@@ -157,7 +157,7 @@ class Evaluator:
     """Returns z1 of up to `num` evenly spaced images.
 
     Returns:
-      (activations, normalised images or None unless `plan.rereads_images`,
+      (activations, normalized images or None unless `plan.rereads_images`,
       labels [n]).
     """
     rows, params = evenly(split, num), state_lib.model_params(params)

@@ -63,8 +63,8 @@ def calibrate(confidences, correct, stage_macs, *, max_macs=None,
     confidences: see `evaluate`.
     correct: see `evaluate`.
     stage_macs: see `evaluate`.
-    max_macs: upper bound of the mean MACs of one image; maximises accuracy.
-    min_accuracy: lower bound of the mean score; minimises MACs.
+    max_macs: upper bound of the mean MACs of one image; maximizes accuracy.
+    min_accuracy: lower bound of the mean score; minimizes MACs.
     same_accuracy: use the accuracy of the last exit on all images as
       min_accuracy.
 
@@ -140,8 +140,8 @@ def share_curve(confidences, correct, stage_macs):
     stage_macs: see `evaluate`.
 
   Returns:
-    List of 59 `Calibration.as_dict()`, from shares that favour the first exit
-    to shares that favour the last; points may be dominated by others.
+    List of 59 `Calibration.as_dict()`, from shares that favor the first exit
+    to shares that favor the last; points may be dominated by others.
   """
   images = held_out.HeldOut(confidences, correct, stage_macs)
   return [

@@ -74,7 +74,7 @@ def cheapest(found, lost):
 def estimates(confidences, correct, stage_macs):
   """Estimates the loss of a path of thresholds by cross-validation.
 
-  Each of 64 prices has thresholds that maximise the smoothed score minus price
+  Each of 64 prices has thresholds that maximize the smoothed score minus price
   x MACs; before the lowest come thresholds that let the most confident of its
   images leave. The loss is that of images outside of the folds that gave the
   thresholds, or that of all images if it is larger.
@@ -125,7 +125,7 @@ def smoothed(confidences, scores):
   Returns:
     [E, n]: the score of the last exit, plus an increasing function of an
     exit's confidence: that closest to its score minus the last one's, linear
-    between the centres of its steps.
+    between the centers of its steps.
   """
   smooth = np.array(scores, np.float64)
   for e in range(len(smooth) - 1):
@@ -136,9 +136,9 @@ def smoothed(confidences, scores):
     fit = optimize.isotonic_regression(change, weights=counts)
     # Without steps, between which no price would lie.
     rank = np.cumsum(counts) - counts / 2
-    centres = (np.add.reduceat(rank * counts, fit.blocks[:-1]) / fit.weights)
+    centers = (np.add.reduceat(rank * counts, fit.blocks[:-1]) / fit.weights)
     smooth[e] = smooth[-1] + np.interp(
-        rank, centres, fit.x[fit.blocks[:-1]])[group]
+        rank, centers, fit.x[fit.blocks[:-1]])[group]
   return smooth
 
 

@@ -2,7 +2,7 @@
 
 A program contains the parameters as constants, and a JSON file beside it
 describes the images that it takes. It has one of two formats. 'stablehlo' is
-serialised by `jax.export`: it runs with jax (and flatbuffers) alone, on every
+serialized by `jax.export`: it runs with jax (and flatbuffers) alone, on every
 platform it was lowered for; JAX keeps it readable for six months of new
 versions. 'onnx' runs in onnxruntime and others, without JAX.
 """
@@ -91,10 +91,10 @@ def export(clf, path, *, mode, batch_size=None, platforms=_DEFAULT,
       promise=_promise(clf) if learned else None)
   # Lowered before anything is written, since it may fail.
   if format == 'onnx':
-    artefact = onnx_program.convert(run, args, (['images'], ['logits', 'keep']))
+    artifact = onnx_program.convert(run, args, (['images'], ['logits', 'keep']))
   else:
-    artefact = lower(run, args, platforms)
-  _write(path, artefact, metadata)
+    artifact = lower(run, args, platforms)
+  _write(path, artifact, metadata)
 
 
 def export_stages(clf, directory, *, batch_size=None, platforms=_DEFAULT,
@@ -140,12 +140,12 @@ def export_stages(clf, directory, *, batch_size=None, platforms=_DEFAULT,
     raise ValueError('batch_size=None: stages in which a policy drops layers '
                      'need a fixed batch size')
   if format == 'onnx':
-    serialise = lambda run, args: onnx_program.convert(
+    serialize = lambda run, args: onnx_program.convert(
         run, args, (['images', 'carry_'][:len(args)], ['next_', 'logits']))
   else:
-    serialise = lambda run, args: lower(run, args, platforms)
-  artefacts = _each_stage(
-      stages, clf.params, _image(system.model), batch_size, serialise)
+    serialize = lambda run, args: lower(run, args, platforms)
+  artifacts = _each_stage(
+      stages, clf.params, _image(system.model), batch_size, serialize)
   metadata = dict(
       mode='stages', format=format, num_stages=len(stages),
       rule=system.config.exits.rule,
@@ -155,13 +155,13 @@ def export_stages(clf, directory, *, batch_size=None, platforms=_DEFAULT,
           int(after.stage_macs(i)) for i in range(len(stages))],
       unit=system.target.unit if system.target else None, **_metadata(clf),
       promise=_promise(clf))
-  for i, (file, artefact) in enumerate(zip(files, artefacts)):
-    _write(file, artefact, dict(stage=i, **metadata))
+  for i, (file, artifact) in enumerate(zip(files, artifacts)):
+    _write(file, artifact, dict(stage=i, **metadata))
   return files
 
 
-def _each_stage(stages, params, image, batch_size, serialise):
-  """Serialises each of a list of stages.
+def _each_stage(stages, params, image, batch_size, serialize):
+  """Serializes each of a list of stages.
 
   Args:
     stages: E functions (params, images, carry) -> (carry, logits), see
@@ -169,19 +169,19 @@ def _each_stage(stages, params, image, batch_size, serialise):
     params: their parameters.
     image: object with the shape [S, S, C] and the dtype of one image.
     batch_size: B; None for any.
-    serialise: function (function, args) -> bytes, such as `lower`.
+    serialize: function (function, args) -> bytes, such as `lower`.
 
   Returns:
     List of E bytes objects.
   """
   params = jax.tree.map(np.asarray, params)
   images = batch_of(image, batch_size)
-  artefacts, args = [], [images]
+  artifacts, args = [], [images]
   for stage in stages:
     run = functools.partial(_stage, stage, params)
-    artefacts.append(serialise(run, args))
+    artifacts.append(serialize(run, args))
     args = [images, jax.eval_shape(run, *args)[0]]
-  return artefacts
+  return artifacts
 
 
 def _stage(stage, params, images, carry=None):
@@ -196,7 +196,7 @@ def batch_of(row, size):
 
 
 def lower(function, args, platforms):
-  """Traces a function and serialises it.
+  """Traces a function and serializes it.
 
   Args:
     function: function of arrays or pytrees of arrays.
@@ -235,8 +235,8 @@ def _promise(clf):
   return clf.promise and clf.promise.as_dict()
 
 
-def _write(path, artefact, metadata):
-  path.write_bytes(artefact)
+def _write(path, artifact, metadata):
+  path.write_bytes(artifact)
   epath.Path(f'{path}.json').write_text(json.dumps(metadata, indent=1))
 
 

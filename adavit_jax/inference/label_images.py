@@ -17,7 +17,7 @@ from adavit_jax import errors
 from adavit_jax import models
 from adavit_jax import paths
 from adavit_jax.data import label_file
-from adavit_jax.inference import labelling
+from adavit_jax.inference import labeling
 from adavit_jax.train import config as config_lib
 
 _WEIGHTS = flags.DEFINE_string(
@@ -48,7 +48,7 @@ def main(argv):
     config.data.image_size = models.create(_MODEL.value).image_size
     config.eval_batch_size = (
         _BATCH_SIZE.value + -_BATCH_SIZE.value % jax.device_count())
-    labels = labelling.predict(config, _NUM_CLASSES.value)
+    labels = labeling.predict(config, _NUM_CLASSES.value)
     label_file.write(output, labels)
   except errors.USER_ERRORS as error:
     raise SystemExit(f'error: {error}') from error

@@ -16,7 +16,7 @@ def convert(function, args, names):
       '_' is of a pytree, whose leaves are numbered: carry_0, carry_1, ...
 
   Returns:
-    bytes, a serialised ONNX model. It takes and returns the leaves of the
+    bytes, a serialized ONNX model. It takes and returns the leaves of the
     pytrees in their order; arguments that the function does not use are left
     out.
 

@@ -65,7 +65,7 @@ def calibrate(clf, images, labels=None, *, risk=0.01, confidence=0.95,
   """
   system = clf.system
   loss = risks.create(kind, target=system.target, bound=bound,
-                      labelled=labels is not None)
+                      labeled=labels is not None)
   request.check_range(risk, confidence, loss)
   images = models.as_pixels(system.model, images)
   classes = None if system.target else system.model.num_classes

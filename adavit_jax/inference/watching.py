@@ -44,7 +44,7 @@ class Watch:
       raise ValueError(f'share={share} must be in (0, 1]')
     self._clf, self._share = clf, share
     self._loss = risks.create(
-        risks.UNLABELLED, target=clf.system.target, labelled=False,
+        risks.UNLABELED, target=clf.system.target, labeled=False,
         bound=promise.loss_bound if promise and promise.unit else None)
     if bound is None:
       bound = promise.disagreement

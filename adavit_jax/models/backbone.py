@@ -211,7 +211,7 @@ class Backbone(nn.Module, kw_only=True):
       them.
     exits: (place, head) of each added early exit, with non-decreasing places:
       the number of encoders before the exit and one of `exit_heads.HEADS`.
-    weights: file that `adavit_jax.init_params` reads; '' for initialisation.
+    weights: file that `adavit_jax.init_params` reads; '' for initialization.
     dtype: compute dtype, applied by the subclass; parameters, softmax and
       logits are float32.
     linen: names of methods other than `setup` and `__call__` that use the
@@ -270,14 +270,14 @@ class Backbone(nn.Module, kw_only=True):
 
   @nn.nowrap
   def init_variables(self, key):
-    """Initialises (params, stats), trees of float32; stats may be {}."""
+    """Initializes (params, stats), trees of float32; stats may be {}."""
     images = jnp.zeros((1, self.image_size, self.image_size, self.channels))
     variables = self.init(key, images)
     return variables['params'], variables.get('batch_stats', {})
 
   @nn.nowrap
   def embed(self, params, images, ctx):
-    """Normalised images [B, S, S, C] to (x, stats); x is input to the plan."""
+    """Normalized images [B, S, S, C] to (x, stats); x is input to the plan."""
     raise NotImplementedError
 
   @nn.nowrap

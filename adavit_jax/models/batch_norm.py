@@ -20,7 +20,7 @@ def init(shape):
 
 
 def norm(p, x, stats, train):
-  """Normalises over all axes but the last.
+  """Normalizes over all axes but the last.
 
   Args:
     p: dict of `scale` [D] and `bias` [D].
@@ -44,7 +44,7 @@ def norm(p, x, stats, train):
 
 
 def before(params, x, ctx):
-  """Normalises what a layer reads, unless this is folded into the layer.
+  """Normalizes what a layer reads, unless this is folded into the layer.
 
   Args:
     params: dict of layers and of the BatchNorm before them, `norm`.

@@ -20,9 +20,9 @@ def taps(num_in, num_out):
   Returns:
     (their indices [num_out, 4], their weights [num_out, 4] float64).
   """
-  centre = (np.arange(num_out) + 0.5) * num_in / num_out - 0.5
-  index = np.floor(centre).astype(int)[:, None] + np.arange(-1, 3)
-  weights = _kernel(np.abs(centre[:, None] - index))
+  center = (np.arange(num_out) + 0.5) * num_in / num_out - 0.5
+  index = np.floor(center).astype(int)[:, None] + np.arange(-1, 3)
+  weights = _kernel(np.abs(center[:, None] - index))
   return np.clip(index, 0, num_in - 1), weights
 
 

@@ -129,7 +129,7 @@ class CrossViT(backbone.Backbone):
     return backbone.Logits(sum(logits) / 2)
 
   def __call__(self, images):
-    """Runs all layers: normalised images [B, S, S, C] to `Logits`."""
+    """Runs all layers: normalized images [B, S, S, C] to `Logits`."""
     inputs.check_normalized(self, images)
     x = self.tokenize(images)
     for stage in range(self.num_stages):

@@ -47,7 +47,7 @@ class ReusingEncoder(Encoder):
     return self.mlp(jnp.concatenate([x, context], -1))
 
   def __call__(self, x):
-    """Both branches; reuses x itself, which initialises all parameters."""
+    """Both branches; reuses x itself, which initializes all parameters."""
     x = x + self.msa(x)
     return x + self.mlp(jnp.concatenate([x, self.features(x)], -1))
 
@@ -93,7 +93,7 @@ class Relations(nn.Module):
 
 
 class _Convolution(nn.Module):
-  """Kernel [C, width] and bias [width], initialised as by torch's Conv2d."""
+  """Kernel [C, width] and bias [width], initialized as by torch's Conv2d."""
   width: int
 
   @nn.compact

@@ -105,7 +105,7 @@ def columns(dense, y, start, stop):
   """Computes only the outputs start to stop of an `nn.Dense`.
 
   Args:
-    dense: an initialised layer with a compute dtype.
+    dense: an initialized layer with a compute dtype.
     y: [..., F].
     start: index of the first output.
     stop: one past the index of the last output.
@@ -305,7 +305,7 @@ def unread_macs(n, read, d, mlp_dim):
 # traced only once then.
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def init_stack(key, encoder, num_layers):
-  """Initialises a stack of encoders.
+  """Initializes a stack of encoders.
 
   Args:
     key: PRNG key.

@@ -24,7 +24,7 @@ class EvoDeiT(backbone.Backbone):
   over the heads and averaged over the encoders. Encoders from `num_full` on run
   on the class token and the K patches of the highest scores; the others wait
   and may come back at the next selection. A dropped MSA layer leaves the scores
-  as they are. The head reads the mean over all patches, which it normalises
+  as they are. The head reads the mean over all patches, which it normalizes
   afterwards; in training another head reads the class token.
 
   Activations are a dict, see `token_selection.select`; exits and policies read

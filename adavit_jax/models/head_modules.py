@@ -10,7 +10,7 @@ definition behind the name:
 * One linear layer follows the convolutions; a port has an MLP.
 
 Our own choices are a LayerNorm at the start of each head, since the tokens of a
-pre-LN backbone are not normalised, no dropout, and the mean over prefix tokens.
+pre-LN backbone are not normalized, no dropout, and the mean over prefix tokens.
 Heads share no parameters. If a backbone has no class token, the mean over all
 tokens is used instead.
 """
@@ -30,7 +30,7 @@ class ExitHead(nn.Module):
   """Base class with the check of the input and the last linear layer.
 
   A subclass implements `features`. For models with a distillation token, "class
-  token" means the mean of both tokens, taken after normalisation.
+  token" means the mean of both tokens, taken after normalization.
 
   Attributes:
     at: `Tokens` of the place: P prefix tokens, then n patches.
@@ -84,7 +84,7 @@ class ExitHead(nn.Module):
   def num_needed(self):
     """Number of tokens to compute in a head that ends in the class token.
 
-    P after initialisation; all (None) during it or without a prefix.
+    P after initialization; all (None) during it or without a prefix.
     """
     return None if self.is_initializing() else self.num_prefix or None
 
@@ -188,7 +188,7 @@ class ResMlpHead(ExitHead):
 
   The block follows its paper: a per-channel affine map instead of LayerNorm,
   one n x n linear layer over patches and an MLP of hidden width 4 D, both with
-  LayerScale initialised to 0.1 as in the shallow networks of the paper.
+  LayerScale initialized to 0.1 as in the shallow networks of the paper.
   """
 
   def features(self, tokens):
@@ -206,7 +206,7 @@ class ResMlpHead(ExitHead):
     return self.channels(f'{name}_scale', 1.) * x + shift
 
   def channels(self, name, value):
-    """A parameter [D] initialised to `value`, as [1, 1, D]."""
+    """A parameter [D] initialized to `value`, as [1, 1, D]."""
     init = nn.initializers.constant(value)
     param = self.param(name, init, (self.width,), jnp.float32)
     return param.astype(self.dtype)[None, None]

@@ -15,7 +15,7 @@ def check_images(model, images):
     if shape == (s, s, c):
       hint = 'give one image as image[None]'
     elif shape[-2:] == (s, s):
-      hint = 'give grey images as images[..., None]' if len(shape) < 4 else (
+      hint = 'give gray images as images[..., None]' if len(shape) < 4 else (
           'give the channels as the last axis')
     elif shape[1:3] == (s, s):
       hint = f'give images with channels={c}'
@@ -35,7 +35,7 @@ def check_normalized(model, images):
   """Raises a ValueError for integer images; also see `check_images`."""
   check_images(model, images)
   if jnp.issubdtype(images.dtype, jnp.integer):
-    raise ValueError(f'images are {images.dtype}; the model takes normalised '
+    raise ValueError(f'images are {images.dtype}; the model takes normalized '
                      f'floats, only the classifier of adavit_jax.load takes '
                      f'pixels')
 
@@ -56,5 +56,5 @@ def as_pixels(model, images):
   check_images(model, images)
   if images.dtype != np.uint8:
     raise ValueError(f'images are {images.dtype}; give uint8 pixels in 0 to '
-                     f'255, without normalisation')
+                     f'255, without normalization')
   return images

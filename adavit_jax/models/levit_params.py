@@ -1,4 +1,4 @@
-"""The parameters of LeViT: their shapes, initialisation and folding."""
+"""The parameters of LeViT: their shapes, initialization and folding."""
 
 import math
 from typing import NamedTuple
@@ -78,7 +78,7 @@ def _table(num_heads, side):
 
 
 def init(key, group):
-  """Initialises a `Group`: (params, stats)."""
+  """Initializes a `Group`: (params, stats)."""
   params, stats = {}, {}
   keys = jax.random.split(key, len(group.kernels))
   for key, (name, shape) in zip(keys, group.kernels.items()):
@@ -99,7 +99,7 @@ def _kernel(key, shape, num):
 
 
 def init_head(key, width, num_classes):
-  """Initialises a head: (linear layer, parameters of its BatchNorm, stats)."""
+  """Initializes a head: (linear layer, parameters of its BatchNorm, stats)."""
   kernel = nn.initializers.truncated_normal(0.02)(key, (width, num_classes))
   return dict(kernel=kernel, bias=jnp.zeros(num_classes)), *batch_norm.init(
       (width,))

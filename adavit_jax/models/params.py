@@ -17,7 +17,7 @@ from adavit_jax.models import plan
 
 
 def init_params(model, key):
-  """Initialises the float32 parameters of `model`; does not read its weights.
+  """Initializes the float32 parameters of `model`; does not read its weights.
 
   Args:
     model: a `Backbone`.

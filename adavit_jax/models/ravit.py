@@ -239,7 +239,7 @@ def resize(images, size):
   """Resizes [B, S, S, C] to [B, size, size, C], linear with antialiasing.
 
   The weights of each output pixel sum to 1, so resizing commutes with the
-  normalisation of images. As `jax.image.resize`, but plain products, which also
+  normalization of images. As `jax.image.resize`, but plain products, which also
   convert to ONNX for any number of images.
   """
   if images.shape[1] == size:
@@ -251,8 +251,8 @@ def resize(images, size):
 
 def _linear(old, new):
   """The matrix of one axis, float64 [new, old]; its rows sum to 1."""
-  centre = (np.arange(new) + 0.5) * old / new - 0.5
-  distance = np.abs(centre[:, None] - np.arange(old)) / max(old / new, 1)
+  center = (np.arange(new) + 0.5) * old / new - 0.5
+  distance = np.abs(center[:, None] - np.arange(old)) / max(old / new, 1)
   weights = np.maximum(1 - distance, 0)
   return weights / weights.sum(1, keepdims=True)
 

@@ -69,7 +69,7 @@ def attention(side, size, num_heads, shuffled, p, x, ctx):
 
 
 def local(side, p, x, ctx):
-  """A depthwise convolution, which connects neighbouring windows.
+  """A depthwise convolution, which connects neighboring windows.
 
   Args:
     side: S, of the grid of tokens.

@@ -1,4 +1,4 @@
-"""The parameters of the Shuffle Transformer: initialisation and folding.
+"""The parameters of the Shuffle Transformer: initialization and folding.
 
 An encoder is two blocks, with plain and with shuffled windows. Each has three
 layers of `shuffle_layers`, named BLOCK_msa, BLOCK_local and BLOCK_mlp.
@@ -20,7 +20,7 @@ _NORMAL = nn.initializers.truncated_normal(0.02)
 
 
 def init_encoder(key, width, num_heads, window_size, kernel_size):
-  """Initialises an encoder: (params, stats)."""
+  """Initializes an encoder: (params, stats)."""
   params, stats = {}, {}
   hidden = shuffle_layers.MLP_RATIO * width
   keys = iter(jax.random.split(key, 6 * len(BLOCKS)))
@@ -43,7 +43,7 @@ def init_encoder(key, width, num_heads, window_size, kernel_size):
 
 
 def init_merge(key, width, width_out):
-  """Initialises `shuffle_layers.merge`: (params, stats)."""
+  """Initializes `shuffle_layers.merge`: (params, stats)."""
   norm, stats = batch_norm.init((width,))
   side = shuffle_layers.MERGED
   conv = _layer(key, side, side, width, width_out, bias=False)
@@ -51,7 +51,7 @@ def init_merge(key, width, width_out):
 
 
 def init_stem(key, channels):
-  """Initialises `shuffle_layers.embed`: (params, stats).
+  """Initializes `shuffle_layers.embed`: (params, stats).
 
   Args:
     key: PRNG key.
@@ -67,7 +67,7 @@ def init_stem(key, channels):
 
 
 def init_head(key, width, num_classes):
-  """Initialises the linear head."""
+  """Initializes the linear head."""
   return _layer(key, width, num_classes)
 
 

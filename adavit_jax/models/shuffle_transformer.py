@@ -18,7 +18,7 @@ class ShuffleTransformer(backbone.Backbone):
 
   Blocks come in pairs: attention in windows of adjacent tokens, then in windows
   of tokens that are spread over the grid. In both, a depthwise convolution,
-  which always runs, follows the attention and connects neighbouring windows. An
+  which always runs, follows the attention and connects neighboring windows. An
   encoder is such a pair, with two MSA and two MLP layers. Between two stages, 2
   x 2 tokens are merged. The head reads the mean over the tokens.
 

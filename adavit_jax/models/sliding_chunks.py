@@ -1,4 +1,4 @@
-"""Attention within neighbouring chunks of a grid, in linear time and memory.
+"""Attention within neighboring chunks of a grid, in linear time and memory.
 
 The grid is cut into chunks of W x W tokens. A token attends to its own chunk,
 to the eight around it and to a few global tokens, which attend to all (Vision
@@ -49,7 +49,7 @@ class Layout(NamedTuple):
 
 
 def sliding_attention(q, k, v, at, biases=None, *, drawn=None):
-  """Softmax attention of neighbouring chunks and global tokens.
+  """Softmax attention of neighboring chunks and global tokens.
 
   Args:
     q: queries [B, H, N, d].
@@ -59,7 +59,7 @@ def sliding_attention(q, k, v, at, biases=None, *, drawn=None):
     biases: (of a chunk's queries [H, W^2, g + 9 W^2], of the global queries
       [H, g, N]), added to the logits; None for zeros. Keys are in the order of
       `near_keys`.
-    drawn: [] int in 0 to 7, the only neighbour that each chunk sees beside
+    drawn: [] int in 0 to 7, the only neighbor that each chunk sees beside
       itself (random shift); None for all eight. Global queries see all.
 
   Returns:

@@ -22,7 +22,7 @@ def unfold(images, size, stride, padding):
   Args:
     images: [B, S, S, C].
     size: side of a window.
-    stride: distance of neighbouring windows.
+    stride: distance of neighboring windows.
     padding: zeros added on each side.
 
   Returns:

@@ -1,6 +1,6 @@
 """Upsampling of a square grid by a constant matrix for each axis.
 
-DVT resizes a grid to twice its side by nearest neighbour, then pools it to the
+DVT resizes a grid to twice its side by nearest neighbor, then pools it to the
 new side by averages. Both are linear and separable, so that one small matrix on
 each axis gives the same result, without the grid of twice the side.
 """

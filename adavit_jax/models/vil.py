@@ -13,7 +13,7 @@ class ViL(backbone.Backbone):
 
   Each stage embeds the grid of the one before it again, in patches, and adds
   its own global tokens; those of the stage before are dropped. A stage with a
-  window attends within neighbouring chunks of the grid, see `sliding_chunks`.
+  window attends within neighboring chunks of the grid, see `sliding_chunks`.
   The head reads the first global token of the last stage, or the mean over the
   tokens if the stage has none.
 
@@ -31,7 +31,7 @@ class ViL(backbone.Backbone):
     exact_windows: whether tokens only attend to W rows and columns to each side
       instead of whole chunks.
     random_shift: share of the steps of a phase with `Context.progress` in which
-      each chunk sees only one of its eight neighbours, sampled per encoder and
+      each chunk sees only one of its eight neighbors, sampled per encoder and
       step.
   """
   unsaved = ('windows',)  # they grow with the image

@@ -96,7 +96,7 @@ class Embed(nn.Module):
 
 
 def init_embed(key, stage, channels):
-  """Initialises the parameters of `Embed` for a grid of `channels`."""
+  """Initializes the parameters of `Embed` for a grid of `channels`."""
   side = stage.side * stage.patch_size
   return Embed(stage, parent=None).init(
       key, jnp.zeros((1, side, side, channels)))['params']
@@ -115,7 +115,7 @@ def encoder(stage, dtype):
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def init_encoders(key, stage, num):
-  """Initialises `num` encoders of a stage and their tables of biases."""
+  """Initializes `num` encoders of a stage and their tables of biases."""
   params = encoder_lib.init_stack(key, encoder(stage, jnp.float32), num)
   normal = nn.initializers.truncated_normal(0.02)
   for i, (name, shape) in enumerate(stage.tables.items()):
@@ -129,7 +129,7 @@ def branches(stage, dtype, random_shift=0.):
   Args:
     stage: `Stage`.
     dtype: compute dtype.
-    random_shift: share of the training with one neighbouring chunk at random,
+    random_shift: share of the training with one neighboring chunk at random,
       see `Context.progress`.
 
   Returns:

@@ -107,7 +107,7 @@ class ViT(backbone.Backbone):
     return backbone.Logits(self.head(x[..., 0, :]), dist)
 
   def __call__(self, images):
-    """Runs all layers: normalised images [B, S, S, C] to `Logits`."""
+    """Runs all layers: normalized images [B, S, S, C] to `Logits`."""
     inputs.check_normalized(self, images)
     x = self.tokenize(images)
     if self.merge:

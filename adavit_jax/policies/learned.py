@@ -134,14 +134,14 @@ class PolicyNets(nn.Module):
     return self.mlp_net(x)
 
   def __call__(self, x, stats, head_logits=None):
-    """Runs all networks to initialise them; arguments as in `features`."""
+    """Runs all networks to initialize them; arguments as in `features`."""
     features = self.features(x, stats, head_logits)
     msa = self.msa(features)
     return msa, self.mlp(features, (msa > 0).astype(jnp.float32))
 
 
 def init_params(nets, model, key):
-  """Initialises the networks.
+  """Initializes the networks.
 
   Args:
     nets: `PolicyNets`.
@@ -192,7 +192,7 @@ def observe(nets, model, params, z1, images=None):
     params: parameter groups 'policy' and 'policy_stats'; with `head` also
       'backbone', folded.
     z1: activations where the policy decides.
-    images: [B, S, S, C], normalised; required with `head` if
+    images: [B, S, S, C], normalized; required with `head` if
       `plan.rereads_images`.
 
   Returns:

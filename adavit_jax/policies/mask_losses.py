@@ -33,7 +33,7 @@ class MaskLosses:
       cost: `Cost` of the model.
       z1: activations of the images where the policy decides.
       labels: [B] int.
-      images: [B, S, S, C], normalised; required if `plan.rereads_images`.
+      images: [B, S, S, C], normalized; required if `plan.rereads_images`.
       batch_size: most images of a part, over all devices; None for B.
       mesh: `jax.sharding.Mesh`; each part is sharded over all of its axes.
         None uses JAX's default device.

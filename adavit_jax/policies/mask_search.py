@@ -37,7 +37,7 @@ def greedy_chain(model, params, cost, z1, labels, *, images=None,
     cost: `Cost` of the model.
     z1: activations of B held-out images where the policy decides.
     labels: [B] int.
-    images: [B, S, S, C], normalised; required if `plan.rereads_images`.
+    images: [B, S, S, C], normalized; required if `plan.rereads_images`.
     forward: start without layers and add the one with the largest loss decrease
       per MAC instead.
     batch_size: most images that run together, over all devices; None for B. On

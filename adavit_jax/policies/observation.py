@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Scales the standardised token features, so that hundreds of them do not
+# Scales the standardized token features, so that hundreds of them do not
 # outweigh the few difficulty features.
 TOKEN_SCALE = 0.03 ** 0.5
 
@@ -34,7 +34,7 @@ def token_features(z1, tokens, prefix):
   """Features of the tokens where the policy decides.
 
   Args:
-    z1: tokens [B, N, D]; each token is normalised.
+    z1: tokens [B, N, D]; each token is normalized.
     tokens: 'all' (flattened) or 'pooled': the class token and the mean of the
       others, or only the mean if there is no class token.
     prefix: P, number of class and distillation tokens.
@@ -65,7 +65,7 @@ def difficulty(logits):
   Gradients stop here: the policy must not change the classifier.
 
   Returns:
-    Centred log-probabilities squashed to (-1, 1), largest probability, entropy
+    Centered log-probabilities squashed to (-1, 1), largest probability, entropy
     divided by log K, and margin between the two largest probabilities.
   """
   log_p = jax.lax.stop_gradient(jax.nn.log_softmax(logits))

@@ -162,9 +162,9 @@ def make(recorded, risk, confidence, loss, *, labels=None, num_classes=None,
 
 def _disagreement(loss, risk, confidence, prediction, full, num_settings):
   """Upper limit that holds for whichever of the settings was chosen."""
-  if loss.kind == risks.UNLABELLED:
+  if loss.kind == risks.UNLABELED:
     return float(risk)
-  loss = loss._replace(kind=risks.UNLABELLED)
+  loss = loss._replace(kind=risks.UNLABELED)
   return loss.upper_limit(loss.of(prediction, full),
                           1 - (1 - confidence) / num_settings)
 

@@ -12,7 +12,7 @@ from adavit_jax.promise import p_values
 
 CLASSES = ('harm', 'gap', 'disagreement')
 NUMBERS = ('error', 'disagreement')
-UNLABELLED = 'disagreement'
+UNLABELED = 'disagreement'
 
 
 class Loss(NamedTuple):
@@ -126,7 +126,7 @@ class Loss(NamedTuple):
     return high
 
 
-def create(kind, *, target=None, bound=None, labelled=True):
+def create(kind, *, target=None, bound=None, labeled=True):
   """Makes a `Loss` for a task.
 
   Args:
@@ -134,7 +134,7 @@ def create(kind, *, target=None, bound=None, labelled=True):
       and 'disagreement' without.
     target: object with `std` and `unit` for a regression; None for classes.
     bound: the largest loss that is counted, for a regression; None for `std`.
-    labelled: whether labels are given.
+    labeled: whether labels are given.
 
   Raises:
     ValueError: for an unknown kind, one that needs labels if there are none, or
@@ -142,13 +142,13 @@ def create(kind, *, target=None, bound=None, labelled=True):
   """
   known = CLASSES if target is None else NUMBERS
   if kind is None:
-    kind = known[0] if labelled else UNLABELLED
+    kind = known[0] if labeled else UNLABELED
   if kind not in known:
     raise ValueError(f'kind={kind!r}; known for '
                      f'{"classes" if target is None else "numbers"}: {known}')
-  if kind != UNLABELLED and not labelled:
+  if kind != UNLABELED and not labeled:
     raise ValueError(f'labels=None: kind={kind!r} needs labels; give them, or '
-                     f'use kind={UNLABELLED!r}')
+                     f'use kind={UNLABELED!r}')
   if target is None:
     if bound is not None:
       raise ValueError(f'bound={bound} is for a regression; leave it out')

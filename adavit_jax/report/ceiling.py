@@ -22,7 +22,7 @@ def rows(evaluator, system, params, split, budget):
   Returns:
     Dict with interaction_r2 of the predictions, and the rows value, oracle and
     cheapest, each with accuracy and macs_ratio. The price of the first two
-    meets the budget on these images. The oracle maximises the probability of
+    meets the budget on these images. The oracle maximizes the probability of
     the true class minus price x MACs. `cheapest` has the accuracy with all
     layers, and the MACs of the cheapest right mask of the images that all
     layers get right.

@@ -122,7 +122,7 @@ def begin(trainer, weights=None):
   state = state_lib.init_state(trainer.system, config.seed)
   if weights is not None:
     state = state.replace(params={**state.params, **weights})
-    logging.info('initialised from %s', config.init.weights)
+    logging.info('initialized from %s', config.init.weights)
   state = sharded.put(state, trainer.mesh)
   logging.info('%s', parameter_overview.get_parameter_overview(
       {group: tree for group, tree in state.params.items()
@@ -156,7 +156,7 @@ def from_run(trainer):
                      f"value policy at the end of its phase {info['phase']!r}; "
                      f"add 'warm_start' to config.phases, or set "
                      f"nets.decide='networks'")
-  logging.info('initialised from %s, step %d', init.workdir, state.step)
+  logging.info('initialized from %s, step %d', init.workdir, state.step)
   state = state_lib.restart(state, config.seed)
   state = state.replace(key=sharded.put(state.key, trainer.mesh))
   return state, Origin(info['phase'], history.has_price(info),

@@ -32,7 +32,7 @@ def watched(interval=2., timeout=20.):
   in process 0. One that is silent for `timeout`, or failed a quarter of it ago,
   ends the others: nothing can be computed or saved without it. If process 0 is
   killed, JAX ends the others at once, and `witness` says why. Nothing is
-  watched where `jax.distributed` was not initialised. Devices are not touched.
+  watched where `jax.distributed` was not initialized. Devices are not touched.
 
   Args:
     interval: seconds between two signs of life.

@@ -27,7 +27,7 @@ class Loaded(NamedTuple):
   Attributes:
     teacher: `distillation.Teacher`.
     params: its groups, folded, laid out as `sharded.put` does.
-    digest: hash of its parameters, normalisation and actions, by which a
+    digest: hash of its parameters, normalization and actions, by which a
       resumed run knows it again.
   """
   teacher: distillation.Teacher
@@ -146,7 +146,7 @@ def _of_file(config, system, dataset):
                      f'{c.model!r}: {error}') from error
   _check_fit(f'teacher.weights={c.weights!r}', model, student)
   if len(images.mean) != student.channels:
-    raise ValueError(f'teacher.weights={c.weights!r} normalises '
+    raise ValueError(f'teacher.weights={c.weights!r} normalizes '
                      f'{len(images.mean)} channels, but the images have '
                      f'{student.channels}')
   teacher = distillation.Teacher(model, tuple(map(float, images.mean)),

@@ -142,7 +142,7 @@ class Cascade:
     """Classifies a batch.
 
     Args:
-      images: [n, S, S, C], n >= 1, normalised; JAX arrays with n > 1 are copied
+      images: [n, S, S, C], n >= 1, normalized; JAX arrays with n > 1 are copied
         to the host.
       may_start: (index of a stage, number of its images) -> bool, called before
         each stage of each batch. If it returns False, the images keep the

@@ -42,7 +42,7 @@ def run(model, params, x, masks, finish, *, images=None):
     finish: function of activations at the end of the plan. Only the tokens
       that the last exit reads are valid there. Returns a tree of arrays that
       is fetched: with several hosts, they must be replicated.
-    images: [B, S, S, C], normalised; needed if `plan.rereads_images(model)`.
+    images: [B, S, S, C], normalized; needed if `plan.rereads_images(model)`.
 
   Returns:
     The tree of `finish`, as NumPy arrays [C, ...].

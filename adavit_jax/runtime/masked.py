@@ -42,7 +42,7 @@ def run(model, params, x, images=None, gates=None, *, start=0, stop=None,
     model: a `Backbone`.
     params: groups.
     x: activations at `start`.
-    images: [B, S, S, C], normalised; for bridges that read the images again.
+    images: [B, S, S, C], normalized; for bridges that read the images again.
     gates: `Actions` [B, ...] or [...] that scale the branches that may be
       dropped: 0/1 for actions, any float for stochastic depth. None runs all.
     start: place to begin at.

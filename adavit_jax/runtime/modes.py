@@ -33,7 +33,7 @@ def embed(model, params, images, ctx=EVAL):
   Args:
     model: a `Backbone`.
     params: groups.
-    images: [B, S, S, C], normalised.
+    images: [B, S, S, C], normalized.
     ctx: `Context`; in training with `stats` of the whole backbone.
 
   Returns:
@@ -58,7 +58,7 @@ def before_policy(model, params, images):
   Args:
     model: a `Backbone`.
     params: groups, folded.
-    images: [B, S, S, C], normalised.
+    images: [B, S, S, C], normalized.
 
   Returns:
     z1, the activations where the policy decides: [B, N, D], or a dict.
@@ -78,7 +78,7 @@ def after_policy(model, params, x, actions, mode, *, images=None, chunk=None):
     actions: `Actions` of 0 and 1, [L1], [L2] or [B, L1], [B, L2], depending on
       the mode; array-likes are accepted.
     mode: 'masked', 'static', 'cond' or 'compact'.
-    images: [B, S, S, C], normalised; needed if `plan.rereads_images(model)`.
+    images: [B, S, S, C], normalized; needed if `plan.rereads_images(model)`.
     chunk: for 'compact' only, see `skipping.run`.
 
   Returns:
@@ -136,7 +136,7 @@ def forward(model, params, images, actions=None, *, mode='masked'):
   Args:
     model: from `adavit_jax.create`; its added exits are not run.
     params: from `adavit_jax.init_params`, folded or not.
-    images: [B, S, S, C], normalised.
+    images: [B, S, S, C], normalized.
     actions: `Actions`; None runs all layers, with the same program in every
       mode.
     mode: see `after_policy`.

@@ -35,7 +35,7 @@ def run(model, params, x, images, actions, mode, *, start, stop=None, read=None,
     params: groups, folded.
     x: activations at `start`, which is not before the place where the policy
       decides.
-    images: [B, S, S, C], normalised; for bridges that read the images again.
+    images: [B, S, S, C], normalized; for bridges that read the images again.
     actions: `Actions` for these places: [...] in 'static' and 'cond', [B, ...]
       in 'compact', [1, ...] in 'cond' when B is 1.
     mode: 'static', 'cond' or 'compact'.

@@ -1,6 +1,6 @@
-"""How long the stages of a cascade take, learnt from what they took.
+"""How long the stages of a cascade take, learned from what they took.
 
-Every stage has a base, its median time for each batch size. What is learnt
+Every stage has a base, its median time for each batch size. What is learned
 afterwards are ratios to the base: a busy machine slows all stages and sizes, so
 that a few stages that ran tell about those that did not.
 """

@@ -135,7 +135,7 @@ def training(model, params, images, ctx, *, num=None, detach=False, **options):
   Args:
     model: a `Backbone`.
     params: groups.
-    images: [B, S, S, C], normalised.
+    images: [B, S, S, C], normalized.
     ctx: `Context` with the statistics of the whole backbone, if any.
     num: how many stages to run; None for all.
     detach: train only the last of them: earlier stages and their batch

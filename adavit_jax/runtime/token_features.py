@@ -21,7 +21,7 @@ def features(model, params, images, layers=None):
   Args:
     model: from `adavit_jax.create`.
     params: from `adavit_jax.init_params`, folded or not.
-    images: [B, S, S, C], normalised.
+    images: [B, S, S, C], normalized.
     layers: numbers of encoders, from 0, the embedding, to L, in any order; None
       for L alone.
 

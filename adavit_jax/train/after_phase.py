@@ -51,7 +51,7 @@ class AfterPhase:
       **options: at_exit, see `stages.stages`.
 
     Returns:
-      As `stages.stages`; images and outputs [B, K] are normalised. The policy's
+      As `stages.stages`; images and outputs [B, K] are normalized. The policy's
       threshold is `params['threshold']`; by default, the config's.
     """
     decide = self._decide if self.decider == 'policy' else None
@@ -93,6 +93,6 @@ class AfterPhase:
 
 
 def _program(system, stage, params, images, carry):
-  # Each stage normalises: uint8 pixels take a quarter of the memory of floats.
+  # Each stage normalizes: uint8 pixels take a quarter of the memory of floats.
   carry, y = stage(params, system.normalize(images), carry)
   return carry, system.task.denormalize(y)

@@ -33,7 +33,7 @@ class Teacher:
 
     Args:
       params: groups of the teacher, folded.
-      images: [B, S, S, C], augmented, normalised with `mean` and `std`.
+      images: [B, S, S, C], augmented, normalized with `mean` and `std`.
       mean: per-channel mean that the student uses.
       std: per-channel standard deviation that the student uses.
 

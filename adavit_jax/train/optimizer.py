@@ -17,7 +17,7 @@ def make_optimizer(config, steps: int, *, stacks=(), undecayed=()
 
   Args:
     config: ConfigDict with
-      optimizer: one of `OPTIMIZERS`. 'muon' orthogonalises the momentum of
+      optimizer: one of `OPTIMIZERS`. 'muon' orthogonalizes the momentum of
         every kernel of a stack of encoders [L, in, out] (queries, keys and
         values as one matrix) and of every convolution [h, w, in, out], in a
         stack [L, h, w, in, out] (Jordan et al., 2024), scaled to the size of

@@ -22,8 +22,8 @@ class Batch(NamedTuple):
   """Inputs of a loss.
 
   Attributes:
-    images: augmented and normalised, float32 [B, S, S, C].
-    targets: class distributions, float32 [B, K]; for regression the normalised
+    images: augmented and normalized, float32 [B, S, S, C].
+    targets: class distributions, float32 [B, K]; for regression the normalized
       labels [B, 1].
     labels: [B] int32, before mixing; for regression float32, in the target's
       unit.
@@ -253,7 +253,7 @@ def augmentation(config, phase):
   if (phases.PHASES[phase].teacher
       or phases.decider(config, phase) == 'policy'):
     config_data.mixup = config_data.cutmix = 0.
-    config_data.rand_augment.magnitude = config_data.colour_jitter = 0.
+    config_data.rand_augment.magnitude = config_data.color_jitter = 0.
     config_data.erasing = 0.
     config_data.repeats = 1
     for field in ('crop_padding', 'resized_crop'):

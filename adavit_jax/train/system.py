@@ -41,7 +41,7 @@ class System:
     nets: `PolicyNets`, or None if no policy is trained or used.
     cost: `Cost` with the policy networks.
     plain_cost: `Cost` without them.
-    mean: per-channel mean for normalisation, for pixels in [0, 1]: the config's
+    mean: per-channel mean for normalization, for pixels in [0, 1]: the config's
       `data.mean`, else the data's.
     std: per-channel standard deviation, likewise.
   """
@@ -116,7 +116,7 @@ class System:
     return self.fold(jax.lax.stop_gradient(params))
 
   def before_policy(self, params, images):
-    """Returns z1 of normalised images, see `modes.before_policy`."""
+    """Returns z1 of normalized images, see `modes.before_policy`."""
     return modes.before_policy(self.model, params, images)
 
   def classify(self, params, z1, images, actions):
@@ -136,7 +136,7 @@ class System:
     Args:
       params: groups, folded.
       z1: activations of B images.
-      images: [B, S, S, C], normalised.
+      images: [B, S, S, C], normalized.
       actions: `Actions` [B num, L1], [B num, L2]; those of one image are
         adjacent.
       num: action vectors per image.
@@ -163,7 +163,7 @@ class System:
     Args:
       params: groups, folded, with the policy's.
       z1: activations of B images.
-      images: [B, S, S, C], normalised.
+      images: [B, S, S, C], normalized.
       knob: the threshold of the policy networks, or the price of a value
         policy; None for the default: the config's threshold, or the price of
         the fit.

@@ -55,7 +55,7 @@ class Regression:
   """Predicts a number; the score is minus the absolute error, in its unit.
 
   Attributes:
-    mean: mean of the target; a normalised output of 0 means this value.
+    mean: mean of the target; a normalized output of 0 means this value.
     std: standard deviation of the target.
     unit: the unit of both.
 
@@ -78,14 +78,14 @@ class Regression:
     return 1
 
   def loss(self, outputs, targets):
-    """Mean squared error: [..., B, 1] and [B, 1], both normalised, to []."""
+    """Mean squared error: [..., B, 1] and [B, 1], both normalized, to []."""
     return ((_float(outputs) - targets)**2).mean()
 
   def loss_of_labels(self, outputs, labels):
-    """Squared error of each image, in normalised units.
+    """Squared error of each image, in normalized units.
 
     Args:
-      outputs: [..., B, 1], normalised.
+      outputs: [..., B, 1], normalized.
       labels: [B], in the target's unit.
 
     Returns:

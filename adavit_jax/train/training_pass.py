@@ -57,7 +57,7 @@ def begin(system, params, images, key=None, progress=None):
   Args:
     system: `System`.
     params: groups.
-    images: [B, S, S, C], normalised.
+    images: [B, S, S, C], normalized.
     key: PRNG key; None for a backbone without randomness.
     progress: see `Context`.
 
@@ -81,7 +81,7 @@ def finish(system, params, start, images, gates, *, nested=False):
     system: `System`.
     params: groups.
     start: `Start` of B images.
-    images: [B, S, S, C], normalised; may be None unless
+    images: [B, S, S, C], normalized; may be None unless
       `plan.rereads_images`.
     gates: `Actions` of floats [B, ...] or [...].
     nested: whether to classify after every encoder, see `Finish`.

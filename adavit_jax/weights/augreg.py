@@ -103,7 +103,7 @@ def _tensors(model, names):
 
 FORMAT = layout.Format(
     title='AugReg / big_vision',
-    recognises=lambda names: _prefix(names) is not None,
+    recognizes=lambda names: _prefix(names) is not None,
     clean=_clean,
     tensors=_tensors,
     block=r'Transformer/encoderblock_(\d+)/',

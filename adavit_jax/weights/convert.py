@@ -23,11 +23,11 @@ _PRE_LOGITS = 'pre_logits'
 
 
 def init_params(model, key):
-  """Reads the parameters from `model.weights`, or initialises them.
+  """Reads the parameters from `model.weights`, or initializes them.
 
   Args:
     model: a `Backbone`.
-    key: PRNG key for the initialisation; with weights, for added exits and a
+    key: PRNG key for the initialization; with weights, for added exits and a
       new head.
 
   Returns:
@@ -50,17 +50,17 @@ def load(model, path, key, *, new_head=True, class_names=()):
 
   * The position embedding is resampled to the model's image size, see
     `positions.resize`.
-  * A missing head, or one with another number of classes, is initialised.
+  * A missing head, or one with another number of classes, is initialized.
   * If the file has a class head and no distillation head, both heads are set
     such that their mean, `Logits.total`, equals the class head of the file.
 
-  No layout contains added exits: they are initialised.
+  No layout contains added exits: they are initialized.
 
   Args:
     model: a `Backbone`; `families.register` adds layouts of other libraries.
     path: a file, 'hf://owner/name' or a `Checkpoint`; see `files.read`.
     key: PRNG key for added exits and a new head.
-    new_head: whether the backbone's head may be initialised; if False, a head
+    new_head: whether the backbone's head may be initialized; if False, a head
       that does not fit is an error.
     class_names: K names of the model's classes. If the file names the same ones
       in another order, its head is brought into this order.
@@ -76,7 +76,7 @@ def load(model, path, key, *, new_head=True, class_names=()):
   """
   params_lib.check_key(key)
   checkpoint = files.read(path)
-  fmt = families.recognise(checkpoint, model)
+  fmt = families.recognize(checkpoint, model)
   arrays = fmt.clean(checkpoint.tensors)
   wanted = fmt.tensors(model, arrays.keys())
   why, order = _other_head(model, fmt, wanted, arrays), None
@@ -93,7 +93,7 @@ def load(model, path, key, *, new_head=True, class_names=()):
                      f'dense phase')
   new = ()
   if why:
-    logging.warning('%s %s: a new head of %d classes is initialised.',
+    logging.warning('%s %s: a new head of %d classes is initialized.',
                     checkpoint.path, why, model.num_classes)
     new, wanted, arrays = _without_heads(fmt, wanted, arrays)
   patches = _patches(model, wanted, arrays)
@@ -157,7 +157,7 @@ def _reorder(params, heads, order):
 # Jitted so that XLA drops the computation of all other parameters.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _fresh(model, names, key):
-  """Initialises the added exits and the backbone's parameters `names`."""
+  """Initializes the added exits and the backbone's parameters `names`."""
   groups = models.init_params(model, key)
   fresh = {'backbone': {name: groups['backbone'][name] for name in names}}
   return fresh | ({'heads': groups['heads']} if model.exits else {})

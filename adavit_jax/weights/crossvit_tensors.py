@@ -128,7 +128,7 @@ def _images(arrays):
 
 FORMAT = layout.Format(
     title='CrossViT',
-    recognises=lambda names: 'blocks.0.revert_projs.0.0.weight' in names,
+    recognizes=lambda names: 'blocks.0.revert_projs.0.0.weight' in names,
     clean=_clean,
     tensors=_tensors,
     block=r'blocks\.\d+\.blocks\.\d\.(\d+)\.',

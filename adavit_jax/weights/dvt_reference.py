@@ -103,7 +103,7 @@ def _tensors(model, names=()):
 
 FORMAT = layout.Format(
     title='DVT',
-    recognises=lambda names: f'{_PREFIXES[0]}.cls_token' in names,
+    recognizes=lambda names: f'{_PREFIXES[0]}.cls_token' in names,
     clean=dict,
     tensors=_tensors,
     block=r'\w+\.blocks\.(\d+)\.',

@@ -121,7 +121,7 @@ def _sizes(fmt, wanted, arrays):
 
 FORMAT = layout.Format(
     title='Evo-LeViT',
-    recognises=lambda names: {'patch_embed.0.c.weight', 'poss'} <= set(names),
+    recognizes=lambda names: {'patch_embed.0.c.weight', 'poss'} <= set(names),
     clean=_clean,
     tensors=_tensors,
     block=r'blocks\.(\d+)\.',

@@ -83,7 +83,7 @@ def _images(arrays):
 
 FORMAT = layout.Format(
     title='Evo-ViT',
-    recognises=lambda names: _FIRST in names,
+    recognizes=lambda names: _FIRST in names,
     clean=dict,
     tensors=_tensors,
     block=r'(?:blocks|norms|qks|vs|projs)\.(\d+)\.',

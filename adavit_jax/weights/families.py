@@ -48,7 +48,7 @@ def register(family, formats, *, where=None, computes=lambda model: {}):
       use these layouts.
     computes: (model) -> {fact: value} of what no tensor shows and `stated`
       compares with a config.json: 'activation', 'pool' ('token' or 'avg'),
-      'epsilon' and 'norm' of the normalisation, 'qkv_bias'.
+      'epsilon' and 'norm' of the normalization, 'qkv_bias'.
   """
   _FAMILIES[family] = _Entry(tuple(formats), where or {}, computes)
 
@@ -101,8 +101,8 @@ def _unfit(model):
           if getattr(model, k) not in several(v)}
 
 
-def recognise(checkpoint, model=None):
-  """Returns the `Format` of a `Checkpoint`, recognised by its tensor names.
+def recognize(checkpoint, model=None):
+  """Returns the `Format` of a `Checkpoint`, recognized by its tensor names.
 
   Args:
     checkpoint: `files.Checkpoint`.
@@ -117,7 +117,7 @@ def recognise(checkpoint, model=None):
       [*supported,
        *(fmt for entry in _FAMILIES.values() for fmt in entry.formats),
        native.FORMAT])
-  fmt = next((fmt for fmt in known if fmt.recognises(checkpoint.tensors)), None)
+  fmt = next((fmt for fmt in known if fmt.recognizes(checkpoint.tensors)), None)
   if fmt is None:
     first = ', '.join(sorted(checkpoint.tensors)[:4]) or 'none'
     raise ValueError(

@@ -113,7 +113,7 @@ def _read(path):
         _LFS):
       raise ValueError(f'{path} is a pointer of Git LFS and not the file that '
                        f'it stands for: fetch that by git lfs pull') from None
-    # torch colours its text, and advises to read unsafely.
+    # torch colors its text, and advises to read unsafely.
     reason = re.sub(r'\x1b\[[\d;]*m', '', ' '.join(str(error).split()))
     reason = '' if 'weights_only' in reason else f': {reason[:200]}'
     raise ValueError(f'{path} cannot be read as {path.suffix}: it is damaged, '

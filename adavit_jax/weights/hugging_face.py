@@ -58,7 +58,7 @@ def _tensors(model, names):
 
 FORMAT = layout.Format(
     title='Hugging Face ViT / DeiT',
-    recognises=lambda names: _prefix(names) is not None,
+    recognizes=lambda names: _prefix(names) is not None,
     clean=_clean,
     tensors=_tensors,
     block=r'encoder\.layer\.(\d+)\.',

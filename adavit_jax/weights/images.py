@@ -23,7 +23,7 @@ class Preprocessing(NamedTuple):
     mean: mean to subtract from each channel, in 0..1 units.
     std: standard deviation to divide each channel by, in 0..1 units.
     interpolation: 'bicubic' or 'bilinear'.
-    crop: side of the centre crop over the short side of the resized image; 1
+    crop: side of the center crop over the short side of the resized image; 1
       crops only the long side.
   """
   mean: tuple[float, ...]
@@ -61,7 +61,7 @@ def preprocessing(source, name=''):
 
   Without metadata or config file, crop and interpolation are timm's defaults,
   or Hugging Face's for its layout (its ViT resizes the image to a square, we
-  crop the centre). To override a wrong result, create a `Preprocessing` or use
+  crop the center). To override a wrong result, create a `Preprocessing` or use
   `_replace`.
 
   Args:
@@ -69,13 +69,13 @@ def preprocessing(source, name=''):
     name: name of the model, see `create`.
 
   Raises:
-    ValueError: if the file cannot be read or recognised, or is of another model
+    ValueError: if the file cannot be read or recognized, or is of another model
       family and has no preprocessing.
   """
   checkpoint = files.read(source)
   if METADATA in checkpoint.metadata:
     return _parse(checkpoint.metadata[METADATA], _from_ours, checkpoint.path)
-  fmt = families.recognise(checkpoint)
+  fmt = families.recognize(checkpoint)
   stated = _beside(checkpoint.path)
   if stated is not None:
     return stated
@@ -100,7 +100,7 @@ def preprocessing(source, name=''):
 
 
 def to_json(value):
-  """Serialises a `Preprocessing` for the metadata of a file."""
+  """Serializes a `Preprocessing` for the metadata of a file."""
   return json.dumps(value._asdict())
 
 
@@ -108,7 +108,7 @@ def _by_name(path, name):
   """Whether a model is a DeiT, judging by its name."""
   name = name or f'{path.parent.name} {path.name}'
   deit = 'deit' in name.lower()
-  logging.info('%s does not include the normalisation of its images: using '
+  logging.info('%s does not include the normalization of its images: using '
                'that of %s, judging by its name %r.', path,
                'DeiT' if deit else 'ViT', name)
   return deit
@@ -165,7 +165,7 @@ def _from_timm(fields):
   mode = fields.get('crop_mode') or 'center'
   if mode != 'center':
     logging.warning('timm prepares these images with crop_mode=%r; here the '
-                    'centre is cropped.', mode)
+                    'center is cropped.', mode)
   fields = {**fields, **missing}
   return _from_ours({**fields, 'crop': fields['crop_pct']})
 

@@ -56,14 +56,14 @@ class Format(NamedTuple):
 
   Attributes:
     title: name for messages.
-    recognises: (tensor names) -> bool.
+    recognizes: (tensor names) -> bool.
     clean: (arrays by name) -> new dict without prefixes and unused tensors.
     tensors: (model, cleaned names) -> list of `Tensor`, one for each tensor
       that the file should hold.
     block: regular expression for tensor names whose first group is the index of
       the encoder; '' if names have none.
     heads: names of the parameters whose output is the class logits. They are
-      initialised if the first one is missing or has other classes.
+      initialized if the first one is missing or has other classes.
     dist: name of the distillation token after cleaning.
     adapt: (model, path, format, tensors, arrays) -> None, adapts the cleaned
       arrays to the model in place; None for no adaptation.
@@ -74,7 +74,7 @@ class Format(NamedTuple):
       `clean` removes, such as copies; None for none.
   """
   title: str
-  recognises: Callable[..., bool]
+  recognizes: Callable[..., bool]
   clean: Callable[..., dict]
   tensors: Callable[..., list[Tensor]]
   block: str = ''

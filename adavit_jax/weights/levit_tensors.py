@@ -154,13 +154,13 @@ _SHARED = dict(clean=clean, heads=('head', 'head_dist'), adapt=adapt,
 
 TIMM = layout.Format(
     title='timm LeViT',
-    recognises=lambda names: 'stem.conv1.linear.weight' in names,
+    recognizes=lambda names: 'stem.conv1.linear.weight' in names,
     tensors=_timm, block=r'stages\.\d+\.blocks\.(\d+)\.',
     images=_images(0.9), **_SHARED)
 
 AUTHORS = layout.Format(
     title='LeViT',
-    recognises=lambda names: ('patch_embed.0.c.weight' in names
+    recognizes=lambda names: ('patch_embed.0.c.weight' in names
                               and 'poss' not in names),  # of Evo-LeViT
     tensors=_authors, block=r'blocks\.(\d+)\.', images=_images(0.875),
     **_SHARED)

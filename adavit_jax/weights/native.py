@@ -52,7 +52,7 @@ def _adapt(model, path, fmt, wanted, arrays):
 
 FORMAT = layout.Format(
     title='adavit_jax',
-    recognises=lambda names: any(name.startswith('backbone/')
+    recognizes=lambda names: any(name.startswith('backbone/')
                                  for name in names),
     clean=_clean,
     tensors=_tensors,

@@ -105,7 +105,7 @@ def _images(arrays):
 
 FORMAT = layout.Format(
     title='Shuffle Transformer',
-    recognises=lambda names: 'to_token.conv1.0.weight' in names,
+    recognizes=lambda names: 'to_token.conv1.0.weight' in names,
     clean=_clean,
     tensors=_tensors,
     block=r'stage\d+\.layers\.(\d+)\.',

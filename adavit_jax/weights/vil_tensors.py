@@ -176,7 +176,7 @@ def _images(arrays):
 
 FORMAT = layout.Format(
     title='Vision Longformer',
-    recognises=lambda names: any(map(_FIRST.fullmatch, names)),
+    recognizes=lambda names: any(map(_FIRST.fullmatch, names)),
     clean=_clean,
     tensors=_tensors,
     block=r'layer\d+\.(\d+)\.',

@@ -22,7 +22,7 @@ def _tensors(model, names=()):
 FORMAT = layout.Format(
     title='timm / DeiT',
     # Evo-ViT has the same stem and layers of its own for queries and keys.
-    recognises=lambda names: ('patch_embed.proj.weight' in names
+    recognizes=lambda names: ('patch_embed.proj.weight' in names
                               and 'qks.0.qk.weight' not in names),
     clean=dict,
     tensors=_tensors,

@@ -77,7 +77,7 @@ def _check_statistics(system, name):
   if 'batch_stats' in groups:
     raise ValueError(
         f'{name}.accumulate={system.config[name].accumulate} splits a batch, '
-        f'but {system.config.model.name!r} normalises with the statistics of '
+        f'but {system.config.model.name!r} normalizes with the statistics of '
         f'the whole batch; set it to 1')
 
 

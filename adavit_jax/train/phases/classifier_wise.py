@@ -33,7 +33,7 @@ def reading(system, params, images):
   Args:
     system: `System`.
     params: groups.
-    images: [B, S, S, C], normalised.
+    images: [B, S, S, C], normalized.
 
   Returns:
     `Reading`.

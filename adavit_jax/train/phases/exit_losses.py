@@ -16,7 +16,7 @@ def each(system, outputs, batch):
 
   Args:
     system: `System`.
-    outputs: list of [B, K], normalised.
+    outputs: list of [B, K], normalized.
     batch: `Batch`.
   """
   return [system.task.loss(y, batch.targets) for y in outputs]

@@ -22,7 +22,7 @@ def pretrained():
 
   Returns:
     {name: card}. A card is a dict: data, recipe (the commands that trained it),
-    commit, licence, accuracy, macs (mean per image) and macs_ratio (over the
+    commit, license, accuracy, macs (mean per image) and macs_ratio (over the
     model with all layers) on the num_test test images, full_accuracy (with all
     layers, without early exits), and settings, with the thresholds that these
     hold for. `benchmarks/model_card.py` measures them.

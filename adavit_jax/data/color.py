@@ -1,4 +1,4 @@
-"""Operations on colours, with the integer arithmetic of Pillow's.
+"""Operations on colors, with the integer arithmetic of Pillow's.
 
 Images are uint8 [B, H, W, 3]; each has numbers of its own, [B]. Most operations
 are tables: [B, 256, 3], the new value of each value of each channel.
@@ -48,16 +48,16 @@ def counted(images: jax.Array) -> jax.Array:
   return hit.sum((1, 2), dtype=jnp.int32)
 
 
-def grey(images: jax.Array) -> jax.Array:
+def gray(images: jax.Array) -> jax.Array:
   """Returns the luma of ITU-R 601, int32 [B, H, W, 1]."""
   weights = jnp.array([19595, 38470, 7471])
   luma = (images.astype(jnp.int32) * weights).sum(-1, keepdims=True)
   return (luma + (1 << 15)) >> 16
 
 
-def mean_grey(images: jax.Array) -> jax.Array:
+def mean_gray(images: jax.Array) -> jax.Array:
   """Returns the rounded mean luma of each image, float32 [B]."""
-  return jnp.floor(grey(images).astype(jnp.float32).mean((1, 2, 3)) + 0.5)
+  return jnp.floor(gray(images).astype(jnp.float32).mean((1, 2, 3)) + 0.5)
 
 
 def blend(other: jax.Array, images: jax.Array, factor: jax.Array) -> jax.Array:
@@ -113,7 +113,7 @@ def equalize(counts: jax.Array) -> jax.Array:
   return jnp.where(step > 0, flat, values).astype(jnp.uint8)
 
 
-def colour_jitter(
+def color_jitter(
     key: jax.Array, images: jax.Array, strength: float
 ) -> jax.Array:
   """Changes brightness, contrast and saturation, in an order of each image.
@@ -151,7 +151,7 @@ def jitter(images: jax.Array, kind: jax.Array, factor: jax.Array) -> jax.Array:
     factor: [B].
   """
   kind = kind[:, None, None, None]
-  luma = grey(images)
-  mean = mean_grey(images)[:, None, None, None]
+  luma = gray(images)
+  mean = mean_gray(images)[:, None, None, None]
   other = jnp.where(kind == 0, 0, jnp.where(kind == 1, mean, luma))
   return blend(other, images, factor)

@@ -11,7 +11,7 @@ from adavit_jax import weights
 from adavit_jax.data import encoded_split
 from adavit_jax.data import folder
 from adavit_jax.data import label_file
-from adavit_jax.data import labelled_files
+from adavit_jax.data import labeled_files
 from adavit_jax.data import splits
 from adavit_jax.evaluation import batched
 from adavit_jax.runs import pretrained
@@ -37,7 +37,7 @@ def predict(config, num_classes):
     ValueError: if the file does not fit the model, or there are no images.
   """
   config = pretrained.with_preprocessing(config, None)
-  parts = folder.unlabelled(config.data)
+  parts = folder.unlabeled(config.data)
   root = folder.directory(config.data)
   names = tuple(map(str, range(num_classes)))
   for stated in labels_lib.stated(weights.read(config.init.weights)).values():
@@ -45,14 +45,14 @@ def predict(config, num_classes):
       names = tuple(stated)
   images = {
       part: encoded_split.lazy_parts(
-          labelled_files.ImageFiles(
+          labeled_files.ImageFiles(
               root / part, files.values(), [0] * len(files),
               names), config.data)[0]
       for part, files in parts.items()}
   train, test = images.values()
   system = system_lib.create(config, splits.Dataset(
       train, train, test, num_classes=num_classes, class_names=names,
-      channels=labelled_files.ImageFiles.channels,
+      channels=labeled_files.ImageFiles.channels,
       image_size=config.data.image_size, mean=folder.IMAGENET_MEAN,
       std=folder.IMAGENET_STD))
   mesh = mesh_lib.make_mesh()
