@@ -38,9 +38,10 @@ weights=$(realpath -s "$1") images=$(realpath -s "$2")
 mkdir -p "$3" || usage "cannot make '$3'"
 dir=$(cd "$3" && pwd)
 shift 3
+python=$(command -v "${PYTHON:-python}") || usage "there is no '${PYTHON:-python}'"
+python=$(realpath -s "$python")
 export PYTHONPATH="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$PYTHONPATH"
-python=${PYTHON:-python}
 
 say() { echo "== $*"; }
 phases() { printf -- "--config.phases=("; printf "'%s'," "$@"; echo ')'; }

@@ -20,9 +20,11 @@ class Labels(NamedTuple):
 
 
 def write(path, labels: Labels) -> None:
-  """Writes `Labels` to a file."""
-  epath.Path(path).write_text(
-      json.dumps(labels._asdict(), indent=0), encoding='utf-8')
+  """Writes `Labels` to a file; a kill leaves the old file or the new one."""
+  path = epath.Path(path)
+  partial = path.with_name(path.name + '.partial')
+  partial.write_text(json.dumps(labels._asdict(), indent=0), encoding='utf-8')
+  partial.replace(path)
 
 
 def read(path) -> Labels:
