@@ -2,7 +2,7 @@
 
   python train.py --config=configs/folder_exits.py --workdir=DIR \\
       --config.init.weights=FILE --config.data.data_dir=IMAGES
-  python eval.py --workdir=DIR --slack=0.01
+  python eval.py --workdir=DIR
 
 FILE and IMAGES are as for folder_policy.py. The dense phase tunes the model for
 the classes of the folder, and its last head after every encoder (`nested`),

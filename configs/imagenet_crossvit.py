@@ -13,9 +13,9 @@ its data_dir. From a trained CrossViT, leave out the first phase:
 
 The dense phase has the epochs, learning rate, weight decay, RandAugment, random
 erasing, mixing, label smoothing and repeated augmentation of the paper. A batch
-has 4608 images, not 4096, since it holds each of them three times. Drop path
-has the paper's rate, but it rises over the layers behind the policy, in the
-order in which they run; in the paper it rises in both streams alike, and drops
+has 4608 rows, not 4096: 1536 images, three times each. Drop path has the
+paper's rate, but it rises over the layers behind the policy, in the order in
+which they run; in the paper it rises in both streams alike, and drops
 cross-attentions too. This phase also trains for dropped layers, which the
 paper's does not; set --config.dense.mask_weight=0 for the model alone. It has
 not been run: time and accuracy are unknown, and steps and learning rates of the
