@@ -25,13 +25,13 @@ from adavit_jax import errors
 from adavit_jax import paths
 from adavit_jax.exits import confidence
 from adavit_jax.inference import export
+from adavit_jax.inference import run_sources
 from adavit_jax.models import plan
 from adavit_jax.policies import fixed
 from adavit_jax.policies import knob as knob_lib
 from adavit_jax.report import promised_row
 from adavit_jax.runs import orbax_manager
 from adavit_jax.runs import run_file
-from adavit_jax.runs import saved_run
 
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Directory of a run, or what else adavit_jax.load takes.',
@@ -134,8 +134,12 @@ def _promise():
     raise ValueError('--promise sets thresholds and their rule; leave out '
                      '--threshold, --price, --rule and --actions, and give '
                      '--mode=cond, compact, stages or weights')
-  with saved_run.Run(_WORKDIR.value) as run:
+  with run_sources.opened(_WORKDIR.value) as run:
     saved = run.find(phase=_PHASE.value, best=_BEST.value)
+  if saved.kind == 'file':
+    raise ValueError(f'--promise reads the report of a work directory, but '
+                     f'--workdir={_WORKDIR.value} is a run in one file, whose '
+                     f'own promise is used anyway; leave out --promise')
   return promised_row.read(_WORKDIR.value, saved, _BEST.value)
 
 

@@ -42,6 +42,7 @@ def get_config(variant=''):
   config.model.name = 'vit_tiny_patch16_224'
   config.model.update(num_fixed=2, remat=False)
   config.nets.update(tokens='pooled', hidden=256)  # those of folder_policy.py
+  config.num_search = 200
   config.model.exits = ((3, 'mlp'), (5, 'mlp'), (7, 'mlp'), (9, 'mlp'))
   config.model.merge = 13
   config.model.merge_schedule = 'falling'

@@ -13,9 +13,10 @@ its data_dir. From a trained LeViT, leave out the first phase:
 
 The dense phase has the paper's float32, epochs, learning rate, weight decay,
 averaging, RandAugment, random erasing, mixing, label smoothing and repeated
-augmentation. A batch has 2304 rows, not 2048: 768 images, three times each. With a teacher, the second head learns from its classes, as in the
-paper (hard distillation from a RegNetY-16GF). Any run of this library can be
-the teacher, or a file of weights for one of its models; without one, both heads
+augmentation. A batch has 2304 rows, not 2048: 768 images, three times each.
+With a teacher, the second head learns from its classes, as in the paper (hard
+distillation from a RegNetY-16GF). Any run of this library can be the teacher,
+or a file of weights for one of its models; without one, both heads
 learn from the labels:
 
   --config.teacher.workdir=RUN

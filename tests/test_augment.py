@@ -294,8 +294,6 @@ def test_normalize_crops_the_center():
     (IMAGES[0], {}, 'images.*uint8'),
     (IMAGES, dict(image_size=13, crop_padding=2), 'load_size'),
     (IMAGES, dict(crop_padding=2, resized_crop=0.5), 'data.crop_padding=2'),
-    (IMAGES, dict(policy_crop_padding=2, resized_crop=0.5),
-     'policy_crop_padding=2'),
     (IMAGES, dict(cutmix=-1.0), 'cutmix=-1.0'),
 ])
 def test_bad_input_is_refused(images, fields, message):

@@ -109,6 +109,12 @@ def test_a_run_holds_out_what_the_run_before_it_held_out():
     check(_info(source, dataset={}))
   config.data.data_dir = 'b'
   check(_info(source, dataset={}))
+  for c in (source, config):
+    c.data.name = 'packed'
+  check(_info(source, dataset={}))
+  config.data.data_dir = 'a'
+  with pytest.raises(ValueError, match='--config.data.holdout='):
+    check(_info(source, dataset={}))
   source.data.name, config.data.name = 'tfds:cifar10', 'tfds:cifar10:3.0.2'
   with pytest.raises(ValueError, match='--config.data.holdout='):
     check(_info(source, dataset={}))
@@ -116,15 +122,31 @@ def test_a_run_holds_out_what_the_run_before_it_held_out():
   check(_info(source, dataset={}))
 
 
-def test_a_run_begins_with_the_images_that_the_run_before_it_had():
+def test_a_policy_was_chosen_on_the_images_that_the_run_says():
+  source, config = tiny.get_config(), tiny.get_config()
+  config.init.workdir = 'DIR'
+  check = lambda: checks.same_search(
+      _info(source), config, tiny.dataset())
+  check()
+  config.num_search = 5
+  with pytest.raises(ValueError, match='num_search=5.*--config.num_search=16'):
+    check()
+  source.num_search, config.num_search = 1000, 2000  # all of the held-out ones
+  check()
+  config.num_search, config.data.name = 5, 'digit_scenes'
+  check()
+
+
+@pytest.mark.parametrize('name', ('folder', 'packed'))
+def test_a_run_begins_with_the_images_that_the_run_before_it_had(name):
   """With others, the draw of what is held out is another."""
   config, dataset = tiny.get_config(), tiny.dataset()
   config.init.workdir = 'DIR'
-  config.data.update(name='folder', data_dir='a')
+  config.data.update(name=name, data_dir='a')
   info = _info(config, dataset=dict(split=data.fingerprint(dataset)))
   checks.same_holdout(info, config, dataset)
   grown = dataclasses.replace(dataset, train=dataset.holdout)
-  with pytest.raises(ValueError, match="'folder'.*DIR"):
+  with pytest.raises(ValueError, match=f'{name!r}.*DIR'):
     checks.same_holdout(info, config, grown)
   config.data.data_dir = 'b'
   checks.same_holdout(info, config, grown)

@@ -26,7 +26,9 @@ import tiny
     ('export.py --threshold=0.3 --mode=dense',
      '^--threshold=0.3.*--mode=dense'),
     ('export.py --threshold=0.3 --mode=static',
-     '^--threshold=0.3.*--mode=static')])
+     '^--threshold=0.3.*--mode=static'),
+    pytest.param('export.py --workdir=digits-policy --mode=cond --promise',
+                 '^--promise.*digits-policy', marks=pytest.mark.nightly)])
 def test_mistaken_flags_end_in_one_sentence(command, named, tmp_path):
   program, *flags = command.split()
   own = {'train.py': '--config=configs/digits_policy.py',
@@ -102,7 +104,19 @@ def test_mistaken_flags_end_in_one_sentence(command, named, tmp_path):
     ({'model.depth': 10**9}, f'depth={10**9}'),
     ({'model.module': '..x'}, "model.module='..x'"),
     ({'policy.samples': 10**9}, f'policy.samples={10**9}'),
-    ({'dense.weight_decay': float('inf')}, 'weight_decay=inf'),
+    ({'dense.weight_decay': float('inf')}, 'dense.weight_decay=inf'),
+    ({'dense.weight_decay': -1.}, 'dense.weight_decay=-1'),
+    ({'joint.warmup': 1.}, '^joint.warmup=1'),
+    ({'joint.warmup': -0.1}, 'joint.warmup=-0.1'),
+    ({'policy.end_lr_factor': 2.}, 'policy.end_lr_factor=2'),
+    ({'dense.clip_norm': -1.}, 'dense.clip_norm=-1'),
+    ({'dense.b2': 1.}, 'dense.b2=1'),
+    ({'warm_start.learning_rate': 0.}, 'warm_start.learning_rate=0.0'),
+    ({'dense.optimizer': 'sgd'}, 'dense.optimizer=sgd'),
+    ({'data.crop_padding': 1, 'data.resized_crop': 0.5},
+     "'dense'.*crop_padding=1.*resized_crop=0.5"),
+    ({'data.crop_padding': 1, 'data.policy_resized_crop': 0.5},
+     "'warm_start'.*crop_padding=1.*resized_crop=0.5"),
     ({'dense.nested': float('inf')}, 'dense.nested=inf'),
     ({'dense.steps': None}, 'dense.steps=None.*1000'),
     ({'data.scenes.kind': None}, 'data.scenes.kind=None'),

@@ -67,16 +67,17 @@ def test_muon_orthogonalizes_each_kernel_by_itself():
   """Those of each encoder of a stack; a convolution is one matrix."""
   tx, _ = optimizer.make_optimizer(
       _config(optimizer='muon', warmup=0., clip_norm=0), 8,
-      stacks=('encoders',))
+      stacks=('encoders',), undecayed=('policy',))
   rng = np.random.default_rng(0)
   shapes = {'encoders': {'fc': {'kernel': (2, 6, 4), 'bias': (2, 4)},
                          'conv': {'kernel': (2, 3, 3, 2, 4)}},
             'stem': {'kernel': (3, 3, 1, 5)},
             'head': {'kernel': (4, 3)},
             'cls': (1, 1, 4)}
-  params = {'backbone': jax.tree.map(
-      lambda shape: jnp.float32(rng.normal(size=shape)), shapes,
-      is_leaf=lambda x: isinstance(x, tuple))}
+  params = jax.tree.map(
+      lambda shape: jnp.float32(rng.normal(size=shape)),
+      {'backbone': shapes, 'policy': {'conv': {'kernel': (3, 3, 1, 5)}}},
+      is_leaf=lambda x: isinstance(x, tuple))
   state, history, update = tx.init(params), [], jax.jit(tx.update)
   for t in (1, 2):
     grads = jax.tree.map(lambda p, t=t: jnp.cos(7 * t * p), params)
@@ -86,11 +87,10 @@ def test_muon_orthogonalizes_each_kernel_by_itself():
   got = {k: np.asarray(u) for k, u in _flat(updates).items()}
   rate, flat = _lr(1, warmup=0), _flat(params)
 
-  flat, got = ({k.removeprefix('backbone/'): v for k, v in tree.items()}
-               for tree in (flat, got))
   for name, num in (('encoders/fc/kernel', 2), ('encoders/conv/kernel', 2),
                     ('stem/kernel', 1)):
-    first, second = (h[f'backbone/{name}'] for h in history)
+    name = f'backbone/{name}'
+    first, second = (h[name] for h in history)
     # The mean of gradients, bias-corrected, with Nesterov's look ahead.
     mean = 0.05 * (0.95 * first + second)
     momentum = (0.95 * mean / (1 - 0.95 ** 3)
@@ -106,8 +106,9 @@ def test_muon_orthogonalizes_each_kernel_by_itself():
       want = -rate * (0.2 * max(g.shape) ** 0.5 * x + 0.3 * p)
       np.testing.assert_allclose(u, want, atol=2e-4)
 
-  for name in ('encoders/fc/bias', 'head/kernel', 'cls'):  # Adam, no decay
-    first, second = (h[f'backbone/{name}'] for h in history)
+  for name in ('backbone/encoders/fc/bias', 'backbone/head/kernel',
+               'backbone/cls', 'policy/conv/kernel'):  # Adam, no decay
+    first, second = (h[name] for h in history)
     mean = 0.1 * (0.9 * first + second)
     momentum = 0.9 * mean / (1 - 0.9 ** 3) + 0.1 * second / (1 - 0.9 ** 2)
     square = 0.01 * (0.99 * first ** 2 + second ** 2) / (1 - 0.99 ** 2)
@@ -140,22 +141,6 @@ def test_schedule_without_warmup_and_of_one_step():
       [float(schedule(i)) for i in (0, 4)], [0.1, 0.01], rtol=1e-5)
   schedule = optimizer.make_schedule(_config(warmup=0.9), 1)
   np.testing.assert_allclose(float(schedule(0)), 0.1, rtol=1e-6)
-
-
-@pytest.mark.parametrize('change, words', [
-    ({'learning_rate': 0.}, 'learning_rate=0.0'), ({'warmup': 1.}, 'warmup=1'),
-    ({'warmup': -0.1}, 'warmup=-0.1'), ({'end_lr_factor': 2.}, 'end_lr_factor'),
-    ({'clip_norm': -1.}, 'clip_norm=-1'), ({'b2': 1.}, 'b2=1'),
-    ({'weight_decay': -1.}, 'weight_decay'),
-    ({'optimizer': 'sgd'}, "optimizer='sgd'")])
-def test_bad_numbers_are_named(change, words):
-  with pytest.raises(ValueError, match=words):
-    optimizer.make_optimizer(_config(**change), 8)
-
-
-def test_bad_steps():
-  with pytest.raises(ValueError, match='steps=0'):
-    optimizer.make_optimizer(_config(), 0)
 
 
 def test_ema_update():

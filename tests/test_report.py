@@ -1,6 +1,7 @@
 """The report of the smallest run, end to end."""
 
 import contextlib
+import copy
 import dataclasses
 import io
 import json
@@ -300,6 +301,24 @@ def test_a_static_run_loads_with_its_mask(run, reported):
     assert '0' in static.name
     clf = adavit_jax.load(str(static))
     np.testing.assert_array_equal(clf.actions.keep, [*map(int, static.name)])
+
+
+def test_the_model_before_the_joint_phase_is_that_of_the_time(
+    run, opened, tiny_data, tmp_path):
+  """The run in init.workdir may go on, or go away."""
+  found, saved = opened
+  info = copy.deepcopy(saved.info)
+  info['began_from'], info['config']['init']['workdir'] = 'policy', run[0]
+  saved = saved._replace(info=info)
+  options = run_report._Options(
+      *[None] * len(run_report._Options._fields))._replace(attributes={})
+  config = run_report._trainer(found, saved, run[0], options).config
+  assert config.init.phase == 'policy'
+  config.phases, config.init.workdir = ('joint',), run[0]
+  run_report._check_origin(config)
+  config.init.workdir = str(tmp_path / 'gone')
+  with pytest.raises(ValueError, match='init.workdir=.*gone.*--nostatic'):
+    run_report._check_origin(config)
 
 
 @pytest.mark.nightly

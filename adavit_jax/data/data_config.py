@@ -65,7 +65,8 @@ def load_size(config_data) -> int:
   """Returns the side in pixels that images are decoded to."""
   if config_data.load_size:
     return config_data.load_size
-  return math.floor(config_data.image_size / (config_data.crop or 1))
+  # A file of weights has the crop alone; rounding must not lose a pixel.
+  return math.floor(config_data.image_size / (config_data.crop or 1) + 1e-6)
 
 
 def interpolation(config_data) -> str:
@@ -158,11 +159,11 @@ def check_augmentation(config_data) -> None:
       raise ValueError(
           f'config.data.{field}={config_data[field]} must be at most'
           f' image_size={config_data.image_size}: a crop could miss the image')
-    if config_data[field] and config_data.resized_crop:
-      raise ValueError(
-          f'config.data.{field}={config_data[field]} and'
-          f' resized_crop={config_data.resized_crop} are alternative crops: set'
-          ' one of them to 0')
+  if config_data.crop_padding and config_data.resized_crop:
+    raise ValueError(
+        f'config.data.crop_padding={config_data.crop_padding} and'
+        f' resized_crop={config_data.resized_crop} are alternative crops: set'
+        ' one of them to 0')
   if config_data.repeats < 1:
     raise ValueError(
         f'config.data.repeats={config_data.repeats} must be at least 1:'

@@ -153,6 +153,8 @@ def _trainer(run, saved, workdir, options):
   saved_run.set_attributes(config, options.attributes)
   config = config_dict.ConfigDict(config)
   config.phases = tuple(config.phases)
+  # That run may have gone on since then.
+  config.init.phase = config.init.phase or saved.info['began_from']
   if options.data_dir is not None:
     config.data.data_dir = options.data_dir
   if options.rule is not None:
@@ -208,6 +210,8 @@ def _check_without_exits(trainer, saved, workdir, options):
                      f'are tuned, is not a multiple of the {trainer.mesh.size} '
                      f'devices; use a number of devices that divides it, or '
                      f'give --nostatic')
+  if _tunes_static(saved.info['phase'], options):
+    _check_origin(trainer.config)
   for name in ('rule', 'slack', 'curve'):
     if (value := getattr(options, name)) is not None:
       raise ValueError(f'--{name}={value} is for a model with exits, but '
@@ -236,6 +240,19 @@ def _check_without_exits(trainer, saved, workdir, options):
       raise ValueError(f'--{name}={value} is for a policy, but {workdir} ends '
                        f"with the phase {saved.info['phase']!r}, which has "
                        f'none; leave it out')
+
+
+def _check_origin(config):
+  """Checks that the model that the joint phase began with is still there."""
+  if config.phases[0] != 'joint' or not config.init.workdir:
+    return
+  try:
+    with saved_run.Run(config.init.workdir) as run:
+      run.find(phase=config.init.phase)
+  except ValueError as error:
+    raise ValueError(f'static sub-networks are tuned from the model of '
+                     f'init.workdir={config.init.workdir!r}, which cannot be '
+                     f'read ({error}); give --nostatic') from error
 
 
 def _with_policy(trainer, run, state, metadata, options):

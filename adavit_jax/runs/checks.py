@@ -180,7 +180,7 @@ def same_holdout(info, config, dataset):
         f'images held out now may have been trained on; set '
         f'--config.data.seed={then[0]} --config.data.holdout={then[1]}')
   # For built-in data sets the seed determines the split.
-  if (config.data.name.startswith(('folder', 'tfds:'))
+  if (config.data.name.startswith(('folder', 'packed', 'tfds:'))
       and info['dataset']['split'] != data.fingerprint(dataset)):
     raise ValueError(
         f'{config.data.name!r} has changed since {config.init.workdir} was '
@@ -189,11 +189,38 @@ def same_holdout(info, config, dataset):
         f'current ones')
 
 
+def same_search(info, config, dataset):
+  """Checks that a run with another run's policy knows which images chose it.
+
+  A promise is made on the held-out images that chose no mask and no price.
+
+  Args:
+    info: as in `same_holdout`, of a run whose policy is kept.
+    config: see `train.config.default_config`.
+    dataset: `Dataset` of the config.
+
+  Raises:
+    ValueError: if both runs use the same data set and other numbers of its
+      held-out images.
+  """
+  saved = info['config']
+  if _data_set(saved['data']) != _data_set(config.data):
+    return
+  then, now = saved['num_search'], config.num_search
+  if min(then, len(dataset.holdout)) != min(now, len(dataset.holdout)):
+    raise ValueError(
+        f'num_search={now}, but the policy of {config.init.workdir} was chosen '
+        f'on {then} of the same held-out images; set --config.num_search='
+        f'{then}, or train a new policy from --config.init.phase=dense')
+
+
 def _data_set(config_data):
   """Identifies a data set by its name without version and its real path."""
   name, folder = config_data['name'], config_data['data_dir']
-  if name == 'folder':
-    return name, os.path.realpath(os.path.expanduser(folder))
+  if name in ('folder', 'packed'):
+    local = '://' not in folder
+    return name, (os.path.realpath(os.path.expanduser(folder)) if local
+                  else folder)
   return tuple(name.split(':')[:2])
 
 

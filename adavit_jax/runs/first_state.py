@@ -173,6 +173,9 @@ def _read(trainer, run):
   if not phases.PHASES[config.phases[0]].from_scratch:
     checks.same_classes(info, trainer.dataset, config.init.workdir)
   checks.same_holdout(info, config, trainer.dataset)
+  if (trainer.system.nets and 'warm_start' not in config.phases
+      and history.policy_has_learned(info)):
+    checks.same_search(info, config, trainer.dataset)
   _check_order(trainer, info)
   checks.mask_goes_on(info, config)
   return info, run.state(saved, trainer.system, trainer.mesh)

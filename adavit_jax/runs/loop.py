@@ -223,7 +223,7 @@ class Trainer:
     options = dict(teacher=self._teacher.teacher) if taught else {}
     options |= dict(cropped=True) if crop else {}
     split = self.dataset.train
-    if step_lib.num_views(self.config, phase):
+    if step < end and step_lib.num_views(self.config, phase):
       split = frozen_views.read(self, state, phase, start, crop)
       crop = None
     taught_by = (self._teacher.params,) if taught else ()

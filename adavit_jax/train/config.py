@@ -9,9 +9,9 @@ from adavit_jax import data
 from adavit_jax.models import plan
 from adavit_jax.models import registry
 from adavit_jax.policies import learned
-from adavit_jax.train import optimizer
 from adavit_jax.train import phases
 from adavit_jax.train import ranges
+from adavit_jax.train import step
 from adavit_jax.train.phases.phase import choice
 
 
@@ -168,6 +168,17 @@ def _check_set(config, default, part=''):
                        f'give a value such as its default {value!r}')
 
 
+def _check_augmentation(config):
+  for phase in config.phases:
+    try:
+      data.check_augmentation(step.augmentation(config, phase))
+    except ValueError as error:
+      raise ValueError(
+          f'phase {phase!r}: {error}. Phases with a policy or a dense teacher '
+          f'use data.policy_crop_padding and data.policy_resized_crop where '
+          f'they are set') from error
+
+
 def check(config):
   """Raises a ValueError that names the field if a value is invalid."""
   _check_set(config, default_config())
@@ -181,14 +192,13 @@ def check(config):
       raise ValueError(f'config.phases has {name!r}; {hint}')
   ranges.check(config, phases.PHASES)
   for name in config.phases:
-    c = config[name]
-    optimizer.make_optimizer(c, c.steps)
-    if c.optimizer == 'muon' and 'backbone' not in phases.PHASES[name].trains:
+    if (config[name].optimizer == 'muon'
+        and 'backbone' not in phases.PHASES[name].trains):
       raise ValueError(f"{name}.optimizer='muon' is for encoders, but this "
                        f"phase trains none; set {name}.optimizer=adamw")
   if len(set(config.phases)) < len(config.phases):
     raise ValueError(f'config.phases={config.phases} names a phase twice')
-  data.check_augmentation(config.data)
+  _check_augmentation(config)
   choice('dtype', config.dtype, ('float32', 'bfloat16'))
   choice('nets.tokens', config.nets.tokens, ('all', 'pooled'))
   _check_decide(config)

@@ -4,6 +4,7 @@ import math
 import operator
 
 from adavit_jax.policies import value
+from adavit_jax.train import optimizer
 
 POSITIVE = lambda x: 0 < x < math.inf, 'must be positive and finite'
 # Steps and sizes are counted in int32.
@@ -34,9 +35,16 @@ _RANGES = {
     'nets': dict(hidden=WEIGHT, conv=WEIGHT, bias=FINITE,
                  threshold=(lambda x: 0 < x < 1, 'must be in (0, 1)')),
 }
-# For each phase that runs; `optimizer.make_optimizer` checks the other fields.
-_PHASE_RANGES = dict(steps=COUNT, batch_size=COUNT,
-                     learning_rate=POSITIVE, ema=BELOW_1, accumulate=COUNT)
+# For each phase that runs.
+_PHASE_RANGES = dict(
+    steps=COUNT, batch_size=COUNT, accumulate=COUNT, ema=BELOW_1,
+    optimizer=(lambda x: x in optimizer.OPTIMIZERS,
+               f'must be one of {optimizer.OPTIMIZERS}'),
+    learning_rate=POSITIVE,
+    warmup=(BELOW_1[0], 'is a fraction of the steps and must be in [0, 1)'),
+    end_lr_factor=SHARE, weight_decay=WEIGHT,
+    clip_norm=(lambda x: x >= 0, 'must be 0 (no clipping) or more'),
+    b1=BELOW_1, b2=BELOW_1)
 
 
 def check(config, phases):
