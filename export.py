@@ -184,6 +184,9 @@ def _set_numbers(clf, threshold):
   for name, number in (('threshold', threshold), ('price', _PRICE.value)):
     if number is None:
       continue
+    if clf.system.nets is None:
+      raise ValueError(f'--{name}={number} is for a policy, but this model has '
+                       f'none; leave it out')
     if name != clf.knob.name:
       raise ValueError(f'--{name}={number} is not for this policy, which has a '
                        f'{clf.knob.name}; leave it out')

@@ -7,6 +7,7 @@ import adavit_jax
 from adavit_jax.exits import confidence
 from adavit_jax.inference import batch_sizes
 from adavit_jax.inference import classifier
+from adavit_jax.inference import settings
 from adavit_jax.models import encoder
 from adavit_jax.models import exit_heads
 from adavit_jax.models import params as params_lib
@@ -259,6 +260,8 @@ def test_wrong_threshold(images, value):
   clf.threshold = value
   with pytest.raises(ValueError, match='^threshold='):
     clf(images)
+  with pytest.raises(ValueError, match='^threshold='):
+    settings.as_dict(clf)
 
 
 def test_a_file_is_read_as_the_model_takes_it(clf, tmp_path):
@@ -278,8 +281,12 @@ def test_there_is_no_policy_to_ask():
   config = tiny.get_config()
   config.phases = ('dense',)
   system = system_lib.create(config, tiny.dataset())
+  state = state_lib.init_state(system, 0)
   with pytest.raises(ValueError, match='^actions=None'):
-    classifier.Classifier(system, state_lib.init_state(system, 0))
+    classifier.Classifier(system, state)
+  clf = classifier.Classifier(system, state, actions=([1, 1, 1], [1, 1, 1]))
+  with pytest.raises(AttributeError, match='^threshold .*actions'):
+    clf.threshold = 0.5
 
 
 @pytest.mark.parametrize('name', ['system', 'thresholds'])
@@ -374,6 +381,10 @@ def test_stages_that_drop_layers_behind_an_exit(images, decider):
   if decider == 'policy':
     assert len(np.unique(actions.keep, axis=0)) > 5
   macs = _macs(system, actions)
+  if decider == 'mask':
+    at, num_classes = system.model.at, system.model.num_classes
+    heads = 2 * exit_heads.head_macs('mlp', at, num_classes)
+    assert system.after('classifier_wise').full_macs == macs[-1, 0] - heads
   sure = np.float64(confidence.confidences(confidence.RULES['entropy'], logits))
   thresholds = list(map(_apart, sure[:-1]))
   clf = adavit_jax.CascadeClassifier(

@@ -45,6 +45,16 @@ def test_bfloat16_logits_are_measured_in_float32():
   assert confidence_lib.negative_entropy(logits) == want
 
 
+@pytest.mark.parametrize('name', confidence_lib.RULES)
+def test_nan_is_no_confidence(name):
+  logits = np.zeros((2, 2, 3), np.float32)  # [E, B, K]
+  logits[:, 0, 1] = np.nan
+  got = confidence_lib.confidences(confidence_lib.RULES[name], logits)
+  assert np.isnan(got[1, 0]) and not np.isnan(got[:, 1]).any()
+  leaves = confidence_lib.choose(got, confidence_lib.ALWAYS)
+  assert leaves[0] == 1
+
+
 def test_a_rule_remembers_the_exits_before():
   def rule(logits, memory):
     label = logits.argmax(-1)

@@ -146,6 +146,14 @@ def test_a_regression_without_early_exits(tmp_path, monkeypatch):
   assert not {'curve', 'same_accuracy', 'slack', 'mac_target'} & set(result)
   with pytest.raises(ValueError, match='^--threshold='):
     report.evaluate(str(tmp_path), threshold=-1.)
+  again = adavit_jax.load(str(tmp_path), rule='margin', max_batch_size=16)
+  np.testing.assert_array_equal(
+      again(trainer.dataset.test.images(np.arange(16))).labels, got.labels)
+  for given, field in ((dict(rule='typo'), 'exits.rule'),
+                       (dict(thresholds=-1.), 'thresholds'),
+                       (dict(decide='networks'), 'decide')):
+    with pytest.raises(ValueError, match=f'^{field}='):
+      adavit_jax.load(str(tmp_path), **given)
 
 
 def test_the_best_of_the_heads_at_one_layer():

@@ -153,6 +153,11 @@ def test_a_policys_threshold_in_a_cascade(images):
       clf(images).logits, _full(clf, images), rtol=1e-4, atol=1e-4)
   with pytest.raises(ValueError, match='^threshold=1 '):
     clf.threshold = 1
+  promise = adavit_jax.calibrate(clf, images, **RISK)
+  before = clf.threshold
+  with pytest.raises(ValueError, match='^thresholds='):
+    clf.promise = promise._replace(number=0.25, thresholds=(0.5,) * 3)
+  assert clf.threshold == before
   with pytest.raises(AttributeError, match='^threshold '):
     _make(True, False).threshold = 0.5
 
@@ -184,8 +189,10 @@ def test_the_price_of_a_value_policy(images):
   assert clf.promise is promise and clf(images).actions.keep.all()
   # It may be tried again, with more images or another risk.
   assert adavit_jax.calibrate(clf, images, full, **RISK) == promise
-  clf.actions = None
-  assert clf.promise is None
+  clf.price = 1.
+  assert clf.promise is None and clf.actions is None
+  np.testing.assert_array_equal(
+      clf(images).actions.msa, [[1, 0, 0]] * len(images))
 
 
 def test_labels_are_read(images):

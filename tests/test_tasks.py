@@ -25,6 +25,9 @@ def test_create():
     dataset.target = data.Target(10., std, 'degrees')
     with pytest.raises(ValueError, match=f'target.std={std} must be positive'):
       tasks.create(dataset)
+  dataset.target = data.Target(10., 4., '')
+  with pytest.raises(ValueError, match='target.unit='):
+    tasks.create(dataset)
 
 
 def test_classification():

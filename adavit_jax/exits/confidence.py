@@ -33,7 +33,8 @@ def format_threshold(value):
 # (confidence [B], memory). It is pure and treats each row independently. The
 # memory of earlier exits is a pytree with a leading batch axis, or None before
 # the first exit; the caller that runs the stages carries it along with the
-# image. The confidence of an image that cannot leave yet is minus infinity. For
+# image. The confidence of an image that cannot leave yet is minus infinity. NaN
+# in the logits is NaN in the confidence, at which no image leaves. For
 # regression, logits are outputs in the unit of the target.
 Rule = Callable[[jax.Array, Any], tuple[jax.Array, Any]]
 
@@ -50,7 +51,7 @@ def negative_entropy(logits):
   log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
   p = jnp.exp(log_p)
   # 0 log 0 = 0, also if a logit is minus infinity.
-  return jnp.where(p > 0, p * log_p, 0.).sum(-1)
+  return jnp.where(p == 0, 0., p * log_p).sum(-1)
 
 
 def max_probability(logits):
@@ -101,7 +102,9 @@ def patience(logits, memory):
   if memory is not None:
     label_before, count_before = memory
     count += jnp.where(label == label_before, count_before, 0.)
-  return count, (label, count)
+  # The largest of them would hide NaN.
+  confidence = jnp.where(jnp.isnan(logits).any(-1), jnp.nan, count)
+  return confidence, (label, count)
 
 
 def agreement(outputs, memory):

@@ -182,9 +182,9 @@ class CascadeClassifier:
     request.check_fits(
         value, exits=True, knob='threshold' if self._has_threshold else None,
         rule=self.system.config.exits.rule)
+    self.thresholds = value.thresholds  # first: their number may not fit
     if self._has_threshold:
       self.threshold = value.number
-    self.thresholds = value.thresholds
     self._promise = value
 
   def read(self, path):

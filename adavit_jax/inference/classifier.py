@@ -165,9 +165,14 @@ class Classifier:
 
   def _set(self, name, number):
     self._of(name)
+    if self._promise is not None and self._promise.number is None:
+      self.actions = None  # all layers ran for that promise only
     self._number, self._promise = number, None
 
   def _of(self, name):
+    if self.system.nets is None:
+      raise AttributeError(f'{name} is for a policy, but this model has none; '
+                           f'set actions')
     if name != self.knob.name:
       raise AttributeError(f'{name} is not for this policy; set '
                            f'{self.knob.name}')

@@ -16,7 +16,7 @@ class AtExits(NamedTuple):
 
   Attributes:
     prediction: class, or number in the target's unit, [E, n].
-    confidence: under the config's rule, [E, n]; NaN if an output is.
+    confidence: under the config's rule, [E, n].
     macs: MACs of each stage alone, [E, n].
   """
   prediction: np.ndarray
@@ -45,7 +45,7 @@ class EveryExit:
     return AtExits(*(x.T for x in self._run(self._exits, params, images)))
 
   def full(self, params, images):
-    """Returns the outputs of the last exit with all layers, [n, K]."""
+    """Returns the outputs of the last exit without the policy, [n, K]."""
     return self._run(self._full, params, images)
 
   def _run(self, program, params, images):
@@ -60,8 +60,6 @@ def _exits(after, params, images):
   for k, stage in enumerate(after.programs()):
     carry, outputs = stage(params, images, carry)
     confidence, memory = system.rule(outputs, memory)
-    # Rules such as patience would hide NaN.
-    confidence = jnp.where(jnp.isnan(outputs).any(-1), jnp.nan, confidence)
     macs = jnp.broadcast_to(after.stage_macs(k, carry), confidence.shape)
     rows.append((system.task.predict(outputs), confidence, macs))
   return [jnp.stack(x, axis=1) for x in zip(*rows)]

@@ -91,6 +91,13 @@ def _read(run, phase, best, rule, decide, attributes, actions, of_exits):
   saved_run.set_attributes(info['config'], attributes)
   system = saved_run.system(info)
   exits = system.staged
+  if decide is not None and system.nets is None:
+    raise ValueError(f'decide={decide!r} is for a policy, but {run.workdir} '
+                     f'holds a model without one; leave it out')
+  if exits and system.num_exits == 1 and of_exits['thresholds'] is not None:
+    raise ValueError(f"thresholds={of_exits['thresholds']!r} are for early "
+                     f'exits, but {run.workdir} holds a model with a single '
+                     f'exit; leave them out')
   unused = dict(actions=actions) if exits else of_exits
   for name, given in unused.items():
     if given is not None:

@@ -160,10 +160,13 @@ def record(clf, images):
         clf.at_exits(images, number) for number in policy))]
   else:
     columns = _at_numbers(clf, images, policy, full)
-  rule = system.config.exits.rule if system.staged else None
+  rule, full_macs = None, system.plain_cost.dense
+  if system.staged:
+    rule = system.config.exits.rule
+    full_macs = system.after(clf.phase).full_macs
   return recorded_lib.Recorded(
       knob and knob.name, policy, rule, *columns,
-      columns[0][0, -1] if full is None else full, system.plain_cost.dense)
+      columns[0][0, -1] if full is None else full, full_macs)
 
 
 def _at_numbers(clf, images, policy, full):

@@ -11,7 +11,14 @@ _KNOBS = {k.name: k for k in knob.KNOBS.values()}
 
 
 def as_dict(clf):
-  """Returns `clf.settings` as a JSON-serialisable dict."""
+  """Returns `clf.settings` as a JSON-serializable dict.
+
+  Raises:
+    ValueError: if the policy's number is out of its range.
+  """
+  for name, number in clf.settings.items():
+    if name in _KNOBS:
+      _KNOBS[name].check(number)
   return {name: _plain(value) for name, value in clf.settings.items()}
 
 
@@ -26,7 +33,7 @@ def restore(clf, fields, path):
 
 def _restore(clf, fields):
   for name, value in fields.items():
-    if name in ('threshold', 'price'):
+    if name in _KNOBS:
       _KNOBS[name].check(value)
     if name == 'promise':
       value = promises.Promise.from_dict(value)

@@ -35,7 +35,8 @@ class Promise(NamedTuple):
     num_tested: those that tested the thresholds; the others found them.
     knob: name of the policy's number, 'threshold' or 'price', or None without
       a policy.
-    number: of the policy; None if it keeps all layers.
+    number: of the policy: if it keeps all layers, None for a price and the
+      least threshold that is tried; None without a policy.
     thresholds: of each exit but the last, or None without exits.
     rule: of the exits, or None.
     passed: whether thresholds passed the test; if not, these let no image leave
@@ -46,7 +47,8 @@ class Promise(NamedTuple):
       thresholds had been tested; at most `risk`. 0 if none passed. What is
       promised is `risk`.
     macs: mean MACs of these images.
-    full_macs: MACs of the full model.
+    full_macs: MACs of the full model, without the layers that a static mask
+      drops.
     share_early: share of these images that leave before the last exit; None
       without exits.
     disagreement: upper limit of the disagreement with the full model, for
@@ -175,4 +177,5 @@ def _more_images(tested, num, loss, risk, confidence):
   needed = loss.images_for(tested.losses, risk, confidence)
   if needed is None:
     return None
-  return math.ceil(needed * num / len(tested.images)) - num
+  # Losses in another order may pass.
+  return max(1, math.ceil(needed * num / len(tested.images)) - num)

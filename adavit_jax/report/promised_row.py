@@ -71,7 +71,7 @@ def of_exits(trainer, params, phase, wanted):
                for name in ('prediction', 'confidence', 'macs')]
     return outputs[0], recorded_lib.Recorded(
         knob and knob.name, thresholds, system.config.exits.rule, *stacked,
-        full, system.plain_cost.dense)
+        full, system.after(phase).full_macs)
 
   promise = _make(trainer, run(data.holdout, policy)[1], places, loss, wanted)
   outputs, recorded = run(data.test, (promise.number,))

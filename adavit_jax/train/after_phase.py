@@ -72,9 +72,16 @@ class AfterPhase:
             for stage in self.stages(mode)]
 
   def full_programs(self):
-    """Returns `programs` without the policy: every layer runs."""
+    """Returns `programs` without the policy; a static mask stays."""
     return [functools.partial(_program, self.system, stage)
             for stage in self._stages(None, None)]
+
+  @property
+  def full_macs(self):
+    """MACs of an image without early exits and policy; a static mask stays."""
+    cost = self.system.plain_cost
+    return (float(cost.adaptive(self.actions)) if self.decider == 'mask'
+            else cost.dense)
 
   def stage_macs(self, index, carry=None):
     """Returns the MACs of a stage: [], or [B] if a policy decides per image.

@@ -79,7 +79,9 @@ class System:
   @property
   def rule(self):
     """The `Rule` of the config, which computes the confidence of an exit."""
-    return confidence.RULES[self.config.exits.rule]
+    # A regression with a single exit may have any, and uses none.
+    alone = self.target and self.num_exits == 1
+    return confidence.RULES['agreement' if alone else self.config.exits.rule]
 
   @property
   def weights(self):
@@ -278,7 +280,7 @@ def _check_exits(config, model, regression):
     raise ValueError(f'exits.weights={tuple(c.weights)} must be finite and not '
                      f'negative, and at least one must be positive')
   rules = confidence.rules_for(regression)
-  if c.rule not in rules and (num > 1 or not regression):
+  if c.rule not in (rules if num > 1 or not regression else confidence.RULES):
     kind = 'regression' if regression else 'classification'
     raise ValueError(f'exits.rule={c.rule!r}; known for {kind}: {list(rules)}')
   if regression:

@@ -60,7 +60,7 @@ class Regression:
     unit: the unit of both.
 
   Raises:
-    ValueError: if std is not positive.
+    ValueError: if std is not positive, or there is no unit.
   """
   mean: float
   std: float
@@ -71,6 +71,10 @@ class Regression:
       raise ValueError(
           f'target.std={self.std} must be positive; give labels that are not '
           f'all equal')
+    if not self.unit:
+      raise ValueError(
+          f'target.unit={self.unit!r} is empty; give one, such as "units", for '
+          f'labels without a unit')
 
   @property
   def num_outputs(self):
