@@ -146,6 +146,8 @@ def test_a_regression_without_early_exits(tmp_path, monkeypatch):
   assert not {'curve', 'same_accuracy', 'slack', 'mac_target'} & set(result)
   with pytest.raises(ValueError, match='^--threshold='):
     report.evaluate(str(tmp_path), threshold=-1.)
+  with pytest.raises(ValueError, match='^--slack=0.1'):
+    report.evaluate(str(tmp_path), threshold=-1., slack=0.1)
   again = adavit_jax.load(str(tmp_path), rule='margin', max_batch_size=16)
   np.testing.assert_array_equal(
       again(trainer.dataset.test.images(np.arange(16))).labels, got.labels)

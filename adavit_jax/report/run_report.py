@@ -191,6 +191,12 @@ def _check_with_exits(trainer, saved, state, workdir, options):
     if (value := options.given(name)) is not None:
       raise ValueError(f'--{name}={value} is for a model without exits, but '
                        f'{workdir} holds one with exits; leave it out')
+  for name in ('slack', 'curve'):
+    value = getattr(options, name)
+    if value is not None and options.threshold is not None:
+      raise ValueError(f'--{name}={value} calibrates thresholds and '
+                       f'--threshold={options.threshold} sets them; leave one '
+                       f'out')
   system = trainer.system
   if options.decide == 'value' and not (
       system.after(saved.info['phase']).decider == 'policy'
