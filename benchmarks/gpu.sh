@@ -9,11 +9,11 @@
 #   --data    data_dir of CIFAR-10, as tfds prepared it ($GPU_DATA)
 #   --wheels  folder of wheels to install from ($GPU_WHEELS); without it, what is
 #             installed is used, and nothing is ever downloaded
-#   --tiny    every part in a tiny form, also on a CPU
+#   --tiny    every part but ravit in a tiny form, also on a CPU
 #
 # The same command with the same folder goes on: finished parts are skipped, and
 # training resumes. $PYTHON is the interpreter, python by default. docs/gpu.md says
-# what each part takes.
+# what each part measures.
 set -uo pipefail
 export PYTHONPATH="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 

@@ -110,8 +110,8 @@ def hardest(recorded, labels):
 def without_promise(recorded, labels, wanted):
   """The cheapest settings whose loss of accuracy on these images is a risk.
 
-  For exits these are the rows `slack` of eval.py, but for the number of
-  thresholds of the first exit that are tried.
+  For exits this is a free search on the same images, which overfits; eval.py
+  cross-validates instead.
 
   Args:
     recorded: `Recorded` of the held-out images.

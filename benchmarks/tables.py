@@ -15,7 +15,7 @@ need not be trained here. --notrain only makes the table of what is there.
 This measures accuracy and MACs of a trained run with exits against one entropy
 threshold for all of its exits, and writes RUN/tau.md, .json and .png.
 
-paper_tables.py has the tables; docs/tables.md says what they take.
+paper_tables.py has the tables; docs/tables.md describes them.
 """
 
 import os

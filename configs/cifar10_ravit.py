@@ -21,7 +21,7 @@ not been run; time and accuracy are unknown (paper: 84.9 %). --config.dtype=
 bfloat16 is faster on many devices; the paper does not say what it used.
 
 `:cpu` is ours, for CPU cores: 20 epochs with Muon, warm-up and clipping, batch
-size 128. Unrolled encoders and a batch in 16 parts take less processor time
+size 128. Unrolled encoders and a batch in 16 parts take less CPU time
 (docs/tables.md). Seed 0 took 73 minutes on one core of an Intel Xeon: 82.17 %
 of the test images at the last exit, 57.40 % at the first
 (docs/results/cifar10_ravit.md).

@@ -83,7 +83,7 @@ def main(argv):
       f'{_AT_EMPTY.value} nats': lambda charge: -_AT_EMPTY.value}
   found = {name: drain(clf, images, test.labels, capacity, knob)
            for name, knob in knobs.items()}
-  print('| entropy threshold | charge % | images | accuracy % | M MACs each |\n'
+  print('| entropy threshold | charge % | images | accuracy % | MMACs each |\n'
         '|' + '---|' * 5)
   charge, right, macs = found['by charge']
   for i in range(_QUARTERS, 0, -1):
