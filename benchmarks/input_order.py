@@ -6,8 +6,9 @@ Makes --num small JPEGs (links to 50 of them) in 100 classes, and packs them.
 For the folder and the packed set it prints the seconds and the memory to load
 the set, and the memory after --steps batches of 256 crops of 224 px in threads.
 Then it reads batches of the packed set in processes that print a digest of each
-row: one that is killed by SIGKILL and goes on in a new process, and two that take the part of two hosts. All must print the rows of a process
-without workers.
+row: one that is killed by SIGKILL and goes on in a new process, and two that
+take the part of two hosts. All must print the rows of a process without
+workers.
 """
 
 import hashlib

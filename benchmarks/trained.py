@@ -79,7 +79,8 @@ def rows(workdir, batches, *, repeats, threshold=None, settings=None,
   report = _report(workdir) if threshold is None else {}
   best = report.get('best', False)
   clf = adavit_jax.load(workdir, rule=report.get('rule'), best=best,
-                        decide=decide, max_batch_size=max(batches))
+                        decide=decide if saved_run.system(info).nets else None,
+                        max_batch_size=max(batches))
   if clf.system.staged:
     dense, dense_macs, kept, defaults = _cascade(clf, workdir, threshold)
   else:
@@ -126,7 +127,7 @@ def _policy(clf, workdir, threshold, best, max_batch_size):
   system, name = clf.system, clf.knob.name
   if threshold is None:
     threshold = _report(workdir).get('adaptive', {}).get(name)
-  if threshold is not None:
+  if threshold is not None and system.nets is not None:
     setattr(clf, name, threshold)
   with run_sources.opened(workdir) as run:
     state = run.state(run.find(best=best), system, mesh_lib.make_mesh(1))

@@ -67,6 +67,7 @@ def _shrink(config):
   config.model.merge = 1
   config.data.image_size = 64
   config.data.holdout = 0.2
+  config.num_search = 32
   config.log_every = 5
   config.eval_batch_size = 32
   for phase in config.phases:

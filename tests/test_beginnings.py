@@ -193,6 +193,14 @@ def test_a_model_that_is_trained_anew_is_its_own_teacher(
       trainer, state).params['policy_stats'])
 
 
+def test_a_policy_that_goes_on_was_chosen_on_the_same_images(
+    trainer, whole, tmp_path):
+  other = _other(trainer, tmp_path, **{
+      'phases': ('joint',), 'init.workdir': whole[0], 'num_search': 5})
+  with pytest.raises(ValueError, match='^num_search=5'):
+    other.train()
+
+
 def test_a_resumed_run_knows_what_it_began_from(
     trainer, ends, whole, tmp_path):
   """The price that it took over must not be set anew."""

@@ -7,6 +7,7 @@ import re
 from adavit_jax import data
 from adavit_jax.runs import checks
 from adavit_jax.runs import history
+from adavit_jax.runs import saved_run
 from adavit_jax.train import system as system_lib
 import numpy as np
 import pytest
@@ -178,6 +179,15 @@ def test_policy_networks_are_compared_where_there_are_any():
   checks.same_run(saved, config, 'DIR', nets=False)
   with pytest.raises(ValueError, match='nets.hidden'):
     checks.same_run(saved, config, 'DIR')
+
+
+def test_a_field_of_an_earlier_version_keeps_its_value():
+  config = tiny.get_config()
+  config.data.color_jitter = 0.25
+  info = _info(config)
+  info['config']['data']['colour_jitter'] = (
+      info['config']['data'].pop('color_jitter'))
+  checks.same_run(saved_run.saved('last', 1, info).info, config, 'DIR')
 
 
 def test_the_phase_that_a_run_began_from_is_compared():

@@ -9,6 +9,7 @@ import pytest
 
 from adavit_jax import data
 from adavit_jax.data import cache
+from adavit_jax.data import data_config
 from adavit_jax.data import digit_scenes
 from adavit_jax.data import digits
 from adavit_jax.data import splits
@@ -300,3 +301,12 @@ def test_bad_scene_kind_is_named(config):
   config.scenes.kind = 'min'
   with pytest.raises(ValueError, match="kind='min'"):
     data.load(config)
+
+
+@pytest.mark.parametrize('size', [160, 192, 224, 384, 448])
+def test_a_crop_gives_back_the_size_that_it_came_from(size):
+  """A file of weights keeps the crop alone."""
+  config = data.default_config()
+  for load_size in range(size, 2 * size):
+    config.update(image_size=size, crop=size / load_size)
+    assert data_config.load_size(config) == load_size

@@ -315,10 +315,16 @@ def test_the_model_before_the_joint_phase_is_that_of_the_time(
   config = run_report._trainer(found, saved, run[0], options).config
   assert config.init.phase == 'policy'
   config.phases, config.init.workdir = ('joint',), run[0]
-  run_report._check_origin(config)
+  run_report._check_origin(config, run[0])
   config.init.workdir = str(tmp_path / 'gone')
   with pytest.raises(ValueError, match='init.workdir=.*gone.*--nostatic'):
-    run_report._check_origin(config)
+    run_report._check_origin(config, str(tmp_path))
+  (tmp_path / 'static').mkdir()
+  run_report._check_origin(config, str(tmp_path))
+  for workdir in ('', str(tmp_path / 'gone')):
+    info['config']['init']['workdir'] = workdir
+    config = run_report._trainer(found, saved, run[0], options).config
+    assert config.init.phase == ''
 
 
 @pytest.mark.nightly

@@ -51,7 +51,7 @@ def cache_path(
   Args:
     cache_dir: see `cache_root`.
     label: any text for a readable file name, e.g. 'cifar10-train'.
-    key: JSON-serialisable values that determine the content.
+    key: JSON-serializable values that determine the content.
   """
   text = json.dumps({'format': FORMAT, **key}, sort_keys=True)
   digest = hashlib.sha256(text.encode()).hexdigest()[:20]
@@ -74,7 +74,7 @@ def cached(
   Args:
     cache_dir: see `cache_root`.
     label: any text for a readable file name.
-    key: JSON-serialisable values that determine the content.
+    key: JSON-serializable values that determine the content.
     build: returns the array, which may be structured but holds no Python
       objects.
 

@@ -17,7 +17,7 @@ class EncodedImages(Protocol):
 
   Attributes:
     label: name of the set, e.g. 'cifar10-train'.
-    key: JSON-serialisable values that tell the set from others of its source.
+    key: JSON-serializable values that tell the set from others of its source.
     channels: 1 or 3.
   """
 

@@ -124,7 +124,8 @@ def agreement(outputs, memory):
   """
   outputs = outputs.astype(jnp.float32)
   if memory is None:
-    return jnp.full(outputs.shape[:-1], -jnp.inf, jnp.float32), outputs
+    unknown = jnp.isnan(outputs).any(-1)
+    return jnp.where(unknown, jnp.nan, -jnp.inf), outputs
   return -jnp.abs(outputs - memory).max(-1), outputs
 
 

@@ -44,9 +44,10 @@ def load(workdir, *, phase='', best=False, actions=None, rule=None,
   Raises:
     ValueError: if there is no such run, a file is damaged, holds no run or has
       a newer format, the rule is unknown, thresholds are invalid for it, rule
-      or thresholds are given for a model without exits or actions for a model
-      with exits, attributes are unknown or do not fit the parameters, and as
-      `Classifier`.
+      or thresholds are given for a model without exits, thresholds for one
+      with a single exit, actions for a model with exits or decide for a model
+      without a policy, attributes are unknown or do not fit the parameters, and
+      as `Classifier`.
   """
   arguments = dict(
       phase=phase, best=best, actions=actions, rule=rule, thresholds=thresholds,

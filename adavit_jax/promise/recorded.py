@@ -35,7 +35,8 @@ class Recorded(NamedTuple):
     confidence: [T, E, n].
     macs: [T, E, n], MACs of each stage alone.
     full: [n], prediction of the full model.
-    full_macs: MACs of the full model, without added exits.
+    full_macs: MACs of the full model, without added exits and the layers that a
+      static mask drops.
   """
   knob: str | None
   policy: tuple

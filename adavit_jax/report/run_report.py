@@ -3,6 +3,7 @@
 import copy
 from typing import Any, NamedTuple
 
+from etils import epath
 import jax
 from ml_collections import config_dict
 import numpy as np
@@ -59,17 +60,18 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
       `best`.
 
   Returns:
-    The report as a JSON-serialisable dict, or None if a signal stopped it. Its
+    The report as a JSON-serializable dict, or None if a signal stopped it. Its
     field `finished` tells whether the run has completed all of its phases.
 
   Raises:
     ValueError: if there is no such run; its data is missing or has other
       classes or images; a policy's threshold is outside (0, 1); a rule or curve
-      is unknown; a rule, slack or curve is given for a policy; threshold and
-      mac_target are given together, cannot be met or are given without a
-      policy; static sub-networks cannot be tuned on this number of devices;
-      actions do not fit the layers, or are given for a model with exits or
-      with a threshold; or no promise can be made.
+      is unknown; a rule, slack or curve is given for a policy; threshold is
+      given with mac_target, slack or curve; threshold or mac_target cannot be
+      met or is given without a policy; static sub-networks cannot be tuned on
+      this number of devices, or without the run in `init.workdir`; actions do
+      not fit the layers, or are given for a model with exits or with a
+      threshold; or no promise can be made.
   """
   if wanted is not None and best:
     raise ValueError(f'--risk={wanted.risk}: the best checkpoint was chosen on '
@@ -153,8 +155,7 @@ def _trainer(run, saved, workdir, options):
   saved_run.set_attributes(config, options.attributes)
   config = config_dict.ConfigDict(config)
   config.phases = tuple(config.phases)
-  # That run may have gone on since then.
-  config.init.phase = config.init.phase or saved.info['began_from']
+  _name_origin(config.init, saved.info['began_from'])
   if options.data_dir is not None:
     config.data.data_dir = options.data_dir
   if options.rule is not None:
@@ -217,7 +218,7 @@ def _check_without_exits(trainer, saved, workdir, options):
                      f'devices; use a number of devices that divides it, or '
                      f'give --nostatic')
   if _tunes_static(saved.info['phase'], options):
-    _check_origin(trainer.config)
+    _check_origin(trainer.config, workdir)
   for name in ('rule', 'slack', 'curve'):
     if (value := getattr(options, name)) is not None:
       raise ValueError(f'--{name}={value} is for a model with exits, but '
@@ -248,9 +249,28 @@ def _check_without_exits(trainer, saved, workdir, options):
                        f'none; leave it out')
 
 
-def _check_origin(config):
-  """Checks that the model that the joint phase began with is still there."""
-  if config.phases[0] != 'joint' or not config.init.workdir:
+def _name_origin(init, began_from):
+  """Sets `init.phase` to the phase that a run began from, if it ended there.
+
+  The run in `init.workdir` may have gone on since then.
+  """
+  if not init.workdir or init.phase:
+    return
+  try:
+    with saved_run.Run(init.workdir) as run:
+      run.find(phase=began_from)
+  except ValueError:
+    return
+  init.phase = began_from
+
+
+def _check_origin(config, workdir):
+  """Checks that the model that the joint phase began with is still there.
+
+  Static sub-networks that were tuned before do not need it.
+  """
+  if (config.phases[0] != 'joint' or not config.init.workdir
+      or (epath.Path(workdir) / 'static').exists()):
     return
   try:
     with saved_run.Run(config.init.workdir) as run:

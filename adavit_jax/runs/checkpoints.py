@@ -97,7 +97,7 @@ class Checkpoints:
     Args:
       step: step of the checkpoint, increasing over the whole run.
       state: pytree of JAX arrays, including typed keys.
-      info: JSON-serialisable dict: phase, config, metrics. Tuples are read back
+      info: JSON-serializable dict: phase, config, metrics. Tuples are read back
         as lists.
       pin: keep the checkpoint forever, under 'phases' instead of 'last', where
         one of this step is then deleted.
@@ -108,7 +108,7 @@ class Checkpoints:
       The kinds that were written.
 
     Raises:
-      ValueError: if opened with read_only, `info` is not JSON-serialisable,
+      ValueError: if opened with read_only, `info` is not JSON-serializable,
         another training took over, the directory was deleted, or this save or
         the one before it cannot be written.
     """
@@ -121,7 +121,7 @@ class Checkpoints:
     try:
       json.dumps(info)
     except TypeError as e:
-      raise ValueError(f'info is not JSON-serialisable ({e}); use '
+      raise ValueError(f'info is not JSON-serializable ({e}); use '
                        'config.to_dict(), and float(x) for arrays') from e
     kinds = ['phases' if pin else 'last']
     if metric is not None and metric > self._best:

@@ -34,7 +34,7 @@ def differing(tree, saved):
 
 
 def of_json(*values):
-  """Returns the CRC-32 of JSON-serialisable values, as they are read back."""
+  """Returns the CRC-32 of JSON-serializable values, as they are read back."""
   values = json.loads(json.dumps(values))  # number keys become texts
   return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 

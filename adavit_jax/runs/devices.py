@@ -4,7 +4,7 @@ from absl import logging
 
 
 def describe(mesh):
-  """Returns what a run computes on, JSON-serialisable.
+  """Returns what a run computes on, JSON-serializable.
 
   Args:
     mesh: from `mesh.make_mesh`.

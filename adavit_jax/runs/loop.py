@@ -110,7 +110,7 @@ class Trainer:
       self._taught_by = teacher_lib.digest(self._teacher, saved)
 
   def info(self, phase, start, finished, due=False, begun=True):
-    """Returns the info of a checkpoint, JSON-serialisable.
+    """Returns the info of a checkpoint, JSON-serializable.
 
     Args:
       phase: the phase of its state.

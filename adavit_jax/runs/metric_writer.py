@@ -116,7 +116,7 @@ class _Rewritten:
 def _jsonable(x):
   if x.ndim:
     return [_jsonable(e) for e in x]
-  # bfloat16 and other extended types are not JSON-serialisable.
+  # bfloat16 and other extended types are not JSON-serializable.
   x = x.item() if x.dtype.kind in 'biuf' else float(x)
   return None if isinstance(x, float) and not math.isfinite(x) else x
 

@@ -150,7 +150,7 @@ def write(path, info, step, system, params, settings, dtype):
     step: of the checkpoint.
     system: its `System`.
     params: its groups, not folded.
-    settings: JSON-serialisable dict for the card.
+    settings: JSON-serializable dict for the card.
     dtype: one of `DTYPES`, in which arrays with two or more axes are stored,
       among them the stacked vectors of encoders; others are float32.
 
@@ -198,7 +198,7 @@ def describe(path, **fields):
 
   Args:
     path: path of the file.
-    **fields: JSON-serialisable; they replace those that there are.
+    **fields: JSON-serializable; they replace those that there are.
 
   Returns:
     The card, a dict.

@@ -21,6 +21,8 @@ from adavit_jax.train import sharded
 from adavit_jax.train import state as state_lib
 from adavit_jax.train import system as system_lib
 
+# Fields of `config.data` in runs of earlier versions.
+_RENAMED = {'colour_jitter': 'color_jitter'}
 _TRIES = 5  # attempts to read checkpoints that a running training replaces
 
 
@@ -242,6 +244,8 @@ def saved(kind, step, info):
 def with_defaults(saved):
   """Fills missing fields of a saved config, a dict, with defaults."""
   defaults = json.dumps(config_lib.default_config().to_dict())
+  saved = {**saved, 'data': {_RENAMED.get(name, name): value
+                             for name, value in saved['data'].items()}}
   return _merge(json.loads(defaults), saved)
 
 

@@ -169,6 +169,7 @@ def _check_set(config, default, part=''):
 
 
 def _check_augmentation(config):
+  data.check_augmentation(config.data)
   for phase in config.phases:
     try:
       data.check_augmentation(step.augmentation(config, phase))
