@@ -114,7 +114,7 @@ def test_mistaken_flags_end_in_one_sentence(command, named, tmp_path):
     ({'warm_start.learning_rate': 0.}, 'warm_start.learning_rate=0.0'),
     ({'dense.optimizer': 'sgd'}, 'dense.optimizer=sgd'),
     ({'data.crop_padding': 1, 'data.resized_crop': 0.5},
-     "'dense'.*crop_padding=1.*resized_crop=0.5"),
+     '^config.data.crop_padding=1.*resized_crop=0.5'),
     ({'data.crop_padding': 1, 'data.policy_resized_crop': 0.5},
      "'warm_start'.*crop_padding=1.*resized_crop=0.5"),
     ({'dense.nested': float('inf')}, 'dense.nested=inf'),
