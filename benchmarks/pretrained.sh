@@ -13,7 +13,7 @@
 #   dense              tuned for the classes of IMAGES; most others start from it
 #   exits0             exits, seed 0
 #   merged_exits0      exits and merged tokens
-#   small_exits0       exits, images of 160 px
+#   small_exits0       exits, images of 160 px, which starts from px160
 #   policy0            a policy
 #   merged_policy0     a policy and merged tokens
 #   everything0        exits on merged_policy0
@@ -81,11 +81,8 @@ run_one() {  # run_one NAME
           --config.dense.steps=250 ;;
     exitsN|merged_exitsN|small_exitsN)
       [[ $kind == merged_exits ]] || tokens=("${no_merging[@]}")
-      if [[ $kind == small_exits ]]; then  # a file, as positions are resampled
-        [[ -e $dir/dense.safetensors ]] || "$python" export.py --mode=weights \
-            --workdir="$dir/dense" --phase=dense --dtype=float32 \
-            --output="$dir/dense.safetensors"
-        after=(--config.init.weights="$dir/dense.safetensors")
+      if [[ $kind == small_exits ]]; then
+        mapfile -t after < <(start px160 dense)
         tokens+=($(pixels 160))
       fi
       train "$1" folder_exits "${after[@]}" "${seed[@]}" "${tokens[@]}" \
@@ -116,10 +113,10 @@ run_one() {  # run_one NAME
 }
 
 if (( $# == 0 )); then
-  set -- dense
+  set -- dense px160
   for seed in 0 1 2; do
     set -- "$@" {exits,merged_exits,small_exits,policy,merged_policy,everything}$seed
-    (( seed )) || set -- "$@" px160 px128 merged agree_exits0 agree_policy0
+    (( seed )) || set -- "$@" px128 merged agree_exits0 agree_policy0
   done
 fi
 for run in "$@"; do

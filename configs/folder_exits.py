@@ -5,12 +5,12 @@
   python eval.py --workdir=DIR
 
 FILE and IMAGES are as for folder_policy.py. The dense phase tunes the model for
-the classes of the folder, and its last head after every encoder (`nested`),
-which makes the class token useful early. Then the heads of the exits are
-trained on the frozen model, and at last everything together: every exit learns
-from the labels and from the last exit. Tokens merge, most of them in the first
-encoders. --config.model.name=NAME takes another model, --config.model.merge=0
-all tokens.
+the classes of the folder. Then the heads of the exits are trained on the frozen
+model, and at last everything together: every exit learns from the labels and
+from the last exit. Tokens merge, most of them in the first encoders. With
+--config.model.merge=0, the dense phase also trains the last head after every
+encoder (`nested`), which makes the class token useful early.
+--config.model.name=NAME takes another model.
 
 Measured was a ViT-Ti with 3,000 photographs of ten classes, its dense phase as
 in folder_policy.py, without merging (docs/results/pretrained.md): 95.5 % of the
