@@ -72,7 +72,8 @@ def test_every_run_comes_after_what_it_starts_from(all_calls):
   seeds = {'exits', 'merged_exits', 'small_exits', 'policy', 'merged_policy',
            'everything'}
   assert made == {
-      'weights', 'dense', 'px160', 'px128', 'merged', 'labels.json', 'agree_exits0', 'agree_policy0',
+      'weights', 'dense', 'px160', 'px128', 'merged', 'labels.json',
+      'agree_exits0', 'agree_policy0',
       *(f'{x}{i}' for x in seeds for i in range(3))}
 
 
