@@ -16,11 +16,10 @@ Measured was a ViT-Ti with 3,000 photographs of ten classes, its dense phase as
 in folder_policy.py, without merging (docs/results/pretrained.md): 95.5 % of the
 test images at 0.53 of the dense model's time for one image and 0.43 for 32, on
 two cores of an AMD EPYC; all layers and tokens 95.8 %. The dense phase took 57
-minutes of one busy core, the others 14. On images of 160 pixels without merging
-it was 95.5 % at 0.44 and 0.32 of the time, after 500 plain steps, in 32 minutes
-of one core: --config.model.merge=0 --config.dense.nested=0
---config.dense.steps=500 --config.model.image_size=160
---config.data.image_size=160.
+minutes of one busy core, the others 14. On images of 160 pixels without
+merging, after 500 plain steps of dense, it was 95.5 % at 0.44 to 0.47 and 0.32
+of the time of 224 pixels. These were two runs, px160 and small_exits0 of
+benchmarks/pretrained.sh, of 19 and 13 minutes of one core.
 
 With the policy of a run of folder_policy.py: --config.exits.policy=True
 --config.init.workdir=DIR --config.phases="('classifier_wise',)", with its
