@@ -17,7 +17,10 @@
 #   policy0            a policy
 #   merged_policy0     a policy and merged tokens
 #   everything0        exits on merged_policy0
-#   px160 px128        the rivals: smaller images,
+#   small_dense        px160 tuned on for dropped layers, the start of:
+#   small_policy0      a policy, images of 160 px
+#   small_everything0  exits on small_policy0
+#   px160 px128 px224  the rivals: smaller images, and the full size tuned alike,
 #   merged             and merged tokens, tuned for them
 #   agree_exits0       exits that agree with WEIGHTS as it is, without labels
 #   agree_policy0      a policy that agrees with it
@@ -87,12 +90,27 @@ run_one() {  # run_one NAME
       fi
       train "$1" folder_exits "${after[@]}" "${seed[@]}" "${tokens[@]}" \
           "$(phases classifier_wise exits)" ;;
-    policyN|merged_policyN)
-      [[ $kind != policy ]] || tokens=("${no_merging[@]}")
+    small_dense)
+      mapfile -t after < <(start px160 dense)
+      train small_dense folder_policy "${after[@]}" $(pixels 160) \
+          "$(phases dense)" ;;
+    policyN|merged_policyN|small_policyN)
+      [[ $kind == merged_policy ]] || tokens=("${no_merging[@]}")
+      local joint=350
+      case $kind in
+        merged_policy) joint=150 ;;
+        small_policy)
+          mapfile -t after < <(start small_dense dense)
+          tokens+=($(pixels 160)) ;;
+      esac
       train "$1" folder_policy "${after[@]}" "${seed[@]}" "${tokens[@]}" \
-          "$(phases warm_start policy joint)" --config.joint.steps=150 ;;
-    everythingN)
+          "$(phases warm_start policy joint)" --config.joint.steps=$joint ;;
+    everythingN|small_everythingN)
       mapfile -t after < <(start "merged_policy$number" joint)
+      if [[ $kind == small_everything ]]; then
+        mapfile -t after < <(start "small_policy$number" joint)
+        tokens=("${no_merging[@]}" $(pixels 160))
+      fi
       train "$1" folder_exits "${after[@]}" "${seed[@]}" "${tokens[@]}" \
           "$(phases classifier_wise)" --config.exits.policy=True "${views[@]}" \
           --config.classifier_wise.steps=1000 ;;
@@ -113,14 +131,15 @@ run_one() {  # run_one NAME
 }
 
 if (( $# == 0 )); then
-  set -- dense px160
+  set -- dense px160 small_dense
   for seed in 0 1 2; do
     set -- "$@" {exits,merged_exits,small_exits,policy,merged_policy,everything}$seed
-    (( seed )) || set -- "$@" px128 merged agree_exits0 agree_policy0
+    set -- "$@" small_{policy,everything}$seed
+    (( seed )) || set -- "$@" px128 px224 merged agree_exits0 agree_policy0
   done
 fi
 for run in "$@"; do
-  [[ $run =~ ^(dense|merged|px[0-9]+|(((merged|small)_)?exits|(merged_)?policy|everything|agree_(exits|policy))[0-9]+)$ ]] ||
+  [[ $run =~ ^(dense|small_dense|merged|px[0-9]+|(((merged|small)_)?(exits|policy)|(small_)?everything|agree_(exits|policy))[0-9]+)$ ]] ||
       usage "there is no run '$run'"
 done
 for run in "$@"; do
