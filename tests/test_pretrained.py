@@ -69,11 +69,11 @@ def test_every_run_comes_after_what_it_starts_from(all_calls):
       made.add(name)
     else:
       made |= {pathlib.Path(x).name for x in argv if x.startswith('--output=')}
-  seeds = {'exits', 'merged_exits', 'small_exits', 'policy', 'merged_policy',
-           'everything'}
+  seeds = {*(f'{size}{what}' for size in ('', 'merged_', 'small_')
+             for what in ('exits', 'policy')), 'everything', 'small_everything'}
   assert made == {
-      'weights', 'dense', 'px160', 'px128', 'merged', 'labels.json',
-      'agree_exits0', 'agree_policy0',
+      'weights', 'dense', 'small_dense', 'px128', 'px160', 'px224', 'merged',
+      'labels.json', 'agree_exits0', 'agree_policy0',
       *(f'{x}{i}' for x in seeds for i in range(3))}
 
 
@@ -99,7 +99,7 @@ def test_its_commands_are_understood_and_runs_fit(all_calls, monkeypatch):
       groups = common_groups.common_groups(
           systems[start], systems[name], info, start)
       assert own.config.exits.policy == ('policy' in groups)
-  assert len(systems) == 12
+  assert len(systems) == 16
 
 
 def test_some_of_the_runs(call):
