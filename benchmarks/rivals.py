@@ -9,7 +9,8 @@ The first is the reference of times and MACs. Each is loaded as
 the directory. One more option sets its thresholds. `row` is a row of its
 report.json. `lost=0.01` calibrates them on the held-out images: those of exits
 to lose a point against the last exit, the threshold or price of a policy to
-lose one against all layers. `exit=2` lets every image leave at the third exit.
+lose one against all layers; where every number loses more, all layers run.
+`exit=2` lets every image leave at the third exit.
 Runs with the same label are seeds of one row, which has their means
 and the spread of their accuracies. Accuracy and MACs are means over the
 test split, time is of test images from uint8 to predictions, the runs in turn;
