@@ -18,6 +18,7 @@ from etils import epath
 import jax
 
 from adavit_jax import errors
+from adavit_jax import paths
 from adavit_jax import report
 from adavit_jax.exits import confidence
 from adavit_jax.report import promised_row
@@ -110,7 +111,7 @@ def main(argv):
     if jax.process_index() == 0:
       name = 'report.json' if _ACTIONS.value is None else 'report_actions.json'
       path = epath.Path(_WORKDIR.value).expanduser() / name
-      path.write_text(json.dumps(result, indent=1))
+      paths.write({path: json.dumps(result, indent=1)})
       print(f"\nwrote {path} and, to look at, {path.with_suffix('.html')}")
   except errors.USER_ERRORS as error:
     logging.debug('traceback', exc_info=True)  # shown with -v=1

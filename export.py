@@ -90,8 +90,7 @@ def main(argv):
   try:
     threshold = confidence.parse_thresholds(_THRESHOLD.value)
     _check_flags(threshold)
-    if _MODE.value != 'stages':
-      paths.to_write(_OUTPUT.value, '--output')
+    _check_output()
     promise = _promise() if _PROMISE.value else None
     clf = adavit_jax.load(_WORKDIR.value, phase=_PHASE.value, best=_BEST.value,
                           rule=promise.rule if promise else _RULE.value,
@@ -102,9 +101,6 @@ def main(argv):
     options = dict(batch_size=_BATCH_SIZE.value, platforms=_PLATFORMS.value,
                    format=_FORMAT.value)
     if _ACTIONS.value is not None:
-      if _MODE.value != 'static':
-        raise ValueError(f'--actions={_ACTIONS.value} is for --mode=static, '
-                         f'not --mode={_MODE.value}; leave it out')
       clf.actions = fixed.parse_choice(
           _ACTIONS.value, plan.num_layers(clf.system.model))
     _set_numbers(clf, threshold)
@@ -143,7 +139,20 @@ def _promise():
   return promised_row.read(_WORKDIR.value, saved, _BEST.value)
 
 
+def _check_output():
+  if _MODE.value == 'weights':
+    run_file.check(_OUTPUT.value, _DTYPE.value)
+  elif _MODE.value != 'stages':
+    paths.to_write(_OUTPUT.value, '--output')
+
+
 def _check_flags(threshold):
+  if _ACTIONS.value is not None and _MODE.value != 'static':
+    raise ValueError(f'--actions={_ACTIONS.value} is for --mode=static, not '
+                     f'--mode={_MODE.value}; leave it out')
+  if _PLATFORMS.present and _FORMAT.value == 'onnx':
+    raise ValueError(f'--platforms={",".join(_PLATFORMS.value)} is for '
+                     f'--format=stablehlo; leave it out')
   if threshold is not None and _MODE.value in ('dense', 'static'):
     raise ValueError(f'--threshold={threshold} has no effect with '
                      f'--mode={_MODE.value}, which uses no policy; leave it '
@@ -190,7 +199,6 @@ def _set_numbers(clf, threshold):
     if name != clf.knob.name:
       raise ValueError(f'--{name}={number} is not for this policy, which has a '
                        f'{clf.knob.name}; leave it out')
-    clf.knob.check(number)
     setattr(clf, name, number)
 
 

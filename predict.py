@@ -70,7 +70,6 @@ def _set(clf, threshold):
   if clf.actions is not None or clf.knob.name != 'threshold':
     raise ValueError(f'--threshold={threshold} needs policy networks or exits, '
                      f'but {_MODEL.value} has none; leave it out')
-  clf.knob.check(threshold)
   clf.threshold = threshold
 
 

@@ -39,6 +39,24 @@ def is_special(path) -> bool:
       os.path.isfile(path) or os.path.isdir(path))
 
 
+def write(contents) -> None:
+  """Writes files as a whole: what is interrupted leaves the old ones.
+
+  Args:
+    contents: {path: text or bytes}; a path may be an address.
+  """
+  written = []
+  for path, content in contents.items():
+    path = epath.Path(path)
+    partial = path.with_name(f'{path.name}.partial')
+    if isinstance(content, str):
+      content = content.encode()
+    partial.write_bytes(content)
+    written.append((partial, path))
+  for partial, path in written:
+    partial.replace(path)
+
+
 def to_write(path, name) -> epath.Path:
   """Returns the path of a file that can be written; makes its directory.
 

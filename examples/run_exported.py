@@ -198,7 +198,11 @@ def describe(y, info):
 def main(path, *files):
   path = pathlib.Path(path)
   if path.is_dir():
-    path = next(path.glob('stage_0.onnx'), path / 'stage_0')
+    first = [f for f in (path / 'stage_0', path / 'stage_0.onnx') if f.exists()]
+    if len(first) > 1:
+      raise SystemExit(f'error: {path} has stages in two formats; give '
+                       f'{first[0]} or {first[1]}')
+    path = first[0] if first else path / 'stage_0'
   info_path = pathlib.Path(f'{path}.json')
   if not (path.exists() and info_path.exists()):
     raise SystemExit(f'error: {path} and {info_path} must both exist, as '

@@ -271,6 +271,15 @@ def test_threads_compile_a_stage_at_once():
     np.testing.assert_array_equal(got, 1)
 
 
+def test_parameters_that_are_set_while_a_stage_is_traced_are_used():
+  def run(params, images, state):
+    program.set_params(dict(a=np.full(1, 5.)))
+    return images * params['a']
+  program = stage_program.StageProgram(run, dict(a=np.ones(1)))
+  for _ in range(2):
+    np.testing.assert_array_equal(program(np.ones(1), None), 5)
+
+
 def test_an_interrupted_call_leaves_nothing_behind(
     cascade, images, logits, confidence, monkeypatch):
   cascade.thresholds = confidence_lib.NEVER
@@ -315,7 +324,8 @@ def test_a_fork_is_refused(cascade, images, monkeypatch):
   pid = os.getpid()
   monkeypatch.setattr(os, 'getpid', lambda: pid + 1)
   for call in (lambda: cascade(images[:1]), lambda: cascade(images[:2]),
-               lambda: next(cascade.stream(images))):
+               lambda: cascade.stream(images),
+               lambda: cascade.warm_up(images)):
     with pytest.raises(RuntimeError, match=f'{pid}.*spawn'):
       call()
 
@@ -366,7 +376,7 @@ def test_wrong_images(cascade, images):
     with pytest.raises(ValueError, match=r'^images.*image\[None\]'):
       cascade(none)
   with pytest.raises(ValueError, match='^window=15'):
-    next(cascade.stream(images, window=15))
+    cascade.stream(images, window=15)
 
 
 def test_a_stage_is_given_what_it_reads(cascade, params, images):

@@ -292,6 +292,9 @@ def test_report_with_a_promise(run, dataset, tiny_data, capsys):
   assert clf.thresholds.tolist() == list(promise.thresholds)
   with pytest.raises(ValueError, match='^the promise .* step'):
     promised_row.read(workdir, saved._replace(step=1))
+  pathlib.Path(workdir, 'report.json').write_text('{')
+  with pytest.raises(ValueError, match='report.json is damaged'):
+    promised_row.read(workdir, saved)
   pathlib.Path(workdir, 'report.json').unlink()
   with pytest.raises(ValueError, match='report.json .*--risk'):
     promised_row.read(workdir, saved)

@@ -398,13 +398,6 @@ def test_wrong_arguments(clf, tmp_path, arguments, field):
   assert not list(tmp_path.iterdir())
 
 
-def test_a_threshold_that_is_none_is_not_exported(clf, tmp_path, monkeypatch):
-  monkeypatch.setattr(clf, 'threshold', 7)
-  with pytest.raises(ValueError, match='^threshold=7'):
-    export.export(clf, tmp_path / 'a', mode='cond')
-  assert not list(tmp_path.iterdir())
-
-
 def test_a_directory_is_no_file_to_write(clf, tmp_path):
   with pytest.raises(
       ValueError, match=f'^output={re.escape(str(tmp_path))} .*file'):

@@ -354,6 +354,8 @@ def test_only_masked_takes_other_numbers_than_0_and_1(model, params, z1, mode):
 
 
 def test_wrong_calls(model, params, z1):
+  with pytest.raises(ValueError, match='mode .*dens'):
+    modes.forward(model, params, np.zeros((1, 8, 8, 1)), mode='dens')
   with pytest.raises(ValueError, match='actions.*<U1'):
     modes.after_policy(
         model, params, z1, Actions(['1'] * L, ['0'] * L), 'masked')

@@ -30,6 +30,16 @@ def test_a_file_to_write_is_tried(tmp_path):
       paths.to_write(wrong, 'output')
 
 
+def test_files_are_written_as_a_whole(tmp_path, monkeypatch):
+  a, b = tmp_path / 'a', tmp_path / 'b'
+  paths.write({a: 'é', str(b): b'1'})
+  assert a.read_text(encoding='utf-8') == 'é' and b.read_bytes() == b'1'
+  (tmp_path / 'c.partial').mkdir()
+  with pytest.raises(IsADirectoryError):
+    paths.write({a: 'new', tmp_path / 'c': 'new'})
+  assert a.read_text(encoding='utf-8') == 'é'
+
+
 @pytest.mark.parametrize('path, message', [
     ('', "^output='' is empty"), ('~nobody_here/a', "^output='~nobody_here/a'"),
     ('ftp://host/a', "^output='ftp://host/a'.*gs://")])

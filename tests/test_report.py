@@ -383,8 +383,9 @@ def test_without_held_out_images_what_needs_them_is_left_out(
   maker = _make(trainer, opened)
   assert maker.one_set_of_weights() == {}
   assert list(maker.static_masks(0.5)) == ['static_last']
+  options = types.SimpleNamespace(ceiling=False, threshold=None)
   with pytest.raises(ValueError, match='--config.data.holdout'):
-    maker.final()
+    run_report._check_policy(trainer, maker._state, workdir, options)
 
 
 def test_a_static_mask_pays_for_no_policy(maker, monkeypatch):

@@ -136,8 +136,6 @@ def test_classifiers():
   images: uint8 \[B, 8, 8, 1\] to 4 classes, at most 8 at once
   layers: a policy decides, threshold=0.5; cond for one image, compact for more
   Cost\(45.25 kMACs: .*, policy 0.021\)""", repr(clf))
-  clf.threshold = 'none'
-  assert 'threshold=none' in repr(clf)
   clf = adavit_jax.Classifier(
       system, state, actions=fixed.all_layers((3, 3)))
   assert '6 of 6 that may be dropped, of every image; static' in repr(clf)

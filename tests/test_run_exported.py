@@ -56,6 +56,13 @@ def test_the_example_names_what_it_cannot_decode(tmp_path, monkeypatch, error):
     _example()['read'](path, about)
 
 
+def test_a_directory_with_both_formats_is_ambiguous(tmp_path):
+  for name in ('stage_0', 'stage_0.onnx'):
+    (tmp_path / name).touch()
+  with pytest.raises(SystemExit, match='two formats.*stage_0.onnx'):
+    _example()['main'](tmp_path, 'a.png')
+
+
 def test_the_example_refuses_what_training_reads_otherwise(tmp_path):
   Image.fromarray(np.full((8, 8), 300, np.uint16)).save(tmp_path / 'a.png')
   with pytest.raises(OSError, match='mode I;16'):

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import types
 
 import adavit_jax
 from adavit_jax.exits import confidence
@@ -210,7 +211,9 @@ def test_labels_are_read(images):
 
 
 @pytest.mark.parametrize('given, field', [
-    (dict(risk=1.5), 'risk=1.5'), (dict(confidence=0), 'confidence=0'),
+    (dict(risk=None), 'risk=None'), (dict(risk=1.5), 'risk=1.5'),
+    (dict(labels=np.arange(64) % 4, kind='gap', confidence=0.9999),
+     'confidence=0.9999.*harm'), (dict(confidence=0), 'confidence=0'),
     (dict(risk=0.001), '64 images .* risk=0.001 .* [0-9]{4} '),
     (dict(labels=np.full(64, 4)), 'labels '),
     (dict(labels=np.full(64, 1)), 'labels .* class 1'),
@@ -284,3 +287,14 @@ def test_a_watch(images, caplog):
   for given in (dict(share=0), dict(bound=1.), dict(confidence=2.)):
     with pytest.raises(ValueError, match=f'^{next(iter(given))}='):
       adavit_jax.watch(clf, **given)
+  clf.promise = None
+  assert clf.promise is None and clf(images).exit.mean() < 1
+
+
+def test_a_watch_counts_non_numeric_outputs_as_disagreement():
+  clf = types.SimpleNamespace(
+      promise=None, system=types.SimpleNamespace(target=None),
+      full=lambda images: np.where(images[:, None] > 2, np.nan, [1., 0.]))
+  watch = adavit_jax.watch(clf, share=1, bound=0.5)
+  watch.check(np.arange(8), np.zeros(8, int))
+  assert watch.disagreement == 5 / 8

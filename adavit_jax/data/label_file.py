@@ -21,10 +21,7 @@ class Labels(NamedTuple):
 
 def write(path, labels: Labels) -> None:
   """Writes `Labels` to a file; a kill leaves the old file or the new one."""
-  path = epath.Path(path)
-  partial = path.with_name(path.name + '.partial')
-  partial.write_text(json.dumps(labels._asdict(), indent=0), encoding='utf-8')
-  partial.replace(path)
+  paths.write({path: json.dumps(labels._asdict(), indent=0)})
 
 
 def read(path) -> Labels:

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 
 from etils import epath
 import numpy as np
+
+from adavit_jax import paths
 
 NAME = 'index.json'
 _FORMAT = 1
@@ -130,9 +131,7 @@ def read_labels(directory: epath.Path, split: str, num: int) -> np.ndarray:
 
 def write_json(path: pathlib.Path, value) -> None:
   """Writes a file of JSON as a whole or not at all."""
-  partial = path.with_name(path.name + '.partial')
-  partial.write_text(json.dumps(value, indent=1))
-  os.replace(partial, path)
+  paths.write({path: json.dumps(value, indent=1)})
 
 
 def digest(path: pathlib.Path) -> str:

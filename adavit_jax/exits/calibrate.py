@@ -92,6 +92,8 @@ def calibrate(confidences, correct, stage_macs, *, max_macs=None,
   else:
     if same_accuracy:
       min_accuracy = images.scores[-1].mean()
+    if not np.isfinite(min_accuracy):
+      raise ValueError(f'min_accuracy={min_accuracy} must be a number')
     objective = threshold_search.at_least(min_accuracy * images.num)
   frontier = threshold_search.frontier(images)
   best = threshold_search.search(images, frontier, objective)

@@ -40,9 +40,8 @@ def run(program, images, sizes):
     if len(parts) > 2:  # so that the device holds at most three parts
       parts[-3] = jax.device_get(parts[-3])
   # Only the last part is padded.
-  join = lambda *x: (
-      np.concatenate(x) if len(x) > 1 else x[0])[:len(images)]
-  return jax.tree.map(join, *jax.device_get(parts))
+  return jax.tree.map(lambda *x: np.concatenate(x)[:len(images)],
+                      *jax.device_get(parts))
 
 
 def check(largest):

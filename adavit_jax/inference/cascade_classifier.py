@@ -174,17 +174,21 @@ class CascadeClassifier:
 
   @property
   def promise(self):
-    """`Promise` of the thresholds, or None without one."""
+    """`Promise` of the thresholds, or None without one.
+
+    To set it sets the thresholds; None leaves them as they are.
+    """
     return self._promise
 
   @promise.setter
   def promise(self, value):
-    request.check_fits(
-        value, exits=True, knob='threshold' if self._has_threshold else None,
-        rule=self.system.config.exits.rule)
-    self.thresholds = value.thresholds  # first: their number may not fit
-    if self._has_threshold:
-      self.threshold = value.number
+    if value is not None:
+      request.check_fits(
+          value, exits=True, knob='threshold' if self._has_threshold else None,
+          rule=self.system.config.exits.rule)
+      self.thresholds = value.thresholds  # first: their number may not fit
+      if self._has_threshold:
+        self.threshold = value.number
     self._promise = value
 
   def read(self, path):
@@ -280,11 +284,12 @@ class CascadeClassifier:
       window: the most images that may be read but not yet yielded; None for 16
         times the largest batch.
 
-    Yields:
-      `runtime.cascade.Prediction` of one image, in the order of the images.
+    Returns:
+      Iterator of the `runtime.cascade.Prediction` of each image, in the order
+      of the images. It raises a ValueError if one has another size or dtype.
 
     Raises:
-      ValueError: if the images have another size or dtype.
+      ValueError: if window is smaller than the largest batch.
     """
     return self._cascade.stream(self._checked(images), window=window)
 

@@ -91,10 +91,8 @@ class Classifier:
 
   def __repr__(self):
     if self.actions is None:
-      # `values` takes any object: what was set is checked in a call.
-      number = describe.values(np.asarray(self._number))
-      layers = (f'a policy decides, {self.knob.name}={number}; cond for one '
-                f'image, compact for more')
+      layers = (f'a policy decides, {self.knob.name}={self.number:.4g}; cond '
+                f'for one image, compact for more')
     elif isinstance(self.actions, fixed.Stochastic):
       layers = f'{self.actions}; cond for one image, compact for more'
     else:
@@ -144,7 +142,7 @@ class Classifier:
 
   @property
   def number(self):
-    """The number of `knob`."""
+    """The number of `knob`, in its range."""
     return self._number
 
   @property
@@ -165,9 +163,10 @@ class Classifier:
 
   def _set(self, name, number):
     self._of(name)
+    self.knob.check(number)
     if self._promise is not None and self._promise.number is None:
       self.actions = None  # all layers ran for that promise only
-    self._number, self._promise = number, None
+    self._number, self._promise = float(number), None
 
   def _of(self, name):
     if self.system.nets is None:
@@ -193,19 +192,21 @@ class Classifier:
   def promise(self):
     """`Promise` of the policy's number, or None without one.
 
-    To set it sets the number, or all layers if the promise has none.
+    To set it sets the number, or all layers if the promise has none; None
+    leaves them as they are.
     """
     return self._promise
 
   @promise.setter
   def promise(self, value):
-    request.check_fits(value, exits=False,
-                      knob=self.system.nets and self.knob.name)
-    if value.number is None:
-      self.actions = fixed.all_layers(plan.num_layers(self.system.model))
-    else:
-      self.actions = None
-      self._set(value.knob, value.number)
+    if value is not None:
+      request.check_fits(value, exits=False,
+                         knob=self.system.nets and self.knob.name)
+      if value.number is None:
+        self.actions = fixed.all_layers(plan.num_layers(self.system.model))
+      else:
+        self.actions = None
+        self._set(value.knob, value.number)
     self._promise = value
 
   @property
@@ -270,11 +271,10 @@ class Classifier:
       `Prediction`.
 
     Raises:
-      ValueError: if the images have another size or dtype, the threshold or
-        price is out of its range, or a key is missing, invalid or not needed.
+      ValueError: if the images have another size or dtype, or a key is
+        missing, invalid or not needed.
     """
     images = models.as_pixels(self.system.model, images)
-    self.knob.check(self._number)
     return self._run(self._program(key), images, self._cost)
 
   @property

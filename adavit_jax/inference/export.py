@@ -11,7 +11,6 @@ import functools
 import json
 import numbers
 
-from etils import epath
 import jax
 from jax import export as jax_export
 import jax.numpy as jnp
@@ -60,19 +59,17 @@ def export(clf, path, *, mode, batch_size=None, platforms=_DEFAULT,
 
   Raises:
     ValueError: if mode, format, batch size or platforms are invalid or do not
-      fit the classifier, the threshold or price is out of its range, the path
-      is a directory, or jax2onnx is not installed or cannot convert the model.
+      fit the classifier, the path cannot be written, or jax2onnx is not
+      installed or cannot convert the model.
   """
   _check_format(format, mode in ('cond', 'compact'), f'mode={mode!r}')
   _check(clf, mode, batch_size, platforms)
-  path = paths.to_write(path, 'output')
+  path = _to_write(path)
   model = clf.system.model
   actions = clf.actions
   if mode == 'dense':
     actions = fixed.all_layers(plan.num_layers(model))
   learned = mode in ('cond', 'compact')
-  if learned:
-    clf.knob.check(clf.number)
   size = (batch_size or 1) if learned else batch_size
   params = jax.tree.map(np.asarray, clf.params)
 
@@ -94,7 +91,7 @@ def export(clf, path, *, mode, batch_size=None, platforms=_DEFAULT,
     artifact = onnx_program.convert(run, args, (['images'], ['logits', 'keep']))
   else:
     artifact = lower(run, args, platforms)
-  _write(path, artifact, metadata)
+  paths.write(_files(path, artifact, metadata))
 
 
 def export_stages(clf, directory, *, batch_size=None, platforms=_DEFAULT,
@@ -134,7 +131,7 @@ def export_stages(clf, directory, *, batch_size=None, platforms=_DEFAULT,
   stages = after.programs()
   suffix = '.onnx' if format == 'onnx' else ''
   directory = paths.expanded(directory, 'output')
-  files = [paths.to_write(f'{directory}/stage_{i}{suffix}', 'output')
+  files = [_to_write(f'{directory}/stage_{i}{suffix}')
            for i in range(len(stages))]
   if dropping and batch_size is None:
     raise ValueError('batch_size=None: stages in which a policy drops layers '
@@ -155,8 +152,10 @@ def export_stages(clf, directory, *, batch_size=None, platforms=_DEFAULT,
           int(after.stage_macs(i)) for i in range(len(stages))],
       unit=system.target.unit if system.target else None, **_metadata(clf),
       promise=_promise(clf))
+  written = {}
   for i, (file, artifact) in enumerate(zip(files, artifacts)):
-    _write(file, artifact, dict(stage=i, **metadata))
+    written |= _files(file, artifact, dict(stage=i, **metadata))
+  paths.write(written)
   return files
 
 
@@ -235,9 +234,15 @@ def _promise(clf):
   return clf.promise and clf.promise.as_dict()
 
 
-def _write(path, artifact, metadata):
-  path.write_bytes(artifact)
-  epath.Path(f'{path}.json').write_text(json.dumps(metadata, indent=1))
+def _to_write(path):
+  """Returns the path of a program, if it and its description can be written.
+  """
+  paths.to_write(f'{path}.json', 'output')
+  return paths.to_write(path, 'output')
+
+
+def _files(path, artifact, metadata):
+  return {path: artifact, f'{path}.json': json.dumps(metadata, indent=1)}
 
 
 def check_mode(clf, mode):

@@ -26,11 +26,12 @@ def save(clf, path, *, dtype='float16', class_names=None):
   Raises:
     ValueError: if the classifier was not made by `load`, its run went on since,
       the path has another suffix, the dtype is unknown, values exceed its
-      range, the policy's number is out of range, or the names are not K.
+      range, or the names are not K.
   """
   if clf.loaded is None:
     raise ValueError('clf was not made by adavit_jax.load, and cannot be saved '
                      'without the config of a run')
+  run_file.check(path, dtype)
   arguments = dict(clf.loaded.arguments)
   del arguments['max_batch_size']
   with run_sources.opened(clf.loaded.workdir) as run:

@@ -4,21 +4,11 @@ import numpy as np
 
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
-from adavit_jax.policies import knob
 from adavit_jax.promise import promises
-
-_KNOBS = {k.name: k for k in knob.KNOBS.values()}
 
 
 def as_dict(clf):
-  """Returns `clf.settings` as a JSON-serializable dict.
-
-  Raises:
-    ValueError: if the policy's number is out of its range.
-  """
-  for name, number in clf.settings.items():
-    if name in _KNOBS:
-      _KNOBS[name].check(number)
+  """Returns `clf.settings` as a JSON-serializable dict."""
   return {name: _plain(value) for name, value in clf.settings.items()}
 
 
@@ -33,8 +23,6 @@ def restore(clf, fields, path):
 
 def _restore(clf, fields):
   for name, value in fields.items():
-    if name in _KNOBS:
-      _KNOBS[name].check(value)
     if name == 'promise':
       value = promises.Promise.from_dict(value)
     elif name == 'actions' and value is not None:

@@ -107,8 +107,11 @@ class Watch:
     if len(chosen):
       outputs = self._clf.full(np.asarray(images)[chosen])
       full = outputs[:, 0] if self._loss.unit else outputs.argmax(-1)
-      first = self._limit.update(
-          self._loss.of(np.asarray(labels)[chosen], full))
+      labels = np.asarray(labels)[chosen]
+      # Non-numeric outputs count as the largest loss.
+      numeric = np.isfinite(outputs).all(-1) & np.isfinite(labels)
+      first = self._limit.update(np.where(
+          numeric, self._loss.of(labels, full), self._loss.bound))
       if first is not None:
         self.alarm = self.num_seen + int(chosen[first - 1]) + 1
         logging.warning(

@@ -87,7 +87,7 @@ def choose(value, num_layers):
     num_layers: (L1, L2).
 
   Returns:
-    `Actions` of NumPy arrays [L1], [L2], or the `Stochastic`.
+    `Actions` of read-only NumPy arrays [L1], [L2], or the `Stochastic`.
 
   Raises:
     ValueError: if the value is none of these, or does not fit the layers.
@@ -97,14 +97,21 @@ def choose(value, num_layers):
       raise ValueError(f'{value} must have a probability in [0, 1]')
     return value
   if isinstance(value, str):
-    return parse(value, num_layers)
-  if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-    return table_1(value, num_layers)
-  if not isinstance(value, tuple) or len(value) != 2:
+    actions = parse(value, num_layers)
+  elif isinstance(value, numbers.Integral) and not isinstance(value, bool):
+    actions = table_1(value, num_layers)
+  elif isinstance(value, tuple) and len(value) == 2:
+    actions = actions_lib.checked(value, None, num_layers, gates=False)
+  else:
     raise ValueError(f'actions={value!r}: give 1 to 5 for a policy of Table 1, '
                      f'a mask of digits 0 and 1, Actions or Stochastic')
-  checked = actions_lib.checked(value, None, num_layers, gates=False)
-  return Actions(*(np.asarray(a, np.float32) for a in checked))
+  return Actions(*map(_read_only, actions))
+
+
+def _read_only(array):
+  copied = np.array(array, np.float32)
+  copied.setflags(write=False)
+  return copied
 
 
 def parse_choice(text, num_layers):

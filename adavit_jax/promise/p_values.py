@@ -19,6 +19,7 @@ BETS = np.geomspace(2e-3, .999, 16)
 _OUTSIDE, _TRIED = 1e-4, 64
 # Probability of numbers of pairs that are not added up.
 _TAIL = 1e-7
+LEAST_PAIRED = _OUTSIDE + _TAIL  # no p-value of `paired` is less
 
 
 def binomial(count, num, risk):
@@ -57,7 +58,7 @@ def paired(harmed, helped, num, risk):
   """
   most = binomial_limit(harmed + helped, num, 1 - _OUTSIDE)
   if most < risk:  # the gap is at most the share of pairs that differ
-    return _OUTSIDE
+    return LEAST_PAIRED
   share = risk + (most - risk) * np.linspace(0, 1, _TRIED)[:, None] ** 2
   p_harm, p_help = (share + risk) / 2, (share - risk) / 2
   j = np.arange(scipy.stats.binom.isf(_TAIL, num, p_help.max()) + 1)
@@ -67,7 +68,7 @@ def paired(harmed, helped, num, risk):
       np.maximum(i, 0), (num - j).astype(int),
       np.minimum(p_harm / (1 - p_help), 1)))
   total = scipy.stats.binom.pmf(j, num, p_help) * harms
-  return float(min(total.sum(1).max() + _OUTSIDE + _TAIL, 1))
+  return float(min(total.sum(1).max() + LEAST_PAIRED, 1))
 
 
 def _score(harmed, helped, num, risk):

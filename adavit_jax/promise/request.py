@@ -1,7 +1,10 @@
 """Checks what a promise is asked for, before anything runs."""
 
+import numbers
+
 import numpy as np
 
+from adavit_jax.promise import p_values
 from adavit_jax.promise import testing
 
 
@@ -9,10 +12,13 @@ def check_range(risk, confidence, loss):
   """Raises a ValueError for a risk or confidence out of range."""
   for name, value, bound in (('risk', risk, loss.bound),
                              ('confidence', confidence, 1.)):
-    if not (np.ndim(value) == 0 and 0 < value < bound):
+    if not (isinstance(value, numbers.Real) and 0 < value < bound):
       raise ValueError(f'{name}={value} must be a number between 0 and '
                        f'{bound:g}' + (f' {loss.unit}' if name == 'risk' and
                                        loss.unit else ''))
+  if loss.kind == 'gap' and 1 - confidence <= p_values.LEAST_PAIRED:
+    raise ValueError(f"confidence={confidence} is more than the test of 'gap' "
+                     f"can reach; give at most 0.999, or kind='harm'")
 
 
 def check_number(num, shape, rule, loss, risk, confidence):

@@ -5,6 +5,7 @@ import html
 
 from etils import epath
 
+from adavit_jax import paths
 from adavit_jax.report import table as table_lib
 
 _STYLE = """
@@ -80,8 +81,8 @@ class Page:
   def write(self, path):
     """Writes the HTML file, which refers to no other."""
     title = html.escape(self._title)
-    epath.Path(path).write_text('\n'.join([
+    paths.write({path: '\n'.join([
         '<!doctype html>', '<html lang="en">', '<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width">',
         f'<title>{title}</title>', f'<style>{_STYLE}</style>',
-        f'<h1>{title}</h1>', *self._parts, '</html>', '']))
+        f'<h1>{title}</h1>', *self._parts, '</html>', ''])})

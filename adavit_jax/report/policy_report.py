@@ -89,15 +89,7 @@ class Report:
 
     Returns:
       A number in the knob's range.
-
-    Raises:
-      ValueError: if no images were held out.
     """
-    name = self.knob.name
-    if not len(self._data.holdout):
-      raise ValueError(f'no images were held out to calibrate the {name} on; '
-                       f'give --{name}=0.5, or train with '
-                       f'--config.data.holdout=0.1')
     def macs_ratio(number):
       actions = self._evaluator.decisions(
           params, self._data.holdout, knob=number)
@@ -152,9 +144,6 @@ class Report:
 
     Returns:
       A row, with the knob's number.
-
-    Raises:
-      ValueError: as `calibrate`.
     """
     return self._row_at(
         self._params, self.calibrate(self._params, macs_ratio))

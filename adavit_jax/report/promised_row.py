@@ -189,10 +189,15 @@ def read(workdir, saved, best=False):
     `Promise`.
 
   Raises:
-    ValueError: if report.json has no promise, or that of another checkpoint.
+    ValueError: if report.json is damaged or has no promise, or that of another
+      checkpoint.
   """
   path = epath.Path(paths.expanded(workdir, 'workdir')) / 'report.json'
-  report = json.loads(path.read_text()) if path.exists() else {}
+  try:
+    report = json.loads(path.read_text()) if path.exists() else {}
+  except ValueError as error:
+    raise ValueError(f'{path} is damaged ({error}); run eval.py again'
+                     ) from error
   if 'promised' not in report:
     raise ValueError(f'{path} has no thresholds with a promise; run python '
                      f'eval.py --workdir={workdir} --risk=0.01')

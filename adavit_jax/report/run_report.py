@@ -8,6 +8,7 @@ import jax
 from ml_collections import config_dict
 import numpy as np
 
+from adavit_jax import paths
 from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
@@ -112,6 +113,8 @@ class _Options(NamedTuple):
 
 
 def _evaluate(run, workdir, options):
+  if jax.process_index() == 0:  # before hours of work; it writes the report
+    paths.to_write(f'{workdir}/report.json', '--workdir')
   trainer = _trainer(run, run.find(best=options.best), workdir, options)
 
   def read():  # again, since the data may have taken minutes to load
@@ -133,7 +136,7 @@ def _evaluate(run, workdir, options):
                                 threshold=options.threshold,
                                 curve=options.curve or 'best',
                                 wanted=options.wanted)
-  _check_without_exits(trainer, saved, workdir, options)
+  _check_without_exits(trainer, saved, state, workdir, options)
   if options.actions is not None:
     result = dict(metadata, **_given(trainer, state, options.actions))
     policy_page.show_rows(
@@ -208,7 +211,7 @@ def _check_with_exits(trainer, saved, state, workdir, options):
     promised_row.check(trainer, saved.info['phase'], options.wanted)
 
 
-def _check_without_exits(trainer, saved, workdir, options):
+def _check_without_exits(trainer, saved, state, workdir, options):
   """Raises a ValueError for options that do not fit a model without exits."""
   size = trainer.config.joint.batch_size
   if (_tunes_static(saved.info['phase'], options)
@@ -239,6 +242,8 @@ def _check_without_exits(trainer, saved, workdir, options):
           raise ValueError(f'--{error}') from error
         choice(f'--{knob.name} is given and nets.decide',
                trainer.config.nets.decide, (decide,))
+    if options.actions is None:
+      _check_policy(trainer, state, workdir, options)
     if options.wanted is not None:
       promised_row.check(trainer, saved.info['phase'], options.wanted)
     return
@@ -247,6 +252,21 @@ def _check_without_exits(trainer, saved, workdir, options):
       raise ValueError(f'--{name}={value} is for a policy, but {workdir} ends '
                        f"with the phase {saved.info['phase']!r}, which has "
                        f'none; leave it out')
+
+
+def _check_policy(trainer, state, workdir, options):
+  """Raises a ValueError unless the policy can be set and compared."""
+  decide = trainer.config.nets.decide
+  if not value_lib.is_fitted(state.params['value']) and (
+      options.ceiling or decide == 'value'):
+    raise ValueError(f"--ceiling and nets.decide='value' need a run with the "
+                     f'phase warm_start, but {workdir} has fitted no value '
+                     f'policy; leave them out')
+  name = knob_lib.KNOBS[decide].name
+  if not len(trainer.dataset.holdout) and getattr(options, name) is None:
+    raise ValueError(f'no images were held out to calibrate the {name} on; '
+                     f'give --{name}=0.5, or train with '
+                     f'--config.data.holdout=0.1')
 
 
 def _name_origin(init, began_from):
@@ -285,10 +305,6 @@ def _with_policy(trainer, run, state, metadata, options):
   """Reports on a run whose policy decides; None if a signal stopped it."""
   report = policy_report.Report(trainer, run, state, metadata['budget'])
   by_value = report.by_value()
-  if by_value is None and (options.ceiling or report.knob.name == 'price'):
-    raise ValueError(f"--ceiling and nets.decide='value' need a run with the "
-                     f"phase warm_start, but {metadata['workdir']} has fitted "
-                     f'no value policy; leave them out')
   result = dict(metadata, dense=report.dense_row())
   rows, outputs = report.final(getattr(options, report.knob.name))
   result.update(rows)

@@ -161,12 +161,7 @@ def write(path, info, step, system, params, settings, dtype):
     ValueError: if the path has another suffix, the dtype is unknown, or values
       exceed its range.
   """
-  path = paths.expanded(path, 'path')
-  if not path.endswith(SUFFIX):
-    raise ValueError(f'{path} must end in {SUFFIX}')
-  path = paths.to_write(path, 'path')
-  if dtype not in DTYPES:
-    raise ValueError(f'dtype={dtype!r} must be one of {DTYPES}')
+  path = check(path, dtype)
   leaves = {native.name(leaf): np.asarray(x, np.float32)
             for leaf, x in jax.tree_util.tree_leaves_with_path(params)}
   tensors = {name: _rounded(name, x, dtype) for name, x in leaves.items()}
@@ -186,11 +181,18 @@ def write(path, info, step, system, params, settings, dtype):
              for name, x in leaves.items())
 
 
+def check(path, dtype):
+  """Returns the path of a file that `write` can write; see there."""
+  path = paths.expanded(path, 'path')
+  if not path.endswith(SUFFIX):
+    raise ValueError(f'{path} must end in {SUFFIX}')
+  if dtype not in DTYPES:
+    raise ValueError(f'dtype={dtype!r} must be one of {DTYPES}')
+  return paths.to_write(path, 'path')
+
+
 def _save(path, tensors, metadata):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.parent / f'{path.name}.partial'
-  partial.write_bytes(safetensors_numpy.save(tensors, metadata))
-  partial.replace(path)
+  paths.write({path: safetensors_numpy.save(tensors, metadata)})
 
 
 def describe(path, **fields):

@@ -184,7 +184,7 @@ class Cascade:
       macs, exits = macs + self._macs(k, 1, computed), np.array([k])
       if self._leave(k, np.asarray(confidence))[0]:
         break
-    return self.predict(np.asarray(logits), exits, macs)
+    return self.predict(np.array(logits), exits, macs)
 
   def _batch(self, buffer, images, may_start):
     """Classifies up to `batch_size` images; image i is in slot i."""
@@ -215,14 +215,14 @@ class Cascade:
         full, the oldest image runs in a smaller batch. None for 16 times the
         largest batch size.
 
-    Yields:
-      `Prediction` of one image: logits [K], labels, exit and macs []; in the
-      order of the images.
+    Returns:
+      Iterator of the `Prediction` of each image: logits [K], labels, exit and
+      macs []; in the order of the images. It raises a ValueError if images
+      differ in shape or dtype or do not have the model's size. This, or an
+      error of the source, is raised after the images before it were answered.
 
     Raises:
-      ValueError: if window is smaller than the largest batch size, or images
-        differ in shape or dtype or do not have the model's size. This, or an
-        error of the source, is raised after the images before it were answered.
+      ValueError: if window is smaller than the largest batch size.
     """
     size = self.batch_size
     window = 16 * size if window is None else window
@@ -230,7 +230,7 @@ class Cascade:
       raise ValueError(f'window={window} must be at least the largest batch '
                        f'size, {size}')
     self.guard.check()
-    yield from cascade_stream.Stream(self, images, window)
+    return iter(cascade_stream.Stream(self, images, window))
 
   def warm_up(self, images):
     """Compiles every stage for every batch size.
@@ -241,6 +241,7 @@ class Cascade:
     Raises:
       ValueError: if the images do not have the model's size.
     """
+    self.guard.check()
     images = np.asarray(images[:1])
     no_slots = np.array([], int)
     for stream in (True, False):

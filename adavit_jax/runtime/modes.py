@@ -88,8 +88,7 @@ def after_policy(model, params, x, actions, mode, *, images=None, chunk=None):
     ValueError: for an unknown mode, images=None where they are needed, or
       invalid actions or chunk, see `actions.checked` and `skipping.run`.
   """
-  if mode not in MODES:
-    raise ValueError(f'unknown mode {mode!r}; known: {sorted(MODES)}')
+  _check_mode(mode)
   actions = actions_lib.checked(actions, batch_of(x), plan.num_layers(model),
                                 gates=mode == 'masked')
   if images is None and plan.rereads_images(model):
@@ -102,6 +101,11 @@ def after_policy(model, params, x, actions, mode, *, images=None, chunk=None):
     x = skipping.run(model, params, x, images, actions, mode, start=start,
                      read=plan.read_last(model), chunk=chunk)
   return classify(model, params, x)
+
+
+def _check_mode(mode):
+  if mode not in MODES:
+    raise ValueError(f'unknown mode {mode!r}; known: {sorted(MODES)}')
 
 
 def batch_of(x):
@@ -148,6 +152,7 @@ def forward(model, params, images, actions=None, *, mode='masked'):
     ValueError: if the images do not have the model's shape, or as
       `after_policy`.
   """
+  _check_mode(mode)
   params = fold(model, params)
   if actions is None:
     return dense(model, params, images)

@@ -1,5 +1,7 @@
 """A stage of a cascade as a compiled program."""
 
+import threading
+
 import jax
 from jax.extend import core
 import jax.numpy as jnp
@@ -45,13 +47,18 @@ class StageProgram:
     """
     self._run, self._params = run, params
     self._leaves = self._program = self._used = None
+    self._lock = threading.Lock()  # of what `set_params` and `_compile` set
 
   def set_params(self, params):
     """Replaces the parameters by a tree of the same shapes and dtypes."""
-    self._params = params
-    if self._program is not None:
-      leaves = jax.tree.leaves(params)
-      self._leaves = [leaves[i] for i in self._used]
+    with self._lock:
+      self._params = params
+      if self._used is not None:
+        self._choose_leaves()
+
+  def _choose_leaves(self):
+    leaves = jax.tree.leaves(self._params)
+    self._leaves = [leaves[i] for i in self._used]
 
   def __call__(self, images, state):
     """Runs the function on images [B, ...] and the previous stage's state."""
@@ -71,14 +78,15 @@ class StageProgram:
             if isinstance(v, core.Var)}.union(
                 v for v in jaxpr.outvars if isinstance(v, core.Var))
     used = [i for i, v in enumerate(jaxpr.invars[:len(shapes)]) if v in read]
-    # Set before the program, since other threads test for the program. Threads
-    # that compile at the same time set equal values.
-    self._leaves, self._used = [leaves[i] for i in used], used
-
     def program(leaves, images, state):
       every = list(shapes)  # parameters that are not read need only a shape
       for i, leaf in zip(used, leaves):
         every[i] = leaf
       return self._run(rebuild(every), images, state)
 
-    self._program = jax.jit(program)
+    # Threads that compile at the same time set equal values. The program is the
+    # last one, since other threads test for it.
+    with self._lock:
+      self._used = used
+      self._choose_leaves()
+      self._program = jax.jit(program)
