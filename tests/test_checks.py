@@ -3,12 +3,15 @@
 import dataclasses
 import json
 import re
+import types
 
 from adavit_jax import data
 from adavit_jax.runs import checks
 from adavit_jax.runs import history
+from adavit_jax.runs import same_hosts
 from adavit_jax.runs import saved_run
 from adavit_jax.train import system as system_lib
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -27,6 +30,16 @@ def test_a_batch_larger_than_the_training_split_is_refused():
   checks.sizes(config, dataset)
   config.joint.batch_size += 1
   with pytest.raises(ValueError, match='^joint.batch_size=41 .*40'):
+    checks.sizes(config, dataset)
+
+
+def test_gray_images_have_no_colors_to_change():
+  config, dataset = tiny.get_config(), tiny.dataset()
+  config.data.color_jitter = 0.4
+  config.phases = ('policy',)  # distorts no images
+  checks.sizes(config, dataset)
+  config.phases = ('policy', 'dense')
+  with pytest.raises(ValueError, match='color_jitter=0.4'):
     checks.sizes(config, dataset)
 
 
@@ -81,6 +94,33 @@ def test_images_must_be_those_that_were_trained_on():
       dataset, train=dataset.holdout, holdout=dataset.train)
   with pytest.raises(ValueError, match='DIR'):
     checks.same_images(info, swapped, 'DIR')
+  named = dataclasses.replace(dataset, files='a')
+  checks.same_images(info, named, 'DIR')  # an earlier version noted none
+  about['files'] = 'a'
+  checks.same_images(info, named, 'DIR')
+  with pytest.raises(ValueError, match='DIR'):
+    checks.same_images(info, dataclasses.replace(dataset, files='b'), 'DIR')
+
+
+def test_processes_of_a_job_must_read_the_same(monkeypatch):
+  dataset, others = tiny.dataset(), []
+  saved = types.SimpleNamespace(kind='phase', step=3)
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(same_hosts.multihost_utils, 'process_allgather',
+                      lambda x: np.stack([others.append(x) or x, others[0]]))
+  config = tiny.get_config()
+  same_hosts.check(config, dataset, saved)  # that of the other one
+  config.data.data_dir = 'elsewhere'
+  same_hosts.check(config, dataset, saved)
+  for name, given in {
+      'images': (config, dataclasses.replace(dataset, files='a'), saved),
+      'mean': (config, dataclasses.replace(dataset, mean=(0.1,)), saved),
+      'checkpoint': (config, dataset, None)}.items():
+    with pytest.raises(ValueError, match=f'^process 1 .*{name}'):
+      same_hosts.check(*given)
+  config.seed = 5
+  with pytest.raises(ValueError, match='^process 1 .*config'):
+    same_hosts.check(config, dataset, saved)
 
 
 def test_a_run_holds_out_what_the_run_before_it_held_out():

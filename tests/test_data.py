@@ -33,6 +33,11 @@ def test_stratified_split_keeps_the_shares_and_every_class():
   )
   other = splits.stratified_split(labels, 20, seed=1)[1]
   assert set(other) != set(drawn)
+  # Of classes with equal remainders, the seed chooses.
+  drawn = [splits.stratified_split(np.arange(40) // 5, 4, seed=seed)[1] // 5
+           for seed in range(20)]
+  assert all(len(set(classes)) == 4 for classes in drawn)
+  assert set(np.concatenate(drawn)) == set(range(8))
   _, drawn = splits.stratified_split(np.array([0, 1, 2, 2, 2, 2]), 3, seed=0)
   assert drawn.min() >= 2 and len(drawn) == 2
 

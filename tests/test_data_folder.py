@@ -161,6 +161,17 @@ def test_folder_loads(config, root, monkeypatch, max_bytes):
   np.testing.assert_array_equal(image, np.array(values(dataset.train))[[3, 0]])
 
 
+def test_a_renamed_file_is_another_set(config, root):
+  before = data.load(config)
+  (root / 'train' / 'cat' / '0.png').rename(root / 'train' / 'cat' / '9.png')
+  after = data.load(config)
+  assert data.fingerprint(after) == data.fingerprint(before)
+  assert after.files != before.files
+  moved = root.rename(root.parent / 'moved')
+  config.data_dir = str(moved)
+  assert data.load(config).files == after.files
+
+
 def test_val_serves_where_test_is_missing(config, root):
   os.rename(root / 'test', root / 'val')
   assert values(data.load(config).test) == [100, 101]

@@ -258,12 +258,28 @@ def test_too_many_views_for_the_memory(
   loop.Trainer(config, str(tmp_path), dataset)
   with monkeypatch.context() as patch:  # another process has less
     patch.setattr(frozen_views.multihost_utils, 'process_allgather',
-                  lambda free: np.array([free, free - 1]))
+                  lambda x: ([x[0], x[0] - 1], [x[1], x[1] + 1]))
+    with pytest.raises(ValueError, match=f'^{NAME}.views=3 '):
+      loop.Trainer(config, str(tmp_path), dataset)
+  monkeypatch.setattr(frozen_views, '_free_memory', lambda: 2 * size - 1)
+  with monkeypatch.context() as patch:  # another one on the same host
+    patch.setattr(frozen_views.multihost_utils, 'process_allgather',
+                  lambda x: ([x[0]] * 2, [x[1]] * 2))
     with pytest.raises(ValueError, match=f'^{NAME}.views=3 '):
       loop.Trainer(config, str(tmp_path), dataset)
   monkeypatch.setattr(frozen_views, '_free_memory', lambda: size - 1)
   with pytest.raises(ValueError, match=f'^{NAME}.views=3 .*--config.{NAME}'):
     loop.Trainer(config, str(tmp_path), dataset)
+
+
+def test_the_limit_of_a_container_counts(tmp_path):
+  assert frozen_views._free_in_container(tmp_path) == float('inf')
+  for name, text in (('max', '1000'), ('current', '700'),
+                     ('stat', 'anon 500\nfile 150')):
+    (tmp_path / f'memory.{name}').write_text(text)
+  assert frozen_views._free_in_container(tmp_path) == 450
+  (tmp_path / 'memory.max').write_text('max')
+  assert frozen_views._free_in_container(tmp_path) == float('inf')
 
 
 def test_views_that_are_over_need_no_memory(dataset, monkeypatch):

@@ -125,6 +125,17 @@ def test_a_run_prepares_images_as_the_run_that_it_begins_from(tmp_path):
   got = _trainer(tmp_path / 'b', **{
       'init.workdir': str(tmp_path / 'a'), 'data.std': (0.3,)}).config.data
   assert got.mean == first.dataset.mean and got.std == (0.3,)
+  assert got.crop is None
+
+
+def test_a_larger_size_of_the_run_before_is_a_crop(monkeypatch):
+  source = tiny.get_config()
+  source.data.update(image_size=8, load_size=10)
+  monkeypatch.setattr(pretrained, '_newest_info', lambda workdir: dict(
+      config=source.to_dict(), dataset=dict(mean=(0.5,), std=(0.5,))))
+  config = tiny.get_config()
+  config.init.workdir = 'DIR'
+  assert pretrained.with_preprocessing(config, None).data.crop == 0.8
 
 
 def test_a_run_without_weights_does_not_take_them_later(file, tmp_path):

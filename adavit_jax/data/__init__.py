@@ -1,6 +1,7 @@
 """Datasets, batches, and augmentation on the device."""
 
 from adavit_jax.data.augment import augment
+from adavit_jax.data.augment import check_channels
 from adavit_jax.data.augment import normalize
 from adavit_jax.data.batches import ahead
 from adavit_jax.data.batches import batch_indices
@@ -21,6 +22,6 @@ from adavit_jax.data.splits import fingerprint
 __all__ = [
     'ArraySplit', 'CorruptImageError', 'Dataset', 'Split', 'Target', 'ahead',
     'augment', 'batch_indices', 'center', 'check_augmentation',
-    'check_regression', 'crop_on_reading', 'default_config', 'fingerprint',
-    'load', 'normalize', 'train_batches',
+    'check_channels', 'check_regression', 'crop_on_reading', 'default_config',
+    'fingerprint', 'load', 'normalize', 'train_batches',
 ]

@@ -87,16 +87,27 @@ def augment(
   return images, targets
 
 
+def check_channels(config_data, channels: int) -> None:
+  """Raises a ValueError if images with other channels than RGB are distorted.
+
+  Args:
+    config_data: `config.data` of a phase.
+    channels: C.
+  """
+  magnitude = config_data.rand_augment.magnitude
+  if channels != 3 and (config_data.color_jitter or magnitude):
+    raise ValueError(
+        f'config.data.color_jitter={config_data.color_jitter} and'
+        f' rand_augment.magnitude={magnitude} need color images, but these have'
+        f' {channels} channel: set both to 0')
+
+
 def _distort(key, images, config_data, mean):
   """Changes colors and shapes of images of 0..255, as the config says."""
   c = config_data.rand_augment
+  check_channels(config_data, images.shape[-1])
   if not (config_data.color_jitter or c.magnitude):
     return images
-  if images.shape[-1] != 3:
-    raise ValueError(
-        f'config.data.color_jitter={config_data.color_jitter} and'
-        f' rand_augment.magnitude={c.magnitude} need color images, but these'
-        f' have {images.shape[-1]} channel: set both to 0')
   images = jnp.round(images).astype(jnp.uint8)  # a resized crop has floats
   # `augment` has split the key in three, and `split(key, 3)[i]` equals
   # `fold_in(key, i)`.

@@ -120,7 +120,8 @@ def load(config_data, *, seed: int) -> splits.Dataset:
   return splits.Dataset(
       train, holdout, test, num_classes=len(train_files.class_names),
       class_names=train_files.class_names, channels=3,
-      image_size=config_data.image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+      image_size=config_data.image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD,
+      files=f'{train_files.names_digest()} {test_files.names_digest()}')
 
 
 def _test_dir(root: pathlib.Path, class_names: Sequence[str]) -> pathlib.Path:

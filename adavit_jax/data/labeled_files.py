@@ -4,6 +4,7 @@ import collections
 from collections.abc import Sequence
 from concurrent import futures
 import hashlib
+import os
 import pathlib
 import time
 
@@ -31,6 +32,7 @@ class ImageFiles:
       class_names: K names.
     """
     self.label = f'{directory.parent.name}-{directory.name}'
+    self._directory = directory
     self.class_names = tuple(class_names)
     self._files = list(files)
     self._labels = np.asarray(labels, np.int32)
@@ -83,6 +85,12 @@ class ImageFiles:
   def labels(self) -> np.ndarray:
     """Returns int32 [n]."""
     return self._labels
+
+  def names_digest(self) -> str:
+    """Returns a digest of the names below the directory, in order."""
+    start = len(os.path.join(self._directory, ''))
+    names = '\0'.join(path[start:].replace(os.sep, '/') for path in self._files)
+    return hashlib.sha256(os.fsencode(names)).hexdigest()[:16]
 
   def read(
       self, indices: Sequence[int]

@@ -98,6 +98,8 @@ class Dataset:
     mean: C floats in 0..1 units, mean of the images.
     std: C floats in 0..1 units, standard deviation of the images.
     target: normalization of the labels; None for classification.
+    files: digest of the names of the image files, in order; '' where the source
+      has none.
   """
 
   train: Split
@@ -110,6 +112,7 @@ class Dataset:
   mean: tuple[float, ...]
   std: tuple[float, ...]
   target: Target | None = None
+  files: str = ''
 
   def __post_init__(self):
     for split in (self.train, self.holdout, self.test):
@@ -126,8 +129,9 @@ def stratified_split(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Draws about `count` of n examples, stratified by class.
 
-  Class counts are rounded by largest remainder. At least one example of each
-  class is not drawn, so very small classes yield fewer than `count`.
+  Class counts are rounded by largest remainder, and the seed chooses among
+  equal ones. At least one example of each class is not drawn, so very small
+  classes yield fewer than `count`.
 
   Args:
     labels: int [n].
@@ -142,7 +146,14 @@ def stratified_split(
   share = sizes * (count / max(len(labels), 1))
   quota = np.floor(share).astype(np.int64)
   missing = count - quota.sum()
-  quota[np.argsort(quota - share, kind='stable')[:missing]] += 1
+  below = quota - share
+  order = np.argsort(below, kind='stable')
+  if 0 < missing < len(order) and (
+      below[order[missing - 1]] == below[order[missing]]):
+    # Otherwise it would be the first classes for every seed.
+    order = rng.permutation(len(order))
+    order = order[np.argsort(below[order], kind='stable')]
+  quota[order[:missing]] += 1
   quota = np.minimum(quota, sizes - 1)
   drawn = np.zeros(len(labels), bool)
   for label, n in zip(classes, quota):
@@ -153,8 +164,8 @@ def stratified_split(
 def fingerprint(dataset: Dataset) -> str:
   """Returns a digest of the labels of all splits, in order.
 
-  It differs for other images or other held-out images, unless all labels are
-  the same.
+  It differs where images were added or removed, or others are held out, unless
+  the labels stay the same: see `Dataset.files`.
   """
   digest = hashlib.sha256()
   for split in (dataset.train, dataset.holdout, dataset.test):

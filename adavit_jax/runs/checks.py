@@ -33,12 +33,15 @@ def sizes(config, dataset):
     dataset: `Dataset`.
 
   Raises:
-    ValueError: if a batch is larger than the training split, or there are too
-      few held-out images for the warm start.
+    ValueError: if a batch is larger than the training split, there are too few
+      held-out images for the warm start, or gray images would be distorted as
+      only color images can be.
   """
   for phase in config.phases:
     size, available = config[phase].batch_size, len(dataset.train)
-    repeats = step_lib.augmentation(config, phase).repeats
+    augmentation = step_lib.augmentation(config, phase)
+    data.check_channels(augmentation, dataset.channels)
+    repeats = augmentation.repeats
     # A batch that is no multiple may begin and end amid the copies of an image.
     different = -(-size // repeats) + (size % repeats > 1)
     if different > available:
@@ -147,11 +150,23 @@ def same_images(info, dataset, workdir):
   """
   then = info['dataset']
   if (then['num_classes'] == dataset.num_classes
-      and then['split'] != data.fingerprint(dataset)):
+      and _has_changed(then, dataset)):
     raise ValueError(
         f'the images differ from those that {workdir} was trained on: some '
-        f'were added, removed or moved to another class; restore them, or '
-        f'train from scratch in another --workdir')
+        f'were added, removed, renamed or moved to another class; restore '
+        f'them, or train from scratch in another --workdir')
+
+
+def _has_changed(then, dataset):
+  """Whether the images differ from those of an earlier run.
+
+  Args:
+    then: what the info of a checkpoint says of its data set. Names of files are
+      compared if both have them: runs of earlier versions do not.
+    dataset: `Dataset`.
+  """
+  names = {then.get('files', ''), dataset.files} - {''}
+  return then['split'] != data.fingerprint(dataset) or len(names) > 1
 
 
 def same_holdout(info, config, dataset):
@@ -164,7 +179,7 @@ def same_holdout(info, config, dataset):
 
   Raises:
     ValueError: if both runs split the same data set differently, or its files
-      were added or removed.
+      were added, removed or renamed.
   """
   saved = info['config']
   if _data_set(saved['data']) != _data_set(config.data):
@@ -181,7 +196,7 @@ def same_holdout(info, config, dataset):
         f'--config.data.seed={then[0]} --config.data.holdout={then[1]}')
   # For built-in data sets the seed determines the split.
   if (config.data.name.startswith(('folder', 'packed', 'tfds:'))
-      and info['dataset']['split'] != data.fingerprint(dataset)):
+      and _has_changed(info['dataset'], dataset)):
     raise ValueError(
         f'{config.data.name!r} has changed since {config.init.workdir} was '
         f'trained on it: images held out now may have been trained on; restore '

@@ -7,6 +7,9 @@ phase would have in its first steps without views.
 
 import contextlib
 import json
+import pathlib
+import socket
+import zlib
 
 from absl import logging
 import jax
@@ -62,8 +65,10 @@ def check(system, dataset, saved=None):
     if not num:
       continue
     # All processes refuse or none: those that go on would wait for the others.
-    free = np.min(multihost_utils.process_allgather(
-        np.float32(_free_memory())))
+    free, host = map(np.ravel, multihost_utils.process_allgather((
+        np.float32(_free_memory()),
+        np.uint32(zlib.crc32(socket.gethostname().encode())))))
+    free = min(free / [sum(host == x) for x in host])
     each = sum(np.prod(x.shape[1:], dtype=float) * x.dtype.itemsize
                for x in jax.tree.leaves(step_lib.view_shapes(system, phase)))
     size = each * num * len(dataset.train)
@@ -82,8 +87,21 @@ def _free_memory():
   try:
     with open('/proc/meminfo') as file:
       sizes = dict(line.split(':', 1) for line in file)
-    return int(sizes['MemAvailable'].split()[0]) * 1024
+    free = int(sizes['MemAvailable'].split()[0]) * 1024
   except (OSError, KeyError):
+    free = float('inf')
+  return min(free, _free_in_container(pathlib.Path('/sys/fs/cgroup')))
+
+
+def _free_in_container(group):
+  """Bytes that the limit of a control group leaves; infinity without one."""
+  try:
+    limit, used = (int((group / f'memory.{name}').read_text())
+                   for name in ('max', 'current'))
+    kinds = dict(line.split() for line in
+                 (group / 'memory.stat').read_text().splitlines())
+    return limit - used + int(kinds['file'])  # files are dropped when needed
+  except (OSError, ValueError, KeyError):
     return float('inf')
 
 

@@ -27,6 +27,7 @@ from adavit_jax.runs import phase_end
 from adavit_jax.runs import phase_start
 from adavit_jax.runs import preemption
 from adavit_jax.runs import pretrained
+from adavit_jax.runs import same_hosts
 from adavit_jax.runs import saved_run
 from adavit_jax.runs import teacher as teacher_lib
 from adavit_jax.runtime import stopping
@@ -78,6 +79,7 @@ class Trainer:
       self.mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.fsdp)
       accumulate.check(config, self.mesh)
     self.dataset = dataset or data.load(config.data, seed=config.seed)
+    same_hosts.check(config, self.dataset, saved)
     checks.sizes(config, self.dataset)
     if run is None:
       resident_lib.check(config, self.dataset.train)
@@ -127,7 +129,7 @@ class Trainer:
         dataset=dict(num_classes=d.num_classes, channels=d.channels,
                      mean=list(map(float, d.mean)), std=list(map(float, d.std)),
                      class_names=list(d.class_names), target=d.target,
-                     split=data.fingerprint(d)))
+                     split=data.fingerprint(d), files=d.files))
 
   def train(self):
     """Runs the remaining phases of the config.

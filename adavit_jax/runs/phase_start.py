@@ -5,6 +5,7 @@ The functions take a `loop.Trainer` and read its system, data and config.
 
 import contextlib
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 
@@ -51,9 +52,13 @@ def enter(trainer, state, phase, had_price=False):
     state = value_fit.fitted(trainer, state, masks)
   priced = had_price or history.sets_price(
       trainer.config, phases[:phases.index(phase)])
-  if phase in ('policy', 'joint') and not priced:
-    state = state.replace(log_price=jnp.log(
-        jnp.float32(trainer.config[phase].price)))
+  if phase in ('policy', 'joint'):
+    price = trainer.config[phase].price
+    if not priced:
+      state = state.replace(log_price=jnp.log(jnp.float32(price)))
+    elif price != rules.defaults['price']:
+      logging.warning('%s.price=%g is not read, since the price of MACs was '
+                      'set before this phase', phase, price)
   return sharded.put(
       step_lib.begin_phase(trainer.system, state, phase, trainer.mesh),
       trainer.mesh)

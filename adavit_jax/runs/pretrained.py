@@ -21,7 +21,8 @@ def with_preprocessing(config, saved):
   """Fills in unset mean, std, interpolation and crop of `config.data`.
 
   They come from the resumed run, else from the run in `init.workdir`, else from
-  the file `init.weights`; crop only if `load_size` is unset too.
+  the file `init.weights`; crop only if `load_size` is unset too. A run that set
+  `load_size` has the crop that follows from it.
 
   Args:
     config: see `train.config.default_config`.
@@ -47,6 +48,8 @@ def with_preprocessing(config, saved):
     # If unset there too, that run used its data's values; these may differ.
     used = {field: info['dataset'][field] for field in ('mean', 'std')}
     source = {**source, **{k: v for k, v in used.items() if source[k] is None}}
+    if size := source.get('load_size'):
+      source['crop'] = source['image_size'] / size
   elif init.weights and any(
       config.data[field] is None for field in data_config.PREPROCESSING):
     source = preprocessing_of(init.weights, config.model.name)._asdict()

@@ -150,11 +150,24 @@ def _check_teacher(config):
 
 def _check_decide(config):
   choice('nets.decide', config.nets.decide, ('networks', 'value'))
-  if (config.nets.decide == 'value' and uses_policy(config)
-      and 'warm_start' not in config.phases and not config.init.workdir):
-    raise ValueError("nets.decide='value' needs the phase 'warm_start', before "
-                     'which the value policy is fitted; add it to '
-                     "config.phases, or set nets.decide='networks'")
+  if config.nets.decide != 'value' or not uses_policy(config):
+    return
+  if 'policy' in config.phases:
+    raise ValueError("nets.decide='value' does not use the networks that the "
+                     "phase 'policy' trains; leave it out of config.phases, or "
+                     "set nets.decide='networks'")
+  fitted = bool(config.init.workdir)
+  for name in config.phases:
+    uses = phases.decider(config, name) == 'policy'
+    if name == 'warm_start':
+      fitted = True
+    elif phases.PHASES[name].from_scratch and not uses:
+      fitted = False  # the features that it was fitted to change
+    elif uses and not fitted:
+      raise ValueError(f"nets.decide='value' needs the phase 'warm_start', "
+                       f'before which the value policy is fitted, before '
+                       f"{name!r}; add it to config.phases, or set "
+                       f"nets.decide='networks'")
 
 
 def _check_set(config, default, part=''):

@@ -247,14 +247,17 @@ def check(name, system):
 
 RL_DEFAULTS = dict(
     reward='macs', alpha=2.5, samples=4, baseline='leave_one_out', bound=0.95,
-    entropy=0.002, price=0.3, price_rate=0.05, shift_rate=0.2, aux=1.0,
+    price=0.3,  # the first, if neither a warm start nor init.workdir sets one
+    entropy=0.002, price_rate=0.05, shift_rate=0.2, aux=1.0,
     normalize=True)  # divide advantages by their standard deviation
 # Rows of results that are in memory at once.
 SAMPLES = lambda x: 1 <= x <= 1024, 'must be in [1, 1024]'
+# Up to 0.5, probabilities do not rise with the logits: see `learned.bounded`.
+BOUND = lambda x: 0.5 < x <= 1, 'must be in (0.5, 1]'
 RL_RANGES = dict(
     alpha=ranges.WEIGHT, samples=SAMPLES, entropy=ranges.WEIGHT,
     price=ranges.PRICE, price_rate=ranges.WEIGHT, shift_rate=ranges.SHARE,
-    aux=ranges.WEIGHT, bound=ranges.SHARE)
+    aux=ranges.WEIGHT, bound=BOUND)
 
 PHASE = Phase(
     loss, trains=('policy',), teacher=True, decides='policy',

@@ -74,7 +74,14 @@ def check(system):
         f'whole batch; set the one to 1, or the other to 0')
   choice('static.policy', system.config.static.policy,
          ('table_1', 'stochastic', 'mask'))
-  at_inference(system)
+  if c.policy == 'table_1':
+    choice('static.which', c.which, ('first', 'last'))
+    choice('static.number', c.number, tuple(fixed.TABLE_1))
+  try:
+    at_inference(system)
+  except ValueError as error:
+    field = dict(table_1='number', mask='keep')[c.policy]
+    raise ValueError(f'static.{field}={c[field]!r}: {error}') from error
 
 
 PHASE = Phase(
