@@ -38,8 +38,9 @@ def flops(model):
 
   Where its paper has no count of its own, or exits are added: twice the MACs.
   """
-  paper = None if model.exits else model.paper_macs()
-  return 2 * np.asarray(cost.of(model).stages if paper is None else paper)
+  paper = None if model.exits else model.paper_flops()
+  return (2 * np.asarray(cost.of(model).stages) if paper is None
+          else np.asarray(paper))
 
 
 def train(config, workdir, label):
@@ -155,8 +156,8 @@ class Evaluated:
     # A paper's count covers the backbone's own exits and all layers.
     plain = not system.model.exits and (
         phases.decider(system.config, self.info['phase']) == 'all')
-    paper = system.model.paper_macs() if plain else None
-    return None if paper is None else 2 * cost.mean(paper, shares)
+    paper = system.model.paper_flops() if plain else None
+    return None if paper is None else cost.mean(paper, shares)
 
 
 def result(workdir, recipe, schedule, run, data_dir=None):

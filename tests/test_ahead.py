@@ -40,6 +40,7 @@ def test_unknown_slices(text, words):
 
 def test_gpus_by_name():
   assert chips.gpu_tflops('NVIDIA H100 80GB HBM3') == 989
+  assert chips.gpu_tflops('NVIDIA H100 PCIe') == 756
   assert chips.gpu_tflops('cpu') is None
 
 
@@ -201,6 +202,7 @@ def test_bytes_of_a_device():
 def test_the_largest_batch():
   # 10 bytes are left for 6 of 4 images on each of 8 devices.
   assert forecast.largest_batch(32, 5, 6, 15, 8) == 6 * 8
+  assert forecast.largest_batch(32, 20, 6, 15, 8) == 0  # the state alone
 
 
 def test_a_line_of_the_table():

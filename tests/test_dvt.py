@@ -176,15 +176,18 @@ def test_gradients_flow_through_both_kinds_of_reuse():
   assert not np.any(kernel[:, 16:])
 
 
-def test_gates_scale_logits_too(params):
+def test_gates_up_to_1_scale_logits_too(params):
   m, x = model(num_fixed=0), images()
   def logits(gate):
     gates = Actions(*(jnp.full(num, gate) for num in plan.num_layers(m, 0, 2)))
     start = modes.embed(m, params, x).x
     return masked.run(m, params, start, x, gates, stop=2).x['logits']
-  whole, half, none = jax.jit(lambda: (logits(1.), logits(.5), logits(0.)))()
+  whole, half, none, more = jax.jit(
+      lambda: tuple(map(logits, (1., .5, 0., 1.5))))()
   assert whole.shape == (3, 2, 2, 5, 5)
   np.testing.assert_allclose(half[:, 0], whole[:, 0] / 2, rtol=1e-6)
+  np.testing.assert_allclose(more[:, 0], whole[:, 0], rtol=1e-6)
+  assert np.abs(more[:, 1] - whole[:, 1]).max() > 1e-3  # of scaled activations
   assert not np.any(none)
 
 

@@ -61,7 +61,7 @@ def _image(m, n=1):
 def test_macs_are_those_of_the_papers_code(name):
   m = models.create(name)
   want = PAPER_MACS[name]
-  found = np.cumsum(m.paper_macs()) / 1e9
+  found = np.cumsum(m.paper_flops()) / 1e9
   assert tuple(np.round(found, 3)) == want
   # Ours include the upsampling: percent more, as in docs/results/dvt.md.
   more = 100 * (np.array(cost.of(m).exits) / 1e9 / found - 1)

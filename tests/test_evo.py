@@ -146,6 +146,9 @@ def test_a_dropped_msa_layer_leaves_the_scores():
     np.testing.assert_allclose(
         one, numpy_evo.msa(row, x, 2)[1], **efficient.CLOSE)
   assert np.abs(both - first).max() > 1e-3
+  # Drop path scales what it keeps, but not the scores.
+  np.testing.assert_allclose(
+      scores(jnp.array([[1.5, 0]] * 3)), first, rtol=1e-6)
 
 
 def test_the_contract_is_kept():

@@ -212,8 +212,8 @@ def test_report_has_what_it_promises(run, dataset, tiny_data, capsys):
   for i, row in enumerate(result['exits']):
     assert row['accuracy'] == test.score[i].mean()
     assert row['macs'] == sum(macs[:i + 1])
-    assert row['paper_flops'] == 2 * sum(
-        trainer.system.model.paper_macs()[:i + 1])
+    assert row['paper_flops'] == sum(
+        trainer.system.model.paper_flops()[:i + 1])
   images = held.confidence, held.score, macs
   for name, found in (
       ('same_accuracy', cross_validation.losing_at_most(*images, lost=0)),

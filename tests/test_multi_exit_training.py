@@ -138,7 +138,7 @@ def test_another_number_of_heads_is_another_model(layers, dataset):
   workdir, _, _ = layers
   other = system_lib.create(
       _config('classifier_wise', **{'model.num_heads': 1}), dataset)
-  with pytest.raises(ValueError, match='num_heads=2 .* --config.model.num_heads'
+  with pytest.raises(ValueError, match='num_heads=2 .*--config.model.num_heads'
                      '=2'):
     _restored(workdir, other)
 

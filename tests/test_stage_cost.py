@@ -23,9 +23,9 @@ IMAGENET = 'ravit_imagenet_patch16_224'
 
 def test_equation_2_by_hand():
   encoder = lambda n, d: 2 * n * n * d + 12 * n * d * d
-  assert models.create(CIFAR).paper_macs() == (
-      encoder(17, 128), 3 * encoder(65, 128))
-  assert models.create('vit_tiny_patch16_224').paper_macs() is None
+  assert models.create(CIFAR).paper_flops() == (
+      2 * encoder(17, 128), 6 * encoder(65, 128))
+  assert models.create('vit_tiny_patch16_224').paper_flops() is None
 
 
 def test_equation_4_by_hand():
@@ -165,7 +165,7 @@ def test_policy_networks_of_a_ravit_are_the_programs_own(num_fixed):
     (CIFAR, (1, 3), 0.013, 0.051), (IMAGENET, (1, 1, 8), 0.017, 0.187)])
 def test_how_far_the_paper_is_from_the_program(name, layers, more, more_first):
   model = models.create(name, layers=layers)
-  ours, paper = cost.of(model), model.paper_macs()
+  ours, paper = cost.of(model), np.array(model.paper_flops()) / 2
   np.testing.assert_allclose(ours.dense / sum(paper) - 1, more, atol=5e-4)
   np.testing.assert_allclose(
       ours.stages[0] / paper[0] - 1, more_first, atol=5e-4)

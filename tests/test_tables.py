@@ -95,16 +95,16 @@ def test_the_table_has_what_was_measured(workdir):
   model = models.create(
       'ravit_cifar_patch4_32', image_size=8, patch_size=2, width=8, num_heads=2,
       mlp_ratio=2., layers=(1, 1), channels=1)
-  assert line['flops'] * 1e6 == 2 * sum(model.paper_macs())
+  assert line['flops'] * 1e6 == sum(model.paper_flops())
   one = lines['one branch']
   assert (one['mean'], one['percent']) == (62.5, 100)
   assert line['percent'] == pytest.approx(100 * line['flops'] / one['flops'])
   early = lines['two branches, entropy 1.38']
   at, = (e for e in result['entropies'] if e['entropy'] == 1.38)
   assert early['mean'] == 100 * at['accuracy']
-  assert early['flops'] * 1e6 == pytest.approx(2 * np.dot(
-      at['shares'], np.cumsum(model.paper_macs())))
-  assert first['paper_flops'] == 2 * model.paper_macs()[0]
+  assert early['flops'] * 1e6 == pytest.approx(np.dot(
+      at['shares'], np.cumsum(model.paper_flops())))
+  assert first['paper_flops'] == model.paper_flops()[0]
   text = (workdir / 'tiny_cpu.md').read_text()
   assert (f"| two branches | {line['mean']:.2f} | 90.0 | "
           f"{line['flops']:.2f} | 1.00 | {line['percent']:.1f} | 2 |") in text

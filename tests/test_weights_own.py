@@ -128,10 +128,21 @@ def test_other_libraries_do_not_have_every_model(model, names):
     assert re.search(f'{title}.* {names}.*weights.save', text)
 
 
+@pytest.mark.parametrize('name, other, field', [
+    ('evo_cifar_32', dict(alpha=0.9), 'alpha=0.5 .not 0.9'),
+    ('vil_cifar_32', dict(exact_windows=True),
+     'exact_windows=false .not true')])
+def test_numbers_and_flags_that_no_tensor_shows_are_checked(
+    file, name, other, field):
+  save(file, models.create(name))
+  assert re.search(field, message(models.create(name, **other), file))
+
+
 def test_preprocessing(file):
-  save(file, ravit())
-  with pytest.raises(ValueError, match='config.data.mean'):
-    weights.preprocessing(file)
+  for model in (ravit(), tiny.model()):  # the second in timm's layout
+    save(file, model)
+    with pytest.raises(ValueError, match='config.data.mean'):
+      weights.preprocessing(file)
   want = weights.Preprocessing((0.1,) * 3, (0.2,) * 3, 'bicubic', 1.)
   weights.save(file, ravit(), tiny.params(ravit()), preprocessing=want)
   assert weights.preprocessing(file) == want

@@ -37,8 +37,9 @@ CHIPS = {
 }
 
 # Peaks in bfloat16 without sparsity, 10^12 FLOP/s, by a part of the name that
-# JAX gives a GPU, as NVIDIA states them.
-_GPUS = {'A100': 312., 'H100': 989., 'H200': 989.}
+# JAX gives a GPU, as NVIDIA states them; the first that fits.
+_GPUS = {'A100': 312., 'H100 PCIe': 756., 'H100 NVL': 835., 'H100': 989.,
+         'H200': 989.}
 
 
 class Slice(NamedTuple):

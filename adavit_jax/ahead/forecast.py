@@ -151,7 +151,7 @@ def largest_batch(size, held, activations, usable, shares) -> int:
     shares: into which a batch is split, over devices and in parts.
   """
   each = (usable - held) / activations * size / shares
-  return int(each) * shares
+  return max(int(each), 0) * shares
 
 
 def _batch(system, phase, mesh):

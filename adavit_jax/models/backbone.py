@@ -98,6 +98,8 @@ class Branch(NamedTuple):
     replaces: whether the new activations are the delta itself, x = delta(x), of
       any shape, as when tokens merge. Only with kind '' and in a stack of one
       encoder. Leading tokens that are read after a stack must stay as they are.
+    unscaled: keys of the delta that are no residual activations, such as
+      scores: drop path, which scales what it keeps, leaves them as they are.
   """
   kind: str
   run: Callable[..., Delta]
@@ -105,6 +107,7 @@ class Branch(NamedTuple):
   unread: int = 0
   local: bool = False
   replaces: bool = False
+  unscaled: tuple[str, ...] = ()
 
 
 class Stack(NamedTuple):
@@ -313,8 +316,8 @@ class Backbone(nn.Module, kw_only=True):
     return params
 
   @nn.nowrap
-  def paper_macs(self):
-    """MACs of each stage as the model's paper counts them, or None."""
+  def paper_flops(self):
+    """FLOPs of each stage as the model's paper counts them, or None."""
     return None
 
   @nn.nowrap

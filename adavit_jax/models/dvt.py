@@ -211,8 +211,8 @@ class DVT(backbone.Backbone):
   def embed_macs(self):
     return dvt_stem.macs(self, 0)
 
-  def paper_macs(self):
-    return dvt_plan.paper_macs(self)
+  def paper_flops(self):
+    return dvt_plan.paper_flops(self)
 
   def check(self):
     super().check()

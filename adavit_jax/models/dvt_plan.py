@@ -63,7 +63,7 @@ def bridge(m, index):
                          keys=tuple(keys))
 
 
-def paper_macs(m):
+def paper_flops(m):
   """MACs of each transformer without the upsampling; the paper says FLOPs.
 
   Summed up to each exit, the shapes of its code give 0.468, 1.446 and 3.455 G
@@ -104,7 +104,8 @@ def _msa(m, index):
                               method='msa_and_logits')
     return backbone.Delta(
         {'x': y, 'logits': logits.astype(y.dtype)} if writes else {'x': y})
-  return backbone.Branch('msa', run, _macs(m, index)[0])
+  return backbone.Branch('msa', run, _macs(m, index)[0],
+                         unscaled=('logits',) if writes else ())
 
 
 def _mlp(m, index):

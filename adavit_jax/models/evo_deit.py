@@ -171,7 +171,8 @@ class EvoDeiT(backbone.Backbone):
 
     return (
         backbone.Branch('msa', msa if scored else of_tokens(plain_msa),
-                        plain_msa.macs),
+                        plain_msa.macs,
+                        unscaled=('scores',) if scored else ()),
         backbone.Branch('mlp', of_tokens(plain_mlp), plain_mlp.macs))
 
   def own_exits(self):

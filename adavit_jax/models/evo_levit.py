@@ -140,7 +140,8 @@ class EvoLeViT(levit.LeViT):
       branches = backbone.Branch(
           'msa',
           functools.partial(layers.attention, heads, k, self.layerwise),
-          levit_layers.attention_macs(at.num, at.width, heads, k)), *branches
+          levit_layers.attention_macs(at.num, at.width, heads, k),
+          unscaled=('scores',)), *branches
     return backbone.Stack(group, start, length, branches, at)
 
   def _bridge(self, stage):

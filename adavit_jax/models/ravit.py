@@ -188,15 +188,15 @@ class RAViT(backbone.Backbone):
     stem = stem_macs('patch', size, self.patch_size, self.channels, self.width)
     return stem + (resize_macs if size < full else 0)
 
-  def paper_macs(self):
-    """MACs of each branch as counted in the paper: encoders only.
+  def paper_flops(self):
+    """FLOPs of each branch as counted in the paper: encoders only.
 
-    Equation 2 gives one encoder with N tokens, 2 N^2 D + 12 N D^2 for an MLP
-    of width 4 D; equation 3 gives the sum over encoders. The FLOPs in the
-    tables of the paper are twice these numbers.
+    Equation 2 gives the MACs of one encoder with N tokens, 2 N^2 D + 12 N D^2
+    for an MLP of width 4 D; equation 3 gives the sum over encoders. The FLOPs
+    in the tables of the paper are twice these numbers.
     """
     return tuple(
-        self.layers[i] * sum(macs(self.branch_tokens(i), self.width,
+        2 * self.layers[i] * sum(macs(self.branch_tokens(i), self.width,
                                   self.mlp_dim))
         for i in self.branches)
 
@@ -209,6 +209,12 @@ class RAViT(backbone.Backbone):
       if not isinstance(value, tuple):
         raise ValueError(f'{key}={value!r} must be a tuple with one number per '
                          f'branch')
+    if any(isinstance(x, bool) or not isinstance(x, (int, float))
+           for x in factors):
+      raise ValueError(f'factors={factors} must be numbers')
+    if not isinstance(self.shared_stem, bool):
+      raise ValueError(f'shared_stem={self.shared_stem!r} must be True or '
+                       f'False')
     if len(layers) != len(factors):
       raise ValueError(
           f'layers={layers} and factors={factors} must have one number per '
@@ -217,7 +223,8 @@ class RAViT(backbone.Backbone):
         or not any(layers)):
       raise ValueError(f'layers={layers} must be non-negative integers, at '
                        f'least one of them positive')
-    if min(factors) < 1 or any(a < b for a, b in zip(factors, factors[1:])):
+    if not min(factors) >= 1 or any(
+        a < b for a, b in zip(factors, factors[1:])):
       raise ValueError(f'factors={factors} must be at least 1 and must not '
                        f'increase: the coarsest branch comes first')
     for i in self.branches:

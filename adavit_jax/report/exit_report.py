@@ -158,7 +158,7 @@ class _Rows:
     # A paper's count covers the backbone's own exits and all layers.
     plain = not system.model.exits and (
         phases.decider(system.config, phase) == 'all')
-    self._paper = system.model.paper_macs() if plain else None
+    self._paper = system.model.paper_flops() if plain else None
 
   def cascade(self, thresholds):
     num = self._system.num_exits
@@ -191,7 +191,7 @@ class _Rows:
                macs_ratio=macs / system.plain_cost.dense,
                shares=shares.tolist())
     if self._paper is not None:
-      row['paper_flops'] = 2 * cost.mean(self._paper, shares)
+      row['paper_flops'] = cost.mean(self._paper, shares)
     return row
 
 

@@ -44,14 +44,16 @@ def accuracy_against_macs(report, path):
   curve(report['sweep'], 'adaptive, threshold swept', color='C0')
   point(report['adaptive'], 'adaptive', 'o')
   point(report['dense'], 'dense', 'k^')
-  for name, marker in (('static', 's'), ('static_last', 'D'), ('random', 'x'),
-                       ('shuffled', '+')):
+  for name, marker in (
+      ('value', 'C0P'), ('promised', 'C0*'), ('adaptive_at_static', 'C0v'),
+      ('static', 's'), ('static_last', 'D'), ('random', 'x'),
+      ('shuffled', '+')):
     if name in report:
       point(report[name], name.replace('_', ' '), marker)
   one = report.get('one_set_of_weights')
   if one:
     curve(one['frontier'], 'static, dense weights', color='C7', linestyle=':')
-    point(one['adaptive'], 'adaptive, dense weights', 'C0v')
+    point(one['adaptive'], 'adaptive, dense weights', 'C7v')
   axes.set(xlabel="MACs as a share of the dense model's",
            ylabel='test accuracy, %', ylim=(min(points) - 4, None))
   axes.grid(alpha=0.3)
@@ -77,7 +79,8 @@ def exits(report, path):
   if 'curve' in report:
     draw(report['curve'], 'C0-', 'cascade, thresholds swept')
   for name, style in (('same_accuracy', 'C0o'), ('slack', 'C0v'),
-                      ('mac_target', 'C0s'), ('threshold', 'C0D')):
+                      ('mac_target', 'C0s'), ('threshold', 'C0D'),
+                      ('promised', 'C0*')):
     if name in report:
       draw([report[name]], style, 'cascade, ' + name.replace('_', ' '))
   axes.set(xlabel='million MACs per image',

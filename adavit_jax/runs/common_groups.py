@@ -3,6 +3,7 @@
 from adavit_jax.models import plan
 from adavit_jax.runs import history
 from adavit_jax.train import config as config_lib
+from adavit_jax.weights import attributes
 
 
 def common_groups(saved, wanted, info, workdir):
@@ -15,11 +16,11 @@ def common_groups(saved, wanted, info, workdir):
     workdir: directory of the run.
 
   Raises:
-    ValueError: if the run has other attention heads, other tokens where exits
-      or the policy read them, policy networks with other inputs, or no trained
-      policy where one is needed.
+    ValueError: if the run is of a model with other attributes, has other tokens
+      where exits or the policy read them, policy networks with other inputs, or
+      no trained policy where one is needed.
   """
-  _check_heads(saved.model, wanted.model, workdir)
+  _check_model(saved.model, wanted.model, workdir)
   groups = {'backbone'}
   if wanted.model.exits and saved.model.exits == wanted.model.exits:
     groups.add('heads')
@@ -40,19 +41,15 @@ def common_groups(saved, wanted, info, workdir):
   return groups
 
 
-def _check_heads(saved, wanted, workdir):
-  """Checks num_heads, on which the shapes of parameters do not depend."""
-  then, now = ([plan.tokens_at(model, i).num_heads
-                for i in range(plan.num_encoders(model))]
-               for model in (saved, wanted))
-  for i, (a, b) in enumerate(zip(then, now)):
-    if a != b:
-      # LeViT has a number for each stage.
-      fields = saved.__dataclass_fields__
-      name = 'heads' if 'heads' in fields else 'num_heads'
-      raise ValueError(f'{workdir!r} holds a model with num_heads={a} in '
-                       f'encoder {i}, but this one has {b}; set '
-                       f'--config.model.{name}={getattr(saved, name, a)}')
+def _check_model(saved, wanted, workdir):
+  """Checks attributes on which the shapes of parameters need not depend."""
+  wrong = attributes.differing(attributes.of(saved), wanted)
+  if wrong:
+    raise ValueError(
+        f'{workdir!r} holds a model with ' + ', '.join(
+            f'{name}={then} (not {now})' for name, (then, now) in wrong.items())
+        + '; set ' + ' '.join(f'--config.model.{name}={getattr(saved, name)}'
+                              for name in wrong))
 
 
 def _check_nets(saved, wanted, workdir):

@@ -4,6 +4,7 @@ It serves training, and as the reference for the other modes. Without gates it
 is the dense model.
 """
 
+import functools
 from typing import Any, NamedTuple
 import zlib
 
@@ -155,7 +156,7 @@ def _encoder(stack, ctx, firsts):
       if changed:
         new = {**new, **changed}
       if gates is not None and gates[i] is not None:
-        y = jax.tree.map(lambda a, i=i: _gate(gates[i], a) * a, y)
+        y = _gated(gates[i], y, branch.unscaled)
       x = branches.after(branch, x, y)
     x, outputs = stack_rows.leave(stack, x)
     seen = None if firsts is None else branches.first(x, firsts)
@@ -179,6 +180,11 @@ def named_key(key, name):
   return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def _gate(gate, y):
-  """Gives a gate [B] the rank and dtype of y."""
-  return gate.reshape(-1, *[1] * (y.ndim - 1)).astype(y.dtype)
+def _gated(gate, y, unscaled):
+  """Multiplies a delta by a gate [B], `unscaled` keys by one of at most 1."""
+  def times(gate, y):
+    return gate.reshape(-1, *[1] * (y.ndim - 1)).astype(y.dtype) * y
+  if not unscaled:
+    return jax.tree.map(functools.partial(times, gate), y)
+  return {key: times(jnp.minimum(gate, 1) if key in unscaled else gate, value)
+          for key, value in y.items()}

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from absl import logging
 
+from adavit_jax.weights import attributes
 from adavit_jax.weights import augreg
 from adavit_jax.weights import config_json
 from adavit_jax.weights import families
@@ -53,8 +54,8 @@ def preprocessing(source, name=''):
   2. config.json (timm, in its new or old form) or preprocessor_config.json
      (Hugging Face) beside it,
   3. the tensors: ImageNet's mean and standard deviation for LeViT, CrossViT,
-     DVT, ViL, Shuffle Transformer and every distilled DeiT, 0.5 for any other
-     AugReg or big_vision .npz,
+     DVT, ViL, Shuffle Transformer, Evo-ViT and every distilled DeiT, 0.5 for
+     any other AugReg or big_vision .npz,
   4. for ViT and DeiT, `name`, else the names of the file and its folder:
      ImageNet's if they contain 'deit', otherwise 0.5 as for the ViTs of timm
      and Hugging Face. The tensors do not tell the two apart.
@@ -69,8 +70,8 @@ def preprocessing(source, name=''):
     name: name of the model, see `create`.
 
   Raises:
-    ValueError: if the file cannot be read or recognized, or is of another model
-      family and has no preprocessing.
+    ValueError: if the file cannot be read or recognized, or was written by
+      `save` or is of another model family and has no preprocessing.
   """
   checkpoint = files.read(source)
   if METADATA in checkpoint.metadata:
@@ -81,13 +82,14 @@ def preprocessing(source, name=''):
     return stated
   if fmt.images is not None:
     return Preprocessing(**fmt.images(fmt.clean(checkpoint.tensors)))
-  if fmt not in _KNOWN:
+  arrays = fmt.clean(checkpoint.tensors) if fmt in _KNOWN else {}
+  deit = bool(arrays) and fmt.dist in arrays
+  # Other libraries' models were trained with their defaults; ours may have any.
+  if fmt not in _KNOWN or attributes.is_own(checkpoint) and not deit:
     raise ValueError(
         f'{checkpoint.path} does not include the preprocessing of its images: '
         f'pass it to `save`, or set config.data.mean, std, interpolation and '
         f'crop')
-  arrays = fmt.clean(checkpoint.tensors)
-  deit = fmt.dist in arrays
   if not deit and fmt is not augreg.FORMAT:
     deit = _by_name(checkpoint.path, name)
   interpolation, crop = 'bicubic', 0.9

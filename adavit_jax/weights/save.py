@@ -22,8 +22,8 @@ def save(path, model, params, *, preprocessing=None):
   names are paths of parameters, e.g. 'backbone/encoders/qkv/kernel' (see
   `native`).
 
-  Integer attributes that tensor shapes do not determine, e.g. num_heads, are
-  stored in the metadata, and `load` checks them. `num_fixed` is not stored: any
+  Attributes that tensor shapes do not determine, e.g. num_heads, are stored in
+  the metadata, and `load` checks them. `num_fixed` is not stored: any
   value may be used to load the file. Added exits ('heads') and policy networks
   are not written.
 
