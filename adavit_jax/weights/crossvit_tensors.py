@@ -5,8 +5,6 @@ The names differ in class tokens and position embeddings alone.
 
 import re
 
-from absl import logging
-
 from adavit_jax.models.crossvit import STREAMS
 from adavit_jax.models.multi_conv_stem import CONVS
 from adavit_jax.weights import layout
@@ -19,15 +17,6 @@ def _clean(tensors):
   return {_AUTHORS.sub(r'\1_\2', name): x for name, x in tensors.items()}
 
 
-def _conv(name, leaf, shape):
-  """A torch Conv2d of a kernel [h, w, in, out], and its bias."""
-  h, w, num_in, num_out = shape
-  return [
-      layout.Tensor(f'{name}.weight', (*leaf, 'kernel'),
-                    (num_out, num_in, h, w), (2, 3, 1, 0)),
-      layout.Tensor(f'{name}.bias', (*leaf, 'bias'), (num_out,))]
-
-
 def _stem(model, stream):
   """The patch embedding, class token and positions of a stream, 0 or 1."""
   name, d = STREAMS[stream], model.widths[stream]
@@ -36,12 +25,13 @@ def _stem(model, stream):
     tensors, channels = [], model.channels
     for i, (kernel, _, _) in enumerate(CONVS[model.patch_sizes[stream]]):
       out = d >> (2 - i)
-      tensors += _conv(f'{there}.{2 * i}', (here, f'conv_{i}'),
-                       (kernel, kernel, channels, out))
+      tensors += layout.torch_conv(f'{there}.{2 * i}', (here, f'conv_{i}'),
+                                   (kernel, kernel, channels, out))
       channels = out
   else:
     patch = model.patch_sizes[stream]
-    tensors = _conv(there, (here, 'proj'), (patch, patch, model.channels, d))
+    tensors = layout.torch_conv(
+        there, (here, 'proj'), (patch, patch, model.channels, d))
   return [
       *tensors,
       layout.Tensor(f'cls_token_{stream}', (f'cls_{name}',), (1, 1, d)),
@@ -91,17 +81,10 @@ def _tensors(model, names=()):
 
 def _adapt(model, path, fmt, wanted, arrays):
   """Resamples the position embeddings, see `layout.Format`."""
-  del path, fmt, wanted
-  for stream, d in enumerate(model.widths):
-    name, side = f'pos_embed_{stream}', model.side(stream)
-    x = arrays.get(name)
-    if x is None or x.ndim != 3 or x.shape[2] != d:
-      continue
-    old = (x.shape[1] - 1)**0.5
-    if old >= 1 and old == int(old) and old != side:
-      arrays[name] = positions.resize(x, 1, side)
-      logging.info('Position embedding %d resampled from %d x %d patches to '
-                   '%d x %d.', stream, old, old, side, side)
+  del model, path, fmt
+  for tensor in wanted:
+    if tensor.name.startswith('pos_embed_'):
+      positions.adapt(tensor, arrays)
 
 
 def _sizes(fmt, wanted, arrays):

@@ -29,11 +29,8 @@ def _stem(model, prefix, index):
   d, leaf = model.width, (f'patch_embed_{index}',)
   if model.stem == 'patch':
     side, _ = dvt_stem.patches(model, index)
-    name = f'{prefix}.patch_embed.proj'
-    return [
-        layout.Tensor(f'{name}.weight', (*leaf, 'proj', 'kernel'),
-                      (d, model.channels, side, side), (2, 3, 1, 0)),
-        layout.Tensor(f'{name}.bias', (*leaf, 'proj', 'bias'), (d,))]
+    return layout.torch_conv(f'{prefix}.patch_embed.proj', (*leaf, 'proj'),
+                             (side, side, model.channels, d))
   name, tensors = f'{prefix}.tokens_to_token', []
   inputs = model.channels * model.windows[index][0] ** 2
   for i in (1, 2):

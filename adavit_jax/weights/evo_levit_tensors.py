@@ -94,14 +94,8 @@ def _adapt(model, path, fmt, wanted, arrays):
                    if name.startswith(('head.', 'head_dist.'))})
   levit_tensors.adapt(model, path, fmt, wanted, arrays)
   for t in wanted:
-    x = arrays.get(t.name)
-    if t.leaf[-1] != 'pos_embedding' or x is None or x.shape == t.shape:
-      continue
-    old, new = ((shape[1] - 1)**0.5 for shape in (x.shape, t.shape))
-    if x.ndim == 3 and x.shape[2] == t.shape[2] and old == int(old) >= 1:
-      arrays[t.name] = positions.resize(x, 1, int(new))
-      logging.info('%s resampled from %d x %d patches to %d x %d.', t.name, old,
-                   old, new, new)
+    if t.leaf[-1] == 'pos_embedding':
+      positions.adapt(t, arrays)
 
 
 def _sizes(fmt, wanted, arrays):

@@ -93,6 +93,14 @@ def torch_dense(name, leaf, num_in, num_out):
       Tensor(f'{name}.bias', (*leaf, 'bias'), (num_out,))]
 
 
+def torch_conv(name, leaf, shape, bias=True):
+  """A torch Conv2d of a kernel [h, w, in, out], or [in, out] if it is 1x1."""
+  h, w, num_in, num_out = (1, 1, *shape)[-4:]
+  weight = Tensor(f'{name}.weight', (*leaf, 'kernel'), (num_out, num_in, h, w),
+                  (2, 3, 1, 0), shape)
+  return [weight] + bias * [Tensor(f'{name}.bias', (*leaf, 'bias'), (num_out,))]
+
+
 def torch_norm(name, leaf, width):
   """A torch LayerNorm, or the parameters of a BatchNorm."""
   return [Tensor(f'{name}.weight', (*leaf, 'scale'), (width,)),

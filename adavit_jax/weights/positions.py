@@ -1,5 +1,6 @@
 """Resampling of position embeddings to another image size."""
 
+from absl import logging
 import numpy as np
 
 from adavit_jax.models import bicubic
@@ -25,6 +26,25 @@ def resize(positions, num_prefix, side):
                    optimize=True)
   grid = grid.reshape(1, side * side, -1)
   return np.concatenate([prefix, grid], axis=1).astype(np.float32)
+
+
+def adapt(tensor, arrays, num_prefix=1):
+  """Resamples a position embedding of a square grid to the model's.
+
+  Args:
+    tensor: its `layout.Tensor`.
+    arrays: arrays of the file by name, modified in place.
+    num_prefix: number of tokens before those of the grid.
+  """
+  x = arrays.get(tensor.name)
+  if x is None or x.ndim != 3 or x.shape[2] != tensor.shape[2]:
+    return
+  old, new = ((num - num_prefix)**0.5
+              for num in (x.shape[1], tensor.shape[1]))
+  if old >= 1 and old == int(old) and old != new:
+    arrays[tensor.name] = resize(x, num_prefix, int(new))
+    logging.info('%s resampled from %d x %d patches to %d x %d.', tensor.name,
+                 old, old, new, new)
 
 
 def interpolation(num_in, num_out):

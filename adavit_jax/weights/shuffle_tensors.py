@@ -9,23 +9,12 @@ from adavit_jax.weights import layout
 _UNUSED = ('relative_position_index', 'num_batches_tracked')
 _TABLE = re.compile(
     r'stage(\d+)\.layers\.(\d+)\.0\.attn\.relative_position_bias_table')
+_conv = layout.torch_conv
 
 
 def _clean(tensors):
   return {name: x for name, x in tensors.items()
           if not name.endswith(_UNUSED)}
-
-
-def _conv(name, leaf, shape, bias=True):
-  """A torch Conv2d of a kernel [h, w, in, out], or [in, out] if it is 1x1."""
-  h, w, num_in, num_out = (1, 1, *shape)[-4:]
-  tensors = [layout.Tensor(
-      f'{name}.weight', (*leaf, 'kernel'), (num_out, num_in, h, w),
-      (2, 3, 1, 0), shape)]
-  if bias:
-    tensors.append(
-        layout.Tensor(f'{name}.bias', (*leaf, 'bias'), (num_out,)))
-  return tensors
 
 
 def _encoder(name, leaf, model, stage):

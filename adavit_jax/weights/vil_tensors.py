@@ -41,11 +41,9 @@ def _embed(i, stage, channels):
   """The embedding of stage i; `channels` are those of what it embeds."""
   name, leaf, d = f'layer{i + 1}.0', f'embed_{i}', stage.width
   tensors = [
-      layout.Tensor(f'{name}.proj.weight', (leaf, 'patches', 'proj', 'kernel'),
-                    (d, channels, stage.patch_size, stage.patch_size),
-                    (2, 3, 1, 0)),
-      layout.Tensor(
-          f'{name}.proj.bias', (leaf, 'patches', 'proj', 'bias'), (d,)),
+      *layout.torch_conv(
+          f'{name}.proj', (leaf, 'patches', 'proj'),
+          (stage.patch_size, stage.patch_size, channels, d)),
       *layout.torch_norm(f'{name}.norm_embed', (leaf, 'norm'), d)]
   rows = []
   if stage.num_global:

@@ -14,11 +14,8 @@ _PATCHES = ('patch_embed', 'proj')
 
 def torch_patches(name, model):
   """A torch Conv2d over patches: weight [D, C, P, P] and bias."""
-  d, p = model.width, model.patch_size
-  return [
-      layout.Tensor(f'{name}.weight', (*_PATCHES, 'kernel'),
-                    (d, model.channels, p, p), (2, 3, 1, 0)),
-      layout.Tensor(f'{name}.bias', (*_PATCHES, 'bias'), (d,))]
+  p = model.patch_size
+  return layout.torch_conv(name, _PATCHES, (p, p, model.channels, model.width))
 
 
 def tokens(model, cls, dist, embedding):
@@ -77,15 +74,8 @@ def resize_positions(num_prefix, wanted, arrays):
     wanted: list of `layout.Tensor`, one of them with the leaf `pos_embedding`.
     arrays: arrays of the file by name, modified in place.
   """
-  t = next(t for t in wanted if t.leaf == ('pos_embedding',))
-  x = arrays.get(t.name)
-  if x is None or x.ndim != 3 or x.shape[2] != t.shape[2]:
-    return
-  old, new = ((num - num_prefix) ** 0.5 for num in (x.shape[1], t.shape[1]))
-  if old >= 1 and old == int(old) and old != new:
-    arrays[t.name] = positions.resize(x, num_prefix, int(new))
-    logging.info('Position embedding resampled from %d x %d patches to '
-                 '%d x %d.', old, old, new, new)
+  positions.adapt(next(t for t in wanted if t.leaf == ('pos_embedding',)),
+                  arrays, num_prefix)
 
 
 def sizes(fmt, wanted, arrays):
