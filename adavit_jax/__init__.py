@@ -11,6 +11,7 @@ from adavit_jax.models import Actions as Actions
 from adavit_jax.models import create as create
 from adavit_jax.models import names as names
 from adavit_jax.policies.fixed import Stochastic as Stochastic
+from adavit_jax.runtime import CascadePrediction as CascadePrediction
 from adavit_jax.runtime import exit_logits as exit_logits
 from adavit_jax.runtime import features as features
 from adavit_jax.runtime import forward as forward

@@ -106,7 +106,7 @@ def _thresholds(confidence, rng):
 def _expected(logits, confidence, thresholds, rows):
   chosen = confidence_lib.choose(confidence[:, rows], thresholds)
   y, macs = logits[chosen, rows], np.cumsum(MACS)[chosen]
-  return cascade_lib.Prediction(y, y.argmax(-1), chosen, macs)
+  return cascade_lib.CascadePrediction(y, y.argmax(-1), chosen, macs)
 
 
 def _same(got, want):
@@ -140,7 +140,7 @@ def test_streams_are_the_choice_afterwards(
     window = (None, 16, 20)[i % 3]
     got = list(cascade.stream((images[i] for i in rows), window=window))
     assert len(got) == n and got[0].logits.shape == (5,)
-    _same(cascade_lib.Prediction(*map(np.stack, zip(*got))),
+    _same(cascade_lib.CascadePrediction(*map(np.stack, zip(*got))),
           _expected(logits, confidence, thresholds, rows))
   assert not compilations
 
@@ -153,7 +153,7 @@ def test_single_images_are_the_choice_afterwards(
     cascade.thresholds = thresholds = _thresholds(confidence, rng)
     want = _expected(logits, confidence, thresholds, rows)
     got = [cascade(images[i:i + 1]) for i in rows]
-    _same(cascade_lib.Prediction(*map(np.concatenate, zip(*got))), want)
+    _same(cascade_lib.CascadePrediction(*map(np.concatenate, zip(*got))), want)
     used.update(want.exit)
   assert used == {0, 1, 2} and not compilations
 
@@ -304,7 +304,7 @@ def test_other_arrays_are_taken_too(cascade, images, kind):
   want = cascade(images[:7])
   _same(cascade(kind(images[:7])), want)
   got = list(cascade.stream(kind(images[:7])))
-  _same(cascade_lib.Prediction(*map(np.stack, zip(*got))), want)
+  _same(cascade_lib.CascadePrediction(*map(np.stack, zip(*got))), want)
 
 
 def test_what_was_read_is_answered_before_an_error_of_the_source(
@@ -317,7 +317,7 @@ def test_what_was_read_is_answered_before_an_error_of_the_source(
   stream, got = cascade.stream(source()), []
   with pytest.raises(OSError, match='camera'):
     got.extend(stream)  # takes what comes before the error
-  _same(cascade_lib.Prediction(*map(np.stack, zip(*got))), want)
+  _same(cascade_lib.CascadePrediction(*map(np.stack, zip(*got))), want)
 
 
 def test_a_fork_is_refused(cascade, images, monkeypatch):

@@ -405,7 +405,7 @@ def test_stages_that_drop_layers_behind_an_exit(images, decider):
       max_batch_size=4)
   chosen, rows = confidence.choose(sure, thresholds), np.arange(33)
   assert np.bincount(chosen).min() > 2
-  alone = cascade.Prediction(*map(np.concatenate, zip(
+  alone = cascade.CascadePrediction(*map(np.concatenate, zip(
       *(clf(images[i:i + 1]) for i in rows))))
   for got in (clf(images), alone):
     np.testing.assert_array_equal(got.exit, chosen)

@@ -318,7 +318,7 @@ def test_a_run_loads_as_a_cascade(run, dataset):
   chosen = confidence.choose(sure, clf.thresholds)
   assert chosen.sum() == 6
   want = logits[chosen, np.arange(13)]
-  streamed = cascade.Prediction(
+  streamed = cascade.CascadePrediction(
       *map(np.stack, zip(*clf.stream(iter(images)))))
   for got in (clf(images), streamed):
     np.testing.assert_array_equal(got.exit, chosen)

@@ -260,13 +260,13 @@ def _expected(model, logits, keep, rule, thresholds, rows):
   confidence = np.asarray(confidence_lib.confidences(rule, logits))
   chosen = confidence_lib.choose(confidence[:, rows], thresholds)
   y = logits[chosen, rows]
-  return cascade_lib.Prediction(
+  return cascade_lib.CascadePrediction(
       y, y.argmax(-1), chosen, np.cumsum(macs, 0)[chosen, rows])
 
 
 def _streamed(cascade, images, **kwargs):
   found = cascade.stream(iter(images), **kwargs)
-  return cascade_lib.Prediction(*map(np.stack, zip(*found)))
+  return cascade_lib.CascadePrediction(*map(np.stack, zip(*found)))
 
 
 def test_cascade_under_a_policy(steered, weights, images, keep, logits):
@@ -283,7 +283,7 @@ def test_cascade_under_a_policy(steered, weights, images, keep, logits):
     _same(cascade(images[rows]), want)
     _same(_streamed(cascade, images[rows], window=8), want)
     _same(cascade(images[rows[:1]]),
-          cascade_lib.Prediction(*(x[:1] for x in want)))
+          cascade_lib.CascadePrediction(*(x[:1] for x in want)))
     if n == N and thresholds is trials[0]:
       assert set(want.exit) == {0, 1, 2, 3}
       assert len(set(want.macs)) > 8

@@ -107,10 +107,11 @@ def test_predictions():
   assert repr(prediction) == (
       'Prediction(logits=float32[2,4], labels=[3, 0], actions=75% of 6 '
       'layers, macs=2.50 MMACs on average)')
-  one = cascade.Prediction(
+  one = cascade.CascadePrediction(
       np.zeros(4, np.float32), np.int64(2), np.int64(1), np.float64(2e6))
   assert repr(one) == (
-      'Prediction(logits=float32[4], labels=2, exit=1, macs=2.00 MMACs)')
+      'CascadePrediction(logits=float32[4], labels=2, exit=1, '
+      'macs=2.00 MMACs)')
   many = prediction._replace(labels=np.arange(1000))
   assert 'labels=[0, 1, 2, ..., 997, 998, 999],' in repr(many)
   # Of a regression, and of no images.

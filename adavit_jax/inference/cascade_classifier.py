@@ -202,7 +202,7 @@ class CascadeClassifier:
       images: uint8 [B, S, S, C], for example from `read`.
 
     Returns:
-      `runtime.cascade.Prediction` of B images, in their order.
+      `CascadePrediction` of B images, in their order.
 
     Raises:
       ValueError: if the images have another size or dtype.
@@ -285,7 +285,7 @@ class CascadeClassifier:
         times the largest batch.
 
     Returns:
-      Iterator of the `runtime.cascade.Prediction` of each image, in the order
+      Iterator of the `CascadePrediction` of each image, in the order
       of the images. It raises a ValueError if one has another size or dtype.
 
     Raises:

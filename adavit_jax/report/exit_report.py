@@ -226,8 +226,8 @@ def _show(result, system):
     page.text(f"{label}: --rule={result['rule']} --threshold=" + ','.join(
         confidence.format_threshold(t) for t in row['thresholds']))
   if 'same_accuracy' in result and 'promised' not in result:
-    page.text('These thresholds are estimates; --risk=0.01 finds some that '
-              'keep a promise.')
+    page.text('These thresholds are estimates; --risk finds some that keep a '
+              'promise.')
   if 'promised' in result:
     promised_row.show(result['promised'], page)
   return page

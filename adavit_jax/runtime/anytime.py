@@ -23,7 +23,7 @@ class TimedPrediction(NamedTuple):
 
   Attributes:
     logits: [B, K] float32, at the exit that answered.
-    labels: [B], as of a `cascade.Prediction`.
+    labels: [B], as of a `CascadePrediction`.
     exit: [B] int, the exit that answered, 0 for the first.
     macs: [B], MACs of all stages that ran on the image.
     milliseconds: float, from the call to the answer.

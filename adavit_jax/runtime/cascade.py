@@ -25,7 +25,7 @@ def _always(k, num):
   return True
 
 
-class Prediction(NamedTuple):
+class CascadePrediction(NamedTuple):
   """Results of a cascade on n images; `Cascade.stream` omits that axis.
 
   Attributes:
@@ -45,8 +45,8 @@ class Prediction(NamedTuple):
                            macs=describe.mean_macs)
 
   def unstack(self):
-    """Returns a list with the `Prediction` of each image."""
-    return [Prediction(*values) for values in zip(*self)]
+    """Returns a list with the `CascadePrediction` of each image."""
+    return [CascadePrediction(*values) for values in zip(*self)]
 
 
 class Cascade:
@@ -149,7 +149,7 @@ class Cascade:
         logits of the stage before. The first stage always runs.
 
     Returns:
-      `Prediction`, in the order of the images.
+      `CascadePrediction`, in the order of the images.
 
     Raises:
       ValueError: if the batch is empty, does not have four axes, or does not
@@ -172,7 +172,7 @@ class Cascade:
       parts = [self._batch(buffer, images[i:i + size], may_start)
                for i in range(0, num, size)]
       self._buffer = buffer
-    return Prediction(*map(np.concatenate, zip(*parts)))
+    return CascadePrediction(*map(np.concatenate, zip(*parts)))
 
   def _one(self, images, may_start):
     """Classifies one image (RAViT, algorithm 1)."""
@@ -216,8 +216,8 @@ class Cascade:
         largest batch size.
 
     Returns:
-      Iterator of the `Prediction` of each image: logits [K], labels, exit and
-      macs []; in the order of the images. It raises a ValueError if images
+      Iterator of the `CascadePrediction` of each image: logits [K], labels, exit
+      and macs []; in the order of the images. It raises a ValueError if images
       differ in shape or dtype or do not have the model's size. This, or an
       error of the source, is raised after the images before it were answered.
 
@@ -280,8 +280,8 @@ class Cascade:
             self._leave(k, confidence))
 
   def predict(self, logits, exits, macs):
-    """Makes the `Prediction` of images that left."""
-    return Prediction(logits, self._label(logits), exits, macs)
+    """Makes the `CascadePrediction` of images that left."""
+    return CascadePrediction(logits, self._label(logits), exits, macs)
 
   def _leave(self, k, confidence):
     if k == len(self._thresholds):
