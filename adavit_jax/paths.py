@@ -1,5 +1,6 @@
 """Paths as users write them."""
 
+import contextlib
 import os
 
 from etils import epath
@@ -40,20 +41,26 @@ def is_special(path) -> bool:
 
 
 def write(contents) -> None:
-  """Writes files as a whole: what is interrupted leaves the old ones.
+  """Writes files, each as a whole, after all of them could be written.
+
+  A kill leaves old files or new ones, and in a short moment some of each.
 
   Args:
     contents: {path: text or bytes}; a path may be an address.
   """
-  written = []
-  for path, content in contents.items():
-    path = epath.Path(path)
-    partial = path.with_name(f'{path.name}.partial')
-    if isinstance(content, str):
-      content = content.encode()
-    partial.write_bytes(content)
-    written.append((partial, path))
-  for partial, path in written:
+  partials = {}
+  try:
+    for path, content in contents.items():
+      path = epath.Path(path)
+      partial = partials[path] = path.with_name(f'{path.name}.partial')
+      partial.write_bytes(
+          content.encode() if isinstance(content, str) else content)
+  except OSError:
+    for partial in partials.values():
+      with contextlib.suppress(OSError):
+        partial.unlink()
+    raise
+  for path, partial in partials.items():
     partial.replace(path)
 
 

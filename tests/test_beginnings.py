@@ -134,7 +134,7 @@ def test_wrong_initial_runs(trainer, whole, tmp_path):
     static.train()
   wider = _other(trainer, tmp_path / 'c', **{
       'phases': ('joint',), 'init.workdir': whole[0], 'model.width': 32})
-  with pytest.raises(ValueError, match='backbone/cls'):
+  with pytest.raises(ValueError, match='width=16.*--config.model.width=16'):
     wider.train()
   unfitted = _other(trainer, tmp_path / 'd', **{
       'phases': ('joint',), 'init.workdir': whole[0], 'init.phase': 'dense',

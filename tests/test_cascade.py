@@ -321,10 +321,10 @@ def test_what_was_read_is_answered_before_an_error_of_the_source(
 
 
 def test_a_fork_is_refused(cascade, images, monkeypatch):
-  pid = os.getpid()
+  pid, before = os.getpid(), cascade.stream(images)
   monkeypatch.setattr(os, 'getpid', lambda: pid + 1)
   for call in (lambda: cascade(images[:1]), lambda: cascade(images[:2]),
-               lambda: cascade.stream(images),
+               lambda: cascade.stream(images), lambda: next(before),
                lambda: cascade.warm_up(images)):
     with pytest.raises(RuntimeError, match=f'{pid}.*spawn'):
       call()

@@ -275,9 +275,9 @@ def test_too_many_views_for_the_memory(
 def test_the_limit_of_a_container_counts(tmp_path):
   assert frozen_views._free_in_container(tmp_path) == float('inf')
   for name, text in (('max', '1000'), ('current', '700'),
-                     ('stat', 'anon 500\nfile 150')):
+                     ('stat', 'anon 500\nfile 150\nshmem 30')):
     (tmp_path / f'memory.{name}').write_text(text)
-  assert frozen_views._free_in_container(tmp_path) == 450
+  assert frozen_views._free_in_container(tmp_path) == 420
   (tmp_path / 'memory.max').write_text('max')
   assert frozen_views._free_in_container(tmp_path) == float('inf')
 

@@ -38,6 +38,7 @@ def test_files_are_written_as_a_whole(tmp_path, monkeypatch):
   with pytest.raises(IsADirectoryError):
     paths.write({a: 'new', tmp_path / 'c': 'new'})
   assert a.read_text(encoding='utf-8') == 'é'
+  assert not (tmp_path / 'a.partial').exists()
 
 
 @pytest.mark.parametrize('path, message', [

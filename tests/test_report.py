@@ -132,6 +132,23 @@ def test_what_has_no_report(run, monkeypatch, changed, given, field):
   assert folders == ['moved']
 
 
+def test_what_a_policy_needs_is_checked_before_it_runs(
+    run, tiny_data, monkeypatch):
+  monkeypatch.setattr(run_report, '_with_policy', lambda *args: 'runs')
+  for given in (dict(decide='value'), dict(ceiling=True)):
+    assert report.evaluate(run[0], static=False, **given) == 'runs'
+  monkeypatch.setattr(run_report.value_lib, 'is_fitted', lambda value: False)
+  for given in (dict(decide='value'), dict(ceiling=True)):
+    with pytest.raises(ValueError, match='--ceiling'):
+      report.evaluate(run[0], static=False, **given)
+
+
+def test_a_mistyped_workdir_is_not_made(tmp_path):
+  with pytest.raises(ValueError, match='--workdir'):
+    report.evaluate(str(tmp_path / 'run'))
+  assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize('phases, phase', [
     (tiny.PHASES, 'policy'), (('joint',), 'joint')])
 def test_static_masks_are_of_the_model_that_the_joint_phase_began_with(

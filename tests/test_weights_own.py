@@ -138,8 +138,14 @@ def test_numbers_and_flags_that_no_tensor_shows_are_checked(
   assert re.search(field, message(models.create(name, **other), file))
 
 
+def test_equal_numbers_are_equal(file):
+  save(file, ravit(factors=(2, 1)))
+  weights.load(ravit(factors=(2., 1.)), file, KEY)
+
+
 def test_preprocessing(file):
-  for model in (ravit(), tiny.model()):  # the second in timm's layout
+  # The second and third have layouts of other libraries.
+  for model in (ravit(), tiny.model(), models.create('levit_cifar_32')):
     save(file, model)
     with pytest.raises(ValueError, match='config.data.mean'):
       weights.preprocessing(file)

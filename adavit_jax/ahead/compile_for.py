@@ -47,6 +47,7 @@ def compile_for(config, name, workdir=None):
       and the images are not in memory.
   """
   config_lib.check(config)
+  config_lib.check_value_policy(config)
   path = None if workdir is None else paths.to_write(
       f'{paths.expanded(workdir, "workdir")}/compile_for/'
       f'{name.replace(":", "_")}.json', 'workdir')

@@ -151,7 +151,7 @@ def stratified_split(
   if 0 < missing < len(order) and (
       below[order[missing - 1]] == below[order[missing]]):
     # Otherwise it would be the first classes for every seed.
-    order = rng.permutation(len(order))
+    order = np.random.default_rng([seed, 1]).permutation(len(order))
     order = order[np.argsort(below[order], kind='stable')]
   quota[order[:missing]] += 1
   quota = np.minimum(quota, sizes - 1)

@@ -113,9 +113,10 @@ class _Options(NamedTuple):
 
 
 def _evaluate(run, workdir, options):
+  saved = run.find(best=options.best)
   if jax.process_index() == 0:  # before hours of work; it writes the report
     paths.to_write(f'{workdir}/report.json', '--workdir')
-  trainer = _trainer(run, run.find(best=options.best), workdir, options)
+  trainer = _trainer(run, saved, workdir, options)
 
   def read():  # again, since the data may have taken minutes to load
     saved = run.find(best=options.best)

@@ -100,7 +100,8 @@ def _free_in_container(group):
                    for name in ('max', 'current'))
     kinds = dict(line.split() for line in
                  (group / 'memory.stat').read_text().splitlines())
-    return limit - used + int(kinds['file'])  # files are dropped when needed
+    # Files are dropped when memory is needed, but not those of /dev/shm.
+    return limit - used + int(kinds['file']) - int(kinds['shmem'])
   except (OSError, ValueError, KeyError):
     return float('inf')
 

@@ -66,6 +66,8 @@ class Trainer:
     else:
       with saved_run.Run(workdir) as opened:
         saved = opened.newest()
+      if saved is None:
+        config_lib.check_value_policy(config)
     config = pretrained.with_preprocessing(config, saved)
     self.config, self.workdir = config, workdir
     self.stopped_by, self._label = None, label

@@ -216,10 +216,11 @@ class Cascade:
         largest batch size.
 
     Returns:
-      Iterator of the `CascadePrediction` of each image: logits [K], labels, exit
-      and macs []; in the order of the images. It raises a ValueError if images
-      differ in shape or dtype or do not have the model's size. This, or an
-      error of the source, is raised after the images before it were answered.
+      Iterator of the `CascadePrediction` of each image: logits [K], labels,
+      exit and macs []; in the order of the images. It raises a ValueError if
+      images differ in shape or dtype or do not have the model's size. This, or
+      an error of the source, is raised after the images before it were
+      answered.
 
     Raises:
       ValueError: if window is smaller than the largest batch size.

@@ -36,6 +36,7 @@ class Stream:
     self._num_yielded = 0
 
   def __iter__(self):
+    self._cascade.guard.check()
     while (stage := self._next_stage()) is not None:
       self._run(stage)
       while self._num_yielded in self._done:

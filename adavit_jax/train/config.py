@@ -148,8 +148,17 @@ def _check_teacher(config):
                        f'teacher.phases')
 
 
-def _check_decide(config):
-  choice('nets.decide', config.nets.decide, ('networks', 'value'))
+def check_value_policy(config):
+  """Checks that the value policy is fitted to the model that it decides for.
+
+  Runs that are over may decide by it whatever they trained.
+
+  Args:
+    config: of a new run.
+
+  Raises:
+    ValueError: if nets.decide is 'value' and a phase needs another order.
+  """
   if config.nets.decide != 'value' or not uses_policy(config):
     return
   if 'policy' in config.phases:
@@ -215,7 +224,7 @@ def check(config):
   _check_augmentation(config)
   choice('dtype', config.dtype, ('float32', 'bfloat16'))
   choice('nets.tokens', config.nets.tokens, ('all', 'pooled'))
-  _check_decide(config)
+  choice('nets.decide', config.nets.decide, ('networks', 'value'))
   init = config.init
   if init.workdir and init.weights:
     raise ValueError(f'init.workdir={init.workdir!r} and init.weights='

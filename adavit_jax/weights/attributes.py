@@ -15,7 +15,7 @@ from adavit_jax import models
 _PREFIX = 'adavit_jax.'
 
 # Shown by tensors; of the image size; of training alone.
-_LEFT_OUT = {'mlp_ratio', 'scales', 'random_shift'}
+_LEFT_OUT = {'mlp_ratio', 'distillation', 'scales', 'random_shift'}
 
 
 def of(model):
@@ -54,7 +54,7 @@ def differing(metadata, model):
   """Returns {name: (JSON in the metadata, JSON of the model)} that differ."""
   return {key.removeprefix(_PREFIX): (metadata[key], value)
           for key, value in of(model).items()
-          if metadata.get(key, value) != value}
+          if json.loads(metadata.get(key, value)) != json.loads(value)}
 
 
 def check(model, checkpoint):

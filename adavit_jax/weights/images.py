@@ -80,16 +80,17 @@ def preprocessing(source, name=''):
   stated = _beside(checkpoint.path)
   if stated is not None:
     return stated
-  if fmt.images is not None:
-    return Preprocessing(**fmt.images(fmt.clean(checkpoint.tensors)))
-  arrays = fmt.clean(checkpoint.tensors) if fmt in _KNOWN else {}
-  deit = bool(arrays) and fmt.dist in arrays
   # Other libraries' models were trained with their defaults; ours may have any.
-  if fmt not in _KNOWN or attributes.is_own(checkpoint) and not deit:
+  own = attributes.is_own(checkpoint)
+  if fmt.images is not None and not own:
+    return Preprocessing(**fmt.images(fmt.clean(checkpoint.tensors)))
+  if fmt not in _KNOWN or own:
     raise ValueError(
         f'{checkpoint.path} does not include the preprocessing of its images: '
         f'pass it to `save`, or set config.data.mean, std, interpolation and '
         f'crop')
+  arrays = fmt.clean(checkpoint.tensors)
+  deit = fmt.dist in arrays
   if not deit and fmt is not augreg.FORMAT:
     deit = _by_name(checkpoint.path, name)
   interpolation, crop = 'bicubic', 0.9
