@@ -2,7 +2,6 @@
 
 import ast
 import functools
-import itertools
 import json
 from typing import Any, NamedTuple
 
@@ -132,10 +131,9 @@ def _set_lost(clf, lost, workdir):
 
 
 def _set_number(clf, held, lost, workdir):
-  """Sets the number of a policy to the last one before it loses more.
+  """Sets the number of a policy to the one of the fewest MACs that may be.
 
-  Numbers are tried in the order of falling MACs. Where the first one loses
-  more, all layers run.
+  Where all of those that are tried lose more, all layers run.
   """
   def accuracy(number):
     setattr(clf, clf.knob.name, number)
@@ -146,12 +144,12 @@ def _set_number(clf, held, lost, workdir):
   clf.actions = every
   least = accuracy(numbers[0]) - lost - 1e-9
   clf.actions = None
-  kept = list(itertools.takewhile(lambda x: accuracy(x) >= least, numbers))
+  kept = [x for x in numbers if accuracy(x) >= least]  # MACs fall
   if kept:
     setattr(clf, clf.knob.name, kept[-1])
   else:
     print(f'{workdir}: the policy loses more than {lost} at every '
-          f'{clf.knob.name} from {numbers[0]:.3g} on; all layers run')
+          f'{clf.knob.name} that was tried; all layers run')
     clf.actions = every
 
 
