@@ -13,7 +13,8 @@
 #   dense              tuned for the classes of IMAGES; most others start from it
 #   exits0             exits, seed 0
 #   merged_exits0      exits and merged tokens
-#   small_exits0       exits, images of 160 px, which starts from px160
+#   small_heads0       exits on px160 as it is, images of 160 px
+#   small_exits0       the same, and all of it tuned together
 #   policy0            a policy
 #   merged_policy0     a policy and merged tokens
 #   everything0        exits on merged_policy0
@@ -94,6 +95,12 @@ run_one() {  # run_one NAME
       mapfile -t after < <(start px160 dense)
       train small_dense folder_policy "${after[@]}" $(pixels 160) \
           "$(phases dense)" ;;
+    small_headsN)
+      mapfile -t after < <(start px160 dense)
+      train "$1" folder_exits "${after[@]}" "${seed[@]}" "${no_merging[@]}" \
+          $(pixels 160) "$(phases classifier_wise)" "${views[@]}" \
+          --config.classifier_wise.views=4 --config.classifier_wise.steps=2000 \
+          --config.classifier_wise.distill=0.5 ;;
     policyN|merged_policyN|small_policyN)
       [[ $kind == merged_policy ]] || tokens=("${no_merging[@]}")
       local joint=350
@@ -134,12 +141,12 @@ if (( $# == 0 )); then
   set -- dense px160 small_dense
   for seed in 0 1 2; do
     set -- "$@" {exits,merged_exits,small_exits,policy,merged_policy,everything}$seed
-    set -- "$@" small_{policy,everything}$seed
+    set -- "$@" small_{heads,policy,everything}$seed
     (( seed )) || set -- "$@" px128 px224 merged agree_exits0 agree_policy0
   done
 fi
 for run in "$@"; do
-  [[ $run =~ ^(dense|small_dense|merged|px[0-9]+|(((merged|small)_)?(exits|policy)|(small_)?everything|agree_(exits|policy))[0-9]+)$ ]] ||
+  [[ $run =~ ^(dense|small_dense|merged|px[0-9]+|(((merged|small)_)?(exits|policy)|small_heads|(small_)?everything|agree_(exits|policy))[0-9]+)$ ]] ||
       usage "there is no run '$run'"
 done
 for run in "$@"; do

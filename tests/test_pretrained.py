@@ -70,7 +70,8 @@ def test_every_run_comes_after_what_it_starts_from(all_calls):
     else:
       made |= {pathlib.Path(x).name for x in argv if x.startswith('--output=')}
   seeds = {*(f'{size}{what}' for size in ('', 'merged_', 'small_')
-             for what in ('exits', 'policy')), 'everything', 'small_everything'}
+             for what in ('exits', 'policy')), 'everything', 'small_everything',
+           'small_heads'}
   assert made == {
       'weights', 'dense', 'small_dense', 'px128', 'px160', 'px224', 'merged',
       'labels.json', 'agree_exits0', 'agree_policy0',
@@ -99,7 +100,7 @@ def test_its_commands_are_understood_and_runs_fit(all_calls, monkeypatch):
       groups = common_groups.common_groups(
           systems[start], systems[name], info, start)
       assert own.config.exits.policy == ('policy' in groups)
-  assert len(systems) == 16
+  assert len(systems) == 17
 
 
 def test_some_of_the_runs(call):
