@@ -146,19 +146,20 @@ def _spread(accuracies):
 
 def draw(rows, batches):
   """Draws accuracy against time, a panel for each batch size; a `Figure`."""
-  figure = Figure(figsize=(5 * len(batches), 4), layout='constrained')
+  figure = Figure(figsize=(2 + 4 * len(batches), 4), layout='constrained')
   for axes, batch in zip(
       np.atleast_1d(figure.subplots(1, len(batches), sharey=True)), batches):
     for i, row in enumerate(rows):
       at = row[f'time_ratio_{batch}'], 100 * row['accuracy']
-      axes.plot(*at, 'o' if i else '*', color=None if i else 'k')
-      axes.annotate(row['label'], at, xytext=(4, 4), fontsize=8,
-                    textcoords='offset points')
+      axes.plot(*at, 'o' if i else '*', color=None if i else 'k',
+                label=row['label'])
     axes.set(xlabel=f'measured time over that of {rows[0]["label"]}, batches '
                     f'of {batch}', xlim=(0, 1.2 * max(
                         row[f'time_ratio_{batch}'] for row in rows)))
     axes.grid(alpha=0.3)
   figure.axes[0].set_ylabel('test accuracy, %')
+  figure.legend(*figure.axes[0].get_legend_handles_labels(),
+                loc='outside right center', fontsize=8)
   return figure
 
 
