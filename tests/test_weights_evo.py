@@ -68,7 +68,7 @@ def test_files_are_read_and_written_back(tmp_path):
                weights.load(other, str(path), KEY), params)
   with pytest.raises(ValueError, match='num_full=1'):
     weights.load(efficient.evo(num_full=2), str(path), KEY)
-  assert weights.preprocessing(str(path)).crop == 0.875
+  assert weights.preprocessing(file).crop == 0.875
 
 
 def test_the_heads_of_inference_fill_those_of_training(caplog):

@@ -26,7 +26,8 @@ def test_files_come_back(tmp_path):
                weights.load(model, checkpoint(file), KEY))
   _same(weights.read(tmp_path / 'a.safetensors').tensors,
         {name: x for name, x in file.items() if 'num_batches' not in name})
-  assert weights.preprocessing(tmp_path / 'a.safetensors').crop == 0.875
+  theirs = checkpoint(file)._replace(path=tmp_path / 'b.safetensors')
+  assert weights.preprocessing(theirs).crop == 0.875
   # Settings of inference are not in the file.
   weights.load(model.copy(keep_ratio=1, layerwise=1),
                tmp_path / 'a.safetensors', KEY)

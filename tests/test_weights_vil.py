@@ -116,7 +116,8 @@ def test_files_come_back(tmp_path):
   weights.save(tmp_path / 'a.safetensors', model,
                weights.load(model, checkpoint(file), KEY))
   same(weights.read(tmp_path / 'a.safetensors').tensors, file)
-  assert weights.preprocessing(tmp_path / 'a.safetensors').crop == 0.875
+  theirs = checkpoint(file)._replace(path=tmp_path / 'b.safetensors')
+  assert weights.preprocessing(theirs).crop == 0.875
 
 
 def test_files_of_parallel_training():
