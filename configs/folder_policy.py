@@ -18,7 +18,8 @@ fine-tuning is needed:
 The schedule is that of a ViT-Ti with 3,600 photographs of ten classes
 (docs/results/pretrained.md): at a budget of 0.65, 94.0 % of the test images at
 0.65 of the MACs, all layers 95.8 %. That took 95 minutes of one core of an AMD
-EPYC. Few steps are not enough: with 100 of dense and 220 of joint instead of
+EPYC; two cores should take about 50, since the first 40 steps of dense ran at
+twice the rate. Few steps are not enough: with 100 of dense and 220 of joint instead of
 350 and 350, it was 79.8 % of held-out images. Larger models and sets need more,
 and a GPU is faster with --config.dtype=bfloat16.
 
