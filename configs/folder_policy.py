@@ -19,9 +19,9 @@ The schedule is that of a ViT-Ti with 3,600 photographs of ten classes
 (docs/results/pretrained.md): at a budget of 0.65, 94.0 % of the test images at
 0.65 of the MACs, all layers 95.8 %. That took 95 minutes of one core of an AMD
 EPYC; two cores should take about 50, since the first 40 steps of dense ran at
-twice the rate. Few steps are not enough: with 100 of dense and 220 of joint instead of
-350 and 350, it was 79.8 % of held-out images. Larger models and sets need more,
-and a GPU is faster with --config.dtype=bfloat16.
+twice the rate. Few steps are not enough: with 100 of dense and 220 of joint
+instead of 350 and 350, it was 79.8 % of held-out images. Larger models and sets
+need more, and a GPU is faster with --config.dtype=bfloat16.
 
 `:tiny` runs 10 steps of every phase with a DeiT-Ti at 64 x 64 pixels; with 160
 images it takes 1.4 minutes on one CPU core.

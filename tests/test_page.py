@@ -5,6 +5,7 @@ from html import parser
 import re
 
 from adavit_jax.report import page as page_lib
+from adavit_jax.report import policy_page
 
 TAGS = 'td', 'th', 'h1', 'h2', 'p'
 
@@ -53,3 +54,15 @@ def test_a_page_has_what_is_printed(tmp_path, capsys):
   assert capsys.readouterr().out == (
       '\n3 images\n\n        x <\n-----------\ndense  1.50\n\n<more>\n\none\n'
       'two\n')
+
+
+def test_rows_of_given_layers_have_their_label(tmp_path, capsys):
+  row = dict(accuracy=0.5, loss=1., macs=2e6, macs_ratio=0.5,
+             encoder_macs_ratio=0.5)
+  policy_page.show_rows(
+      dict(workdir=str(tmp_path), phase='joint', step=3, best=False, num_test=4,
+           finished=True, attributes={}, budget=0.5, seed=0, device='cpu',
+           dense=row, given=row),
+      [('dense', 'dense'), ('policy 4', 'given')])
+  assert 'policy 4' in capsys.readouterr().out
+  assert 'policy 4' in (tmp_path / 'report.html').read_text()

@@ -28,7 +28,7 @@ def show_rows(result, labels, name='report.html'):
   """
   if jax.process_index() == 0:
     page = page_lib.of(result)
-    page.table([(label, result[key]) for key, label in labels])
+    page.table([(label, result[key]) for label, key in labels])
     page.write(epath.Path(result['workdir']) / name)
 
 
