@@ -236,7 +236,7 @@ def test_a_ravit_with_a_policy_loads_as_a_cascade(run, clf, by_hand):
       [total - sum((1 - a[i]) * m[i] for i in layers for a, m in zip(
           keep, (cost.msa, cost.mlp))) for keep in zip(*actions)]
       for total, layers in zip(cost.stages, LAYERS)], axis=0)
-  assert (macs[1] < sum(cost.stages)).all()
+  assert macs[1].max() <= sum(cost.stages) > macs[1].min()
 
   sure = np.float64(confidence.confidences(
       confidence.RULES['entropy'], logits))
