@@ -18,6 +18,7 @@ from adavit_jax.promise import promises
 from adavit_jax.report import page
 from adavit_jax.report import policy_report
 from adavit_jax.report import promised_row
+from adavit_jax.report import report_options
 from adavit_jax.report import static_masks
 from adavit_jax.report import rows as rows_lib
 from adavit_jax.report import run_report
@@ -137,7 +138,8 @@ def test_what_a_policy_needs_is_checked_before_it_runs(
   monkeypatch.setattr(run_report, '_with_policy', lambda *args: 'runs')
   for given in (dict(decide='value'), dict(ceiling=True)):
     assert report.evaluate(run[0], static=False, **given) == 'runs'
-  monkeypatch.setattr(run_report.value_lib, 'is_fitted', lambda value: False)
+  monkeypatch.setattr(
+      report_options.value_lib, 'is_fitted', lambda value: False)
   for given in (dict(decide='value'), dict(ceiling=True)):
     with pytest.raises(ValueError, match='--ceiling'):
       report.evaluate(run[0], static=False, **given)
@@ -327,17 +329,17 @@ def test_the_model_before_the_joint_phase_is_that_of_the_time(
   info = copy.deepcopy(saved.info)
   info['began_from'], info['config']['init']['workdir'] = 'policy', run[0]
   saved = saved._replace(info=info)
-  options = run_report._Options(
-      *[None] * len(run_report._Options._fields))._replace(attributes={})
+  options = report_options.Options(
+      *[None] * len(report_options.Options._fields))._replace(attributes={})
   config = run_report._trainer(found, saved, run[0], options).config
   assert config.init.phase == 'policy'
   config.phases, config.init.workdir = ('joint',), run[0]
-  run_report._check_origin(config, run[0])
+  report_options._check_origin(config, run[0])
   config.init.workdir = str(tmp_path / 'gone')
   with pytest.raises(ValueError, match='init.workdir=.*gone.*--nostatic'):
-    run_report._check_origin(config, str(tmp_path))
+    report_options._check_origin(config, str(tmp_path))
   (tmp_path / 'static').mkdir()
-  run_report._check_origin(config, str(tmp_path))
+  report_options._check_origin(config, str(tmp_path))
   for workdir in ('', str(tmp_path / 'gone')):
     info['config']['init']['workdir'] = workdir
     config = run_report._trainer(found, saved, run[0], options).config
@@ -402,7 +404,7 @@ def test_without_held_out_images_what_needs_them_is_left_out(
   assert list(maker.static_masks(0.5)) == ['static_last']
   options = types.SimpleNamespace(ceiling=False, threshold=None)
   with pytest.raises(ValueError, match='--config.data.holdout'):
-    run_report._check_policy(trainer, maker._state, workdir, options)
+    report_options._check_policy(trainer, maker._state, workdir, options)
 
 
 def test_a_static_mask_pays_for_no_policy(maker, monkeypatch):

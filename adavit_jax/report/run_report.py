@@ -1,9 +1,7 @@
 """Makes the report of a run from its work directory."""
 
 import copy
-from typing import Any, NamedTuple
 
-from etils import epath
 import jax
 from ml_collections import config_dict
 import numpy as np
@@ -13,11 +11,10 @@ from adavit_jax.models import plan
 from adavit_jax.models.actions import Actions
 from adavit_jax.policies import fixed
 from adavit_jax.policies import knob as knob_lib
-from adavit_jax.policies import value as value_lib
 from adavit_jax.report import exit_report
 from adavit_jax.report import policy_page
 from adavit_jax.report import policy_report
-from adavit_jax.report import promised_row
+from adavit_jax.report import report_options
 from adavit_jax.report import rows as rows_lib
 from adavit_jax.report import static_masks
 from adavit_jax.runs import checks
@@ -78,38 +75,11 @@ def evaluate(workdir, *, threshold=None, best=False, static=True,
     raise ValueError(f'--risk={wanted.risk}: the best checkpoint was chosen on '
                      f'the held-out images, which cannot make a promise for it '
                      f'then; leave out --best')
-  options = _Options(threshold, best, static, data_dir, rule, mac_target,
-                     slack, curve, attributes or {}, decide, price, ceiling,
-                     actions, wanted)
+  options = report_options.Options(
+      threshold, best, static, data_dir, rule, mac_target, slack, curve,
+      attributes or {}, decide, price, ceiling, actions, wanted)
   with saved_run.Run(workdir) as run:
     return _evaluate(run, run.workdir, options)
-
-
-class _Options(NamedTuple):
-  """Arguments of `evaluate`."""
-  threshold: Any
-  best: bool
-  static: bool
-  data_dir: str | None
-  rule: str | None
-  mac_target: float | None
-  slack: float | None
-  curve: str | None
-  attributes: dict[str, Any]
-  decide: str | None
-  price: float | None
-  ceiling: bool
-  actions: str | None
-  wanted: promised_row.Wanted | None
-
-  @property
-  def risk(self):
-    return self.wanted and self.wanted.risk
-
-  def given(self, name):
-    """Returns an argument, None if it is left out or switched off."""
-    value = getattr(self, name)
-    return None if value is False else value
 
 
 def _evaluate(run, workdir, options):
@@ -132,12 +102,12 @@ def _evaluate(run, workdir, options):
       budget=budget, num_test=len(trainer.dataset.test),
       attributes=options.attributes)
   if trainer.system.staged:
-    _check_with_exits(trainer, saved, state, workdir, options)
+    report_options.check_with_exits(trainer, saved, state, workdir, options)
     return exit_report.evaluate(trainer, state, metadata, budget=budget,
                                 threshold=options.threshold,
                                 curve=options.curve or 'best',
                                 wanted=options.wanted)
-  _check_without_exits(trainer, saved, state, workdir, options)
+  report_options.check_without_exits(trainer, saved, state, workdir, options)
   if options.actions is not None:
     result = dict(metadata, **_given(trainer, state, options.actions))
     policy_page.show_rows(
@@ -185,91 +155,6 @@ def _trainer(run, saved, workdir, options):
   return trainer
 
 
-def _tunes_static(phase, options):
-  return (options.static and not options.attributes
-          and options.actions is None and phase == 'joint')
-
-
-def _check_with_exits(trainer, saved, state, workdir, options):
-  """Raises a ValueError for options that do not fit a model with exits."""
-  for name in ('actions', 'price', 'ceiling'):
-    if (value := options.given(name)) is not None:
-      raise ValueError(f'--{name}={value} is for a model without exits, but '
-                       f'{workdir} holds one with exits; leave it out')
-  for name in ('slack', 'curve'):
-    value = getattr(options, name)
-    if value is not None and options.threshold is not None:
-      raise ValueError(f'--{name}={value} calibrates thresholds and '
-                       f'--threshold={options.threshold} sets them; leave one '
-                       f'out')
-  system = trainer.system
-  if options.decide == 'value' and not (
-      system.after(saved.info['phase']).decider == 'policy'
-      and value_lib.is_fitted(state.params['value'])):
-    raise ValueError(f'--decide=value needs a value policy, but {workdir} has '
-                     f'none; leave it out')
-  if options.wanted is not None:
-    promised_row.check(trainer, saved.info['phase'], options.wanted)
-
-
-def _check_without_exits(trainer, saved, state, workdir, options):
-  """Raises a ValueError for options that do not fit a model without exits."""
-  size = trainer.config.joint.batch_size
-  if (_tunes_static(saved.info['phase'], options)
-      and size % trainer.mesh.size):
-    raise ValueError(f'joint.batch_size={size}, with which static sub-networks '
-                     f'are tuned, is not a multiple of the {trainer.mesh.size} '
-                     f'devices; use a number of devices that divides it, or '
-                     f'give --nostatic')
-  if _tunes_static(saved.info['phase'], options):
-    _check_origin(trainer.config, workdir)
-  for name in ('rule', 'slack', 'curve'):
-    if (value := getattr(options, name)) is not None:
-      raise ValueError(f'--{name}={value} is for a model with exits, but '
-                       f'{workdir} holds one without; leave it out')
-  of_policy = 'threshold', 'price', 'mac_target', 'decide', 'risk', 'ceiling'
-  for name in of_policy:
-    value = options.given(name)
-    if value is not None and options.actions is not None:
-      raise ValueError(f'--{name}={value} is for the learned policy, but '
-                       f'--actions={options.actions} chooses the layers; leave '
-                       f'one out')
-  if trainer.system.after(saved.info['phase']).actions is None:
-    for decide, knob in knob_lib.KNOBS.items():
-      if (number := getattr(options, knob.name)) is not None:
-        try:
-          knob.check(number)
-        except ValueError as error:
-          raise ValueError(f'--{error}') from error
-        choice(f'--{knob.name} is given and nets.decide',
-               trainer.config.nets.decide, (decide,))
-    if options.actions is None:
-      _check_policy(trainer, state, workdir, options)
-    if options.wanted is not None:
-      promised_row.check(trainer, saved.info['phase'], options.wanted)
-    return
-  for name in of_policy:
-    if (value := options.given(name)) is not None:
-      raise ValueError(f'--{name}={value} is for a policy, but {workdir} ends '
-                       f"with the phase {saved.info['phase']!r}, which has "
-                       f'none; leave it out')
-
-
-def _check_policy(trainer, state, workdir, options):
-  """Raises a ValueError unless the policy can be set and compared."""
-  decide = trainer.config.nets.decide
-  if not value_lib.is_fitted(state.params['value']) and (
-      options.ceiling or decide == 'value'):
-    raise ValueError(f"--ceiling and nets.decide='value' need a run with the "
-                     f'phase warm_start, but {workdir} has fitted no value '
-                     f'policy; leave them out')
-  name = knob_lib.KNOBS[decide].name
-  if not len(trainer.dataset.holdout) and getattr(options, name) is None:
-    raise ValueError(f'no images were held out to calibrate the {name} on; '
-                     f'give --{name}=0.5, or train with '
-                     f'--config.data.holdout=0.1')
-
-
 def _name_origin(init, began_from):
   """Sets `init.phase` to the phase that a run began from, if it ended there.
 
@@ -283,23 +168,6 @@ def _name_origin(init, began_from):
   except ValueError:
     return
   init.phase = began_from
-
-
-def _check_origin(config, workdir):
-  """Checks that the model that the joint phase began with is still there.
-
-  Static sub-networks that were tuned before do not need it.
-  """
-  if (config.phases[0] != 'joint' or not config.init.workdir
-      or (epath.Path(workdir) / 'static').exists()):
-    return
-  try:
-    with saved_run.Run(config.init.workdir) as run:
-      run.find(phase=config.init.phase)
-  except ValueError as error:
-    raise ValueError(f'static sub-networks are tuned from the model of '
-                     f'init.workdir={config.init.workdir!r}, which cannot be '
-                     f'read ({error}); give --nostatic') from error
 
 
 def _with_policy(trainer, run, state, metadata, options):
@@ -320,7 +188,7 @@ def _with_policy(trainer, run, state, metadata, options):
           one['frontier'], one['value']['macs_ratio'])
   if options.ceiling:
     result['ceiling'] = by_value.ceiling()
-  if _tunes_static(metadata['phase'], options):
+  if report_options.tunes_static(metadata['phase'], options):
     chosen = report.static_masks(result['adaptive']['macs_ratio'])
     for name, actions in chosen.items():
       result[name] = static_masks.finetuned(
