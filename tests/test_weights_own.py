@@ -6,6 +6,7 @@ import adavit_jax
 from adavit_jax import models
 from adavit_jax import weights
 from adavit_jax.models.ravit import RAViT
+from adavit_jax.weights import attributes
 from adavit_jax.weights import families
 from adavit_jax.weights import layout
 from adavit_jax.weights import positions
@@ -136,6 +137,14 @@ def test_numbers_and_flags_that_no_tensor_shows_are_checked(
     file, name, other, field):
   save(file, models.create(name))
   assert re.search(field, message(models.create(name, **other), file))
+
+
+def test_a_damaged_number_is_named(file):
+  model = tiny.model()
+  stored = weights.Checkpoint(
+      file, {}, {'adavit_jax.num_heads': '{', 'adavit_jax.depth': '4'})
+  with pytest.raises(ValueError, match='num_heads={ .not 2'):
+    attributes.check(model, stored)
 
 
 def test_equal_numbers_are_equal(file):

@@ -1,5 +1,7 @@
 """Which parameters of a run another system can use."""
 
+import shlex
+
 from adavit_jax.models import plan
 from adavit_jax.runs import history
 from adavit_jax.train import config as config_lib
@@ -53,8 +55,9 @@ def _check_model(saved, wanted, workdir):
     raise ValueError(
         f'{workdir!r} holds a model with ' + ', '.join(
             f'{name}={then} (not {now})' for name, (then, now) in wrong.items())
-        + '; set ' + ' '.join(f'--config.model.{name}={getattr(saved, name)}'
-                              for name in wrong))
+        + '; set ' + ' '.join(
+            shlex.quote(f'--config.model.{name}={getattr(saved, name)}')
+            for name in wrong))
 
 
 def _check_nets(saved, wanted, workdir):

@@ -54,7 +54,15 @@ def differing(metadata, model):
   """Returns {name: (JSON in the metadata, JSON of the model)} that differ."""
   return {key.removeprefix(_PREFIX): (metadata[key], value)
           for key, value in of(model).items()
-          if json.loads(metadata.get(key, value)) != json.loads(value)}
+          if _parsed(metadata.get(key, value)) != _parsed(value)}
+
+
+def _parsed(text):
+  """Returns the JSON value, so that 2 and 2.0 are equal; else the text."""
+  try:
+    return json.loads(text)
+  except ValueError:  # of a damaged file
+    return text
 
 
 def check(model, checkpoint):
